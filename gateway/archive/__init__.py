@@ -1,0 +1,1 @@
+"""DICOM in and out behind one `Archive` protocol."""

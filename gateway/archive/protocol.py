@@ -1,0 +1,69 @@
+"""The Archive protocol: where slides come from and results go. One method a need; DIMSE joins later."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesEntry:
+    """One slide series as the archive lists it (modality SM only). `instances` may be None where it cannot tell."""
+
+    study: str
+    series: str
+    instances: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedSeries:
+    """One series as local files, ready for `gateway.slides`. The files belong to the archive or its cache: read only."""
+
+    study: str
+    series: str
+    files: tuple[Path, ...]
+
+
+FetchProgress = Callable[[int, int | None], None]
+"""Called with (bytes done, bytes in all or None)."""
+
+
+def no_progress(done: int, total: int | None) -> None:
+    """The FetchProgress that tells nobody."""
+
+
+class Archive(Protocol):
+    """A PACS or a folder. All methods are synchronous, thread-safe and bounded in time by their own timeouts."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, without credentials: fit for `pathserve doctor`, not for clients."""
+
+    def probe(self) -> None:
+        """Raise ArchiveUnavailable or ArchiveRefused where the archive cannot be used now."""
+
+    def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
+        """The slide series (modality SM) of a study, or just the named ones, in a stable order.
+
+        Raises SlideNotInArchive where the study, or one of the named series, is not there.
+        """
+
+    def fetch(
+        self,
+        entry: SeriesEntry,
+        cache: Path,
+        *,
+        progress: FetchProgress = no_progress,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> FetchedSeries:
+        """Bring the series' instances within reach as local files, below `cache` where a copy must be made.
+
+        A repeated call after a kill continues: whole files that are there already are not fetched again.
+        Raises SlideNotInArchive, ArchiveUnavailable, ArchiveRefused, DiskFull, Cancelled.
+        """
+
+    def store(self, files: Sequence[Path]) -> None:
+        """Store result objects. Storing the same object (SOP instance UID) again has no further effect.
+
+        Raises ArchiveUnavailable, ArchiveRefused (with the archive's own failure reason), DiskFull.
+        """

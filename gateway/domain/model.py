@@ -1,0 +1,68 @@
+"""A model as its `card.json` describes it, and the exact version that answered."""
+
+from dataclasses import dataclass
+
+from gateway.domain.codes import Code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One output class. `exploratory` replaces `code` where the slide lies outside the intended use: no diagnosis word.
+
+    `color` is the map's colour as #RRGGBB.
+    """
+
+    index: int
+    code: Code
+    exploratory: Code
+    supported: bool
+    color: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntendedUse:
+    """What the model was made and measured for. A slide whose organ or stain is unknown lies outside."""
+
+    statement: str
+    organs: tuple[Code, ...]
+    specimen_types: tuple[Code, ...]
+    stains: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatingPoint:
+    """A threshold with its origin. `min_probability` is the least top-class probability that counts as an answer."""
+
+    name: str
+    min_probability: float
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """The exact model behind a figure: name, version and the digests (sha256, hex) of the chain of DESIGN.md law 5."""
+
+    name: str
+    version: str
+    kind: str
+    engine_sha256: str
+    weights_sha256: str
+    recipe: str
+    recipe_sha256: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCard:
+    """The part of `card.json` that the gateway acts on; the whole document stays beside the model."""
+
+    name: str
+    title: str
+    kind: str
+    mpp: float
+    tile_px: int
+    labels: tuple[Label, ...]
+    intended_use: IntendedUse
+    operating_points: tuple[OperatingPoint, ...]
+    version: ModelVersion
+    limits: tuple[str, ...]

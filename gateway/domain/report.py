@@ -1,0 +1,154 @@
+"""The one report. Every encoding (JSON, DICOM SR, HTML, …) is a pure function of it (DESIGN.md law 1)."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from gateway.domain.codes import Code
+from gateway.domain.model import ModelVersion
+from gateway.domain.order import Order
+from gateway.domain.slide import SlideHeader, TileGrid
+
+
+class ReportState(StrEnum):
+    """Preliminary until a person signs (later: final, corrected)."""
+
+    PRELIMINARY = "preliminary"
+
+
+class FindingKind(StrEnum):
+    """What a finding is about, beside the protocol's own result."""
+
+    INTENDED_USE = "intended-use"
+    QUALITY = "quality"
+    CONFIDENCE = "confidence"
+    NOT_READ = "not-read"
+    SETTING = "setting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A typed remark that the reader must know. `series` names the slide it is about; None = the whole case."""
+
+    kind: FindingKind
+    code: Code
+    text: str
+    series: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoxPx:
+    """A box in pixels of the total pixel matrix of one level, top left corner and size."""
+
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One tile that stands for a result: where it lies (of which instance) and how sure the model was of it."""
+
+    sop_instance_uid: str
+    box: BoxPx
+    x_um: float
+    y_um: float
+    size_um: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TissueClass:
+    """One class on one slide. `share` is its part (0..1) of the tissue area that was read; `code` is what may be shown
+    for this slide (the exploratory code outside the intended use)."""
+
+    index: int
+    code: Code
+    color: str
+    tiles: int
+    area_mm2: float
+    share: float
+    mean_probability: float | None
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TissueResult:
+    """What tissue is where on one slide. `uncertain_*`: tiles whose top class lies under the operating point."""
+
+    series: str
+    exploratory: bool
+    classes: tuple[TissueClass, ...]
+    uncertain_tiles: int
+    uncertain_area_mm2: float
+    uncertain_share: float
+    tiles: int
+    area_mm2: float
+    operating_point: str
+    min_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideReading:
+    """One slide of the order: read, or not read and why."""
+
+    study: str
+    series: str
+    read: bool
+    reason: str | None = None
+    header: SlideHeader | None = None
+    container: str | None = None
+    stain: str | None = None
+    site: Code | None = None
+    grid: TileGrid | None = None
+    level_mpp: float | None = None
+    level_width_px: int | None = None
+    level_height_px: int | None = None
+    sop_instance_uids: tuple[str, ...] = ()
+    tissue_area_mm2: float | None = None
+    tiles_read: int = 0
+    frames_missing: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A picture that belongs to the report; the bytes lie beside it in `file`. `role`: thumbnail, tissue-map."""
+
+    role: str
+    file: str
+    media_type: str
+    sha256: str
+    width_px: int
+    height_px: int
+    series: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Software:
+    """The device that made the report (TID 1004 device observer)."""
+
+    name: str
+    manufacturer: str
+    version: str
+    device_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The whole answer to one order. `issued` is UTC; it is fixed when the report is first built, never re-read."""
+
+    schema_version: str
+    analysis_id: str
+    protocol: str
+    state: ReportState
+    issued: datetime
+    statement: str
+    exploratory: bool
+    software: Software
+    models: tuple[ModelVersion, ...]
+    order: Order
+    slides: tuple[SlideReading, ...]
+    findings: tuple[Finding, ...]
+    tissue: tuple[TissueResult, ...] = ()
+    pictures: tuple[Picture, ...] = ()

@@ -1,0 +1,1 @@
+"""Settings, errors, metrics, logging, auth, doctor. Used from anywhere; uses `domain` only."""

@@ -1,0 +1,200 @@
+"""The one error tree, and the one table from it to the protocols at the rim (DESIGN.md law 6).
+
+Every error carries a sentence that says what happened and what to do; `reason` is stable and machine-readable.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class PathserveError(Exception):
+    """Root of the tree. `detail` is for the client: no stack trace, no path, no address, no patient data."""
+
+    reason: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class InvalidInput(PathserveError):
+    reason, title = "invalid-input", "Invalid input"
+
+
+class InvalidOrder(InvalidInput):
+    reason, title = "invalid-order", "Invalid order"
+
+
+class UnknownProtocol(InvalidInput):
+    reason, title = "unknown-protocol", "Unknown protocol"
+
+
+class InvalidSetting(InvalidInput):
+    reason, title = "invalid-setting", "Invalid setting"
+
+
+class BodyTooLarge(InvalidInput):
+    reason, title = "body-too-large", "Request body too large"
+
+
+class IdempotencyConflict(InvalidInput):
+    reason, title = "idempotency-conflict", "Idempotency-Key used with another body"
+
+
+class NotAcceptable(InvalidInput):
+    reason, title = "not-acceptable", "No such encoding"
+
+
+class Unauthenticated(PathserveError):
+    reason, title = "unauthenticated", "Authentication required"
+
+
+class Forbidden(PathserveError):
+    reason, title = "forbidden", "Not allowed"
+
+
+class NotFound(PathserveError):
+    reason, title = "not-found", "Not found"
+
+
+class Conflict(PathserveError):
+    reason, title = "conflict", "Not possible in this state"
+
+
+class ReportNotReady(Conflict):
+    reason, title = "report-not-ready", "Report not ready"
+
+
+class IdentityMismatch(Conflict):
+    reason, title = "identity-mismatch", "The slide belongs to another case"
+
+
+class Cancelled(Conflict):
+    reason, title = "cancelled", "Cancelled"
+
+
+class SlideError(PathserveError):
+    """The slide itself cannot be measured: the analysis ends `failed` with this reason and no report."""
+
+    reason, title = "slide", "Slide cannot be read"
+
+
+class NotDicom(SlideError):
+    reason, title = "not-dicom", "Not a DICOM file"
+
+
+class TruncatedFile(SlideError):
+    reason, title = "truncated-file", "File is truncated"
+
+
+class InvalidSlide(SlideError):
+    reason, title = "invalid-slide", "Slide header is not usable"
+
+
+class NoVolumeImage(SlideError):
+    reason, title = "no-volume-image", "No VOLUME image in the series"
+
+
+class MissingPixelSpacing(SlideError):
+    reason, title = "missing-pixel-spacing", "Pixel spacing missing"
+
+
+class ResolutionTooCoarse(SlideError):
+    reason, title = "resolution-too-coarse", "Resolution too coarse for the model"
+
+
+class UnsupportedTransferSyntax(SlideError):
+    reason, title = "unsupported-transfer-syntax", "Unsupported transfer syntax"
+
+
+class CorruptFrame(SlideError):
+    reason, title = "corrupt-frame", "A frame cannot be decoded"
+
+
+class NoTissue(SlideError):
+    reason, title = "no-tissue", "No tissue found"
+
+
+class ArchiveError(PathserveError):
+    reason, title = "archive", "Archive error"
+
+
+class SlideNotInArchive(ArchiveError):
+    reason, title = "slide-not-in-archive", "Slide not in the archive"
+
+
+class ArchiveUnavailable(ArchiveError):
+    reason, title, retryable = "archive-unavailable", "Archive not reachable", True
+
+
+class ArchiveRefused(ArchiveError):
+    reason, title = "archive-refused", "Archive refused the request"
+
+
+class InferenceError(PathserveError):
+    reason, title = "inference", "Inference failed"
+
+
+class InferenceUnavailable(InferenceError):
+    reason, title, retryable = "inference-unavailable", "Inference server not reachable", True
+
+
+class ModelNotLoaded(InferenceError):
+    reason, title = "model-not-loaded", "Model not loaded"
+
+
+class ModelRefused(InferenceError):
+    reason, title = "model-refused", "Model refused"
+
+
+class StateError(PathserveError):
+    reason, title = "state", "State folder not usable"
+
+
+class StateLocked(StateError):
+    reason, title = "state-locked", "State folder in use"
+
+
+class DiskFull(StateError):
+    reason, title, retryable = "disk-full", "No space left", True
+
+
+@dataclass(frozen=True, slots=True)
+class Rim:
+    """How an error looks at the rim: HTTP status (RFC 9110), gRPC status name."""
+
+    http: int
+    grpc: str
+
+
+_RIM: dict[type[PathserveError], Rim] = {
+    PathserveError: Rim(500, "INTERNAL"),
+    InvalidInput: Rim(400, "INVALID_ARGUMENT"),
+    InvalidOrder: Rim(422, "INVALID_ARGUMENT"),
+    UnknownProtocol: Rim(422, "INVALID_ARGUMENT"),
+    IdempotencyConflict: Rim(422, "FAILED_PRECONDITION"),
+    BodyTooLarge: Rim(413, "RESOURCE_EXHAUSTED"),
+    NotAcceptable: Rim(406, "INVALID_ARGUMENT"),
+    Unauthenticated: Rim(401, "UNAUTHENTICATED"),
+    Forbidden: Rim(403, "PERMISSION_DENIED"),
+    NotFound: Rim(404, "NOT_FOUND"),
+    Conflict: Rim(409, "FAILED_PRECONDITION"),
+    SlideError: Rim(422, "FAILED_PRECONDITION"),
+    ArchiveError: Rim(502, "UNAVAILABLE"),
+    SlideNotInArchive: Rim(404, "NOT_FOUND"),
+    ArchiveUnavailable: Rim(503, "UNAVAILABLE"),
+    InferenceError: Rim(502, "INTERNAL"),
+    InferenceUnavailable: Rim(503, "UNAVAILABLE"),
+    ModelNotLoaded: Rim(503, "UNAVAILABLE"),
+    StateError: Rim(500, "INTERNAL"),
+    StateLocked: Rim(503, "UNAVAILABLE"),
+    DiskFull: Rim(507, "RESOURCE_EXHAUSTED"),
+}
+
+
+def rim_of(error: PathserveError | type[PathserveError]) -> Rim:
+    """The rim status of an error: its own row of the table, or its nearest ancestor's."""
+    kind = error if isinstance(error, type) else type(error)
+    return next(_RIM[cls] for cls in kind.__mro__ if cls in _RIM)

@@ -1,0 +1,82 @@
+"""All settings, from the environment (`PATHSERVE_…`) or the same keys in `pathserve.toml`; see docs/settings.md."""
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gateway.operations.errors import InvalidSetting
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def _default_state() -> Path:
+    return Path.home() / ".local" / "share" / "pathserve"
+
+
+class Settings(BaseSettings):
+    """The settings of one process. Environment wins over `pathserve.toml` in the working directory."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PATHSERVE_", toml_file="pathserve.toml", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    state: Path = Field(default_factory=_default_state, description="Folder of database, cache, artefacts and logs")
+    archive: Annotated[str | None, NoDecode] = Field(default=None, description="Default archive; folder:DIR or dicomweb://…")
+    model_repository: Path = Field(default=_CHECKOUT / "model_repository", description="What Triton serves")
+    triton_url: str | None = Field(default=None, description="External Triton (host:port, gRPC); unset = embedded")
+    triton_venv: Path = Field(
+        default=Path(sys.prefix).parent / ".venv-triton", description="Virtual environment of the embedded Triton"
+    )
+    triton_backends: Path = Field(
+        default=_CHECKOUT / "deploy" / "triton" / "backends", description="Our Python-based backends"
+    )
+    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="Loopback port of /metrics; 0 = any free")
+    api_key: SecretStr | None = Field(default=None, description="The API key; unset = generated and printed once")
+
+    @field_validator("state", "model_repository", "triton_backends")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().resolve()
+
+    @field_validator("triton_venv")
+    @classmethod
+    def _absolute_but_not_resolved(cls, value: Path) -> Path:
+        # A virtual environment may be reached through a link; resolving its interpreter would leave it.
+        return value.expanduser().absolute()
+
+    @property
+    def archive_address(self) -> str:
+        """The default archive's address: the configured one, or a folder inside the state."""
+        return self.archive or f"folder:{self.state / 'archive'}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+
+@cache
+def settings() -> Settings:
+    """This process's settings, read once. Raises InvalidSetting with the name of the first wrong one."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "PATHSERVE_" + "_".join(str(part).upper() for part in first["loc"])
+        raise InvalidSetting(f"The setting {name} is not valid: {first['msg']}. Correct it and start again.") from None
