@@ -17,7 +17,7 @@ class SeriesEntry:
 
 @dataclass(frozen=True, slots=True)
 class FetchedSeries:
-    """One series as local files, ready for `gateway.slides`. The files belong to the archive or its cache: read only."""
+    """One series as local files, ready for `gateway.slides`. The files are the archive's or its cache's: read only."""
 
     study: str
     series: str

@@ -24,7 +24,7 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class SlideReference:
-    """One physical slide: its study and, where the study holds several slides, its series (empty = all of the study)."""
+    """One physical slide: its study and, where the study holds several slides, its series (empty = all of it)."""
 
     study: str
     series: tuple[str, ...] = ()
@@ -53,7 +53,7 @@ class RegionUm:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the LIS asked for. `settings` are protocol settings changed for this order only (and named in the report)."""
+    """What the LIS asked for. `settings`: protocol settings changed for this order only (and named in the report)."""
 
     protocol: str
     specimens: tuple[Specimen, ...]

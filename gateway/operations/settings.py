@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     triton_backends: Path = Field(
         default=_CHECKOUT / "deploy" / "triton" / "backends", description="Our Python-based backends"
     )
-    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="Loopback port of /metrics; 0 = any free")
+    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="Loopback port of /metrics; 0 = free one")
     api_key: SecretStr | None = Field(default=None, description="The API key; unset = generated and printed once")
 
     @field_validator("state", "model_repository", "triton_backends")

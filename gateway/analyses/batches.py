@@ -1,0 +1,69 @@
+"""Tiles from the slide to Triton and the answers to disk, with both kept busy and little of it in memory."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.analyses.tiles import TileStore
+from gateway.operations.errors import Cancelled
+from gateway.slides import TileBatch
+
+REQUEST_TILES = 32
+"""Tiles in one request to Triton."""
+
+IN_FLIGHT = 2
+"""Requests in flight: one for each instance of the engine on two cores. Together they are the durable batch of
+`REQUEST_TILES * IN_FLIGHT` tiles, the most that is computed again after a kill."""
+
+Infer = Callable[[npt.NDArray[np.uint8]], Awaitable[npt.NDArray[np.float32]]]
+
+
+async def run_batches(
+    batches: Iterator[TileBatch],
+    infer: Infer,
+    store: TileStore,
+    *,
+    progress: Callable[[int], None],
+    cancelled: Callable[[], bool],
+) -> int:
+    """Send every batch through `infer` and append the answers to `store` in order; the number of missing frames met.
+
+    The next batch is decoded while the last ones are computed. An answer that comes early waits for its predecessor,
+    so the store is always a prefix of the plan. Raises what `infer` and the iterator raise, and Cancelled.
+    """
+    missing = 0
+    pending: deque[asyncio.Task[npt.NDArray[np.float32]]] = deque()
+
+    async def settle() -> None:
+        answer = await pending.popleft()
+        await asyncio.to_thread(store.append, answer)
+        progress(store.done)
+
+    following: asyncio.Task[Any] = asyncio.create_task(asyncio.to_thread(next, batches, None))
+    try:
+        while (batch := await following) is not None:
+            if cancelled():
+                raise Cancelled("The analysis was cancelled.")
+            following = asyncio.create_task(asyncio.to_thread(next, batches, None))
+            if len(pending) == IN_FLIGHT:
+                await settle()
+            missing += batch.frames_missing
+            pending.append(asyncio.create_task(_as_task(infer(batch.images_BHWC))))
+        while pending:
+            await settle()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, following, return_exceptions=True)  # a generator must not be left running
+        close = getattr(batches, "close", None)
+        if close is not None:
+            close()
+    return missing
+
+
+async def _as_task(answer: Awaitable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return await answer

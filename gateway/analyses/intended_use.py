@@ -1,0 +1,56 @@
+"""Is this slide one that the model was made for? What order and header say is compared with the model's card."""
+
+from dataclasses import dataclass
+
+from gateway.domain.codes import Code
+from gateway.domain.model import ModelCard
+from gateway.domain.order import Specimen
+from gateway.domain.report import Finding, FindingKind
+from gateway.domain.slide import SlideHeader
+from gateway.domain.tables import finding_code, stain_name
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """What is known of the slide, and the findings that put it outside the intended use (none = inside)."""
+
+    stain: str | None
+    site: Code | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def exploratory(self) -> bool:
+        return bool(self.findings)
+
+
+def compare(specimen: Specimen, header: SlideHeader, card: ModelCard) -> Use:
+    """Compare organ and stain of order and header with the card. Unknown counts as outside, and so does a conflict."""
+    header_stain = stain_name(header.stains)
+    stain = specimen.stain or header_stain
+    site = specimen.site or header.site
+    findings: list[Finding] = []
+
+    def outside(key: str, text: str) -> None:
+        findings.append(
+            Finding(kind=FindingKind.INTENDED_USE, code=finding_code(key), text=text, series=header.series_uid)
+        )
+
+    organs = ", ".join(organ.display.lower() for organ in card.intended_use.organs)
+    if site is None:
+        outside("organ-unknown", f"Neither the order nor the image header states the organ; the model is for {organs}.")
+    elif specimen.site is not None and header.site is not None and not specimen.site.same_as(header.site):
+        outside(
+            "organ-conflict",
+            f"The order states {specimen.site.display!r}, the image header {header.site.display!r} as the organ.",
+        )
+    elif not any(site.same_as(organ) for organ in card.intended_use.organs):
+        outside("organ-outside", f"The organ is {site.display!r}; the model is for {organs}.")
+
+    stains = ", ".join(card.intended_use.stains)
+    if stain is None:
+        outside("stain-unknown", f"Neither the order nor the image header states the stain; the model is for {stains}.")
+    elif specimen.stain is not None and header_stain is not None and specimen.stain != header_stain:
+        outside("stain-conflict", f"The order states {specimen.stain}, the image header {header_stain} as the stain.")
+    elif stain not in card.intended_use.stains:
+        outside("stain-outside", f"The stain is {stain}; the model is for {stains}.")
+    return Use(stain, site, tuple(findings))

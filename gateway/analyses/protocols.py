@@ -1,0 +1,93 @@
+"""The protocols an order may ask for, which models each needs, and which of its settings an order may change.
+
+Descriptions only: nothing here reads a slide, so that the process that answers requests can import it lightly.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from gateway.domain.order import Order
+from gateway.operations.errors import InvalidOrder, InvalidSetting, UnknownProtocol
+
+
+@dataclass(frozen=True, slots=True)
+class SettingSpec:
+    """One setting of a protocol: a number between `least` and `most`; `default` None = what the model's card says."""
+
+    default: float | None
+    least: float
+    most: float
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """One protocol: its name in orders, its Triton models (the first one's card speaks for it), its settings."""
+
+    name: str
+    title: str
+    models: tuple[str, ...]
+    settings: Mapping[str, SettingSpec]
+    prompts: bool = False
+
+
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        protocol.name: protocol
+        for protocol in (
+            Protocol(
+                name="tissue-classification",
+                title="What tissue is where on an H&E slide",
+                models=("tissue_classification",),
+                settings=MappingProxyType(
+                    {
+                        "tissue.min_share": SettingSpec(
+                            0.25, 0.01, 1.0, "least share of a tile under tissue to read it"
+                        ),
+                        "operating_point.min_probability": SettingSpec(
+                            None, 0.0, 1.0, "least probability of the top class that counts as an answer"
+                        ),
+                    }
+                ),
+            ),
+        )
+    }
+)
+
+
+def protocol_named(name: str) -> Protocol:
+    """The protocol of that name. Raises UnknownProtocol."""
+    try:
+        return PROTOCOLS[name]
+    except KeyError:
+        raise UnknownProtocol(f"There is no protocol {name!r}. Known protocols: {', '.join(PROTOCOLS)}.") from None
+
+
+def options_of(protocol: Protocol, order: Order) -> dict[str, float | None]:
+    """All settings of the protocol with the order's changes. Raises InvalidSetting."""
+    options = {name: spec.default for name, spec in protocol.settings.items()}
+    for name, text in order.settings:
+        spec = protocol.settings.get(name)
+        if spec is None:
+            raise InvalidSetting(
+                f"The protocol {protocol.name} has no setting {name!r}; it has: {', '.join(protocol.settings)}."
+            )
+        try:
+            value = float(text)
+        except ValueError:
+            raise InvalidSetting(f"The setting {name} must be a number; {text!r} is not.") from None
+        if not spec.least <= value <= spec.most:
+            raise InvalidSetting(f"The setting {name} must lie between {spec.least:g} and {spec.most:g}.")
+        options[name] = value
+    return options
+
+
+def check_order(order: Order) -> None:
+    """Raise UnknownProtocol, InvalidSetting or InvalidOrder where no analysis could ever be made of this order."""
+    protocol = protocol_named(order.protocol)
+    options_of(protocol, order)
+    if not any(specimen.slides for specimen in order.specimens):
+        raise InvalidOrder("The order names no slide. Name at least one study under specimens[].slides[].")
+    if order.prompts and not protocol.prompts:
+        raise InvalidOrder(f"The protocol {protocol.name} takes no prompts. Leave `prompts` out.")
