@@ -43,6 +43,10 @@ class IdempotencyConflict(InvalidInput):
     reason, title = "idempotency-conflict", "Idempotency-Key used with another body"
 
 
+class MethodNotAllowed(InvalidInput):
+    reason, title = "method-not-allowed", "Method not allowed"
+
+
 class NotAcceptable(InvalidInput):
     reason, title = "not-acceptable", "No such encoding"
 
@@ -73,6 +77,12 @@ class IdentityMismatch(Conflict):
 
 class Cancelled(Conflict):
     reason, title = "cancelled", "Cancelled"
+
+
+class WorkerDied(PathserveError):
+    """The worker process died again and again on this analysis: it is ended, so that the others go on."""
+
+    reason, title = "worker-died", "The worker died repeatedly"
 
 
 class SlideError(PathserveError):
@@ -176,6 +186,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     UnknownProtocol: Rim(422, "INVALID_ARGUMENT"),
     IdempotencyConflict: Rim(422, "FAILED_PRECONDITION"),
     BodyTooLarge: Rim(413, "RESOURCE_EXHAUSTED"),
+    MethodNotAllowed: Rim(405, "UNIMPLEMENTED"),
     NotAcceptable: Rim(406, "INVALID_ARGUMENT"),
     Unauthenticated: Rim(401, "UNAUTHENTICATED"),
     Forbidden: Rim(403, "PERMISSION_DENIED"),

@@ -3,7 +3,7 @@
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -31,7 +31,9 @@ class Settings(BaseSettings):
     )
 
     state: Path = Field(default_factory=_default_state, description="Folder of database, cache, artefacts and logs")
-    archive: Annotated[str | None, NoDecode] = Field(default=None, description="Default archive; folder:DIR or dicomweb://…")
+    archive: Annotated[str | None, NoDecode] = Field(
+        default=None, description="Default archive; folder:DIR or dicomweb://…"
+    )
     model_repository: Path = Field(default=_CHECKOUT / "model_repository", description="What Triton serves")
     triton_url: str | None = Field(default=None, description="External Triton (host:port, gRPC); unset = embedded")
     triton_venv: Path = Field(
@@ -40,7 +42,24 @@ class Settings(BaseSettings):
     triton_backends: Path = Field(
         default=_CHECKOUT / "deploy" / "triton" / "backends", description="Our Python-based backends"
     )
-    metrics_port: int | None = Field(default=None, ge=0, le=65535, description="Loopback port of /metrics; 0 = free one")
+    database_url: str | None = Field(
+        default=None,
+        description="SQLAlchemy address of the ledger; unset = SQLite file pathserve.db in the state folder",
+    )
+    metrics_port: int = Field(
+        default=9464, ge=0, le=65535, description="Loopback port of /metrics, bound by serve; 0 = any free one"
+    )
+    concurrency: int = Field(default=1, ge=1, le=64, description="Analyses that one worker runs at the same time")
+    retry_attempts: int = Field(
+        default=5, ge=1, le=100, description="Tries of a step whose error may pass (archive or Triton not reachable)"
+    )
+    retry_delay_s: float = Field(
+        default=2.0,
+        ge=0.0,
+        le=600.0,
+        description="Pause before the second try in seconds; doubled each time, at most 60",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged")
     api_key: SecretStr | None = Field(default=None, description="The API key; unset = generated and printed once")
 
     @field_validator("state", "model_repository", "triton_backends")
@@ -58,6 +77,11 @@ class Settings(BaseSettings):
     def archive_address(self) -> str:
         """The default archive's address: the configured one, or a folder inside the state."""
         return self.archive or f"folder:{self.state / 'archive'}"
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger's database: the configured one, or a SQLite file inside the state."""
+        return self.database_url or f"sqlite:///{self.state / 'pathserve.db'}"
 
     @classmethod
     def settings_customise_sources(

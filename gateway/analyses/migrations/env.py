@@ -1,0 +1,14 @@
+"""Alembic's entry: it migrates the connection that `Ledger.open` hands over, and nothing else."""
+
+from alembic import context
+
+from gateway.analyses.schema import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    render_as_batch=True,
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
