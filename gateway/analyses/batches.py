@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ IN_FLIGHT = 2
 """Requests in flight: one for each instance of the engine on two cores. Together they are the durable batch of
 `REQUEST_TILES * IN_FLIGHT` tiles, the most that is computed again after a kill."""
 
-Infer = Callable[[npt.NDArray[np.uint8]], Awaitable[npt.NDArray[np.float32]]]
+Infer = Callable[[npt.NDArray[np.uint8]], Coroutine[Any, Any, npt.NDArray[np.float32]]]
 
 
 async def run_batches(
@@ -29,18 +29,18 @@ async def run_batches(
     *,
     progress: Callable[[int], None],
     cancelled: Callable[[], bool],
-) -> int:
-    """Send every batch through `infer` and append the answers to `store` in order; the number of missing frames met.
+) -> None:
+    """Send every batch through `infer` and append the answers to `store` in order.
 
     The next batch is decoded while the last ones are computed. An answer that comes early waits for its predecessor,
     so the store is always a prefix of the plan. Raises what `infer` and the iterator raise, and Cancelled.
     """
-    missing = 0
-    pending: deque[asyncio.Task[npt.NDArray[np.float32]]] = deque()
+    pending: deque[tuple[TileBatch, asyncio.Task[npt.NDArray[np.float32]]]] = deque()
 
     async def settle() -> None:
-        answer = await pending.popleft()
-        await asyncio.to_thread(store.append, answer)
+        batch, answer = pending[0]
+        await asyncio.to_thread(store.append, await answer, batch.frames_missing)
+        pending.popleft()
         progress(store.done)
 
     following: asyncio.Task[Any] = asyncio.create_task(asyncio.to_thread(next, batches, None))
@@ -51,19 +51,14 @@ async def run_batches(
             following = asyncio.create_task(asyncio.to_thread(next, batches, None))
             if len(pending) == IN_FLIGHT:
                 await settle()
-            missing += batch.frames_missing
-            pending.append(asyncio.create_task(_as_task(infer(batch.images_BHWC))))
+            pending.append((batch, asyncio.create_task(infer(batch.images_BHWC))))
         while pending:
             await settle()
     finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, following, return_exceptions=True)  # a generator must not be left running
+        answers = [answer for _, answer in pending]
+        for answer in answers:
+            answer.cancel()
+        await asyncio.gather(*answers, following, return_exceptions=True)  # the iterator must not be left running
         close = getattr(batches, "close", None)
         if close is not None:
             close()
-    return missing
-
-
-async def _as_task(answer: Awaitable[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    return await answer

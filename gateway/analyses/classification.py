@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from gateway.analyses.batches import REQUEST_TILES, run_batches
 from gateway.analyses.intended_use import Use, compare
-from gateway.analyses.slide_half import DrawnPicture, Engine, SlideOutcome, SlideTask
+from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.analyses.tiles import TileStore
 from gateway.domain.model import Label, ModelCard, OperatingPoint
 from gateway.domain.report import (
@@ -72,10 +72,7 @@ class _Planned:
 class TissueClassification:
     """The slide half of `tissue-classification`."""
 
-    def __init__(self) -> None:
-        self._plans: dict[Path, TilePlan] = {}
-
-    def plan(self, task: SlideTask) -> int:
+    def plan(self, task: SlideTask) -> TilePlan:
         """Find the tissue, lay the grid. Raises NoTissue, ResolutionTooCoarse."""
         tissue = find_tissue(task.slide)
         plan = plan_tiles(
@@ -95,13 +92,17 @@ class TissueClassification:
             columns_N=plan.columns_N,
             tissue_N=plan.tissue_N,
         ).save(task.folder / "plan.npz")
-        self._plans[task.folder] = plan
-        return len(plan.rows_N)
+        return plan
 
     async def infer(
-        self, task: SlideTask, engine: Engine, *, progress: Callable[[int], None], cancelled: Callable[[], bool]
+        self,
+        task: SlideTask,
+        plan: TilePlan,
+        engine: Engine,
+        *,
+        progress: Callable[[int], None],
+        cancelled: Callable[[], bool],
     ) -> None:
-        plan = self._plans.pop(task.folder)
         model = task.card.name
 
         async def logits(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -111,14 +112,12 @@ class TissueClassification:
         with _store(task, plan.digest) as store:
             progress(store.done)
             batches = stream_tiles(task.slide, plan, batch=REQUEST_TILES, skip=store.done, cancelled=cancelled)
-            missing = await run_batches(batches, logits, store, progress=progress, cancelled=cancelled)
-        if missing:
-            _remember_missing(task.folder, missing)
+            await run_batches(batches, logits, store, progress=progress, cancelled=cancelled)
 
     def outcome(self, task: SlideTask) -> SlideOutcome:
         planned = _Planned.load(task.folder / "plan.npz")
         with _store(task, planned.digest) as store:
-            logits_NC = store.read()
+            logits_NC, missing = store.read(), store.missing
         if len(logits_NC) != len(planned.rows_N):
             raise AssertionError(f"{len(logits_NC)} answers for {len(planned.rows_N)} tiles")
         use = compare(task.specimen, task.slide.header, task.card)
@@ -129,7 +128,6 @@ class TissueClassification:
         classes_N = np.where(certain_N, top_N, -1).astype(np.int32)
         level = task.slide.levels[planned.grid.level]
         tissue = _result(task, planned, level, probabilities_NC, classes_N, use, point)
-        missing = _missing(task.folder)
         return SlideOutcome(
             level=planned.grid.level,
             reading=_reading(task, planned, level, use, missing),
@@ -164,15 +162,6 @@ def _store(task: SlideTask, digest: str) -> TileStore:
     version = task.card.version
     belongs_to = {"plan": digest, "model": version.name, "version": version.version, "engine": version.engine_sha256}
     return TileStore.open(task.folder / "tiles.bin", belongs_to=belongs_to, width=len(task.card.labels))
-
-
-def _remember_missing(folder: Path, missing: int) -> None:
-    (folder / "missing.json").write_text(json.dumps(_missing(folder) + missing))
-
-
-def _missing(folder: Path) -> int:
-    path = folder / "missing.json"
-    return int(json.loads(path.read_text())) if path.exists() else 0
 
 
 def _result(
@@ -257,8 +246,7 @@ def _reading(task: SlideTask, planned: _Planned, level: Level, use: Use, missing
         site=use.site,
         grid=planned.grid,
         level_mpp=level.mpp,
-        level_width_px=level.width_px,
-        level_height_px=level.height_px,
+        (level.width_px, level.height_px),
         sop_instance_uids=level.sop_instance_uids,
         tissue_area_mm2=planned.tissue_area_mm2,
         tiles_read=len(planned.rows_N),
@@ -297,22 +285,15 @@ def _findings(
 
 def _pictures(
     slide: Slide, card: ModelCard, planned: _Planned, level: Level, classes_N: npt.NDArray[np.int32]
-) -> tuple[DrawnPicture, ...]:
+) -> dict[str, bytes]:
     thumbnail_HW3 = slide.thumbnail(THUMBNAIL_PX)
-    height_px, width_px = thumbnail_HW3.shape[:2]
-    drawn: dict[str, Any] = {"width_px": width_px, "height_px": height_px}
-    colors = {label.index: label.color for label in card.labels}
     map_png = tissue_map(
         thumbnail_HW3,
         planned.grid,
         planned.rows_N,
         planned.columns_N,
         classes_N,
-        colors,
-        level_width_px=level.width_px,
-        level_height_px=level.height_px,
+        {label.index: label.color for label in card.labels},
+        (level.width_px, level.height_px),
     )
-    return (
-        DrawnPicture("thumbnail", "image/jpeg", thumbnail_jpeg(thumbnail_HW3), **drawn),
-        DrawnPicture("tissue-map", "image/png", map_png, **drawn),
-    )
+    return {"thumbnail": thumbnail_jpeg(thumbnail_HW3), "tissue-map": map_png}

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gateway.domain.model import ModelCard
 from gateway.domain.order import Order, Specimen
 from gateway.domain.report import Finding, SlideReading, TissueResult
-from gateway.slides import Slide
+from gateway.slides import Slide, TilePlan
 
 
 class Engine(Protocol):
@@ -22,26 +22,16 @@ class Engine(Protocol):
         """One batch in, one batch out; arrays by tensor name."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnPicture:
-    """A picture made for one slide, still in memory. `role`: thumbnail, tissue-map."""
-
-    role: str
-    media_type: str
-    data: bytes
-    width_px: int
-    height_px: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read."""
+    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `pictures` holds
+    encoded pictures by role (thumbnail: JPEG, tissue-map: PNG)."""
 
     level: int
     reading: SlideReading
     findings: tuple[Finding, ...]
     tissue: TissueResult | None
-    pictures: tuple[DrawnPicture, ...]
+    pictures: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,11 +49,17 @@ class SlideTask:
 class SlideHalf(Protocol):
     """One protocol's work on one slide, in three moves."""
 
-    def plan(self, task: SlideTask) -> int:
-        """Decide which tiles to read and keep that in the task's folder; the number of tiles. Raises SlideError."""
+    def plan(self, task: SlideTask) -> TilePlan:
+        """Decide which tiles to read, and keep that in the task's folder. Raises SlideError."""
 
     async def infer(
-        self, task: SlideTask, engine: Engine, *, progress: Callable[[int], None], cancelled: Callable[[], bool]
+        self,
+        task: SlideTask,
+        plan: TilePlan,
+        engine: Engine,
+        *,
+        progress: Callable[[int], None],
+        cancelled: Callable[[], bool],
     ) -> None:
         """Run the models over the planned tiles, continuing after those already in the folder.
 

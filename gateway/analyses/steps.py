@@ -1,0 +1,325 @@
+"""One case through its four steps: fetch, infer, report, deliver.
+
+`CaseRun` is what the durable workflow and `pathserve analyze` both call. Each step may be repeated after a kill at any
+moment: what a step has finished lies in the analysis's folder and is not done again.
+"""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pydicom
+
+from gateway import __version__
+from gateway.analyses.classification import TissueClassification
+from gateway.analyses.identity import check_identity
+from gateway.analyses.protocols import options_of, protocol_named
+from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
+from gateway.archive.protocol import Archive, SeriesEntry
+from gateway.domain.analysis import Progress, Step
+from gateway.domain.order import Order, SlideReference
+from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
+from gateway.domain.tables import finding_code
+from gateway.domain.uids import derive_uid
+from gateway.inference import ModelRepository, TritonEngine
+from gateway.operations.errors import Cancelled, PathserveError, SlideError, SlideNotInArchive
+from gateway.operations.settings import Settings
+from gateway.reports import encode_all, picture
+from gateway.slides import Slide, TilePlan
+
+_HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
+SCHEMA_VERSION = "1.0"
+STATEMENT = "Research use, not a medical device. Preliminary: made by software, not signed by a person."
+PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fetched:
+    """One slide of the order: its local files, or why it is not there. File names are relative to the state folder
+    where they lie inside it, so that a copied state still works."""
+
+    specimen: int
+    study: str
+    series: str
+    files: tuple[Path, ...]
+    reason: str | None
+    detail: str | None
+
+
+class CaseRun:
+    """One analysis at work in `folder`.
+
+    `progress` is told how far the running step is; `cancelled` is asked between batches. The steps raise
+    PathserveError only; `retryable` ones may be tried again.
+    """
+
+    def __init__(
+        self,
+        analysis_id: str,
+        order: Order,
+        folder: Path,
+        *,
+        settings: Settings,
+        archive: Archive,
+        progress: Callable[[Progress], None] = lambda progress: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.analysis_id = analysis_id
+        self.order = order
+        self.folder = folder
+        self.artifacts = folder / "artifacts"
+        self._settings = settings
+        self._archive = archive
+        self._progress = progress
+        self._cancelled = cancelled
+        self._protocol = protocol_named(order.protocol)
+        self._options = options_of(self._protocol, order)
+        self._half = _HALVES[order.protocol]
+
+    async def fetch(self) -> dict[str, Any]:
+        """Bring every slide of the order within reach; one that is not in the archive is noted and the others go on.
+
+        Raises ArchiveError (SlideNotInArchive where none is there), DiskFull, Cancelled.
+        """
+        return await asyncio.to_thread(self._fetch)
+
+    def _fetch(self) -> dict[str, Any]:
+        fetched: list[_Fetched] = []
+        missing: SlideNotInArchive | None = None
+        for index, specimen in enumerate(self.order.specimens):
+            for reference in specimen.slides:
+                try:
+                    entries = self._archive.find_series(reference.study, reference.series)
+                    fetched += [self._fetch_one(index, entry) for entry in entries]
+                except SlideNotInArchive as error:
+                    missing = error
+                    fetched += _not_there(index, reference, error)
+        if missing is not None and not any(slide.files for slide in fetched):
+            raise missing
+        self._write("fetched.json", [_fetched_to_json(slide, self._settings.state) for slide in fetched])
+        return {"slides": len(fetched), "files": sum(len(slide.files) for slide in fetched)}
+
+    def _fetch_one(self, specimen: int, entry: SeriesEntry) -> _Fetched:
+        series = self._archive.fetch(
+            entry,
+            self.folder / "slides",
+            progress=lambda done, total: self._progress(Progress(Step.FETCH, done, total, "bytes")),
+            cancelled=self._cancelled,
+        )
+        return _Fetched(
+            specimen=specimen, study=entry.study, series=entry.series, files=series.files, reason=None, detail=None
+        )
+
+    async def infer(self) -> dict[str, Any]:
+        """Run the protocol's models over every slide, continuing after the tiles that are done.
+
+        A slide that cannot be read is noted and the others go on; where none can, its error is raised. Raises
+        SlideError, IdentityMismatch, InferenceError, DiskFull, Cancelled.
+        """
+        fetched = await asyncio.to_thread(self._fetched)
+        async with TritonEngine.open(self._settings, self._protocol.models) as engine:
+            with ExitStack() as slides:
+                planned = await asyncio.to_thread(self._plan, fetched, slides)
+                total = sum(len(plan.rows_N) for _, plan in planned)
+                before = 0
+                for task, plan in planned:
+                    await self._half.infer(
+                        task, plan, engine, progress=self._tiles_done(before, total), cancelled=self._cancelled
+                    )
+                    before += len(plan.rows_N)
+        return {"slides": len(planned), "tiles": total}
+
+    def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
+        return lambda done: self._progress(Progress(Step.INFER, before + done, total, "tiles"))
+
+    def _plan(self, fetched: list[_Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
+        planned: list[tuple[SlideTask, TilePlan]] = []
+        unread: dict[str, list[str]] = {}
+        first_error: SlideError | None = None
+        for slide in (slide for slide in fetched if slide.files):
+            try:
+                task = slides.enter_context(self._opened(slide))
+                planned.append((task, self._half.plan(task)))
+            except SlideError as error:
+                unread[slide.series] = [error.reason, error.detail]
+                first_error = first_error or error
+            if self._cancelled():
+                raise Cancelled("The analysis was cancelled.")
+        if not planned and first_error is not None:
+            raise first_error
+        self._write("unread.json", unread)
+        return planned
+
+    @contextmanager
+    def _opened(self, fetched: _Fetched) -> Iterator[SlideTask]:
+        """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
+        specimen = self.order.specimens[fetched.specimen]
+        repository = ModelRepository(self._settings.model_repository)
+        with Slide.open(fetched.files) as slide:
+            check_identity(self.order, specimen, slide.header)
+            yield SlideTask(
+                slide=slide,
+                card=repository.card(self._protocol.models[0]),
+                order=self.order,
+                specimen=specimen,
+                options=self._options,
+                folder=self.folder / "tiles" / slide.header.series_uid,
+            )
+
+    async def report(self) -> dict[str, Any]:
+        """Build the report once and write every encoding of it, all or nothing, to `folder/artifacts`.
+
+        Raises DiskFull, SlideError, Cancelled.
+        """
+        return await asyncio.to_thread(self._report)
+
+    def _report(self) -> dict[str, Any]:
+        if self._cancelled():
+            raise Cancelled("The analysis was cancelled.")
+        if not self.artifacts.exists():
+            report, sources, pictures = self._build()
+            files = {**pictures, **encode_all(report, sources, pictures)}
+            part = self.folder / "artifacts.part"
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            for name, data in files.items():
+                (part / name).write_bytes(data)
+            part.rename(self.artifacts)
+        return {"artifacts": sorted(path.name for path in self.artifacts.iterdir())}
+
+    def _build(self) -> tuple[Report, list[pydicom.Dataset], dict[str, bytes]]:
+        unread: dict[str, list[str]] = json.loads((self.folder / "unread.json").read_text())
+        outcomes: list[SlideOutcome] = []
+        sources: list[pydicom.Dataset] = []
+        readings: list[SlideReading] = []
+        findings: list[Finding] = [*_changed_settings(self.order)]
+        pictures: list[Picture] = []
+        data: dict[str, bytes] = {}
+        for fetched in self._fetched():
+            reason, detail = unread.get(fetched.series, [fetched.reason, fetched.detail])
+            if reason is not None:
+                readings.append(
+                    SlideReading(study=fetched.study, series=fetched.series, read=False, reason=f"{reason}: {detail}")
+                )
+                findings.append(
+                    Finding(
+                        kind=FindingKind.NOT_READ,
+                        code=finding_code("slide-not-read"),
+                        text=f"A slide of this order was not read: {detail}",
+                        series=fetched.series or None,
+                    )
+                )
+                continue
+            with self._opened(fetched) as task:
+                outcome = self._half.outcome(task)
+                sources.append(task.slide.source_dataset(outcome.level))
+            outcomes.append(outcome)
+            readings.append(outcome.reading)
+            findings += outcome.findings
+            for role, encoded in outcome.pictures.items():
+                file = PICTURE_FILES[role].format(n=len(outcomes))
+                pictures.append(picture(role, file, encoded, outcome.reading.series))
+                data[file] = encoded
+        repository = ModelRepository(self._settings.model_repository)
+        report = Report(
+            schema_version=SCHEMA_VERSION,
+            analysis_id=self.analysis_id,
+            protocol=self.order.protocol,
+            state=ReportState.PRELIMINARY,
+            issued=self._issued(),
+            statement=STATEMENT,
+            exploratory=any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes),
+            software=Software(
+                name="pathserve",
+                manufacturer="pathserve",
+                version=__version__,
+                device_uid=derive_uid("pathserve", f"device/{__version__}"),
+            ),
+            models=tuple(repository.card(name).version for name in repository.parts(self._protocol.models[0])),
+            order=self.order,
+            slides=tuple(readings),
+            findings=tuple(findings),
+            tissue=tuple(outcome.tissue for outcome in outcomes if outcome.tissue is not None),
+            pictures=tuple(pictures),
+        )
+        return report, sources, data
+
+    async def deliver(self) -> dict[str, Any]:
+        """Store the report's DICOM objects in the archive. Raises ArchiveError, DiskFull, Cancelled."""
+        if self._cancelled():
+            raise Cancelled("The analysis was cancelled.")
+        objects = sorted(self.artifacts.glob("*.dcm"))
+        await asyncio.to_thread(self._archive.store, objects)
+        self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
+        return {"objects": len(objects)}
+
+    def clean_up(self, *, keep_report: bool) -> None:
+        """Let go of the fetched pixels; without `keep_report` (failed, cancelled) of everything that was made."""
+        shutil.rmtree(self.folder / "slides", ignore_errors=True)
+        if not keep_report:
+            shutil.rmtree(self.artifacts, ignore_errors=True)
+            shutil.rmtree(self.folder / "artifacts.part", ignore_errors=True)
+
+    def _fetched(self) -> list[_Fetched]:
+        entries = json.loads((self.folder / "fetched.json").read_text())
+        return [_fetched_from_json(entry, self._settings.state) for entry in entries]
+
+    def _issued(self) -> datetime:
+        """The report's time, fixed when it is first built, so that a repeated step builds the same report."""
+        path = self.folder / "issued.json"
+        if not path.exists():
+            self._write("issued.json", datetime.now(UTC).replace(microsecond=0).isoformat())
+        return datetime.fromisoformat(json.loads(path.read_text()))
+
+    def _write(self, name: str, value: Any) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / f"{name}.part"
+        part.write_text(json.dumps(value, indent=1))
+        part.replace(self.folder / name)
+
+
+def _not_there(specimen: int, reference: SlideReference, error: PathserveError) -> list[_Fetched]:
+    return [
+        _Fetched(
+            specimen=specimen,
+            study=reference.study,
+            series=series,
+            files=(),
+            reason=error.reason,
+            detail=error.detail,
+        )
+        for series in reference.series or ("",)
+    ]
+
+
+def _changed_settings(order: Order) -> list[Finding]:
+    return [
+        Finding(
+            kind=FindingKind.SETTING,
+            code=finding_code("setting-changed"),
+            text=f"The setting {name} was changed to {value} for this order.",
+        )
+        for name, value in order.settings
+    ]
+
+
+def _fetched_to_json(fetched: _Fetched, state: Path) -> dict[str, Any]:
+    files = [str(path.relative_to(state) if path.is_relative_to(state) else path) for path in fetched.files]
+    return {
+        "specimen": fetched.specimen,
+        "study": fetched.study,
+        "series": fetched.series,
+        "files": files,
+        "reason": fetched.reason,
+        "detail": fetched.detail,
+    }
+
+
+def _fetched_from_json(entry: dict[str, Any], state: Path) -> _Fetched:
+    return _Fetched(**{**entry, "files": tuple(state / file for file in entry["files"])})

@@ -1,0 +1,211 @@
+"""`pathserve …`: the command line. It composes the rooms and turns typed errors into one sentence and an exit status."""
+
+import argparse
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from gateway import __version__
+from gateway.domain.analysis import Progress, Step
+from gateway.domain.order import Order, RegionUm
+from gateway.operations.errors import InvalidInput, PathserveError, SlideNotInArchive
+from gateway.operations.settings import settings
+
+OWN_OUTPUT = re.compile(
+    r"report\.(json|html|pdf)|report(-\d+)?\.(sr|seg|ann|pm|ko)\.dcm|thumbnail-\d+\.jpg|tissue-map-\d+\.png"
+)
+"""The files that `analyze` writes, and may therefore replace or remove in its output folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status (0 done, 1 a typed error, 2 wrong usage, 130 interrupted)."""
+    arguments = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except PathserveError as error:
+        print(f"pathserve: {error.detail}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("pathserve: interrupted.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pathserve", description="Clinical inference server for digital pathology.")
+    parser.add_argument("--version", action="version", version=f"pathserve {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    analyze = commands.add_parser("analyze", help="analyse one slide or study into a folder, without a server")
+    analyze.add_argument("--protocol", required=True, help="what to do, e.g. tissue-classification")
+    source = analyze.add_mutually_exclusive_group(required=True)
+    source.add_argument("--slide", type=Path, metavar="DIR", help="folder of one slide's DICOM files")
+    source.add_argument("--archive", metavar="URL", help="folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
+    analyze.add_argument("--study", metavar="UID", help="study instance UID (with --archive)")
+    analyze.add_argument("--series", metavar="UID", help="series instance UID (with --archive)")
+    analyze.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
+    analyze.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt of the protocol")
+    analyze.add_argument("--region", metavar="X,Y,W,H", help="only this box, in µm from the slide's top left")
+    analyze.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    analyze.set_defaults(run=_analyze)
+
+    serve = commands.add_parser("serve", help="answer the REST API and bring a worker")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
+    serve.add_argument("--port", type=int, default=8080)
+    serve.add_argument("--workers", type=int, default=1, choices=(0, 1), help="worker processes to bring")
+    serve.set_defaults(run=_serve)
+
+    worker = commands.add_parser("worker", help="work on accepted orders")
+    worker.add_argument("--metrics-port", type=int, default=None, help="loopback port of this worker's /metrics")
+    worker.set_defaults(run=_worker)
+
+    doctor = commands.add_parser("doctor", help="say what is installed, reachable and ready")
+    doctor.set_defaults(run=_doctor)
+
+    schema = commands.add_parser("schema", help="print a JSON Schema")
+    schema.add_argument("what", choices=("report",))
+    schema.set_defaults(run=_schema)
+
+    phantom = commands.add_parser("phantom", help="write an invented slide with known truth, for tests")
+    phantom.add_argument("--kind", choices=("he", "cytology"), required=True)
+    phantom.add_argument("--out", type=Path, required=True, metavar="DIR")
+    phantom.add_argument("--width", type=int, default=4096, metavar="PX")
+    phantom.add_argument("--height", type=int, default=4096, metavar="PX")
+    phantom.add_argument("--seed", type=int, default=0)
+    phantom.set_defaults(run=_phantom)
+    return parser
+
+
+# The commands import what they need themselves: `pathserve --help` and a wrong option must not wait for numpy.
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from gateway.analyses.protocols import protocol_named
+
+    protocol_named(arguments.protocol)
+    if arguments.archive is not None and arguments.study is None:
+        raise InvalidInput("--archive needs --study UID: which study shall be analysed?")
+    if arguments.slide is not None and (arguments.study or arguments.series):
+        raise InvalidInput("--study and --series belong to --archive; --slide takes the slide in its folder.")
+    region = _region(arguments.region) if arguments.region else None
+    changes = tuple(_change(text) for text in arguments.set)
+    _remove_own_outputs(arguments.out)
+
+    from gateway.analyses.local import analyze, case_of
+    from gateway.archive import FolderArchive, open_archive
+
+    if arguments.slide is not None:
+        folder = FolderArchive(arguments.slide)
+        entries = folder.all_series()
+        if not entries:
+            raise SlideNotInArchive("The folder holds no DICOM slide (modality SM). Name the folder of its files.")
+        archive = folder
+    else:
+        archive = open_archive(arguments.archive)
+        entries = archive.find_series(arguments.study, (arguments.series,) if arguments.series else ())
+    order = Order(
+        protocol=arguments.protocol,
+        specimens=case_of(entries),
+        prompts=tuple(arguments.prompt),
+        region=region,
+        settings=changes,
+    )
+    with _bar() as show:
+        files = asyncio.run(analyze(order, archive, arguments.out, settings(), show))
+    for path in files:
+        print(path)
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from gateway.http.serve import serve
+
+    return serve(host=arguments.host, port=arguments.port, workers=arguments.workers)
+
+
+def _worker(arguments: argparse.Namespace) -> int:
+    from gateway.analyses.worker import worker
+
+    return worker(metrics_port=arguments.metrics_port)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from gateway.operations.doctor import doctor
+
+    return doctor()
+
+
+def _schema(arguments: argparse.Namespace) -> int:
+    from gateway.reports import report_schema
+
+    print(json.dumps(report_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _phantom(arguments: argparse.Namespace) -> int:
+    from gateway.slides.phantom import write_phantom
+
+    write_phantom(
+        arguments.out, kind=arguments.kind, width_px=arguments.width, height_px=arguments.height, seed=arguments.seed
+    )
+    print(arguments.out)
+    return 0
+
+
+def _region(text: str) -> RegionUm:
+    try:
+        x_um, y_um, width_um, height_um = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InvalidInput("--region takes four numbers X,Y,W,H in micrometres, e.g. 1000,2000,500,500.") from None
+    return RegionUm(x_um, y_um, width_um, height_um)
+
+
+def _change(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InvalidInput(f"--set takes KEY=VALUE, e.g. tissue.min_share=0.5; {text!r} is not of that form.")
+    return name, value
+
+
+def _remove_own_outputs(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in out.iterdir():
+            if OWN_OUTPUT.fullmatch(path.name):
+                path.unlink()
+    except OSError as error:
+        raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
+
+
+class _bar:  # noqa: N801  a context manager that is used like a function
+    """A progress bar on stderr, one line a step; silent where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description:<7}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+        )
+        self._tasks: dict[Step, object] = {}
+
+    def __enter__(self) -> Callable[[Progress], None]:
+        self._bar.start()
+        return self._show
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def _show(self, progress: Progress) -> None:
+        if progress.step not in self._tasks:
+            self._tasks[progress.step] = self._bar.add_task(progress.step.value, unit=progress.unit)
+        self._bar.update(self._tasks[progress.step], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
