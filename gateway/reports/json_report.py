@@ -1,0 +1,107 @@
+"""Report <-> JSON, and the JSON Schema (draft 2020-12) that LIS engineers validate against."""
+
+import json
+from typing import Any
+
+from gateway.domain.report import Report
+from gateway.operations.codec import adapter, dump, loads
+
+SCHEMA_ID = "urn:pathserve:schema:report:1"
+
+_UID = {"pattern": r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$", "maxLength": 64}
+_SHA256 = {"pattern": "^[0-9a-f]{64}$"}
+_COLOR = {"pattern": "^#[0-9a-fA-F]{6}$"}
+_SHARE = {"minimum": 0, "maximum": 1}
+_POSITIVE = {"exclusiveMinimum": 0}
+_COUNT = {"minimum": 0}
+
+_TIGHTER: dict[str, dict[str, Any]] = {
+    "Report.analysis_id": {"pattern": "^[a-z0-9][a-z0-9-]{0,63}$", "description": "Id of the analysis (the order)."},
+    "Report.issued": {"description": "When the report was first built, UTC."},
+    "Report.statement": {"description": "Research use: what the model was made and measured for."},
+    "Report.exploratory": {"description": "True where a slide lies outside the intended use of the model."},
+    "Report.models": {"description": "Every model behind the figures, with the digests that trace it."},
+    "Report.order": {"description": "The order as it was received, with any setting changed for it."},
+    "Report.slides": {"description": "Every slide of the order, read or not.", "minItems": 1},
+    "Report.findings": {"description": "What the reader must know beside the result."},
+    "Report.tissue": {"description": "What tissue is where, one result a slide."},
+    "Report.pictures": {"description": "Pictures that lie beside this file."},
+    "Software.device_uid": _UID,
+    "ModelVersion.engine_sha256": _SHA256,
+    "ModelVersion.weights_sha256": _SHA256,
+    "ModelVersion.recipe_sha256": _SHA256,
+    "ModelVersion.manifest_sha256": _SHA256,
+    "SlideReading.study": _UID,
+    "SlideReading.series": _UID,
+    "SlideReading.reason": {"description": "Why the slide was not read; null where it was."},
+    "SlideReading.tissue_area_mm2": {"description": "Tissue found on the slide, mm²."},
+    "SlideReading.tiles_read": _COUNT,
+    "SlideReading.frames_missing": {**_COUNT, "description": "Frames that the slide lacks, shown as background."},
+    "SlideHeader.study_uid": _UID,
+    "SlideHeader.series_uid": _UID,
+    "TileGrid.mpp": {**_POSITIVE, "description": "Micrometres per pixel as the model sees the slide."},
+    "TileGrid.tile_px": _POSITIVE,
+    "TileGrid.field_px": _POSITIVE,
+    "TileGrid.columns": _POSITIVE,
+    "TileGrid.rows": _POSITIVE,
+    "TissueResult.series": _UID,
+    "TissueResult.tiles": _COUNT,
+    "TissueResult.area_mm2": {**_COUNT, "description": "Tissue area that was read, mm²."},
+    "TissueResult.uncertain_tiles": _COUNT,
+    "TissueResult.uncertain_area_mm2": _COUNT,
+    "TissueResult.uncertain_share": {**_SHARE, "description": "Share (0..1) that reached no operating point."},
+    "TissueResult.min_probability": _SHARE,
+    "TissueClass.color": _COLOR,
+    "TissueClass.tiles": _COUNT,
+    "TissueClass.area_mm2": _COUNT,
+    "TissueClass.share": {**_SHARE, "description": "Share (0..1) of the tissue area that was read."},
+    "TissueClass.mean_probability": {"description": "Mean probability over the class's tiles; null without tiles."},
+    "Evidence.sop_instance_uid": _UID,
+    "Evidence.probability": _SHARE,
+    "Evidence.x_um": {"description": "Left edge, micrometres from the slide image's left edge."},
+    "Evidence.y_um": {"description": "Top edge, micrometres from the slide image's top edge."},
+    "Evidence.size_um": {**_POSITIVE, "description": "Side of the square, micrometres."},
+    "BoxPx.width_px": _POSITIVE,
+    "BoxPx.height_px": _POSITIVE,
+    "Picture.sha256": _SHA256,
+    "Picture.width_px": _POSITIVE,
+    "Picture.height_px": _POSITIVE,
+    "Picture.series": _UID,
+}
+
+
+def to_json(report: Report) -> bytes:
+    """The report as UTF-8 JSON: fields in the order of the types, two spaces, one final newline. No NaN, ever."""
+    return (json.dumps(dump(report), ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def from_json(data: bytes) -> Report:
+    """The report back from its JSON. Raises pydantic.ValidationError."""
+    return loads(Report, data)
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON Schema of report.json: every field is present, unknown ones are refused."""
+    schema: dict[str, Any] = adapter(Report).json_schema(mode="serialization")
+    definitions: dict[str, Any] = schema["$defs"]
+    root = {key: value for key, value in schema.items() if key != "$defs"}
+    for name, definition in ((Report.__name__, root), *definitions.items()):
+        _tighten(name, definition)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_ID,
+        **root,
+        "title": "pathserve report",
+        "$defs": definitions,
+    }
+
+
+def _tighten(name: str, definition: dict[str, Any]) -> None:
+    properties: dict[str, dict[str, Any]] | None = definition.get("properties")
+    if properties is None:
+        return
+    definition["required"] = list(properties)
+    definition["additionalProperties"] = False
+    for field, schema in properties.items():
+        schema.pop("default", None)
+        schema.update(_TIGHTER.get(f"{name}.{field}", {}))

@@ -1,0 +1,112 @@
+"""The report's pictures: the thumbnail, and the tissue map drawn over it."""
+
+import hashlib
+from collections.abc import Mapping
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from gateway.domain.report import Picture
+from gateway.domain.slide import TileGrid
+
+UNCERTAIN = -1
+_NOTHING = -2
+_GREY = np.array([110, 110, 110], dtype=np.float32)
+_HATCH = np.array([60, 60, 60], dtype=np.float32)
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
+_HATCH_PX = 6
+_OPACITY = 0.5
+_MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg"}
+
+Rgb = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Tiles = npt.NDArray[np.int32]
+
+
+def thumbnail_jpeg(thumbnail_HW3: Rgb, *, quality: int = 88) -> bytes:
+    """The thumbnail (H, W, 3) uint8 RGB as a JPEG."""
+    return _encode(thumbnail_HW3, "JPEG", quality=quality)
+
+
+def tissue_map(
+    thumbnail_HW3: Rgb,
+    grid: TileGrid,
+    rows_N: Tiles,
+    columns_N: Tiles,
+    classes_N: Tiles,
+    colors: Mapping[int, str],
+    level_size_px: tuple[int, int],
+) -> bytes:
+    """A PNG of the thumbnail in grey under the classes of its tiles, in translucent colour.
+
+    `thumbnail_HW3` (H, W, 3) uint8 RGB shows the whole level that `grid` lies on, whose size is `level_size_px`
+    (width, height). `rows_N`, `columns_N`: grid positions of the N tiles; `classes_N`: their class index, or
+    UNCERTAIN (-1), which is drawn grey and hatched. `colors`: class index -> #RRGGBB.
+    """
+    height, width = thumbnail_HW3.shape[:2]
+    classes_GG = np.full((grid.rows, grid.columns), _NOTHING, dtype=np.int32)
+    classes_GG[rows_N, columns_N] = classes_N
+    level_width, level_height = level_size_px
+    row_H = _grid_index(height, level_height, grid.field_px, grid.rows)
+    column_W = _grid_index(width, level_width, grid.field_px, grid.columns)
+    class_HW = np.where(
+        (row_H[:, None] >= 0) & (column_W[None, :] >= 0), classes_GG[row_H[:, None], column_W[None, :]], _NOTHING
+    )
+
+    base_HW3 = np.repeat((thumbnail_HW3.astype(np.float32) @ _LUMA)[..., None], 3, axis=2)
+    drawn_HW3 = base_HW3.copy()
+    for index, color in colors.items():
+        _blend(drawn_HW3, base_HW3, class_HW == index, np.array(_rgb(color), dtype=np.float32))
+    uncertain_HW = class_HW == UNCERTAIN
+    _blend(drawn_HW3, base_HW3, uncertain_HW, _GREY)
+    y_H1, x_1W = np.ogrid[:height, :width]
+    _blend(drawn_HW3, base_HW3, uncertain_HW & ((x_1W + y_H1) % _HATCH_PX < 2), _HATCH)
+    drawn_HW3[_edges(class_HW)] *= 0.75
+    return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", optimize=True)
+
+
+def picture(role: str, file: str, data: bytes, series: str) -> Picture:
+    """The record of an encoded picture (PNG or JPEG) that lies in `file`: its size, media type and sha256."""
+    with Image.open(BytesIO(data)) as image:
+        width, height = image.size
+        media_type = _MEDIA[image.format or ""]
+    return Picture(
+        role=role,
+        file=file,
+        media_type=media_type,
+        sha256=hashlib.sha256(data).hexdigest(),
+        width_px=width,
+        height_px=height,
+        series=series,
+    )
+
+
+def _grid_index(size_px: int, level_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:
+    """For each thumbnail pixel along one axis, the grid cell under its centre; -1 beyond the grid."""
+    centres = (np.arange(size_px) + 0.5) * (level_px / size_px)
+    index = np.floor(centres / field_px).astype(np.intp)
+    return np.where(index < count, index, -1)
+
+
+def _blend(drawn_HW3: Floats, base_HW3: Floats, where_HW: npt.NDArray[np.bool_], color_3: Floats) -> None:
+    drawn_HW3[where_HW] = base_HW3[where_HW] * (1 - _OPACITY) + color_3 * _OPACITY
+
+
+def _edges(class_HW: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Pixels whose right or lower neighbour belongs to another class."""
+    edges_HW = np.zeros(class_HW.shape, dtype=np.bool_)
+    edges_HW[:, :-1] |= class_HW[:, :-1] != class_HW[:, 1:]
+    edges_HW[:-1] |= class_HW[:-1] != class_HW[1:]
+    return edges_HW
+
+
+def _rgb(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def _encode(pixels_HW3: Rgb, format_: str, **options: int | bool) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels_HW3).save(buffer, format_, **options)
+    return buffer.getvalue()

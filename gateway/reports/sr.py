@@ -1,0 +1,267 @@
+"""Report -> DICOM Comprehensive 3D SR by TID 1500 (PS3.16), one document a study.
+
+The document is a pure function of the report and of the headers of the images that were read: UIDs come from the
+analysis id, times from `Report.issued`, and encoding twice gives the same bytes.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta, timezone
+from io import BytesIO
+
+from highdicom import ContributingEquipment
+from highdicom import sr as hd
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from pydicom import Dataset, dcmwrite
+from pydicom.sr.codedict import codes
+
+from gateway.domain.codes import PRIVATE_SCHEME, Code
+from gateway.domain.report import FindingKind, Report, SlideReading
+from gateway.domain.uids import derive_uid
+from gateway.operations.errors import PathserveError
+from gateway.reports import sr_concepts as concept
+from gateway.reports import wording
+from gateway.reports.sr_groups import SlideGroups
+
+_SERIES_NUMBER = 9001
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+)
+
+
+def sr_documents(report: Report, source_images: Sequence[Dataset]) -> tuple[Dataset, ...]:
+    """One SR per study that was read, in the order of the report's slides.
+
+    `source_images`: for each slide that was read, the header (without pixels) of an instance of the level that was
+    read. Raises PathserveError where a slide that was read has none.
+    """
+    studies = dict.fromkeys(slide.study for slide in report.slides if slide.read)
+    return tuple(
+        to_sr(report, [source for source in source_images if source.StudyInstanceUID == study]) for study in studies
+    )
+
+
+def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
+    """The SR of one study: `source_images` are the read levels' headers of that study (see sr_documents).
+
+    Patient and study attributes are copied from the first source image as received. Raises PathserveError where the
+    images belong to several studies or do not cover the study's slides that were read.
+    """
+    if len({str(source.StudyInstanceUID) for source in source_images}) != 1:
+        raise PathserveError("A structured report belongs to one study, but its source images do not. Report this.")
+    study = str(source_images[0].StudyInstanceUID)
+    pairs = _slides_with_sources(report, study, source_images)
+    images = [image for _, _, image in pairs]
+    first = _received(images[0])
+    issued = _local(report.issued, first.get("TimezoneOffsetFromUTC"))
+    software = report.software
+    document = hd.Comprehensive3DSR(
+        evidence=[_reference(image) for image in images],
+        content=_content(report, pairs),
+        series_instance_uid=derive_uid(report.analysis_id, f"sr-series/{study}"),
+        series_number=_SERIES_NUMBER,
+        sop_instance_uid=derive_uid(report.analysis_id, f"sr/{study}"),
+        instance_number=1,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        manufacturer=concept.long_string(software.manufacturer),
+        manufacturer_model_name=concept.long_string(software.name),
+        software_versions=concept.long_string(software.version),
+        device_serial_number=concept.long_string(software.device_uid),
+        series_description=concept.long_string(wording.document_title(report)),
+        content_qualification="RESEARCH",
+        content_date=issued.date(),
+        content_time=issued.time(),
+        series_date=issued.date(),
+        series_time=issued.time(),
+        coding_schemes=[
+            CodingSchemeIdentificationItem(
+                designator=PRIVATE_SCHEME,
+                name="pathserve concepts",
+                responsible_organization=concept.long_string(software.manufacturer),
+            )
+        ],
+        specific_character_set="ISO_IR 192",
+    )
+    document.copy_patient_and_study_information(first)
+    if "TimezoneOffsetFromUTC" in first:
+        document.TimezoneOffsetFromUTC = first.TimezoneOffsetFromUTC
+    document.InstanceCreationDate, document.InstanceCreationTime = document.ContentDate, document.ContentTime
+    document.ContributingEquipmentSequence = _acquisition_equipment(images[0])
+    return document
+
+
+def sr_bytes(document: Dataset) -> bytes:
+    """The document as a DICOM file (PS3.10), Explicit VR Little Endian."""
+    buffer = BytesIO()
+    dcmwrite(buffer, document, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _slides_with_sources(
+    report: Report, study: str, source_images: Sequence[Dataset]
+) -> list[tuple[int, SlideReading, Dataset]]:
+    """Number (from 1), reading and image of each slide of the study that was read."""
+    pairs = []
+    for number, slide in enumerate(report.slides, 1):
+        if slide.study != study or not slide.read:
+            continue
+        image = next((image for image in source_images if image.SOPInstanceUID in slide.sop_instance_uids), None)
+        if image is None:
+            raise PathserveError(f"The image that slide {number} was read from is not at hand. Run the analysis again.")
+        pairs.append((number, slide, image))
+    if not pairs:
+        raise PathserveError("No slide of this study was read, so there is nothing to put into a structured report.")
+    return pairs
+
+
+def _received(source: Dataset) -> Dataset:
+    """The source's patient and study attributes in Unicode, with empty values where a required one is missing."""
+    received = deepcopy(source)
+    received.decode()
+    for keyword in _TYPE_2:
+        if keyword not in received:
+            setattr(received, keyword, None)
+    return received
+
+
+def _reference(image: Dataset) -> Dataset:
+    """What the evidence sequence needs of an image; patient and study follow as received, unchecked by highdicom."""
+    reference = Dataset()
+    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(reference, keyword, image[keyword].value)
+    for keyword in _TYPE_2:
+        setattr(reference, keyword, None)
+    return reference
+
+
+def _local(issued: datetime, offset: str | None) -> datetime:
+    """The time of issue in the study's own time zone (TimezoneOffsetFromUTC, ±HHMM), else in UTC."""
+    if not offset:
+        return issued.astimezone(UTC)
+    sign = -1 if offset.startswith("-") else 1
+    digits = offset.lstrip("+-")
+    return issued.astimezone(timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]))))
+
+
+def _acquisition_equipment(image: Dataset) -> list[Dataset]:
+    """The scanner, where its header names a manufacturer."""
+    return [ContributingEquipment.for_image_acquisition(image)] if image.get("Manufacturer") else []
+
+
+def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.MeasurementReport:
+    subjects = [_subject(image) for _, _, image in pairs]
+    shared = subjects[0] if len({_specimen_uid(image) for _, _, image in pairs}) == 1 else None
+    groups = [
+        group
+        for (number, slide, image), subject in zip(pairs, subjects, strict=True)
+        for group in SlideGroups(report, number, slide, image, None if shared else subject).all()
+    ]
+    content = hd.MeasurementReport(
+        observation_context=hd.ObservationContext(observer_device_context=_device(report), subject_context=shared),
+        procedure_reported=concept.coded(concept.IMAGE_ANALYSIS),
+        title=hd.CodedConcept(*concept.REPORT, concept.long_string(f"Imaging Measurement Report, {_use(report)}")),
+        imaging_measurements=groups,
+        referenced_images=[image for _, _, image in pairs],
+    )
+    content[0].ContentSequence.append(_remarks(report, pairs))
+    return content
+
+
+def _use(report: Report) -> str:
+    return "research use, exploratory" if report.exploratory else "research use"
+
+
+def _device(report: Report) -> hd.ObserverContext:
+    return hd.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=hd.DeviceObserverIdentifyingAttributes(
+            uid=report.software.device_uid,
+            name=concept.plain(report.software.name),
+            manufacturer_name=concept.plain(report.software.manufacturer),
+            model_name=concept.plain(report.software.name),
+        ),
+    )
+
+
+def _specimen_uid(image: Dataset) -> str | None:
+    specimens = image.get("SpecimenDescriptionSequence")
+    return specimens[0].get("SpecimenUID") if specimens else None
+
+
+def _subject(image: Dataset) -> hd.SubjectContext | None:
+    """The specimen as the image names it (TID 1009); none where it has no UID: identifiers are never invented."""
+    uid = _specimen_uid(image)
+    if not uid:
+        return None
+    return hd.SubjectContext(
+        subject_class=codes.DCM.Specimen,
+        subject_class_specific_context=hd.SubjectContextSpecimen(
+            uid=uid,
+            identifier=image.SpecimenDescriptionSequence[0].get("SpecimenIdentifier") or None,
+            container_identifier=image.get("ContainerIdentifier") or None,
+        ),
+    )
+
+
+def _remarks(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.ContainerContentItem:
+    """The statement, and each finding about the case or one of these slides, as TID 1500's qualitative evaluations."""
+    container = hd.ContainerContentItem(
+        name=concept.coded(concept.QUALITATIVE_EVALUATIONS), relationship_type=hd.RelationshipTypeValues.CONTAINS
+    )
+    statements = [wording.RESEARCH_USE, wording.PRELIMINARY]
+    if report.exploratory:
+        statements.append(wording.EXPLORATORY)
+    items = [
+        _text(text, hd.RelationshipTypeValues.CONTAINS) for text in (*statements, report.statement) if text.strip()
+    ]
+    read_here = {slide.series for _, slide, _ in pairs}
+    read_elsewhere = {slide.series for slide in report.slides if slide.read} - read_here
+    for finding in report.findings:
+        if finding.series in read_elsewhere:
+            continue
+        item = hd.CodeContentItem(
+            name=concept.coded(_kind(finding.kind)),
+            value=concept.coded(finding.code),
+            relationship_type=hd.RelationshipTypeValues.CONTAINS,
+        )
+        about = wording.slide_name(report, finding.series)
+        item.ContentSequence = hd.ContentSequence(
+            [_text(f"{about}: {finding.text}", hd.RelationshipTypeValues.HAS_PROPERTIES)]
+        )
+        if finding.series is not None:
+            item.ContentSequence.append(_series(finding.series))
+        items.append(item)
+    for number, slide in enumerate(report.slides, 1):
+        if not slide.read:
+            reason = slide.reason or "no reason is known"
+            items.append(_text(f"Slide {number} was not read: {reason}", hd.RelationshipTypeValues.CONTAINS))
+    container.ContentSequence = hd.ContentSequence(items)
+    return container
+
+
+def _kind(kind: FindingKind) -> Code:
+    return Code(kind.value, PRIVATE_SCHEME, wording.kind_title(kind))
+
+
+def _text(text: str, relationship: hd.RelationshipTypeValues) -> hd.TextContentItem:
+    return hd.TextContentItem(
+        name=concept.coded(concept.COMMENT), value=concept.plain(text), relationship_type=relationship
+    )
+
+
+def _series(series: str) -> hd.UIDRefContentItem:
+    return hd.UIDRefContentItem(
+        name=concept.coded(concept.SERIES_UID),
+        value=series,
+        relationship_type=hd.RelationshipTypeValues.HAS_PROPERTIES,
+    )

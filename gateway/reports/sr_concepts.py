@@ -1,0 +1,47 @@
+"""The coded concepts of the structured report, and the trims that DICOM's value representations ask for."""
+
+from highdicom.sr import CodedConcept
+
+from gateway.domain.codes import PRIVATE_SCHEME, Code
+
+IMAGE_ANALYSIS = Code("24587005", "SCT", "Image analysis")
+TISSUE = Code("85756007", "SCT", "Tissue")
+AREA = Code("42798000", "SCT", "Area")
+CERTAINTY = Code("111012", "DCM", "Certainty of Finding")
+COMMENT = Code("121106", "DCM", "Comment")
+SERIES_UID = Code("112002", "DCM", "Series Instance UID")
+ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")
+REPORT = ("126000", "DCM")
+"""Imaging Measurement Report (CID 7021); the meaning beside it carries the document's title."""
+QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+
+TILES = Code("{tiles}", "UCUM", "tiles")
+FRAMES = Code("{frames}", "UCUM", "frames")
+
+SHARE = Code("area-share", PRIVATE_SCHEME, "Share of the tissue area that was read")
+MEAN_PROBABILITY = Code("mean-probability", PRIVATE_SCHEME, "Mean probability of the class over its tiles")
+TILE_COUNT = Code("tile-count", PRIVATE_SCHEME, "Number of tiles")
+TISSUE_FOUND = Code("tissue-found", PRIVATE_SCHEME, "Tissue area found on the slide")
+FRAMES_MISSING = Code("frames-missing", PRIVATE_SCHEME, "Number of frames that were missing")
+UNCERTAIN = Code("uncertain", PRIVATE_SCHEME, "Uncertain: no class reached the operating point")
+INTENDED_USE = Code("intended-use", PRIVATE_SCHEME, "Intended use of the model")
+INSIDE = Code("inside", PRIVATE_SCHEME, "Inside the intended use")
+OUTSIDE = Code("outside", PRIVATE_SCHEME, "Outside the intended use: exploratory")
+
+_LONG_STRING = 64
+
+
+def long_string(text: str) -> str:
+    """Text that fits VR LO (PS3.5 6.2): one line, at most 64 characters, no backslash."""
+    line = " ".join(plain(text).replace("\\", "/").split())
+    return line if len(line) <= _LONG_STRING else line[: _LONG_STRING - 1] + "…"
+
+
+def plain(text: str) -> str:
+    """Text that fits VR UT: line breaks and tabs stay, other control characters go."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+
+
+def coded(code: Code) -> CodedConcept:
+    """The DICOM code sequence item of a domain code (PS3.3 8.8); only the meaning is ever cut."""
+    return CodedConcept(value=code.code, scheme_designator=code.scheme, meaning=long_string(code.display) or code.code)

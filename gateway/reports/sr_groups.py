@@ -1,0 +1,175 @@
+"""The measurement groups of one slide in the structured report (TID 1501, and TID 1410 for evidence tiles)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from highdicom import sr as hd
+from highdicom.spatial import ImageToReferenceTransformer
+from pydicom import Dataset
+
+from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
+from gateway.domain.report import BoxPx, Evidence, Report, SlideReading, TissueClass, TissueResult
+from gateway.domain.uids import derive_uid
+from gateway.reports import sr_concepts as concept
+from gateway.reports import wording
+
+
+@dataclass(frozen=True, slots=True)
+class SlideGroups:
+    """The groups of slide `number` (from 1), read from `image`. `subject` is set where slides differ in specimen."""
+
+    report: Report
+    number: int
+    slide: SlideReading
+    image: Dataset
+    subject: hd.SubjectContext | None
+
+    def all(self) -> Iterator[hd.MeasurementsAndQualitativeEvaluations]:
+        """The slide as a whole, each class with its evidence, then what stayed uncertain."""
+        result = wording.result_of(self.report, self.slide)
+        yield self._whole(result)
+        if result is None:
+            return
+        for tissue in result.classes:
+            yield self._class(tissue)
+            for rank, evidence in enumerate(tissue.evidence, 1):
+                yield self._evidence(tissue, rank, evidence)
+        yield self._uncertain(result)
+
+    def _whole(self, result: TissueResult | None) -> hd.MeasurementsAndQualitativeEvaluations:
+        measurements = []
+        evaluations = []
+        parameters = [*self._models(), *(f"changed setting {key}={value}" for key, value in self.report.order.settings)]
+        if self.slide.tissue_area_mm2 is not None:
+            measurements.append(_measurement(concept.TISSUE_FOUND, self.slide.tissue_area_mm2, MILLIMETRE_SQUARED))
+        if result is not None:
+            measurements.append(_measurement(concept.AREA, result.area_mm2, MILLIMETRE_SQUARED))
+            measurements.append(_measurement(concept.TILE_COUNT, result.tiles, concept.TILES))
+            use = concept.OUTSIDE if result.exploratory else concept.INSIDE
+            evaluations.append(hd.QualitativeEvaluation(concept.coded(concept.INTENDED_USE), concept.coded(use)))
+            parameters.append(f"operating point {result.operating_point}: probability >= {result.min_probability:g}")
+        measurements.append(_measurement(concept.FRAMES_MISSING, self.slide.frames_missing, concept.FRAMES))
+        return self._group(
+            "tissue",
+            concept.TISSUE,
+            measurements,
+            evaluations=evaluations,
+            parameters=[concept.plain(parameter) for parameter in parameters],
+        )
+
+    def _class(self, tissue: TissueClass) -> hd.MeasurementsAndQualitativeEvaluations:
+        measurements = _extent(tissue.area_mm2, tissue.share, tissue.tiles)
+        if tissue.mean_probability is not None:
+            measurements.append(_measurement(concept.MEAN_PROBABILITY, tissue.mean_probability, NO_UNITS))
+        return self._group(f"class-{tissue.index}", tissue.code, measurements)
+
+    def _uncertain(self, result: TissueResult) -> hd.MeasurementsAndQualitativeEvaluations:
+        measurements = _extent(result.uncertain_area_mm2, result.uncertain_share, result.uncertain_tiles)
+        return self._group("uncertain", concept.UNCERTAIN, measurements)
+
+    def _evidence(
+        self, tissue: TissueClass, rank: int, evidence: Evidence
+    ) -> hd.PlanarROIMeasurementsAndQualitativeEvaluations:
+        return self._with_subject(
+            hd.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=self._tracking(f"class-{tissue.index}/tile-{rank}"),
+                referenced_region=_region(self.image, evidence.box),
+                finding_type=concept.coded(tissue.code),
+                algorithm_id=self._algorithm(),
+                measurements=[_measurement(concept.CERTAINTY, evidence.probability * 100, PERCENT)],
+            )
+        )
+
+    def _group(
+        self,
+        role: str,
+        finding: Code,
+        measurements: list[hd.Measurement],
+        *,
+        evaluations: list[hd.QualitativeEvaluation] | None = None,
+        parameters: list[str] | None = None,
+    ) -> hd.MeasurementsAndQualitativeEvaluations:
+        sites = [hd.FindingSite(concept.coded(self.slide.site))] if self.slide.site else None
+        return self._with_subject(
+            hd.MeasurementsAndQualitativeEvaluations(
+                tracking_identifier=self._tracking(role),
+                finding_type=concept.coded(finding),
+                finding_sites=sites,
+                algorithm_id=self._algorithm(parameters),
+                measurements=measurements,
+                qualitative_evaluations=evaluations,
+                source_images=[hd.SourceImageForMeasurementGroup.from_source_image(self.image)],
+            )
+        )
+
+    def _with_subject(
+        self, group: hd.MeasurementsAndQualitativeEvaluations
+    ) -> hd.MeasurementsAndQualitativeEvaluations:
+        """The group with its own specimen (TID 1006), where the document's slides do not share one."""
+        if self.subject is not None:
+            group[0].ContentSequence.extend(self.subject)
+        return group
+
+    def _tracking(self, role: str) -> hd.TrackingIdentifier:
+        name = f"{self.report.analysis_id}/slide-{self.number}/{role}"
+        return hd.TrackingIdentifier(uid=derive_uid(self.report.analysis_id, name), identifier=name)
+
+    def _algorithm(self, parameters: list[str] | None = None) -> hd.AlgorithmIdentification:
+        return hd.AlgorithmIdentification(
+            name=concept.plain(self.report.protocol),
+            version=concept.plain(self.report.software.version),
+            manufacturer=concept.plain(self.report.software.manufacturer),
+            parameters=parameters,
+            family=concept.coded(concept.ARTIFICIAL_INTELLIGENCE),
+        )
+
+    def _models(self) -> Iterator[str]:
+        for model in self.report.models:
+            yield (
+                f"model {model.name} version {model.version}, engine sha256 {model.engine_sha256}, "
+                f"weights sha256 {model.weights_sha256}, recipe {model.recipe} sha256 {model.recipe_sha256}, "
+                f"data manifest sha256 {model.manifest_sha256}"
+            )
+
+
+def _extent(area_mm2: float, share: float, tiles: int) -> list[hd.Measurement]:
+    return [
+        _measurement(concept.AREA, area_mm2, MILLIMETRE_SQUARED),
+        _measurement(concept.SHARE, share * 100, PERCENT),
+        _measurement(concept.TILE_COUNT, tiles, concept.TILES),
+    ]
+
+
+def _measurement(name: Code, value: float, unit: Code) -> hd.Measurement:
+    return hd.Measurement(name=concept.coded(name), value=value, unit=concept.coded(unit))
+
+
+def _region(image: Dataset, box: BoxPx) -> hd.ImageRegion3D | hd.ImageRegion:
+    """The box as a closed polygon: in mm of the slide's frame of reference, or, where the header gives no usable
+    origin or orientation, in pixels of the total pixel matrix (PS3.3 C.18.6, C.18.9)."""
+    left, top, right, bottom = box.x_px, box.y_px, box.x_px + box.width_px, box.y_px + box.height_px
+    corners_N2 = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]], dtype=np.float64)
+    to_mm = _to_mm(image)
+    if to_mm is None:
+        return hd.ImageRegion("POLYLINE", corners_N2, hd.SourceImageForRegion.from_source_image(image))
+    return hd.ImageRegion3D("POLYGON", to_mm(corners_N2), image.FrameOfReferenceUID)
+
+
+def _to_mm(image: Dataset) -> ImageToReferenceTransformer | None:
+    """From (column, row) of the total pixel matrix, (0, 0) being the first pixel's outer corner, to mm (x, y, z)."""
+    origins = image.get("TotalPixelMatrixOriginSequence")
+    orientation = image.get("ImageOrientationSlide")
+    if not origins or not orientation or "FrameOfReferenceUID" not in image:
+        return None
+    origin = origins[0]
+    spacing = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    return ImageToReferenceTransformer(
+        image_position=[
+            float(origin.XOffsetInSlideCoordinateSystem),
+            float(origin.YOffsetInSlideCoordinateSystem),
+            float(origin.get("ZOffsetInSlideCoordinateSystem", 0) or 0),
+        ],
+        image_orientation=[float(value) for value in orientation],
+        pixel_spacing=[float(value) for value in spacing],
+    )

@@ -1,0 +1,64 @@
+"""The words that every encoding shares, so that none of them says it otherwise."""
+
+from gateway.domain.report import FindingKind, Report, SlideReading, TissueResult
+
+RESEARCH_USE = "Research use only, not a medical device."
+PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
+EXPLORATORY = (
+    "Exploratory: the slide lies outside what the model was measured for. "
+    "The map shows similarity of appearance only; it names no diagnosis and supports none."
+)
+UNCERTAIN = "Uncertain"
+
+_PROTOCOLS = {"tissue-classification": "Tissue classification"}
+_KINDS = {
+    FindingKind.INTENDED_USE: "Intended use",
+    FindingKind.QUALITY: "Quality",
+    FindingKind.CONFIDENCE: "Confidence",
+    FindingKind.NOT_READ: "Not read",
+    FindingKind.SETTING: "Changed setting",
+}
+
+
+def protocol_title(report: Report) -> str:
+    """The protocol's name for people."""
+    return _PROTOCOLS.get(report.protocol, report.protocol.replace("-", " ").capitalize())
+
+
+def document_title(report: Report) -> str:
+    """The title of the document, with the words that a reader must never miss."""
+    title = f"{protocol_title(report)}, research use"
+    return f"{title}, exploratory" if report.exploratory else title
+
+
+def kind_title(kind: FindingKind) -> str:
+    """What a finding is about, for people."""
+    return _KINDS[kind]
+
+
+def result_of(report: Report, slide: SlideReading) -> TissueResult | None:
+    """The slide's tissue result, if there is one."""
+    return next((result for result in report.tissue if result.series == slide.series), None)
+
+
+def slide_name(report: Report, series: str | None) -> str:
+    """How a finding names its slide: "Slide 2 (container A-2)", or "Whole case"."""
+    for number, slide in enumerate(report.slides, 1):
+        if slide.series == series:
+            return f"Slide {number} (container {slide.container})" if slide.container else f"Slide {number}"
+    return "Whole case"
+
+
+def area(value_mm2: float) -> str:
+    """An area in mm² as it is printed."""
+    return f"{value_mm2:.2f}" if value_mm2 == 0 or value_mm2 >= 0.01 else f"{value_mm2:.4f}"
+
+
+def percent(share: float) -> str:
+    """A share (0..1) in % as it is printed."""
+    return f"{share * 100:.1f}"
+
+
+def probability(value: float | None) -> str:
+    """A probability as it is printed; a dash where there is none."""
+    return "–" if value is None else f"{value:.2f}"
