@@ -1,0 +1,149 @@
+"""Instances on the local disk: whole or not there at all."""
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pydicom
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from gateway.operations.errors import (
+    Cancelled,
+    DiskFull,
+    NotDicom,
+    StateError,
+    TruncatedFile,
+    UnsupportedTransferSyntax,
+)
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00")
+_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceId:
+    """Which instance a file is."""
+
+    study: str
+    series: str
+    sop: str
+
+
+def instance_id(path: Path) -> InstanceId:
+    """The UIDs in the data set of a DICOM file (PS3.10).
+
+    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated data set cannot be checked in bounded memory).
+    """
+    with path.open("rb") as file:
+        return _identify(file)[0]
+
+
+def check_whole(path: Path) -> InstanceId:
+    """The UIDs of a DICOM image file whose pixel data are there to the last byte.
+
+    Encapsulated pixel data (PS3.5 A.4) are walked item by item to the sequence delimiter, without reading frames.
+    Raises as `instance_id`.
+    """
+    with path.open("rb") as file:
+        identity, implicit = _identify(file)
+        size = path.stat().st_size
+        header = file.read(8 if implicit else 12)
+        length = int.from_bytes(header[-4:], "little")
+        if len(header) < 8 or header[:4] not in _PIXEL_DATA or not _reaches_its_end(file, length, size):
+            raise TruncatedFile(f"The instance {identity.sop} is not complete: store it again in the archive.")
+        return identity
+
+
+def _identify(file: BinaryIO) -> tuple[InstanceId, bool]:
+    name = Path(file.name).name.removeprefix(".").removesuffix(".part")
+    try:
+        meta = pydicom.filereader.read_file_meta_info(file.name)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise UnsupportedTransferSyntax("A deflated slide cannot be read: store it with another transfer syntax.")
+        file.seek(0)
+        dataset = pydicom.dcmread(
+            file,
+            stop_before_pixels=True,
+            specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"],
+        )
+        implicit = bool(dataset.file_meta.TransferSyntaxUID.is_implicit_VR)
+        identity = InstanceId(
+            str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)
+        )
+    except UnsupportedTransferSyntax:
+        raise
+    except pydicom.errors.InvalidDicomError:
+        raise NotDicom(f"{name} is not a DICOM file.") from None
+    except Exception:
+        # A hostile or broken header makes pydicom raise nearly anything; none of it may cross this room's wall.
+        raise TruncatedFile(f"The header of {name} cannot be read to its end: the file is damaged.") from None
+    return identity, implicit
+
+
+def _reaches_its_end(file: BinaryIO, length: int, size: int) -> bool:
+    if length != _UNDEFINED_LENGTH:
+        return file.tell() + length <= size
+    while len(item := file.read(8)) == 8:
+        if item[:4] == _SEQUENCE_END:
+            return True
+        item_length = int.from_bytes(item[4:], "little")
+        if item[:4] != _ITEM or file.tell() + item_length > size:
+            return False
+        file.seek(item_length, os.SEEK_CUR)
+    return False
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Translate what the operating system says of the disk: DiskFull where there is no room, else StateError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull("No space is left for the slide: make room in the state folder.") from None
+        raise StateError(
+            f"A file in the state folder cannot be read or written ({os.strerror(error.errno or 0)}): "
+            "check the folder and its permissions."
+        ) from None
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block ends well, flushed to the disk, and not at all otherwise."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
+    """Hold the folder for one writer of this machine. The lock dies with its process. Raises Cancelled."""
+    with (folder / ".lock").open("wb") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if cancelled():
+                    raise Cancelled("The analysis was cancelled.") from None
+                time.sleep(0.1)
+        yield
