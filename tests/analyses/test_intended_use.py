@@ -1,0 +1,100 @@
+"""Organ and stain of order and header against the card; unknown is outside, never guessed."""
+
+import dataclasses
+
+import pytest
+
+from gateway.analyses.identity import check_identity
+from gateway.analyses.intended_use import compare
+from gateway.domain.codes import Code
+from gateway.domain.model import IntendedUse, ModelCard, ModelVersion
+from gateway.domain.order import Order, Patient, SlideReference, Specimen
+from gateway.domain.slide import SlideHeader
+from gateway.domain.tables import stain_name
+from gateway.operations.errors import IdentityMismatch
+
+COLON = Code("71854001", "SCT", "Colon")
+STOMACH = Code("69695003", "SCT", "Stomach")
+HE = (Code("12710003", "SCT", "hematoxylin stain"), Code("36879007", "SCT", "water soluble eosin stain"))
+PAP = (Code("12710003", "SCT", "hematoxylin stain"), Code("54221006", "SCT", "orange G stain"))
+CARD = ModelCard(
+    name="m",
+    title="M",
+    kind="head",
+    mpp=0.5,
+    tile_px=224,
+    labels=(),
+    intended_use=IntendedUse(statement="s", organs=(COLON,), specimen_types=(), stains=("HE",)),
+    operating_points=(),
+    version=ModelVersion(
+        name="m", version="1", kind="head", engine_sha256="", weights_sha256="", recipe="", recipe_sha256="",
+        manifest_sha256="",
+    ),
+    limits=(),
+)  # fmt: skip
+HEADER = SlideHeader(study_uid="1.2", series_uid="1.2.3", stains=HE, site=COLON)
+SPECIMEN = Specimen(slides=(SlideReference("1.2"),))
+
+
+def keys(specimen: Specimen, header: SlideHeader) -> list[str]:
+    return [finding.code.code for finding in compare(specimen, header, CARD).findings]
+
+
+def test_inside_by_header_alone() -> None:
+    use = compare(SPECIMEN, HEADER, CARD)
+    assert not use.exploratory
+    assert (use.stain, use.site) == ("HE", COLON)
+
+
+def test_inside_by_order_alone() -> None:
+    ordered = dataclasses.replace(SPECIMEN, stain="HE", site=COLON)
+    assert keys(ordered, dataclasses.replace(HEADER, stains=(), site=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("specimen", "header", "expected"),
+    [
+        ({}, {"site": None}, ["organ-unknown"]),
+        ({}, {"site": STOMACH}, ["organ-outside"]),
+        ({"site": STOMACH}, {}, ["organ-conflict"]),
+        ({}, {"stains": ()}, ["stain-unknown"]),
+        ({}, {"stains": PAP}, ["stain-outside"]),
+        ({"stain": "PAP"}, {}, ["stain-conflict"]),
+        ({}, {"stains": (), "site": None}, ["organ-unknown", "stain-unknown"]),
+    ],
+)
+def test_outside(specimen: dict[str, object], header: dict[str, object], expected: list[str]) -> None:
+    ordered, found = dataclasses.replace(SPECIMEN, **specimen), dataclasses.replace(HEADER, **header)
+    assert keys(ordered, found) == expected
+    assert compare(ordered, found, CARD).exploratory
+
+
+def test_stain_needs_all_its_substances() -> None:
+    assert stain_name(HE) == "HE"
+    assert stain_name(PAP) == "PAP"
+    assert stain_name(HE[:1]) is None
+    assert stain_name(()) is None
+
+
+@pytest.mark.parametrize(
+    ("order", "specimen", "header"),
+    [
+        ({"patient": Patient("A")}, {}, {"patient_id": "B"}),
+        ({"patient": Patient("A", "X")}, {}, {"patient_id": "A", "patient_id_issuer": "Y"}),
+        ({"accession": "1"}, {}, {"accession": "2"}),
+        ({}, {"container": "1"}, {"container_id": "2"}),
+    ],
+)
+def test_another_case_is_refused(
+    order: dict[str, object], specimen: dict[str, object], header: dict[str, object]
+) -> None:
+    ordered = dataclasses.replace(SPECIMEN, **specimen)
+    with pytest.raises(IdentityMismatch) as caught:
+        check_identity(Order("p", (ordered,), **order), ordered, dataclasses.replace(HEADER, **header))
+    assert not {"A", "B", "X", "Y"} & set(caught.value.detail.split())
+
+
+def test_same_or_one_sided_identifiers_pass() -> None:
+    header = dataclasses.replace(HEADER, patient_id="A ", accession="1", container_id=None)
+    ordered = dataclasses.replace(SPECIMEN, container="C")
+    check_identity(Order("p", (ordered,), patient=Patient("A")), ordered, header)

@@ -1,0 +1,29 @@
+"""What all tests share: where the data lie, and the one slide of the repository."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def data_path(*parts: str) -> Path:
+    """A file or folder of the public data sets; skips the test, with a reason, where it is absent."""
+    base = Path(os.environ.get("PATHSERVE_DATA", ROOT.parent / "shared" / "data"))
+    path = base.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"data set not present: {'/'.join(parts)} (set PATHSERVE_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cmu_slide() -> Path:
+    """The CC0 CMU small region as a folder of DICOM files: H&E, 2,220 × 2,967 pixels at 0.499 µm."""
+    return ROOT / "tests" / "data" / "cmu_small_he"
+
+
+@pytest.fixture(scope="session")
+def metaplasia_slide() -> Path:
+    """H&E of the stomach, 13,198 × 11,685 pixels at 0.5 µm (outside the repository)."""
+    return data_path("slides", "metaplasia_he")
