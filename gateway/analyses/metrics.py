@@ -1,0 +1,18 @@
+"""Prometheus metrics of the workflow, kept by the worker (gateway.operations.metrics gathers them)."""
+
+from prometheus_client import Counter, Histogram
+
+STEP_SECONDS = Histogram(
+    "step_duration_seconds",
+    "Time of one try of a durable step",
+    ["step"],
+    buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000),
+)
+STEP_ATTEMPTS = Counter("step_attempts_total", "Tries of the durable steps", ["step", "outcome"])
+TURNAROUND_SECONDS = Histogram(
+    "case_turnaround_seconds",
+    "Time from acceptance to the end of an analysis",
+    ["pipeline", "priority", "state"],
+    buckets=(1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400),
+)
+DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")

@@ -1,0 +1,218 @@
+"""The worker process: holds the state folder's lock, runs the durable workflows, beats its heart into the ledger."""
+
+import errno
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+
+from gateway.analyses.dispatcher import Dispatcher
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.workflow import APPLICATION_VERSION, AnalysisWorkflow, MakeCase, Retry
+from gateway.operations.errors import PathserveError, StateError, StateLocked
+from gateway.operations.settings import Settings
+
+log = structlog.get_logger("gateway.analyses.worker")
+
+TICK_S = 0.2
+BEAT_S = 1.0
+CHECK_S = 10.0
+STOP_S = 8.0
+"""How long running steps have to stop; with what follows it stays inside the 15 s of a SIGTERM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What the worker looks at now and then: parts by name (each raises PathserveError), and its models."""
+
+    parts: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    models: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+
+
+def run_worker(
+    settings: Settings,
+    make_case: MakeCase,
+    *,
+    checks: Checks = Checks(),
+    lock_wait_s: float = 0.0,
+    parent_pid: int | None = None,
+) -> None:
+    """Work until SIGTERM or SIGINT, or until the parent process is gone. Call it from the main thread.
+
+    Raises StateLocked where another worker holds the state folder for longer than `lock_wait_s`; StateError, DiskFull.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    def orphaned() -> bool:
+        return parent_pid is not None and os.getppid() != parent_pid
+
+    with _locked(settings.state, lock_wait_s, lambda: stop.is_set() or orphaned()) as locked:
+        if not locked:
+            return
+        ledger = Ledger.open(settings.ledger_url, settings.state)
+        analyses = settings.state / "analyses"
+        analyses.mkdir(mode=0o700, exist_ok=True)
+        executor_id = _executor_id(settings.state)
+        workflow = AnalysisWorkflow(ledger, analyses, make_case, Retry(settings.retry_attempts, settings.retry_delay_s))
+        _launch(settings.state, executor_id)
+        heart = _Heart(ledger, executor_id, checks)
+        heart.start()
+        dispatcher = Dispatcher(ledger, workflow, settings.concurrency)
+        log.info("worker is ready", pid=os.getpid())
+        try:
+            while not stop.wait(TICK_S):
+                if orphaned():
+                    log.warning("the parent process is gone; stopping")
+                    break
+                try:
+                    dispatcher.tick()
+                except PathserveError as error:
+                    log.error("dispatcher could not reach the ledger", reason=error.reason)
+        finally:
+            log.info("worker stops", count=len(workflow.active))
+            # A thread stuck in a foreign call must not hold the process beyond its time.
+            last_resort = threading.Timer(STOP_S + 4.0, os._exit, (1,))
+            last_resort.daemon = True
+            last_resort.start()
+            workflow.stop()
+            until = time.monotonic() + STOP_S
+            while workflow.active and time.monotonic() < until:
+                time.sleep(0.05)
+            heart.stop()
+            DBOS.destroy()
+            ledger.close()
+
+
+def _launch(state: Path, executor_id: str) -> None:
+    config = DBOSConfig(
+        name="pathserve",
+        system_database_url=f"sqlite:///{state / 'dbos.db'}",
+        application_version=APPLICATION_VERSION,
+        executor_id=executor_id,
+        serializer=DBOSPortableJSONSerializer(),
+        # No telemetry leaves the process, and no conductor is contacted (no key is given).
+        enable_otlp=False,
+        log_level="WARNING",
+    )
+    DBOS(config=config)
+    _own_dbos_logging()
+    DBOS.launch()
+
+
+def _own_dbos_logging() -> None:
+    """Let the engine's messages go through our logging instead of its own console handler."""
+    logger = logging.getLogger("dbos")
+    logger.handlers.clear()
+    logger.propagate = True
+
+
+def _executor_id(state: Path) -> str:
+    """The stable name of this state folder's worker; the lock makes sure that only one process uses it."""
+    path = state / "executor-id"
+    if not path.exists():
+        made = path.with_suffix(".new")
+        made.write_text(f"worker-{uuid.uuid4()}\n")
+        made.replace(path)
+    return path.read_text().strip()
+
+
+@contextmanager
+def _locked(state: Path, wait_s: float, give_up: Callable[[], bool]) -> Iterator[bool]:
+    """Hold STATE/worker.lock exclusively. Yields False where `give_up` said so while waiting. Raises StateLocked."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = (state / "worker.lock").open("a")
+    except OSError as error:
+        raise StateError("The state folder cannot be written; check its owner and mode.") from error
+    with handle:
+        until = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise StateError("The state folder cannot be locked; use a local file system.") from error
+            if give_up():
+                yield False
+                return
+            if time.monotonic() >= until:
+                raise StateLocked(
+                    "Another worker already uses this state folder; stop it first, or set PATHSERVE_STATE to another."
+                )
+            time.sleep(0.1)
+        yield True
+
+
+class _Heart:
+    """Two threads: one beats whatever happens, one looks at the parts; a slow part does not look like a dead worker."""
+
+    def __init__(self, ledger: Ledger, worker_id: str, checks: Checks) -> None:
+        self._ledger = ledger
+        self._worker_id = worker_id
+        self._checks = checks
+        self._parts: dict[str, bool] = dict.fromkeys(checks.parts, False)
+        self._models: Sequence[Mapping[str, Any]] = ()
+        self._stop = threading.Event()
+        self._looked = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._beat, name="heartbeat", daemon=True),
+            threading.Thread(target=self._look, name="checks", daemon=True),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+
+    def _beat(self) -> None:
+        started = datetime.now(UTC)
+        while not self._stop.is_set():
+            try:
+                self._ledger.beat(self._worker_id, started, self._parts, self._models)
+            except PathserveError as error:
+                log.error("heartbeat could not be written", reason=error.reason)
+            # Beat again at once when the parts have been looked at, so that readiness is not late.
+            self._looked.wait(BEAT_S)
+            self._looked.clear()
+
+    def _look(self) -> None:
+        while not self._stop.is_set():
+            self._parts = {name: _passes(name, check) for name, check in self._checks.parts.items()}
+            try:
+                self._models = self._checks.models()
+            except Exception:
+                log.exception("the models could not be listed")
+            self._looked.set()
+            # Until all is well, look more often: that is when somebody waits for it.
+            self._stop.wait(CHECK_S if all(self._parts.values()) else 1.0)
+
+
+def _passes(name: str, check: Callable[[], object]) -> bool:
+    try:
+        check()
+    except PathserveError as error:
+        log.warning("part is not ready", name=name, reason=error.reason, detail=error.detail)
+        return False
+    except Exception:
+        log.exception("the check of a part failed", name=name)
+        return False
+    return True

@@ -1,0 +1,272 @@
+"""The durable workflow: fetch, infer, report, deliver as steps that a restart does not repeat (DBOS Transact).
+
+A step's outcome is a small JSON object in the workflow database; the case's data lie in its folder. Errors never pass
+through the workflow engine: a step returns how it ended, so that what is stored stays readable by any version.
+"""
+
+import asyncio
+import shutil
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+from dbos import DBOS, SetWorkflowID
+
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.metrics import DEAD_LETTERS, STEP_ATTEMPTS, STEP_SECONDS, TURNAROUND_SECONDS
+from gateway.domain.analysis import Failure, Progress, State, Step
+from gateway.domain.order import Order
+from gateway.operations.errors import Cancelled, PathserveError, WorkerDied
+
+APPLICATION_VERSION = "pathserve-analysis-1"
+"""Ours, never derived: a worker takes up only the workflows of its own version, and a library update must not strand
+orders. Change it only together with a migration of what is in flight."""
+
+MAX_ATTEMPTS = 5
+INTERRUPT_GRACE_S = 5.0
+PROGRESS_INTERVAL_S = 0.25
+INTERNAL = Failure("internal", "An internal error stopped the analysis; the server's log names it under this id.")
+
+log = structlog.get_logger("gateway.analyses.workflow")
+
+
+class Case(Protocol):
+    """One analysis at work. Every step may be repeated after a kill; what it had finished is not done again."""
+
+    async def fetch(self) -> dict[str, Any]: ...
+    async def infer(self) -> dict[str, Any]: ...
+    async def report(self) -> dict[str, Any]: ...
+    async def deliver(self) -> dict[str, Any]: ...
+
+
+MakeCase = Callable[[str, Order, Path, Callable[[Progress], None], Callable[[], bool]], Case]
+"""(analysis id, order, folder, progress, cancelled) -> Case."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and after which pauses, a step is tried again whose error may pass."""
+
+    attempts: int = 5
+    delay_s: float = 2.0
+
+    def pause_s(self, attempt: int) -> float:
+        return min(60.0, self.delay_s * 2.0 ** (attempt - 1))
+
+
+class AnalysisWorkflow:
+    """The workflow of one worker process. Made before `DBOS.launch()`, which may start recovered runs at once."""
+
+    def __init__(self, ledger: Ledger, analyses: Path, make_case: MakeCase, retry: Retry) -> None:
+        self._ledger = ledger
+        self._analyses = analyses
+        self._make_case = make_case
+        self._retry = retry
+        self._stopping = threading.Event()
+        self._cancelled: frozenset[str] = frozenset()
+        self._active: set[str] = set()
+
+        async def analysis(analysis_id: str) -> str:
+            return await self._run(analysis_id)
+
+        # The worker's own count decides when to give up (`MAX_ATTEMPTS`), because it knows of progress in between.
+        self._workflow = DBOS.workflow(name="analysis", max_recovery_attempts=None)(analysis)
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The analyses that this process works on now."""
+        return frozenset(self._active)
+
+    def start(self, analysis_id: str) -> None:
+        """Start the durable workflow under the analysis id; where it exists already, nothing happens."""
+        with SetWorkflowID(analysis_id):
+            DBOS.start_workflow(self._workflow, analysis_id)
+
+    def status(self, analysis_id: str) -> str | None:
+        """What the engine says of the workflow (PENDING, SUCCESS, ERROR, …); None where it has never been started."""
+        found = DBOS.get_workflow_status(analysis_id)
+        return None if found is None else str(found.status)
+
+    def request_cancel(self, analysis_ids: frozenset[str]) -> None:
+        """Tell the running steps which analyses are to end."""
+        self._cancelled = analysis_ids
+
+    def stop(self) -> None:
+        """Ask every running step to stop at its next batch; the analyses stay resumable."""
+        self._stopping.set()
+
+    async def _run(self, analysis_id: str) -> str:
+        self._active.add(analysis_id)
+        structlog.contextvars.bind_contextvars(analysis_id=analysis_id)
+        try:
+            # Counted at every begin, recovered ones included, so it is no durable step.
+            attempt = await asyncio.to_thread(self._ledger.count_attempt, analysis_id)
+            log.info("analysis begins", attempt=attempt)
+            end = await self._steps(analysis_id, attempt)
+            return await asyncio.to_thread(self._finish, analysis_id, end)
+        except asyncio.CancelledError:
+            log.info("analysis interrupted, to be resumed")
+            if self._stopping.is_set():
+                # Synchronous on purpose: this task is being cancelled and must not wait again.
+                self._ledger.forgive_attempt(analysis_id)
+            raise
+        finally:
+            self._active.discard(analysis_id)
+
+    async def _steps(self, analysis_id: str, attempt: int) -> dict[str, Any]:
+        if attempt > MAX_ATTEMPTS:
+            DEAD_LETTERS.inc()
+            return {
+                "state": State.FAILED.value,
+                "reason": WorkerDied.reason,
+                "detail": f"The worker process died {MAX_ATTEMPTS} times on this analysis without getting any further; "
+                "see the server's log, and order it again once the cause is removed.",
+            }
+        record = await asyncio.to_thread(self._ledger.get, analysis_id)
+        if record.analysis.state.final:
+            return {"state": record.analysis.state.value, "reason": "", "detail": ""}
+        throttle = _Throttle(lambda progress: self._ledger.record_progress(analysis_id, progress))
+        case: Case | None = None
+
+        def make() -> Case:
+            nonlocal case
+            if case is None:
+                case = self._make_case(
+                    analysis_id,
+                    record.analysis.order,
+                    self._analyses / analysis_id,
+                    throttle,
+                    lambda: self._interrupted(analysis_id),
+                )
+            return case
+
+        for step in Step:
+
+            async def body(step: Step = step) -> dict[str, Any]:
+                return await self._step(analysis_id, step, make, throttle)
+
+            outcome: dict[str, Any] = await DBOS.run_step_async({"name": step.value}, body)
+            if "state" in outcome:
+                return outcome
+        return {"state": State.COMPLETED.value}
+
+    async def _step(
+        self, analysis_id: str, step: Step, make: Callable[[], Case], throttle: "_Throttle"
+    ) -> dict[str, Any]:
+        """One durable step: {"summary": …}, or {"state", "reason", "detail"} where the analysis ends with it."""
+        structlog.contextvars.bind_contextvars(analysis_id=analysis_id, step=step.value)
+        for attempt in range(1, self._retry.attempts + 1):
+            began = time.monotonic()
+            try:
+                if step is Step.DELIVER:
+                    await asyncio.to_thread(self._ledger.begin_delivery, analysis_id)
+                await self._event(analysis_id, step, "started", attempt=attempt)
+                summary = await self._watched(analysis_id, getattr(make(), step.value))
+                await asyncio.to_thread(throttle.flush)
+            except Cancelled:
+                self._leave_resumable_when_stopping(analysis_id)
+                STEP_ATTEMPTS.labels(step.value, "cancelled").inc()
+                return {"state": State.CANCELLED.value}
+            except PathserveError as error:
+                self._leave_resumable_when_stopping(analysis_id)
+                outcome = "retry" if error.retryable and attempt < self._retry.attempts else "failed"
+                STEP_ATTEMPTS.labels(step.value, outcome).inc()
+                log.warning("step did not succeed", reason=error.reason, detail=error.detail, attempt=attempt)
+                if outcome == "failed":
+                    return {"state": State.FAILED.value, "reason": error.reason, "detail": error.detail}
+                await self._event(analysis_id, step, "retry", attempt=attempt, reason=error.reason)
+                await self._pause(analysis_id, self._retry.pause_s(attempt))
+            except Exception:
+                self._leave_resumable_when_stopping(analysis_id)
+                STEP_ATTEMPTS.labels(step.value, "error").inc()
+                log.exception("step ended by an unexpected error")
+                return {"state": State.FAILED.value, "reason": INTERNAL.reason, "detail": INTERNAL.detail}
+            else:
+                seconds = time.monotonic() - began
+                STEP_SECONDS.labels(step.value).observe(seconds)
+                STEP_ATTEMPTS.labels(step.value, "ok").inc()
+                await self._event(analysis_id, step, "finished", seconds=round(seconds, 3))
+                return {"summary": summary}
+        raise AssertionError("the last try returns")
+
+    async def _watched(self, analysis_id: str, step: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
+        """Run a step; where it does not heed an interruption by itself within a grace time, cancel it."""
+        if self._interrupted(analysis_id):
+            raise Cancelled("The analysis was cancelled.")
+        task = asyncio.ensure_future(step())
+        interrupted_at: float | None = None
+        try:
+            while not (await asyncio.wait({task}, timeout=0.2))[0]:
+                if not self._interrupted(analysis_id):
+                    continue
+                interrupted_at = interrupted_at or time.monotonic()
+                if time.monotonic() - interrupted_at > INTERRUPT_GRACE_S:
+                    task.cancel()
+                    await asyncio.wait({task}, timeout=1.0)
+                    raise Cancelled("The analysis was cancelled.")
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _pause(self, analysis_id: str, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._interrupted(analysis_id):
+            await asyncio.sleep(min(0.2, seconds))
+
+    def _interrupted(self, analysis_id: str) -> bool:
+        return self._stopping.is_set() or analysis_id in self._cancelled
+
+    def _leave_resumable_when_stopping(self, analysis_id: str) -> None:
+        # Raised out of a step, this alone makes the engine record nothing: the step runs again at the next start.
+        if self._stopping.is_set() and analysis_id not in self._cancelled:
+            raise asyncio.CancelledError
+
+    async def _event(self, analysis_id: str, step: Step, status: str, **more: Any) -> None:
+        data = {"step": step.value, "status": status} | more
+        await asyncio.to_thread(self._ledger.record_event, analysis_id, "step", data)
+
+    def _finish(self, analysis_id: str, end: dict[str, Any]) -> str:
+        state = State(end["state"])
+        failure = Failure(end["reason"], end["detail"]) if state is State.FAILED else None
+        held = self._ledger.finish(analysis_id, state, failure)
+        if held is not State.COMPLETED:
+            shutil.rmtree(self._analyses / analysis_id / "artifacts", ignore_errors=True)
+        record = self._ledger.get(analysis_id).analysis
+        seconds = (record.updated - record.created).total_seconds()
+        TURNAROUND_SECONDS.labels(record.order.protocol, record.order.priority.value, held.value).observe(seconds)
+        log.info("analysis ends", state=held.value, reason=end.get("reason"), seconds=round(seconds, 3))
+        return held.value
+
+    def abandon(self, analysis_id: str) -> None:
+        """End an analysis whose workflow the engine has given up (a fault of ours, not of the slide)."""
+        log.error("workflow ended without ending its analysis", analysis_id=analysis_id)
+        self._finish(analysis_id, {"state": State.FAILED.value, "reason": INTERNAL.reason, "detail": INTERNAL.detail})
+
+
+class _Throttle:
+    """Passes at most one progress note per interval on, and on `flush` the last one. Called from any thread."""
+
+    def __init__(self, sink: Callable[[Progress], None]) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._last_s = 0.0
+        self._waiting: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        with self._lock:
+            self._waiting = progress
+            if time.monotonic() - self._last_s < PROGRESS_INTERVAL_S:
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            progress, self._waiting = self._waiting, None
+            if progress is None:
+                return
+            self._last_s = time.monotonic()
+            self._sink(progress)

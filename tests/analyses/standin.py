@@ -1,0 +1,117 @@
+"""A stand-in for `CaseRun` (four methods), and a worker process that runs it: for tests of the workflow alone.
+
+How a case behaves is told by its order's settings: see `StandInCase`. Each call leaves a line in `folder/calls.log`, so
+that a test can count what was done twice.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gateway.domain.analysis import Progress, Step
+from gateway.domain.order import Order
+from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue
+
+
+class StandInCase:
+    """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
+
+    settings: `batches`, `batch_s`; `fail` = typed|retryable|internal|kill (in infer); `slow_deliver` seconds.
+    """
+
+    def __init__(
+        self,
+        analysis_id: str,
+        order: Order,
+        folder: Path,
+        progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.folder = folder
+        self.progress = progress
+        self.cancelled = cancelled
+        self.options = dict(order.settings)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _log(self, line: str) -> None:
+        with (self.folder / "calls.log").open("a") as out:
+            out.write(line + "\n")
+
+    async def fetch(self) -> dict[str, Any]:
+        self._log("fetch")
+        self.progress(Progress(Step.FETCH, 10, 10, "bytes"))
+        return {"files": 1}
+
+    async def infer(self) -> dict[str, Any]:
+        self._log("infer")
+        fail = self.options.get("fail")
+        if fail == "typed":
+            raise NoTissue("There is no tissue on this slide; scan it again.")
+        if fail == "retryable":
+            raise ArchiveUnavailable("The archive does not answer; check that it runs.")
+        if fail == "internal":
+            raise RuntimeError("secret patient Mueller")
+        if fail == "kill":
+            os._exit(137)
+        await asyncio.to_thread(self._batches)
+        return {"batches": int(self.options.get("batches", "2"))}
+
+    def _batches(self) -> None:
+        total = int(self.options.get("batches", "2"))
+        store = self.folder / "tiles.log"
+        done = len(store.read_text().splitlines()) if store.exists() else 0
+        for batch in range(done, total):
+            if self.cancelled():
+                raise Cancelled("The analysis was cancelled.")
+            self._log(f"batch {batch}")
+            time.sleep(float(self.options.get("batch_s", "0.02")))
+            with store.open("a") as out:
+                out.write(f"{batch}\n")
+                out.flush()
+                os.fsync(out.fileno())
+            self.progress(Progress(Step.INFER, batch + 1, total, "tiles"))
+
+    async def report(self) -> dict[str, Any]:
+        self._log("report")
+        artifacts = self.folder / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        for name, content in (
+            ("report.json", json.dumps({"analysis_id": self.folder.name})),
+            ("report.html", "<!doctype html><title>report</title>"),
+            ("report.sr.dcm", "DICM"),
+        ):
+            (artifacts / name).write_text(content)
+        return {"files": 3}
+
+    async def deliver(self) -> dict[str, Any]:
+        self._log("deliver")
+        await asyncio.sleep(float(self.options.get("slow_deliver", "0")))
+        return {"stored": 1}
+
+
+def main() -> None:
+    """argv: parent pid (0 = none), seconds to wait for the lock. The state folder comes from the environment."""
+    from gateway.analyses.worker import Checks, run_worker
+    from gateway.operations.logging import configure_logging
+    from gateway.operations.settings import settings
+
+    configure_logging("worker", folder=settings().state / "logs")
+    run_worker(
+        settings(),
+        StandInCase,
+        checks=Checks(
+            parts={"archive": lambda: None, "inference": lambda: None},
+            models=lambda: [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}],
+        ),
+        parent_pid=int(sys.argv[1]) or None,
+        lock_wait_s=float(sys.argv[2]),
+    )
+
+
+if __name__ == "__main__":
+    main()
