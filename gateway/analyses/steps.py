@@ -23,6 +23,7 @@ from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.protocol import Archive, SeriesEntry
 from gateway.domain.analysis import Progress, Step
+from gateway.domain.model import ModelVersion
 from gateway.domain.order import Order, SlideReference
 from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
 from gateway.domain.tables import finding_code
@@ -226,7 +227,6 @@ class CaseRun:
                 file = PICTURE_FILES[role].format(n=len(outcomes))
                 pictures.append(picture(role, file, encoded, outcome.reading.series))
                 data[file] = encoded
-        repository = ModelRepository(self._settings.model_repository)
         report = Report(
             schema_version=SCHEMA_VERSION,
             analysis_id=self.analysis_id,
@@ -241,7 +241,7 @@ class CaseRun:
                 version=__version__,
                 device_uid=derive_uid("pathserve", f"device/{__version__}"),
             ),
-            models=tuple(repository.card(name).version for name in repository.parts(self._protocol.models[0])),
+            models=self._models(),
             order=self.order,
             slides=tuple(readings),
             findings=tuple(findings),
@@ -249,6 +249,12 @@ class CaseRun:
             pictures=tuple(pictures),
         )
         return report, sources, data
+
+    def _models(self) -> tuple[ModelVersion, ...]:
+        """The protocol's models, an ensemble's steps before the ensemble itself."""
+        repository = ModelRepository(self._settings.model_repository)
+        names = [part for name in self._protocol.models for part in (*repository.contract(name).steps, name)]
+        return tuple(repository.card(name).version for name in names)
 
     async def deliver(self) -> dict[str, Any]:
         """Store the report's DICOM objects in the archive. Raises ArchiveError, DiskFull, Cancelled."""

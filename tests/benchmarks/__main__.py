@@ -1,0 +1,47 @@
+"""`make bench`: every row in one run, a table on stdout and build/bench.json. Exit 0 when all were measured."""
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.slides.phantom import write_phantom
+from tests.benchmarks import bench_analyze, bench_frames, bench_memory
+from tests.benchmarks.rows import Row, publish
+
+BUILD = Path(__file__).parents[2] / "build"
+
+
+def main() -> int:
+    rows: list[Row] = []
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="pathserve-bench-") as folder:
+        work = Path(folder)
+        for name, measure in _benchmarks(work):
+            print(f"measuring {name} …", file=sys.stderr, flush=True)
+            try:
+                rows += measure()
+            except Exception:
+                traceback.print_exc()
+                failed = True
+    publish(rows, BUILD / "bench.json")
+    return 1 if failed else 0
+
+
+def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
+    def phantom(side_px: int, **options: float) -> Path:
+        out = work / f"phantom-{side_px}"
+        if not out.exists():
+            write_phantom(out, kind="he", width_px=side_px, height_px=side_px, seed=1, **options)
+        return out
+
+    return [
+        ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
+        ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
+        ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
