@@ -13,8 +13,8 @@ from gateway.domain.slide import TileGrid
 
 UNCERTAIN = -1
 _NOTHING = -2
-_GREY = np.array([110, 110, 110], dtype=np.float32)
-_HATCH = np.array([60, 60, 60], dtype=np.float32)
+_GREY = np.array([205, 205, 205], dtype=np.float32)
+_HATCH = np.array([20, 20, 20], dtype=np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
 _HATCH_PX = 6
 _OPACITY = 0.5
@@ -64,6 +64,7 @@ def tissue_map(
     y_H1, x_1W = np.ogrid[:height, :width]
     _blend(drawn_HW3, base_HW3, uncertain_HW & ((x_1W + y_H1) % _HATCH_PX < 2), _HATCH)
     drawn_HW3[_edges(class_HW)] *= 0.75
+    # Full colour, though a palette would halve the file: quantising puts specks of one class's colour into another.
     return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", optimize=True)
 
 

@@ -4,6 +4,7 @@ The document is a pure function of the report and of the headers of the images t
 analysis id, times from `Report.issued`, and encoding twice gives the same bytes.
 """
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from datetime import UTC, datetime, timedelta, timezone
@@ -24,6 +25,7 @@ from gateway.reports import wording
 from gateway.reports.sr_groups import SlideGroups
 
 _SERIES_NUMBER = 9001
+_SHORT_STRING = 16
 _TYPE_2 = (
     "PatientName",
     "PatientID",
@@ -79,6 +81,7 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
         device_serial_number=concept.long_string(software.device_uid),
         series_description=concept.long_string(wording.document_title(report)),
         content_qualification="RESEARCH",
+        requested_procedures=_request(report, study),
         content_date=issued.date(),
         content_time=issued.time(),
         series_date=issued.date(),
@@ -144,9 +147,26 @@ def _reference(image: Dataset) -> Dataset:
     return reference
 
 
+def _request(report: Report, study: str) -> list[Dataset] | None:
+    """The request that this document answers (PS3.3 C.17.2), where the order named an accession that fits VR SH."""
+    accession = report.order.accession
+    if accession is None or len(accession) > _SHORT_STRING or "\\" in accession or not accession.isprintable():
+        return None
+    request = Dataset()
+    request.StudyInstanceUID = study
+    request.ReferencedStudySequence = []
+    request.AccessionNumber = accession
+    request.PlacerOrderNumberImagingServiceRequest = None
+    request.FillerOrderNumberImagingServiceRequest = None
+    request.RequestedProcedureID = None
+    request.RequestedProcedureDescription = None
+    request.RequestedProcedureCodeSequence = []
+    return [request]
+
+
 def _local(issued: datetime, offset: str | None) -> datetime:
     """The time of issue in the study's own time zone (TimezoneOffsetFromUTC, ±HHMM), else in UTC."""
-    if not offset:
+    if not offset or not re.fullmatch(r"[+-]\d{4}", offset):
         return issued.astimezone(UTC)
     sign = -1 if offset.startswith("-") else 1
     digits = offset.lstrip("+-")
@@ -241,10 +261,9 @@ def _remarks(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
         if finding.series is not None:
             item.ContentSequence.append(_series(finding.series))
         items.append(item)
-    for number, slide in enumerate(report.slides, 1):
-        if not slide.read:
-            reason = slide.reason or "no reason is known"
-            items.append(_text(f"Slide {number} was not read: {reason}", hd.RelationshipTypeValues.CONTAINS))
+    for slide, reason in wording.unread(report):
+        about = wording.slide_name(report, slide.series)
+        items.append(_text(f"{about} was not read: {reason}", hd.RelationshipTypeValues.CONTAINS))
     container.ContentSequence = hd.ContentSequence(items)
     return container
 

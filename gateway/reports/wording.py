@@ -5,8 +5,8 @@ from gateway.domain.report import FindingKind, Report, SlideReading, TissueResul
 RESEARCH_USE = "Research use only, not a medical device."
 PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
 EXPLORATORY = (
-    "Exploratory: the slide lies outside what the model was measured for. "
-    "The map shows similarity of appearance only; it names no diagnosis and supports none."
+    "Exploratory result. A slide lies outside what the model was measured for: "
+    "its map shows similarity of appearance only; it names no diagnosis and supports none."
 )
 UNCERTAIN = "Uncertain"
 
@@ -47,6 +47,16 @@ def slide_name(report: Report, series: str | None) -> str:
         if slide.series == series:
             return f"Slide {number} (container {slide.container})" if slide.container else f"Slide {number}"
     return "Whole case"
+
+
+def unread(report: Report) -> list[tuple[SlideReading, str]]:
+    """Slides that were not read, each with a reason, that no finding speaks of already."""
+    told = {finding.series for finding in report.findings if finding.kind is FindingKind.NOT_READ}
+    return [
+        (slide, slide.reason or "no reason is known")
+        for slide in report.slides
+        if not slide.read and slide.series not in told
+    ]
 
 
 def area(value_mm2: float) -> str:

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pydicom
 import pytest
+
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.model import ModelVersion
 from gateway.domain.order import Order, Patient, SlideReference, Specimen
@@ -193,12 +195,12 @@ def image() -> pydicom.Dataset:
 @pytest.fixture(scope="session")
 def second_image(image: pydicom.Dataset) -> pydicom.Dataset:
     """A second slide of the same study and patient: another series, instance, container and specimen."""
-    other = pydicom.Dataset(image)
-    other.SeriesInstanceUID = image.SeriesInstanceUID + ".2"
-    other.SOPInstanceUID = image.SOPInstanceUID[:-2] + ".2"
+    other = deepcopy(image)
+    other.SeriesInstanceUID = "2.25.901"
+    other.SOPInstanceUID = "2.25.902"
     other.ContainerIdentifier = "ACC0001-A2-1"
-    specimen = pydicom.Dataset(image.SpecimenDescriptionSequence[0])
-    specimen.SpecimenUID = image.SpecimenDescriptionSequence[0].SpecimenUID[:-2] + ".2"
+    specimen = deepcopy(image.SpecimenDescriptionSequence[0])
+    specimen.SpecimenUID = "2.25.903"
     specimen.SpecimenIdentifier = "ACC0001-A2-1"
     other.SpecimenDescriptionSequence = [specimen]
     return other
@@ -228,3 +230,24 @@ def exploratory(image: pydicom.Dataset) -> Report:
         series=slide.series,
     )
     return report_of([slide], [result_of(slide, exploratory=True)], [finding])
+
+
+@pytest.fixture(scope="session")
+def two_slides(image: pydicom.Dataset, second_image: pydicom.Dataset) -> Report:
+    """Two slides of one study that were read, and a third that was not."""
+    first, second = reading_of(image), reading_of(second_image)
+    unread = replace(
+        first, series="2.25.77", read=False, reason="The series has no VOLUME image.", header=None, container=None
+    )
+    return report_of([first, second, unread], [result_of(first), result_of(second, scale=0.5)])
+
+
+@pytest.fixture(scope="session")
+def second_study(image: pydicom.Dataset, two_slides: Report) -> tuple[Report, list[pydicom.Dataset]]:
+    """Two slides of two studies, and their source images."""
+    other = deepcopy(image)
+    other.StudyInstanceUID = "2.25.904"
+    other.SeriesInstanceUID = "2.25.905"
+    other.SOPInstanceUID = "2.25.906"
+    first, second = reading_of(image), reading_of(other)
+    return report_of([first, second], [result_of(first), result_of(second, scale=0.5)]), [image, other]
