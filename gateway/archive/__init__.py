@@ -1,1 +1,29 @@
 """DICOM in and out behind one `Archive` protocol."""
+
+from pathlib import Path
+
+from gateway.archive.folder import FolderArchive
+from gateway.archive.protocol import Archive, FetchedSeries, FetchProgress, SeriesEntry, no_progress
+from gateway.operations.errors import InvalidSetting
+
+__all__ = [
+    "Archive",
+    "FetchProgress",
+    "FetchedSeries",
+    "FolderArchive",
+    "SeriesEntry",
+    "no_progress",
+    "open_archive",
+]
+
+
+def open_archive(address: str) -> Archive:
+    """The archive at `folder:DIR` or `dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH`. Raises InvalidSetting."""
+    if address.startswith("folder:"):
+        return FolderArchive(Path(address.removeprefix("folder:")))
+    if address.startswith("dicomweb://"):
+        # Imported here so that work on local folders does not load the HTTP client.
+        from gateway.archive.dicomweb import DicomWebArchive
+
+        return DicomWebArchive.from_address(address)
+    raise InvalidSetting("The archive's address is not known. Write folder:DIR or dicomweb://HOST:PORT/PATH.")

@@ -1,0 +1,189 @@
+"""What a slide's files say about it: which files belong to the series, and the identity in its header."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+
+from gateway.domain.codes import Code
+from gateway.domain.slide import SlideHeader
+from gateway.operations.errors import InvalidSlide, MissingPixelSpacing, NotDicom, NoVolumeImage, TruncatedFile
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_PER_FRAME_GROUPS = 0x52009230
+_REQUIRED = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "Rows",
+    "Columns",
+    "TotalPixelMatrixColumns",
+    "TotalPixelMatrixRows",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "PhotometricInterpretation",
+)
+_MIN_UM, _MAX_UM = 0.02, 500.0
+"""Plausible pixel spacing of a level; what lies outside is a unit error of the converter (mm, µm and inch mixed up)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageFile:
+    """One file of the series with its header (no per-frame groups, no pixels)."""
+
+    path: Path
+    dataset: Dataset
+
+    @property
+    def role(self) -> str:
+        """ImageType value 3: VOLUME, LABEL, OVERVIEW, THUMBNAIL (PS3.3 C.8.12.4.1.1)."""
+        values: Sequence[str] = self.dataset.get("ImageType") or ()
+        return str(values[2]) if len(values) > 2 else ""
+
+
+def read_header(path: Path) -> Dataset:
+    """The header of one DICOM file, up to per-frame groups and pixel data. Raises NotDicom, TruncatedFile."""
+    try:
+        with path.open("rb") as stream:
+            dataset = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >= _PER_FRAME_GROUPS)
+    except InvalidDicomError:
+        raise NotDicom(f"{path.name} is not a DICOM file. Give a folder of DICOM whole-slide images.") from None
+    except OSError as error:
+        raise NotDicom(f"{path.name} cannot be read ({error.strerror}). Check the file and its permissions.") from error
+    except Exception as error:
+        # pydicom's parser has no closed set of errors for a header that breaks off.
+        raise TruncatedFile(
+            f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again."
+        ) from error
+    if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
+        raise TruncatedFile(f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again.")
+    return dataset
+
+
+def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
+    """The VOLUME images of one slide series among the files; other objects and other series may lie beside them.
+
+    Raises NotDicom, TruncatedFile, InvalidSlide (several slides, or a header without what it needs), NoVolumeImage,
+    MissingPixelSpacing.
+    """
+    if not files:
+        raise NoVolumeImage("There are no files to read a slide from.")
+    images = [ImageFile(path, dataset) for path in files if (dataset := read_header(path)).SOPClassUID == WHOLE_SLIDE]
+    if series is not None:
+        images = [image for image in images if image.dataset.get("SeriesInstanceUID") == series]
+    volumes = [image for image in images if image.role == "VOLUME"]
+    if not volumes:
+        raise NoVolumeImage(_no_volume(images))
+    if len({image.dataset.get("SeriesInstanceUID") for image in volumes}) > 1:
+        raise InvalidSlide("The files hold more than one slide. Name the series to read.")
+    unique = {image.dataset.get("SOPInstanceUID"): image for image in volumes}
+    for image in unique.values():
+        _check_header(image)
+    return list(unique.values())
+
+
+def _no_volume(images: list[ImageFile]) -> str:
+    if not images:
+        return "There is no whole-slide image among the files. Give the slide's DICOM series (modality SM)."
+    roles = ", ".join(sorted({image.role or "unknown" for image in images}))
+    return f"The series holds no VOLUME image, only {roles}. Send the slide's VOLUME images to the archive."
+
+
+def _check_header(image: ImageFile) -> None:
+    dataset = image.dataset
+    missing = [keyword for keyword in _REQUIRED if dataset.get(keyword) in (None, "", 0)]
+    if missing:
+        raise InvalidSlide(f"{image.path.name} lacks {', '.join(missing)} in its header. Check how it was converted.")
+    if dataset.SamplesPerPixel != 3 or dataset.BitsAllocated != 8 or dataset.get("PlanarConfiguration", 0) != 0:
+        raise InvalidSlide(
+            f"{image.path.name} is not an 8-bit colour image (samples {dataset.SamplesPerPixel}, bits "
+            f"{dataset.BitsAllocated}). Only brightfield slides can be read."
+        )
+    spacing_um(image)
+
+
+def spacing_um(image: ImageFile) -> tuple[float, float]:
+    """Pixel spacing (x, y) in micrometres, from the shared Pixel Measures (PS3.3 C.7.6.16.2.1). Raises
+    MissingPixelSpacing where it is absent or cannot be true: it is never guessed."""
+    try:
+        groups = image.dataset.SharedFunctionalGroupsSequence[0]
+        y_mm, x_mm = (float(value) for value in groups.PixelMeasuresSequence[0].PixelSpacing)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        raise MissingPixelSpacing(
+            f"{image.path.name} has no pixel spacing, so nothing on the slide can be measured. Convert the slide with "
+            "its pixel spacing."
+        ) from None
+    x_um, y_um = x_mm * 1000, y_mm * 1000
+    if not all(math.isfinite(value) and _MIN_UM <= value <= _MAX_UM for value in (x_um, y_um)):
+        raise MissingPixelSpacing(
+            f"{image.path.name} gives a pixel spacing of {x_mm:g} × {y_mm:g} mm, which cannot be true of a slide. "
+            "Convert the slide with its real pixel spacing."
+        )
+    return x_um, y_um
+
+
+def slide_header(dataset: Dataset) -> SlideHeader:
+    """Identity, specimen and device of a slide, as its header says them."""
+    specimen = _first(dataset, "SpecimenDescriptionSequence")
+    issuer = dataset.get("IssuerOfPatientID")
+    return SlideHeader(
+        study_uid=str(dataset.StudyInstanceUID),
+        series_uid=str(dataset.SeriesInstanceUID),
+        frame_of_reference_uid=_text(dataset, "FrameOfReferenceUID"),
+        patient_id=_text(dataset, "PatientID"),
+        patient_id_issuer=str(issuer) if issuer else None,
+        patient_name=_text(dataset, "PatientName"),
+        patient_birth_date=_text(dataset, "PatientBirthDate"),
+        patient_sex=_text(dataset, "PatientSex"),
+        accession=_text(dataset, "AccessionNumber"),
+        container_id=_text(dataset, "ContainerIdentifier"),
+        specimen_id=_text(specimen, "SpecimenIdentifier"),
+        specimen_uid=_text(specimen, "SpecimenUID"),
+        stains=_stains(dataset),
+        site=_code(_first(specimen, "PrimaryAnatomicStructureSequence")),
+        specimen_type=_code(_first(specimen, "SpecimenTypeCodeSequence")),
+        manufacturer=_text(dataset, "Manufacturer"),
+        model_name=_text(dataset, "ManufacturerModelName"),
+        serial_number=_text(dataset, "DeviceSerialNumber"),
+        acquired=_text(dataset, "AcquisitionDateTime"),
+        icc_profile=any("ICCProfile" in path for path in dataset.get("OpticalPathSequence") or ()),
+    )
+
+
+def _text(dataset: Dataset | None, keyword: str) -> str | None:
+    value = dataset.get(keyword) if dataset is not None else None
+    return str(value) if value not in (None, "") else None
+
+
+def _first(dataset: Dataset | None, keyword: str) -> Dataset | None:
+    sequence = dataset.get(keyword) if dataset is not None else None
+    return sequence[0] if sequence else None
+
+
+def _code(item: Dataset | None) -> Code | None:
+    value = _text(item, "CodeValue") or _text(item, "LongCodeValue")
+    scheme = _text(item, "CodingSchemeDesignator")
+    if value is None or scheme is None:
+        return None
+    return Code(value, scheme, _text(item, "CodeMeaning") or value)
+
+
+# PS3.16 TID 8003: "Using substance" in its SNOMED CT and its retired SNOMED-RT form.
+_USING_SUBSTANCE = {("424361007", "SCT"), ("G-C350", "SRT")}
+
+
+def _stains(dataset: Dataset) -> tuple[Code, ...]:
+    """The substances of the staining steps (PS3.16 TID 8003), over all specimens, in order, each once."""
+    found: dict[tuple[str, str], Code] = {}
+    for specimen in dataset.get("SpecimenDescriptionSequence") or ():
+        for step in specimen.get("SpecimenPreparationSequence") or ():
+            for item in step.get("SpecimenPreparationStepContentItemSequence") or ():
+                name = _code(_first(item, "ConceptNameCodeSequence"))
+                stain = _code(_first(item, "ConceptCodeSequence"))
+                if stain and name and (name.code, name.scheme) in _USING_SUBSTANCE:
+                    found.setdefault((stain.code, stain.scheme), stain)
+    return tuple(found.values())

@@ -1,0 +1,299 @@
+"""The frame pipeline: every frame under the planned tiles is fetched and decoded once, and scattered into its tiles.
+
+The plan's strips share no frame (`gateway.slides.grid`), and inside a strip frames are taken row by row, so tiles are
+finished in plan order and only a few batches are open at a time. Memory depends on `max_frames` and the batch, not on
+the slide.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from gateway.operations.errors import Cancelled
+from gateway.slides.decode import visible
+from gateway.slides.grid import TilePlan
+from gateway.slides.metrics import FRAME_BYTES, FRAMES_DECODED, FRAMES_MISSING
+from gateway.slides.slide import WHITE, LevelImage, Slide
+
+_RUN_FRAMES = 8
+"""Frames fetched and decoded by one task of the pool: enough that reads are in bulk and the hand-over costs little."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileBatch:
+    """Tiles `start`, `start + 1`, … of the plan: `images_BHWC` (B, tile_px, tile_px, 3) uint8 RGB.
+
+    `frames_missing` counts the frames absent from the slide (white here) whose first tile is in this batch.
+    """
+
+    start: int
+    images_BHWC: NDArray[np.uint8]
+    frames_missing: int
+
+
+@dataclass(slots=True, eq=False)
+class _OpenBatch:
+    fields_BHWC: NDArray[np.uint8]
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    """Absent frames (row, column): a list, because appending to it is atomic."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Target:
+    """Where a frame goes: a tile of an open batch whose corner lies at (`top`, `left`) in the frame's pixels."""
+
+    batch: _OpenBatch
+    index: int
+    top: int
+    left: int
+    first: bool
+
+    def fill(self, frame: NDArray[np.uint8]) -> None:
+        """Copy the part of the frame that the tile shows; runs of one stream never write the same pixels."""
+        field_px = self.batch.fields_BHWC.shape[1]
+        y0, x0 = max(self.top, 0), max(self.left, 0)
+        part = frame[y0 : self.top + field_px, x0 : self.left + field_px]
+        y, x = y0 - self.top, x0 - self.left
+        self.batch.fields_BHWC[self.index, y : y + part.shape[0], x : x + part.shape[1]] = part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """Some needed frames of one frame row, in rising order."""
+
+    row: int
+    columns: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class FrameGauge:
+    """Frames fetched or decoded and not yet dropped. Refuses to pass the limit; `peak` is for tests and figures."""
+
+    limit: int
+    held: int = 0
+    peak: int = 0
+    decoded: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, frames: int) -> None:
+        with self.lock:
+            self.held += frames
+            self.peak = max(self.peak, self.held)
+        assert self.held <= self.limit, "more frames in memory than allowed"
+
+    def drop(self, frames: int, decoded: int) -> None:
+        with self.lock:
+            self.held -= frames
+            self.decoded += decoded
+
+
+def stream_tiles(
+    slide: Slide,
+    plan: TilePlan,
+    *,
+    batch: int,
+    skip: int = 0,
+    workers: int = 2,
+    max_frames: int = 256,
+    cancelled: Callable[[], bool] = lambda: False,
+    gauge: FrameGauge | None = None,
+) -> Iterator[TileBatch]:
+    """The plan's tiles, batch by batch: batch k is always tiles `[k * batch, (k + 1) * batch)` of the plan.
+
+    `skip` tiles (a multiple of `batch`) are done already: frames that only they need are not read. At most `max_frames`
+    frames are fetched or decoded at a time; the pipeline works ahead of its reader up to that bound. Frames absent from
+    the slide, and what lies beyond its edge, are white. Where the level is finer than the model's resolution, tiles are
+    reduced with an antialiased bicubic filter.
+
+    Raises CorruptFrame, TruncatedFile, Cancelled (when `cancelled()` turns true).
+    """
+    if batch < 1 or skip % batch or workers < 1:
+        raise ValueError("batch and workers must be positive, skip a multiple of batch")
+    gauge = gauge or FrameGauge(limit=max_frames)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="frames") as pool:
+        stream = _Stream(slide.image(plan.grid.level), plan, batch, skip, gauge, pool)
+        try:
+            yield from stream.batches(cancelled)
+        finally:
+            stream.stop()
+
+
+class _Stream:
+    def __init__(
+        self, image: LevelImage, plan: TilePlan, batch: int, skip: int, gauge: FrameGauge, pool: ThreadPoolExecutor
+    ) -> None:
+        self._image = image
+        self._plan = plan
+        self._batch = batch
+        self._skip = skip
+        self._gauge = gauge
+        self._pool = pool
+        self._run_frames = min(_RUN_FRAMES, gauge.limit)
+        self._open: dict[int, _OpenBatch] = {}
+        self._pending: deque[tuple[Future[None], int, int]] = deque()
+        self._scratch = threading.local()
+        self._stopped = False
+        grid = plan.grid
+        self._tile_at_RC = np.full((grid.rows, grid.columns), -1, np.int32)
+        self._tile_at_RC[plan.rows_N, plan.columns_N] = np.arange(len(plan), dtype=np.int32)
+
+    def batches(self, cancelled: Callable[[], bool]) -> Iterator[TileBatch]:
+        """Submit runs up to the frame bound, wait for the oldest, hand out what it completed."""
+        done, ahead = self._skip, 0
+        for run, complete in self._runs():
+            while ahead + len(run.columns) > self._gauge.limit:
+                _check(cancelled)
+                frames, done = self._finish_oldest()
+                ahead -= frames
+                yield from self._completed(done)
+            ahead += len(run.columns)
+            self._pending.append((self._submit(run), len(run.columns), complete))
+        while self._pending:
+            _check(cancelled)
+            _, done = self._finish_oldest()
+            yield from self._completed(done)
+
+    def stop(self) -> None:
+        """Let running tasks end and drop the rest."""
+        self._stopped = True
+        for future, _, _ in self._pending:
+            future.cancel()
+
+    def _finish_oldest(self) -> tuple[int, int]:
+        future, frames, complete = self._pending.popleft()
+        future.result()
+        return frames, complete
+
+    def _completed(self, tiles: int) -> Iterator[TileBatch]:
+        """The open batches that end at or before plan index `tiles`, all tiles before which are complete."""
+        for number in sorted(self._open):
+            start, end = number * self._batch, min((number + 1) * self._batch, len(self._plan))
+            if end > tiles:
+                break
+            opened = self._open.pop(number)
+            FRAMES_MISSING.inc(len(opened.missing))
+            yield TileBatch(start, self._as_model_sees(opened.fields_BHWC), len(opened.missing))
+
+    def _as_model_sees(self, fields_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        tile_px = self._plan.grid.tile_px
+        if self._plan.grid.field_px == tile_px:
+            return fields_BHWC
+        images = np.empty((len(fields_BHWC), tile_px, tile_px, 3), np.uint8)
+
+        def reduce(index: int) -> None:
+            picture = PillowImage.fromarray(fields_BHWC[index])
+            images[index] = np.asarray(picture.resize((tile_px, tile_px), PillowImage.Resampling.BICUBIC))
+
+        for _ in self._pool.map(reduce, range(len(fields_BHWC))):
+            pass
+        return images
+
+    def _runs(self) -> Iterator[tuple[_Run, int]]:
+        """The runs of frames in reading order, each with the number of tiles complete once it and all before are in."""
+        grid, level, plan = self._plan.grid, self._image.level, self._plan
+        frame_rows, frame_columns = self._image.frame_at_RC.shape
+        strips = plan.columns_N // plan.strip_tiles
+        for strip in np.unique(strips[self._skip :]):
+            first = max(self._skip, int(np.searchsorted(strips, strip, "left")))
+            last = int(np.searchsorted(strips, strip, "right"))
+            rows_T, columns_T = plan.rows_N[first:last], plan.columns_N[first:last]
+            left = int(strip) * plan.strip_tiles * grid.field_px // level.frame_width_px
+            right = -(-(int(strip) + 1) * plan.strip_tiles * grid.field_px // level.frame_width_px)
+            right = min(right, frame_columns)
+            last_rows_T = np.minimum(((rows_T + 1) * grid.field_px - 1) // level.frame_height_px, frame_rows - 1)
+            first_row = int(rows_T[0]) * grid.field_px // level.frame_height_px
+            for row in range(first_row, int(last_rows_T[-1]) + 1):
+                # Tiles of the strip are sorted by row, so those that overlap this frame row are neighbours.
+                begin = int(np.searchsorted(last_rows_T, row, "left"))
+                end = int(np.searchsorted(rows_T * grid.field_px, (row + 1) * level.frame_height_px, "left"))
+                if begin >= end:
+                    continue
+                needed = np.zeros(right - left, np.bool_)
+                for column in np.unique(columns_T[begin:end]).tolist():
+                    start_px = column * grid.field_px
+                    end_px = min(start_px + grid.field_px, level.width_px)
+                    needed[start_px // level.frame_width_px - left : -(-end_px // level.frame_width_px) - left] = True
+                columns = (np.flatnonzero(needed) + left).tolist()
+                before = first + begin
+                after = first + int(np.searchsorted(last_rows_T, row, "right"))
+                for i in range(0, len(columns), self._run_frames):
+                    run = tuple(columns[i : i + self._run_frames])
+                    yield _Run(row, run), after if i + self._run_frames >= len(columns) else before
+
+    def _submit(self, run: _Run) -> Future[None]:
+        """Open the batches that the run writes to (here, on the reader's thread) and hand it to the pool."""
+        targets = [self._targets(run.row, column) for column in run.columns]
+        self._gauge.take(len(run.columns))
+        return self._pool.submit(self._read, run, targets)
+
+    def _targets(self, row: int, column: int) -> list[_Target]:
+        """The planned tiles that a frame overlaps and that are not done yet."""
+        level, field_px = self._image.level, self._plan.grid.field_px
+        x, y = column * level.frame_width_px, row * level.frame_height_px
+        right, bottom = min(x + level.frame_width_px, level.width_px), min(y + level.frame_height_px, level.height_px)
+        tiles_RC = self._tile_at_RC[y // field_px : -(-bottom // field_px), x // field_px : -(-right // field_px)]
+        first = int(tiles_RC[tiles_RC >= 0].min())
+        targets = []
+        for i, tiles in enumerate(tiles_RC.tolist()):
+            for j, tile in enumerate(tiles):
+                if tile >= self._skip:
+                    top, left = (y // field_px + i) * field_px - y, (x // field_px + j) * field_px - x
+                    targets.append(_Target(self._batch_of(tile), tile % self._batch, top, left, tile == first))
+        return targets
+
+    def _batch_of(self, tile: int) -> _OpenBatch:
+        number = tile // self._batch
+        if number not in self._open:
+            start, end = number * self._batch, min((number + 1) * self._batch, len(self._plan))
+            field_px, level = self._plan.grid.field_px, self._image.level
+            fields = np.empty((end - start, field_px, field_px, 3), np.uint8)
+            rows, columns = self._plan.rows_N[start:end], self._plan.columns_N[start:end]
+            beyond = ((rows + 1) * field_px > level.height_px) | ((columns + 1) * field_px > level.width_px)
+            fields[beyond] = WHITE
+            self._open[number] = _OpenBatch(fields)
+        return self._open[number]
+
+    def _read(self, run: _Run, targets: list[list[_Target]]) -> None:
+        """Fetch a run's frames in bulk, decode each, copy it into its tiles. On the pool; runs never overlap."""
+        decoded = size = 0
+        try:
+            if self._stopped:
+                return
+            level = self._image.level
+            y = run.row * level.frame_height_px
+            height_px = min(level.frame_height_px, level.height_px - y)
+            numbers = self._image.frame_at_RC[run.row, list(run.columns)].tolist()
+            for column, data, into in zip(run.columns, self._image.read_frames(numbers), targets, strict=True):
+                width_px = min(level.frame_width_px, level.width_px - column * level.frame_width_px)
+                if data:
+                    frame = visible(self._image.decoder(data, self._scratch_image()), height_px, width_px)
+                    decoded, size = decoded + 1, size + len(data)
+                else:
+                    frame = np.broadcast_to(np.uint8(WHITE), (height_px, width_px, 3))
+                for target in into:
+                    target.fill(frame)
+                    if target.first and not data:
+                        target.batch.missing.append((run.row, column))
+        finally:
+            self._gauge.drop(len(run.columns), decoded)
+            FRAMES_DECODED.inc(decoded)
+            FRAME_BYTES.inc(size)
+
+    def _scratch_image(self) -> NDArray[np.uint8]:
+        """This thread's own image to decode into: it stays in the processor's cache."""
+        if not hasattr(self._scratch, "image"):
+            level = self._image.level
+            self._scratch.image = np.empty((level.frame_height_px, level.frame_width_px, 3), np.uint8)
+        image: NDArray[np.uint8] = self._scratch.image
+        return image
+
+
+def _check(cancelled: Callable[[], bool]) -> None:
+    if cancelled():
+        raise Cancelled("The analysis was cancelled while the slide was read.")

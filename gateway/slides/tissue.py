@@ -1,0 +1,102 @@
+"""Where the tissue lies: a mask on a low-resolution picture of the slide, for brightfield stains.
+
+Stained tissue absorbs the colours unequally; glass, shadows, dust and coverslip edges absorb them alike. So the feature
+is the spread of the three optical densities, with a little of their mean. Otsu's threshold (IEEE SMC 9:62, 1979) is
+kept inside fixed bounds: on an empty slide it would split the compression noise, on a slide full of tissue it would
+split the tissue.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from gateway.operations.errors import NoTissue
+from gateway.slides.slide import Slide
+
+_UM_PER_PX = 8.0
+_MEAN_DENSITY_WEIGHT = 0.15
+_THRESHOLD = (0.05, 0.12)
+"""Bounds of the threshold on the feature (optical density, base 10): above compression noise, below pale tissue."""
+_CLOSE_UM = 24.0
+_MIN_OBJECT_MM2 = 0.002
+_MAX_HOLE_MM2 = 0.01
+_MIN_PEN_MM2 = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TissueMask:
+    """Tissue as a picture of the whole slide: `mask` (H, W) bool, square pixels of `um_per_px`, and its area."""
+
+    mask: NDArray[np.bool_]
+    um_per_px: float
+    area_mm2: float
+
+
+def find_tissue(slide: Slide) -> TissueMask:
+    """Find the tissue on a slide. Raises NoTissue, CorruptFrame, TruncatedFile."""
+    picture, um_per_px = slide.overview(_UM_PER_PX)
+    mask = tissue_of_picture(picture, um_per_px)
+    area_mm2 = float(np.count_nonzero(mask)) * um_per_px**2 / 1e6
+    if area_mm2 == 0:
+        raise NoTissue(
+            "No tissue was found on the slide. Check that the right slide was scanned and that the scan is not empty."
+        )
+    return TissueMask(mask=mask, um_per_px=um_per_px, area_mm2=area_mm2)
+
+
+def tissue_of_picture(picture: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
+    """The tissue in an (H, W, 3) uint8 RGB picture, as (H, W) bool; all False where there is none."""
+    density = _optical_density(picture)
+    low, high = density.min(axis=2), density.max(axis=2)
+    feature = cv2.GaussianBlur((high - low) + _MEAN_DENSITY_WEIGHT * density.mean(axis=2), (0, 0), 0.8)
+    mask = np.asarray(feature > _threshold(feature), np.uint8)
+    mask &= ~_pen(density, um_per_px) & 1
+    radius_px = max(1, round(_CLOSE_UM / um_per_px / 2))
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), np.uint8)
+    px_per_mm2 = 1e6 / um_per_px**2
+    mask = _without_small(mask, _MIN_OBJECT_MM2 * px_per_mm2)
+    mask = 1 - _without_small(1 - mask, _MAX_HOLE_MM2 * px_per_mm2)
+    return mask.astype(np.bool_)
+
+
+def _optical_density(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W, 3) float32 optical density (base 10) against the slide's own glass, never negative."""
+    high, low = picture.max(axis=2), picture.min(axis=2)
+    glass = (high >= 200) & (high - low <= 0.08 * high)
+    white = np.array([245.0, 245.0, 245.0])
+    if np.count_nonzero(glass) >= 0.01 * glass.size:
+        brightness = picture[glass].astype(np.float32).mean(axis=1)
+        white = np.median(picture[glass][brightness >= np.quantile(brightness, 0.5)], axis=0)
+    tables = [np.maximum(0.0, np.log10(value / np.maximum(np.arange(256), 1.0))).astype(np.float32) for value in white]
+    return np.stack([table[picture[..., channel]] for channel, table in enumerate(tables)], axis=2)
+
+
+def _threshold(feature: NDArray[np.float32]) -> float:
+    scaled = np.clip(feature * 255, 0, 255).astype(np.uint8)  # densities 0 to 1 in steps of 1/255
+    otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    return float(np.clip(otsu / 255, *_THRESHOLD))
+
+
+def _pen(density: NDArray[np.float32], um_per_px: float) -> NDArray[np.uint8]:
+    """Pen marks (1): strokes far denser in one hue than any stain. Small spots of such colours are left: they are
+    pigment or marking ink on the tissue."""
+    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
+    blue_or_green = (red > 0.5) & (green < red - 0.35) & (blue < red - 0.35)
+    red_pen = (red < 0.12) & (green > 0.6) & (blue > 0.8 * green)
+    black = (density.min(axis=2) > 0.9) & (density.max(axis=2) - density.min(axis=2) < 0.2)
+    strokes = cv2.morphologyEx((blue_or_green | red_pen | black).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
+    strokes = _without_small(np.asarray(strokes, np.uint8), _MIN_PEN_MM2 * 1e6 / um_per_px**2)
+    grow_px = 2 * max(1, round(16 / um_per_px)) + 1
+    return np.asarray(cv2.dilate(strokes, np.ones((grow_px, grow_px), np.uint8)), np.uint8)
+
+
+def _without_small(mask: NDArray[np.uint8], min_px: float) -> NDArray[np.uint8]:
+    """The mask without its connected parts (8-neighbours) of fewer than `min_px` pixels."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    keep = np.zeros(count, np.uint8)
+    keep[1:] = stats[1:, cv2.CC_STAT_AREA] >= min_px
+    kept: NDArray[np.uint8] = keep[labels]
+    return kept
