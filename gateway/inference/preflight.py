@@ -1,7 +1,7 @@
 """Can the embedded Triton run here? `python -m gateway.inference.preflight` says so, for `make setup` and `doctor`.
 
-The carrier of the binaries is the `nvidia-pytriton` wheel in a virtual environment of its own (numpy 1): its stub loads a
-shared libpython of that environment's version, and hands over wrong pixels with numpy 2.
+The carrier of the binaries is the `nvidia-pytriton` wheel in a virtual environment of its own (numpy 1): its stub loads
+a shared libpython of that environment's version, and hands over wrong pixels with numpy 2.
 """
 
 import json

@@ -28,7 +28,7 @@ _LONGEST_DIRECTORY = 90
 
 def runtime_directory(state: Path) -> Path:
     """Where the runtime directory of a state folder lies: one name per state path and user."""
-    name = f"pathserve-{os.getuid()}-{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}"
+    name = f"{_name_start()}{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}"
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 (0700, owner checked)
         # Triton starts its stubs through a shell that splits at blanks.
         if base and Path(base).is_dir() and len(base) + len(name) < _LONGEST_DIRECTORY and base.isprintable():
@@ -50,7 +50,7 @@ def build(directory: Path, installation: Installation, backends: Path, repositor
         python_backend = directory / "backends" / "python"
         python_backend.mkdir(parents=True)
         (directory / "lib").mkdir()
-        # A link to the library is refused ("escapes backend directory"); a copied stub would not find its own libraries.
+        # A linked library is refused ("escapes backend directory"); a copied stub would not find its own libraries.
         shutil.copyfile(
             installation.triton / "backends" / "python" / "libtriton_python.so", python_backend / "libtriton_python.so"
         )
@@ -72,8 +72,8 @@ def build(directory: Path, installation: Installation, backends: Path, repositor
 
 
 def remove(directory: Path) -> None:
-    """Remove the runtime directory, if it is ours."""
-    if _is_private(directory):
+    """Remove a runtime directory, if it is one and ours."""
+    if directory.name.startswith(_name_start()) and _is_private(directory):
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -103,7 +103,7 @@ def socket_url(directory: Path) -> str:
 
 
 def start(arguments: list[str], environment: Mapping[str, str], directory: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start the server as leader of its own session and process group. Raises InferenceUnavailable, StateError, DiskFull."""
+    """Start the server as leader of its own process group. Raises InferenceUnavailable, StateError, DiskFull."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
@@ -138,6 +138,10 @@ def remove_shared_memory(prefix: str) -> None:
     """Remove the shared-memory files of one server, and nobody else's."""
     for path in shared_memory_files(prefix):
         path.unlink(missing_ok=True)
+
+
+def _name_start() -> str:
+    return f"pathserve-{os.getuid()}-"
 
 
 def _make_private(directory: Path) -> None:

@@ -47,6 +47,10 @@ class MethodNotAllowed(InvalidInput):
     reason, title = "method-not-allowed", "Method not allowed"
 
 
+class UnsupportedMediaType(InvalidInput):
+    reason, title = "unsupported-media-type", "Unsupported media type"
+
+
 class NotAcceptable(InvalidInput):
     reason, title = "not-acceptable", "No such encoding"
 
@@ -151,6 +155,10 @@ class InferenceUnavailable(InferenceError):
     reason, title, retryable = "inference-unavailable", "Inference server not reachable", True
 
 
+class InferenceTimeout(InferenceError):
+    reason, title, retryable = "inference-timeout", "Inference took too long", True
+
+
 class ModelNotLoaded(InferenceError):
     reason, title = "model-not-loaded", "Model not loaded"
 
@@ -187,6 +195,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     IdempotencyConflict: Rim(422, "FAILED_PRECONDITION"),
     BodyTooLarge: Rim(413, "RESOURCE_EXHAUSTED"),
     MethodNotAllowed: Rim(405, "UNIMPLEMENTED"),
+    UnsupportedMediaType: Rim(415, "INVALID_ARGUMENT"),
     NotAcceptable: Rim(406, "INVALID_ARGUMENT"),
     Unauthenticated: Rim(401, "UNAUTHENTICATED"),
     Forbidden: Rim(403, "PERMISSION_DENIED"),
@@ -198,6 +207,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     ArchiveUnavailable: Rim(503, "UNAVAILABLE"),
     InferenceError: Rim(502, "INTERNAL"),
     InferenceUnavailable: Rim(503, "UNAVAILABLE"),
+    InferenceTimeout: Rim(504, "DEADLINE_EXCEEDED"),
     ModelNotLoaded: Rim(503, "UNAVAILABLE"),
     StateError: Rim(500, "INTERNAL"),
     StateLocked: Rim(503, "UNAVAILABLE"),

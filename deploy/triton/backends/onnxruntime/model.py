@@ -1,7 +1,7 @@
 """Python-based backend `onnxruntime`: serves `<version>/model.onnx` of a model folder that holds no code of its own.
 
-Triton looks for `libtriton_onnxruntime.so` first and for this file second, so the same model folder is served by the C++
-backend of NVIDIA's container and by this one where only the Python backend is installed.
+Triton looks for `libtriton_onnxruntime.so` first and for this file second, so the same model folder is served by the
+C++ backend of NVIDIA's container, and by this one where only the Python backend is installed.
 
 Runs inside Triton's stub process, in the server's own virtual environment: nothing of pathserve is imported here.
 """

@@ -1,0 +1,263 @@
+"""One embedded Triton per PATHSERVE_STATE, owned by whichever process starts first.
+
+The owner holds an exclusive lock on `triton.lock` for as long as it lives and writes `triton.json` once its server
+answers; the others connect to what stands there. When the owner dies, by kill -9 too, the kernel releases the lock and
+the next process that asks takes over: it ends the orphaned server, clears its shared memory, and starts a new one.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+import psutil
+
+from gateway.inference import metrics, runtime
+from gateway.inference.client import Client, Endpoint
+from gateway.inference.preflight import find_installation
+from gateway.operations.errors import InferenceUnavailable, StateError
+from gateway.operations.settings import Settings
+
+START_TIMEOUT_S = 60.0
+
+T = TypeVar("T")
+
+_PROGRAMS = ("tritonserver", "triton_python_backend_stub")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`triton.json`: which server runs for this state folder. `state` tells a copied folder from the original."""
+
+    state: str
+    pid: int
+    directory: str
+    shm_prefix: str
+    key: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(runtime.socket_url(Path(self.directory)), key=self.key, shm_prefix=self.shm_prefix)
+
+
+class EmbeddedServer:
+    """The embedded Triton as one process sees it: its owner, or a guest that may become the owner.
+
+    `ensure` and `stop` run in one event loop; every wait of theirs is bounded.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._state = settings.state
+        self._record_file = settings.state / "triton.json"
+        self._directory = runtime.runtime_directory(settings.state)
+        self._lock: IO[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._record: Record | None = None
+        self._busy = asyncio.Lock()
+
+    @property
+    def owner(self) -> bool:
+        """True while this process holds the lock."""
+        return self._lock is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process id, as far as this process knows."""
+        return self._record.pid if self._record else None
+
+    def needs_attention(self) -> bool:
+        """True where `ensure` would act: our server has ended, or the owner of the one that we use is gone."""
+        if self._process is not None:
+            return self._process.poll() is not None
+        return self._try_lock()
+
+    async def ensure(self, timeout_s: float = START_TIMEOUT_S) -> Endpoint:
+        """A server that answers: ours (started or restarted where needed), or the owner's.
+
+        Raises InferenceUnavailable, StateError, DiskFull.
+        """
+        async with self._busy:
+            deadline = time.monotonic() + timeout_s
+            while True:
+                if self.owner or self._try_lock():
+                    return await self._own(deadline)
+                record = read_record(self._state)
+                if record is not None and await answers(record.endpoint):
+                    self._record = record
+                    return record.endpoint
+                if time.monotonic() > deadline:
+                    raise InferenceUnavailable(
+                        "Another process owns the embedded Triton, and it does not answer. See logs/triton.log in the "
+                        "state folder; restarting pathserve starts it anew."
+                    )
+                await asyncio.sleep(0.1)
+
+    async def stop(self) -> None:
+        """End our server and leave nothing behind. A guest only forgets the record."""
+        async with self._busy:
+            if self.owner:
+                await _to_the_end(self._end)
+                self._unlock()
+            self._record = None
+
+    async def _own(self, deadline: float) -> Endpoint:
+        running = self._process is not None and self._process.poll() is None
+        if running and self._record is not None and await answers(self._record.endpoint):
+            return self._record.endpoint
+        try:
+            await _to_the_end(self._end)
+            return await self._start(deadline)
+        except BaseException:
+            # Another process may have better luck; this one must not keep it from trying.
+            await _to_the_end(self._end)
+            self._unlock()
+            raise
+
+    async def _start(self, deadline: float) -> Endpoint:
+        process, record = await _to_the_end(self._launch)
+        async with Client(record.endpoint) as client:
+            while not await client.ready():
+                if process.poll() is not None:
+                    raise InferenceUnavailable(
+                        f"Triton ended while starting (exit status {process.returncode}). See logs/triton.log in the "
+                        "state folder."
+                    )
+                if time.monotonic() > deadline:
+                    raise InferenceUnavailable(
+                        "Triton did not get ready in time. See logs/triton.log in the state folder."
+                    )
+                await asyncio.sleep(0.05)
+        return record.endpoint
+
+    def _launch(self) -> tuple[subprocess.Popen[bytes], Record]:
+        settings = self._settings
+        installation = find_installation(settings.triton_venv)
+        environment = runtime.build(self._directory, installation, settings.triton_backends, settings.model_repository)
+        record = Record(
+            state=str(self._state),
+            pid=0,
+            directory=str(self._directory),
+            shm_prefix=f"pathserve_{secrets.token_hex(6)}_",
+            key=secrets.token_urlsafe(24),
+        )
+        # Written before the server exists: whoever takes over from an owner killed at any moment can find it.
+        self._keep(record)
+        arguments = runtime.command(self._directory, installation, shm_prefix=record.shm_prefix, key=record.key)
+        self._process = runtime.start(arguments, environment, self._directory, self._state / "logs" / "triton.log")
+        metrics.SERVER_STARTS.inc()
+        return self._process, self._keep(replace(record, pid=self._process.pid))
+
+    def _keep(self, record: Record) -> Record:
+        write_record(self._state, record)
+        self._record = record
+        return record
+
+    def _end(self) -> None:
+        """End the server that the record names (ours, or one that a dead owner left) and clear what it leaves."""
+        process, self._process = self._process, None
+        if process is not None:
+            _end_child(process)
+        for record in {self._record, read_record(self._state)}:
+            if record is not None:
+                kill_orphans(record)
+                runtime.remove_shared_memory(record.shm_prefix)
+                runtime.remove(Path(record.directory))
+        self._record_file.unlink(missing_ok=True)
+        self._record = None
+
+    def _try_lock(self) -> bool:
+        try:
+            self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file = (self._state / "triton.lock").open("ab")
+        except OSError as error:
+            raise StateError(f"The state folder cannot be written ({error.strerror}). Check its permissions.") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._lock = file
+        return True
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def read_record(state: Path) -> Record | None:
+    """The record of a state folder; None where there is none or where the folder was copied from elsewhere."""
+    try:
+        record = Record(**json.loads((state / "triton.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return record if record.state == str(state) else None
+
+
+def write_record(state: Path, record: Record) -> None:
+    """Write the record atomically, readable by this user alone: it holds the key. Raises StateError."""
+    temporary = state / f"triton.json.{os.getpid()}"
+    try:
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(record), file)
+        temporary.replace(state / "triton.json")
+    except OSError as error:
+        raise StateError(f"The state folder cannot be written ({error.strerror}). Check its permissions.") from None
+
+
+async def answers(endpoint: Endpoint) -> bool:
+    """True if a server is ready at an address now."""
+    async with Client(endpoint) as client:
+        return await client.ready()
+
+
+def kill_orphans(record: Record) -> None:
+    """End the processes of a server whose owner died, and no other.
+
+    A process id may have been given to somebody else since, and a stub that was executing outlives its server. So they
+    are known by program, user, and the server's unique shared-memory prefix, which stands on each one's command line.
+    """
+    victims = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, IndexError, ProcessLookupError):
+            arguments = process.cmdline()
+            program = Path(arguments[0]).name
+            if program in _PROGRAMS and process.uids().real == os.getuid() and record.shm_prefix in " ".join(arguments):
+                victims.append(process)
+                if program == "tritonserver" and os.getpgid(process.pid) == process.pid:
+                    os.killpg(process.pid, signal.SIGKILL)
+    for process in victims:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(victims, timeout=10)
+
+
+def _end_child(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the server (requests in flight finish), then SIGKILL to its whole group."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(runtime.EXIT_TIMEOUT_S + 2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+async def _to_the_end(function: Callable[[], T]) -> T:
+    """Run in a thread and wait for its end, even where the caller is cancelled: no server starts behind our back."""
+    task = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
