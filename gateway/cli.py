@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from gateway import __version__
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order, RegionUm
-from gateway.operations.errors import InvalidInput, PathserveError, SlideNotInArchive
+from gateway.operations.errors import InvalidInput, PathserveError
 from gateway.operations.settings import settings
 
 OWN_OUTPUT = re.compile(
@@ -99,14 +99,12 @@ def _analyze(arguments: argparse.Namespace) -> int:
     _remove_own_outputs(arguments.out)
 
     from gateway.analyses.local import analyze, case_of
-    from gateway.archive import FolderArchive, open_archive
+    from gateway.archive import Archive, FolderArchive, open_archive
 
+    archive: Archive
     if arguments.slide is not None:
-        folder = FolderArchive(arguments.slide)
-        entries = folder.all_series()
-        if not entries:
-            raise SlideNotInArchive("The folder holds no DICOM slide (modality SM). Name the folder of its files.")
-        archive = folder
+        archive = folder = FolderArchive(arguments.slide)
+        entries = folder.entries()
     else:
         archive = open_archive(arguments.archive)
         entries = archive.find_series(arguments.study, (arguments.series,) if arguments.series else ())

@@ -1,7 +1,6 @@
 """Frozen domain types to JSON-ready values and back, for the ledger, durable steps and the report."""
 
 import json
-from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -9,10 +8,14 @@ from pydantic import TypeAdapter
 T = TypeVar("T")
 
 
-@cache
+_adapters: dict[Any, TypeAdapter[Any]] = {}
+
+
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """The (cached) pydantic adapter of a domain type."""
-    return TypeAdapter(kind)
+    """The pydantic adapter of a domain type, made once."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
 
 
 def dump(value: Any) -> Any:

@@ -127,7 +127,7 @@ async def _analyze(settings: Settings, archive: Archive, folder: Path) -> Cost:
 
 def _studies(settings: Settings) -> list[str]:
     folder = FolderArchive(Path(settings.archive_address.removeprefix("folder:")))
-    return sorted({entry.study for entry in folder.all_series()})
+    return sorted({entry.study for entry in folder.entries()})
 
 
 def _tiles_in_memory(settings: Settings, phantom: Path) -> np.ndarray:

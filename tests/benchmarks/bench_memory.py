@@ -52,7 +52,7 @@ async def _peaks(work: Path, slides: tuple[Path, ...]) -> list[float]:
 
 async def _work(work: Path, slide: Path) -> None:
     archive = FolderArchive(slide)
-    order = Order("tissue-classification", case_of(archive.all_series()))
+    order = Order("tissue-classification", case_of(archive.entries()))
     run = CaseRun(
         slide.name, order, work / f"run-{slide.name}", settings=Settings(state=work / "state"), archive=archive
     )
