@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import httpx
 
-from gateway.archive.dicomweb_files import InstanceId, check_whole, disk_errors, instance_id, only_one, written_whole
+from gateway.archive.dicomweb_files import InstanceId, disk_errors, instance_id, is_whole, only_one, written_whole
 from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, Transient, never, text, values
 from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
 from gateway.archive.metrics import PACS_BYTES
@@ -22,8 +22,8 @@ from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
     InvalidInput,
+    SlideError,
     SlideNotInArchive,
-    TruncatedFile,
 )
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,8 @@ class DicomWebArchive:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
+        if self._endpoint.url.startswith("http:"):
+            return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody, and spares the loading of authorities
         # The operating system's authorities: a hospital installs its own there.
         return ssl.create_default_context()
 
@@ -197,15 +199,9 @@ class DicomWebArchive:
                     received.inc(len(piece))
                     progress(size)
                 out.flush()
-                if check_whole(Path(out.name)) != wanted:
-                    raise ArchiveRefused(f"The PACS gave another instance than {wanted.sop}: see its log.")
+                _check_received(Path(out.name), wanted, response)
         except MultipartError:
             raise ArchiveUnavailable(f"The PACS broke off in the middle of the instance {wanted.sop}.") from None
-        except TruncatedFile:
-            # Where the end of the answer is the end of the connection, HTTP cannot tell a broken one from a whole one.
-            if not {"content-length", "transfer-encoding"} & set(response.headers):
-                raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.") from None
-            raise
 
     def _upload(self, session: Session, wanted: InstanceId, file: Path) -> None:
         boundary = uuid.uuid4().hex
@@ -264,6 +260,28 @@ def _dicom(response: httpx.Response, pieces: Iterator[bytes]) -> Iterator[bytes]
             "The PACS did not answer with DICOM: check that the archive's address is that of DICOMweb."
         )
     return pieces
+
+
+def _check_received(file: Path, wanted: InstanceId, response: httpx.Response) -> None:
+    """Raise ArchiveRefused where the file is not the instance that was asked for, Transient where it broke off.
+
+    A slide that lies truncated in the PACS passes: what is wrong with a slide is for `gateway.slides` to say.
+    """
+    try:
+        received = instance_id(file)
+        whole = _has_an_end(response) or is_whole(file)
+    except SlideError as error:
+        raise ArchiveRefused(f"The PACS gave an instance that cannot be used. {error.detail}") from None
+    if received != wanted:
+        raise ArchiveRefused(f"The PACS gave another instance than {wanted.sop}: see its log.")
+    if not whole:
+        raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.")
+
+
+def _has_an_end(response: httpx.Response) -> bool:
+    # Where only the closed connection ends an answer, HTTP cannot tell a broken one from a whole one (RFC 9112 8).
+    multipart = media_type(response.headers.get("content-type", "")).name == "multipart/related"
+    return multipart or "content-length" in response.headers or "transfer-encoding" in response.headers
 
 
 def _body(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:

@@ -38,46 +38,39 @@ class InstanceId:
 
 
 def instance_id(path: Path) -> InstanceId:
-    """The UIDs in the data set of a DICOM file (PS3.10).
+    """The UIDs in the data set of a DICOM file (PS3.10); no more than its header is read.
 
-    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated data set cannot be checked in bounded memory).
+    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated data set cannot be read in bounded memory).
     """
     with path.open("rb") as file:
-        return _identify(file)[0]
+        return _read_header(file)[0]
 
 
-def check_whole(path: Path) -> InstanceId:
-    """The UIDs of a DICOM image file whose pixel data are there to the last byte.
+def is_whole(path: Path) -> bool:
+    """True where the pixel data of a DICOM image file are there to the last byte.
 
     Encapsulated pixel data (PS3.5 A.4) are walked item by item to the sequence delimiter, without reading frames.
     Raises as `instance_id`.
     """
     with path.open("rb") as file:
-        identity, implicit = _identify(file)
-        size = path.stat().st_size
+        _, implicit = _read_header(file)
         header = file.read(8 if implicit else 12)
         length = int.from_bytes(header[-4:], "little")
-        if len(header) < 8 or header[:4] not in _PIXEL_DATA or not _reaches_its_end(file, length, size):
-            raise TruncatedFile(f"The instance {identity.sop} is not complete: store it again in the archive.")
-        return identity
+        return header[:4] in _PIXEL_DATA and _reaches_its_end(file, length, path.stat().st_size)
 
 
-def _identify(file: BinaryIO) -> tuple[InstanceId, bool]:
+def _read_header(file: BinaryIO) -> tuple[InstanceId, bool]:
+    """The UIDs, and whether the syntax is implicit VR; leaves the file at its pixel data."""
     name = Path(file.name).name.removeprefix(".").removesuffix(".part")
     try:
         meta = pydicom.filereader.read_file_meta_info(file.name)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise UnsupportedTransferSyntax("A deflated slide cannot be read: store it with another transfer syntax.")
-        file.seek(0)
+            raise UnsupportedTransferSyntax(f"{name} is deflated: store it with another transfer syntax.")
         dataset = pydicom.dcmread(
-            file,
-            stop_before_pixels=True,
-            specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"],
+            file, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
         )
-        implicit = bool(dataset.file_meta.TransferSyntaxUID.is_implicit_VR)
-        identity = InstanceId(
-            str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID)
-        )
+        uids = InstanceId(str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID))
+        return uids, bool(dataset.file_meta.TransferSyntaxUID.is_implicit_VR)
     except UnsupportedTransferSyntax:
         raise
     except pydicom.errors.InvalidDicomError:
@@ -85,7 +78,6 @@ def _identify(file: BinaryIO) -> tuple[InstanceId, bool]:
     except Exception:
         # A hostile or broken header makes pydicom raise nearly anything; none of it may cross this room's wall.
         raise TruncatedFile(f"The header of {name} cannot be read to its end: the file is damaged.") from None
-    return identity, implicit
 
 
 def _reaches_its_end(file: BinaryIO, length: int, size: int) -> bool:
