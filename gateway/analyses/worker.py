@@ -5,11 +5,12 @@ import fcntl
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +18,16 @@ from typing import Any
 
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+from prometheus_client import REGISTRY
 
 from gateway.analyses.dispatcher import Dispatcher
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.workflow import APPLICATION_VERSION, AnalysisWorkflow, MakeCase, Retry
 from gateway.operations.errors import PathserveError, StateError, StateLocked
+from gateway.operations.logging import configure_logging
+from gateway.operations.metrics import MetricsListener
 from gateway.operations.settings import Settings
+from gateway.operations.settings import settings as load_settings
 
 log = structlog.get_logger("gateway.analyses.worker")
 
@@ -34,18 +39,21 @@ STOP_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)
-class Checks:
-    """What the worker looks at now and then: parts by name (each raises PathserveError), and its models."""
+class Parts:
+    """What a worker works with: how a case is made, what to look at now and then, and the models it serves.
 
-    parts: Mapping[str, Callable[[], object]] = field(default_factory=dict)
+    Each check raises PathserveError where its part is not ready.
+    """
+
+    make_case: MakeCase
+    checks: Mapping[str, Callable[[], object]] = field(default_factory=dict)
     models: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
 def run_worker(
     settings: Settings,
-    make_case: MakeCase,
+    open_parts: Callable[[Settings], AbstractContextManager[Parts]],
     *,
-    checks: Checks = Checks(),
     lock_wait_s: float = 0.0,
     parent_pid: int | None = None,
 ) -> None:
@@ -63,38 +71,41 @@ def run_worker(
     with _locked(settings.state, lock_wait_s, lambda: stop.is_set() or orphaned()) as locked:
         if not locked:
             return
-        ledger = Ledger.open(settings.ledger_url, settings.state)
-        analyses = settings.state / "analyses"
-        analyses.mkdir(mode=0o700, exist_ok=True)
-        executor_id = _executor_id(settings.state)
-        workflow = AnalysisWorkflow(ledger, analyses, make_case, Retry(settings.retry_attempts, settings.retry_delay_s))
+        with open_parts(settings) as parts:
+            _work(settings, parts, lambda: stop.wait(TICK_S) or orphaned())
+
+
+def _work(settings: Settings, parts: Parts, ended: Callable[[], bool]) -> None:
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    analyses = settings.state / "analyses"
+    analyses.mkdir(mode=0o700, exist_ok=True)
+    executor_id = _executor_id(settings.state)
+    retry = Retry(settings.retry_attempts, settings.retry_delay_s)
+    workflow = AnalysisWorkflow(ledger, analyses, parts.make_case, retry)
+    heart = _Heart(ledger, executor_id, parts)
+    dispatcher = Dispatcher(ledger, workflow, settings.concurrency)
+    try:
         _launch(settings.state, executor_id)
-        heart = _Heart(ledger, executor_id, checks)
         heart.start()
-        dispatcher = Dispatcher(ledger, workflow, settings.concurrency)
         log.info("worker is ready", pid=os.getpid())
-        try:
-            while not stop.wait(TICK_S):
-                if orphaned():
-                    log.warning("the parent process is gone; stopping")
-                    break
-                try:
-                    dispatcher.tick()
-                except PathserveError as error:
-                    log.error("dispatcher could not reach the ledger", reason=error.reason)
-        finally:
-            log.info("worker stops", count=len(workflow.active))
-            # A thread stuck in a foreign call must not hold the process beyond its time.
-            last_resort = threading.Timer(STOP_S + 4.0, os._exit, (1,))
-            last_resort.daemon = True
-            last_resort.start()
-            workflow.stop()
-            until = time.monotonic() + STOP_S
-            while workflow.active and time.monotonic() < until:
-                time.sleep(0.05)
-            heart.stop()
-            DBOS.destroy()
-            ledger.close()
+        while not ended():
+            try:
+                dispatcher.tick()
+            except PathserveError as error:
+                log.error("dispatcher could not reach the ledger", reason=error.reason)
+    finally:
+        log.info("worker stops", count=len(workflow.active))
+        # A thread stuck in a foreign call must not hold the process beyond its time.
+        last_resort = threading.Timer(STOP_S + 4.0, os._exit, (1,))
+        last_resort.daemon = True
+        last_resort.start()
+        workflow.stop()
+        until = time.monotonic() + STOP_S
+        while workflow.active and time.monotonic() < until:
+            time.sleep(0.05)
+        heart.stop()
+        DBOS.destroy()
+        ledger.close()
 
 
 def _launch(state: Path, executor_id: str) -> None:
@@ -161,11 +172,12 @@ def _locked(state: Path, wait_s: float, give_up: Callable[[], bool]) -> Iterator
 class _Heart:
     """Two threads: one beats whatever happens, one looks at the parts; a slow part does not look like a dead worker."""
 
-    def __init__(self, ledger: Ledger, worker_id: str, checks: Checks) -> None:
+    def __init__(self, ledger: Ledger, worker_id: str, parts: Parts) -> None:
         self._ledger = ledger
         self._worker_id = worker_id
-        self._checks = checks
-        self._parts: dict[str, bool] = dict.fromkeys(checks.parts, False)
+        self._checks = parts.checks
+        self._list_models = parts.models
+        self._passes: dict[str, bool] = dict.fromkeys(parts.checks, False)
         self._models: Sequence[Mapping[str, Any]] = ()
         self._stop = threading.Event()
         self._looked = threading.Event()
@@ -187,7 +199,7 @@ class _Heart:
         started = datetime.now(UTC)
         while not self._stop.is_set():
             try:
-                self._ledger.beat(self._worker_id, started, self._parts, self._models)
+                self._ledger.beat(self._worker_id, started, self._passes, self._models)
             except PathserveError as error:
                 log.error("heartbeat could not be written", reason=error.reason)
             # Beat again at once when the parts have been looked at, so that readiness is not late.
@@ -196,14 +208,14 @@ class _Heart:
 
     def _look(self) -> None:
         while not self._stop.is_set():
-            self._parts = {name: _passes(name, check) for name, check in self._checks.parts.items()}
+            self._passes = {name: _passes(name, check) for name, check in self._checks.items()}
             try:
-                self._models = self._checks.models()
+                self._models = self._list_models()
             except Exception:
                 log.exception("the models could not be listed")
             self._looked.set()
             # Until all is well, look more often: that is when somebody waits for it.
-            self._stop.wait(CHECK_S if all(self._parts.values()) else 1.0)
+            self._stop.wait(CHECK_S if all(self._passes.values()) else 1.0)
 
 
 def _passes(name: str, check: Callable[[], object]) -> bool:
@@ -216,3 +228,32 @@ def _passes(name: str, check: Callable[[], object]) -> bool:
         log.exception("the check of a part failed", name=name)
         return False
     return True
+
+
+def worker(metrics_port: int | None = None, parent_pid: int | None = None, lock_wait_s: float = 0.0) -> int:
+    """`pathserve worker`: the real cases, archive and Triton. Returns the exit status. Raises PathserveError."""
+    settings = load_settings()
+    configure_logging("worker", settings.log_level, settings.state / "logs")
+    metrics = None if metrics_port is None else MetricsListener(metrics_port, REGISTRY)
+    try:
+        # Imported here: this module is the parts' own, and tests bring other parts without the decoders.
+        from gateway.analyses.parts import open_parts
+
+        run_worker(settings, open_parts, parent_pid=parent_pid, lock_wait_s=lock_wait_s)
+    finally:
+        if metrics is not None:
+            metrics.close()
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The worker as `serve` starts it: arguments are the server's process id and the seconds to wait for the lock."""
+    try:
+        return worker(parent_pid=int(arguments[0]), lock_wait_s=float(arguments[1]))
+    except PathserveError as error:
+        log.error("worker cannot work", reason=error.reason, detail=error.detail)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,13 +9,17 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gateway.analyses.worker import Parts, run_worker
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order
-from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue
+from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError
+from gateway.operations.logging import configure_logging
+from gateway.operations.settings import Settings, settings
 
 
 class StandInCase:
@@ -94,23 +98,22 @@ class StandInCase:
         return {"stored": 1}
 
 
+@contextmanager
+def standin_parts(_: Settings) -> Iterator[Parts]:
+    yield Parts(
+        StandInCase,
+        checks={"archive": lambda: None, "inference": lambda: None},
+        models=lambda: [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}],
+    )
+
+
 def main() -> None:
     """argv: parent pid (0 = none), seconds to wait for the lock. The state folder comes from the environment."""
-    from gateway.analyses.worker import Checks, run_worker
-    from gateway.operations.logging import configure_logging
-    from gateway.operations.settings import settings
-
     configure_logging("worker", folder=settings().state / "logs")
-    run_worker(
-        settings(),
-        StandInCase,
-        checks=Checks(
-            parts={"archive": lambda: None, "inference": lambda: None},
-            models=lambda: [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}],
-        ),
-        parent_pid=int(sys.argv[1]) or None,
-        lock_wait_s=float(sys.argv[2]),
-    )
+    try:
+        run_worker(settings(), standin_parts, parent_pid=int(sys.argv[1]) or None, lock_wait_s=float(sys.argv[2]))
+    except PathserveError as error:
+        sys.exit(error.detail)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""What `pathserve doctor` looks at: the state folder, the ledger, the worker, the archive, inference."""
+
+import shutil
+import tempfile
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
+from gateway.analyses.ledger import Ledger
+from gateway.operations import doctor as operations_doctor
+from gateway.operations.doctor import Finding
+from gateway.operations.errors import StateError
+from gateway.operations.settings import Settings
+from gateway.operations.settings import settings as load_settings
+
+_LEAST_FREE_BYTES = 5_000_000_000
+
+
+def doctor() -> int:
+    """Print one line for each part; the exit status is 1 where one is not as it should be. Raises InvalidSetting."""
+    settings = load_settings()
+    return operations_doctor.examine(
+        {
+            "state": lambda: _state(settings),
+            "database": lambda: _database(settings),
+            "archive": lambda: _archive(settings),
+            "inference": lambda: _inference(settings),
+        }
+    )
+
+
+def _state(settings: Settings) -> Iterable[Finding]:
+    try:
+        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.state) as file:
+            file.write(b"x")
+        free = shutil.disk_usage(settings.state).free
+    except OSError as error:
+        raise StateError(
+            f"the folder given by PATHSERVE_STATE cannot be written ({error.strerror}); check its owner and mode"
+        ) from error
+    yield "state", True, "writable"
+    enough = free >= _LEAST_FREE_BYTES
+    yield "disk", enough, f"{free / 1e9:.0f} GB free" + ("" if enough else "; make room, slides are large")
+
+
+def _database(settings: Settings) -> Iterable[Finding]:
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    try:
+        worker = ledger.worker()
+    finally:
+        ledger.close()
+    yield "database", True, "the ledger opens"
+    alive = worker is not None and worker.alive(datetime.now(UTC))
+    yield "worker", True, "runs" if alive else "not running; `pathserve serve` brings one"
+
+
+def _archive(settings: Settings) -> Iterable[Finding]:
+    from gateway.archive import open_archive
+
+    archive = open_archive(settings.archive_address)
+    archive.probe()
+    yield "archive", True, f"{archive.address} answers"
+
+
+def _inference(settings: Settings) -> Iterable[Finding]:
+    from gateway.inference import probe
+
+    return probe(settings)

@@ -1,0 +1,119 @@
+"""`pathserve serve`: the API in this process, one worker beside it, metrics on their own port."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from gateway.analyses.ledger import Ledger
+from gateway.http.app import create_app
+from gateway.http.ledger_metrics import LedgerCollector
+from gateway.http.shell import REGISTRY
+from gateway.http.supervisor import Supervisor
+from gateway.operations.auth import load_api_key
+from gateway.operations.errors import InvalidSetting
+from gateway.operations.logging import configure_logging
+from gateway.operations.metrics import MetricsListener, WorkerMetrics
+from gateway.operations.settings import settings as load_settings
+
+log = structlog.get_logger("gateway.http.serve")
+
+STREAMS_S = 3
+"""How long open connections (event streams above all) have to end at a shutdown."""
+LOCK_WAIT_S = 20.0
+"""How long a worker waits for the one before it, whose server was killed, to leave the state folder."""
+
+
+def worker_command() -> list[str]:
+    """The worker that `serve` brings: it ends when this process is gone."""
+    return [sys.executable, "-m", "gateway.analyses.worker", str(os.getpid()), str(LOCK_WAIT_S)]
+
+
+def serve(host: str, port: int, workers: int, command: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Port 0 takes any free one. Returns the exit status.
+
+    Raises InvalidSetting where the address cannot be bound; StateError, DiskFull.
+    """
+    settings = load_settings()
+    configure_logging("serve", settings.log_level, settings.state / "logs")
+    # The server restores these handlers when it ends and sends itself the signal again: it must find a handler.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    key, fresh = load_api_key(settings.api_key, settings.state)
+    app, context = create_app(settings, ledger, key)
+    listener = _bind(host, port)
+    REGISTRY.register(LedgerCollector(ledger))
+    worker_metrics = WorkerMetrics()
+    metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
+    supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
+    server = _Server(_config(app), supervisor, context.stopping)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    if fresh is not None:
+        print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr)
+    print(f"pathserve: serving on {address}", file=sys.stderr)
+    if metrics.port is not None:
+        print(f"pathserve: metrics on http://127.0.0.1:{metrics.port}/metrics", file=sys.stderr, flush=True)
+    try:
+        if supervisor is not None:
+            supervisor.start()
+        server.run(sockets=[listener])
+    finally:
+        if supervisor is not None:
+            supervisor.terminate()
+            supervisor.join()
+        metrics.close()
+        worker_metrics.close()
+        ledger.close()
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """Tells the worker and the streams of a shutdown in the moment of the signal, so that all end side by side."""
+
+    def __init__(self, config: uvicorn.Config, supervisor: Supervisor | None, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._supervisor = supervisor
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.terminate()
+        super().handle_exit(sig, frame)
+
+
+def _config(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="off",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=STREAMS_S,
+        h11_max_incomplete_event_size=64_000,
+    )
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    with contextlib.suppress(OSError):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.set_inheritable(False)
+        except OSError:
+            listener.close()
+            raise
+        return listener
+    raise InvalidSetting(f"The address {host} port {port} cannot be used; another program may hold it. Choose another.")

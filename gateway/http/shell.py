@@ -1,0 +1,135 @@
+"""What lies around the API, as plain ASGI: metrics, security headers, authentication, the limit of a body's size.
+
+Nothing inside is reached without the key, paths that do not exist included; only health is open.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Histogram
+from starlette.datastructures import Headers, MutableHeaders
+
+from gateway.http.problems import internal_problem, problem
+from gateway.operations.auth import ApiKey
+from gateway.operations.errors import BodyTooLarge, Unauthenticated
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = structlog.get_logger("gateway.http")
+
+OPEN_PATHS = frozenset({"/livez", "/readyz"})
+MAX_BODY_BYTES = 1_000_000
+_DRAIN_BYTES = 64_000_000
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+REGISTRY = CollectorRegistry()
+REQUEST_SECONDS = Histogram(
+    "http_request_duration_seconds",
+    "Time of a request until its answer was sent",
+    ["route", "method", "code"],
+    registry=REGISTRY,
+    buckets=(0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 60),
+)
+
+
+class Shell:
+    """Wraps the API; `key` opens it."""
+
+    def __init__(self, app: App, key: ApiKey) -> None:
+        self._app = app
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._request(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.monotonic()
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._admitted(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request ended by an unexpected error")
+            if status == 0:
+                await internal_problem()(scope, receive, send_with_headers)
+        finally:
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            REQUEST_SECONDS.labels(route, method, str(status)).observe(time.monotonic() - began)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        authorization = headers.get("authorization")
+        if scope["path"] not in OPEN_PATHS and not self._key.admits(
+            None if authorization is None else authorization.encode("latin-1")
+        ):
+            refusal = Unauthenticated("A valid API key is needed. Send it as `Authorization: Bearer KEY`.")
+            await problem(refusal, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
+            return
+        body = await _read_body(receive)
+        if body is None:
+            refusal_413 = BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES:,} bytes. Send a smaller order.")
+            await problem(refusal_413, headers={"Connection": "close"})(scope, receive, send)
+            return
+        await self._app(scope, _replayed(body, receive), send)
+
+
+async def _read_body(receive: Receive) -> bytes | None:
+    """The whole body; None where it is too large.
+
+    What is too large is read on and thrown away up to a bound: a client that is still sending does not see the answer.
+    """
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b"" if size <= MAX_BODY_BYTES else None
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            parts.append(part)
+        else:
+            parts.clear()
+        if not message.get("more_body", False) or size > _DRAIN_BYTES:
+            return b"".join(parts) if size <= MAX_BODY_BYTES else None
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay

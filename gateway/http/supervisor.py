@@ -1,0 +1,73 @@
+"""Keeps one worker process alive beside the server, and ends it with it."""
+
+import contextlib
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+import structlog
+
+log = structlog.get_logger("gateway.http.supervisor")
+
+STOP_S = 13.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _SETTLED_S = 0.5, 30.0, 60.0
+
+
+class Supervisor:
+    """Starts the command, starts it again (after growing pauses) whenever it ends, until `terminate`."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command = list(command)
+        self._environment = dict(environment)
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id while it runs."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def terminate(self) -> None:
+        """Ask the worker to end (it leaves its analyses resumable); returns at once, also in a signal handler."""
+        self._stop.set()
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+
+    def join(self, timeout_s: float = STOP_S) -> None:
+        """Wait for the worker's end; what is left of it after the timeout is killed."""
+        self._stop.set()
+        self._thread.join(timeout_s)
+        with self._lock:
+            process = self._process
+        if process is not None and process.poll() is None:
+            log.warning("worker did not end in time; killing it", pid=process.pid)
+            process.kill()
+            process.wait()
+
+    def _watch(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._stop.is_set():
+            began = time.monotonic()
+            with self._lock:
+                # Its own session: a Ctrl-C at the terminal reaches the server alone, which then ends the worker.
+                self._process = subprocess.Popen(
+                    self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
+                )
+            if self._stop.is_set():
+                self._process.terminate()
+            status = self._process.wait()
+            if self._stop.is_set():
+                return
+            pause_s = _FIRST_PAUSE_S if time.monotonic() - began > _SETTLED_S else pause_s
+            log.error("worker ended; starting it again", exit_status=status, seconds=pause_s)
+            self._stop.wait(pause_s)
+            pause_s = min(_LONGEST_PAUSE_S, pause_s * 2)

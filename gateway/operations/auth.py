@@ -1,0 +1,57 @@
+"""The API key: a bearer token, compared in constant time, kept as a hash only."""
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from gateway.operations.errors import StateError
+
+HASH_FILE = "api-key.sha256"
+
+
+class ApiKey:
+    """Knows the SHA-256 of the key. A generated key has 256 random bits, so a plain hash cannot be searched."""
+
+    def __init__(self, digest: bytes) -> None:
+        self._digest = digest
+
+    @classmethod
+    def of(cls, key: str) -> "ApiKey":
+        return cls(hashlib.sha256(key.encode()).digest())
+
+    def matches(self, token: bytes) -> bool:
+        return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
+
+    def admits(self, authorization: bytes | None) -> bool:
+        """True for the header value `Bearer <key>` (RFC 6750 2.1; the scheme in any case)."""
+        scheme, _, token = (authorization or b"").partition(b" ")
+        return scheme.lower() == b"bearer" and self.matches(token.strip())
+
+
+def load_api_key(configured: SecretStr | None, state: Path) -> tuple[ApiKey, str | None]:
+    """The key of this server, and its text where it was generated just now (to be shown once).
+
+    The configured key wins; else the one whose hash lies in the state folder; else a new one. Raises StateError.
+    """
+    if configured is not None:
+        return ApiKey.of(configured.get_secret_value()), None
+    path = state / HASH_FILE
+    try:
+        if path.exists():
+            return ApiKey(bytes.fromhex(path.read_text().strip())), None
+        key = secrets.token_urlsafe(32)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        made = path.with_suffix(".new")
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(hashlib.sha256(key.encode()).hexdigest() + "\n")
+        made.replace(path)
+    except (OSError, ValueError) as error:
+        raise StateError(
+            f"The API key's hash cannot be read or written; check {HASH_FILE} in the state folder, or set "
+            "PATHSERVE_API_KEY."
+        ) from error
+    return ApiKey.of(key), key
