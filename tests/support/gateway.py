@@ -1,0 +1,160 @@
+"""A real `pathserve serve` with its worker, that tests can order from, kill and start again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from tests.support.orthanc import free_port
+
+PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
+KEY = "key-of-the-tests"
+FINAL = {"completed", "failed", "cancelled"}
+_READY_S = 120.0
+_STOP_S = 20.0
+_T = TypeVar("_T")
+
+
+def eventually(look: Callable[[], _T], what: str, within_s: float = 60.0, every_s: float = 0.05) -> _T:
+    """The first true answer of `look`; fails where there is none in time."""
+    until = time.monotonic() + within_s
+    while not (found := look()):
+        assert time.monotonic() < until, f"not within {within_s:.0f} s: {what}"
+        time.sleep(every_s)
+    return found
+
+
+@dataclass
+class Gateway:
+    """One gateway on one state folder. `settings` are its further environment variables."""
+
+    state: Path
+    archive: str
+    settings: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def log(self) -> Path:
+        return self.state.with_name(f"{self.state.name}.log")
+
+    def start(self, *, ready: bool = True) -> None:
+        """Start it and wait until it is ready, or (ready=False) until it answers."""
+        environment = {
+            **os.environ,
+            "PATHSERVE_STATE": str(self.state),
+            "PATHSERVE_ARCHIVE": self.archive,
+            "PATHSERVE_API_KEY": KEY,
+            "PATHSERVE_METRICS_PORT": "0",
+            **self.settings,
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [PATHSERVE, "serve", "--port", str(self.port)], env=environment, stdout=log, stderr=log
+            )
+
+        def answers() -> bool:
+            assert self.process is not None
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            try:
+                return httpx.get(f"{self.url}/{'readyz' if ready else 'livez'}", trust_env=False).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(answers, f"the gateway is ready; log: {self.log}", _READY_S)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes of this gateway."""
+        assert self.process is not None
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "gateway.analyses.worker" in " ".join(child.cmdline())]
+
+    def kill(self) -> None:
+        """kill -9 of the gateway and of its worker, in this order, without a moment in between."""
+        workers = self.workers()
+        assert self.process is not None
+        self.process.kill()
+        for worker in workers:
+            worker.kill()
+        self.process.wait()
+        psutil.wait_procs(workers, timeout=10)
+
+    def stop(self) -> None:
+        """SIGTERM and the end; kills what is left."""
+        if self.process is None:
+            return
+        workers = self.workers() if self.process.poll() is None else []
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        _, left = psutil.wait_procs(workers, timeout=5)
+        for worker in left:
+            worker.kill()
+        self.process = None
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {KEY}", **more.pop("headers", {})}
+        return httpx.request(method, self.url + path, headers=headers, timeout=30, trust_env=False, **more)
+
+    def order(self, study: str, series: Sequence[str] = (), **more: Any) -> str:
+        """Order `tissue-classification` of one slide; the analysis id."""
+        body = {
+            "protocol": "tissue-classification",
+            "specimens": [{"stain": "HE", "slides": [{"study": study, "series": list(series)}]}],
+            **more,
+        }
+        answer = self.request("POST", "/v1/analyses", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def show(self, analysis: str) -> dict[str, Any]:
+        answer = self.request("GET", f"/v1/analyses/{analysis}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def finish(self, analysis: str, within_s: float = 120.0) -> dict[str, Any]:
+        """Wait for the analysis's end and show it."""
+
+        def ended() -> dict[str, Any] | None:
+            shown = self.show(analysis)
+            return shown if shown["state"] in FINAL else None
+
+        return eventually(ended, f"{analysis} ends; log: {self.log}", within_s)
+
+    def steps(self, analysis: str) -> list[tuple[str, str]]:
+        """The step events (step, status) of an analysis that has ended."""
+        stream = self.request("GET", f"/v1/analyses/{analysis}/events").text
+        found = []
+        for block in stream.split("\n\n"):
+            lines = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
+            if lines.get("event") == "step":
+                data = json.loads(lines["data"])
+                found.append((data["step"], data["status"]))
+        return found
+
+
+@contextmanager
+def running_gateway(state: Path, archive: str, **settings: str) -> Iterator[Gateway]:
+    """A ready gateway, stopped at the end, whatever was killed or started in between."""
+    gateway = Gateway(state, archive, settings)
+    try:
+        gateway.start()
+        yield gateway
+    finally:
+        gateway.stop()
