@@ -63,12 +63,14 @@ class Shell:
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.monotonic()
         status = 0
+        stream = False
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, stream
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                stream = headers.get("content-type", "").startswith("text/event-stream")
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
@@ -80,9 +82,11 @@ class Shell:
             if status == 0:
                 await internal_problem()(scope, receive, send_with_headers)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            REQUEST_SECONDS.labels(route, method, str(status)).observe(time.monotonic() - began)
+            # A stream lasts as long as its analysis: its time says nothing about the server.
+            if not stream:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                method = scope["method"] if scope["method"] in _METHODS else "other"
+                REQUEST_SECONDS.labels(route, method, str(status)).observe(time.monotonic() - began)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
