@@ -73,6 +73,7 @@ class TritonEngine:
     """Inference for one process, in one event loop: a single connection, kept. Made by `open`."""
 
     def __init__(self, settings: Settings, models: Sequence[str]) -> None:
+        self.settings = settings
         self.repository = ModelRepository(settings.model_repository)
         self._server = ExternalServer(settings.triton_url) if settings.triton_url else EmbeddedServer(settings)
         self._embedded = settings.triton_url is None

@@ -61,7 +61,7 @@ def write_head(repository: Path, name: str) -> Path:
 
 
 def write_slow(repository: Path, name: str, *, count: int = 1) -> Path:
-    """image UINT8 (B,SIDE,SIDE,3) -> embedding FP32 (B,3): the first pixel; its red value times about 25 ms of work."""
+    """image UINT8 (B,SIDE,SIDE,3) -> embedding FP32 (B,3): the first pixel; its red value times about 12 ms of work."""
     size = 256
     body = helper.make_graph(
         [
@@ -155,7 +155,7 @@ def tiles(count: int, seed: int = 0) -> np.ndarray:
 
 
 def slow_tiles(count: int, red: int) -> np.ndarray:
-    """Tiles that keep the slow model busy for about `red` times 25 ms."""
+    """Tiles that keep the slow model busy for about `red` times 12 ms."""
     images = np.zeros((count, SIDE, SIDE, 3), np.uint8)
     images[:, 0, 0, 0] = red
     return images

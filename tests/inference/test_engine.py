@@ -1,0 +1,174 @@
+"""The engine on a real Triton: right answers, typed errors, no request left behind."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from gateway.inference import TritonEngine
+from gateway.inference.embedded import read_record
+from gateway.operations.errors import InferenceError, InferenceTimeout, ModelNotLoaded
+
+from . import models
+
+pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 31, 64])
+async def test_answers_equal_direct_onnxruntime_bit_for_bit(engine: TritonEngine, repository: Path, batch: int) -> None:
+    # 1 and 3 tiles travel in the message, 31 and 64 through shared memory.
+    images = models.tiles(batch, seed=batch)
+    answer = await engine.infer("encoder", {"image": images})
+    assert np.array_equal(answer["embedding"], models.direct(repository / "encoder", images))
+
+
+async def test_an_ensemble_answers_like_its_steps(engine: TritonEngine, repository: Path) -> None:
+    images = models.tiles(32)
+    answer = await engine.infer("both", {"image": images})
+    embedding = models.direct(repository / "encoder", images)
+    assert np.array_equal(answer["logits"], models.direct(repository / "head", embedding))
+
+
+async def test_many_callers_each_get_their_own_rows(engine: TritonEngine, repository: Path) -> None:
+    batches = [models.tiles(1 + index % 40, seed=index) for index in range(40)]
+    answers = await asyncio.gather(*(engine.infer("twin", {"image": images}) for images in batches))
+    for images, answer in zip(batches, answers, strict=True):
+        assert np.array_equal(answer["embedding"], models.direct(repository / "twin", images))
+
+
+async def test_arrays_that_are_not_contiguous_are_sent_right(engine: TritonEngine, repository: Path) -> None:
+    images = models.tiles(32)[:, ::-1, :, ::-1]
+    answer = await engine.infer("encoder", {"image": images})
+    assert np.array_equal(answer["embedding"], models.direct(repository / "encoder", np.ascontiguousarray(images)))
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        ({"image": models.tiles(1)[:, :32]}, "64, 64, 3"),
+        ({"image": models.tiles(1).astype(np.float32)}, "UINT8"),
+        ({"picture": models.tiles(1)}, "inputs"),
+        ({"image": models.tiles(65)}, "1 to 64"),
+        ({"image": models.tiles(0)}, "1 to 64"),
+    ],
+)
+async def test_a_batch_that_does_not_fit_is_refused(
+    engine: TritonEngine, batch: dict[str, np.ndarray], words: str
+) -> None:
+    with pytest.raises(InferenceError, match=words):
+        await engine.infer("encoder", batch)
+
+
+async def test_an_unknown_model_is_not_loaded(engine: TritonEngine) -> None:
+    with pytest.raises(ModelNotLoaded, match="absent"):
+        await engine.infer("absent", {"image": models.tiles(1)})
+
+
+async def test_every_model_is_ready(engine: TritonEngine) -> None:
+    assert engine.owner
+    assert [(status.name, status.version, status.ready) for status in engine.status()] == [
+        (name, "1", True) for name in ("encoder", "twin", "slow", "both")
+    ]
+
+
+@pytest.mark.parametrize("batch", [1, 64], ids=["message", "shared memory"])
+async def test_a_deadline_is_a_typed_error_and_the_next_request_is_right(engine: TritonEngine, batch: int) -> None:
+    with pytest.raises(InferenceTimeout, match="slow"):
+        await engine.infer("slow", {"image": models.slow_tiles(batch, 60)}, deadline_s=0.2)
+    answer = await engine.infer("slow", {"image": models.slow_tiles(64, 1)})
+    assert answer["embedding"][:, 0].tolist() == [1.0] * 64
+
+
+async def test_a_cancelled_request_keeps_its_region_until_the_server_is_done_with_it(engine: TritonEngine) -> None:
+    running = []
+    for red in (90, 3):
+        running.append(asyncio.create_task(engine.infer("slow", {"image": models.slow_tiles(64, red)})))
+        await asyncio.sleep(0.2)
+    for task in running:
+        task.cancel()
+    ends = await asyncio.gather(*running, return_exceptions=True)
+    assert [type(end) for end in ends] == [asyncio.CancelledError] * 2
+    # Other regions serve meanwhile: the answers are those of their own pixels.
+    answers = await asyncio.gather(*(engine.infer("slow", {"image": models.slow_tiles(64, red)}) for red in (2, 5)))
+    assert [answer["embedding"][0, 0] for answer in answers] == [2.0, 5.0]
+
+
+async def test_cancelling_reaches_triton(engine: TritonEngine) -> None:
+    # One instance: were the second request of 1.2 s not dropped from its queue, the third would wait for it.
+    running = []
+    for _ in range(2):
+        running.append(asyncio.create_task(engine.infer("slow", {"image": models.slow_tiles(64, 100)})))
+        await asyncio.sleep(0.2)
+    running[1].cancel()
+    await asyncio.gather(running[1], return_exceptions=True)
+    first = await running[0]
+    assert first["embedding"][0, 0] == 100.0
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    await engine.infer("slow", {"image": models.slow_tiles(1, 0)})
+    assert loop.time() - start < 0.6
+
+
+async def test_shared_memory_files_have_no_names_left(engine: TritonEngine) -> None:
+    await engine.infer("encoder", {"image": models.tiles(64)})
+    assert not list(Path("/dev/shm").glob("*client*"))
+
+
+async def test_a_killed_stub_is_noticed_on_use_and_replaced(engine: TritonEngine, repository: Path) -> None:
+    images = models.tiles(4)
+    for model, key in (("encoder", "embedding"), ("both", "logits")):
+        before = await engine.infer(model, {"image": images})
+        for pid in _stubs(engine, "encoder"):
+            os.kill(pid, signal.SIGKILL)
+        after = await engine.infer(model, {"image": images})
+        assert np.array_equal(before[key], after[key])
+
+
+async def test_one_of_two_stubs_killed_fails_no_request(engine: TritonEngine, repository: Path) -> None:
+    images = models.tiles(4)
+    os.kill(_stubs(engine, "twin")[0], signal.SIGKILL)
+    answers = await asyncio.gather(*(engine.infer("twin", {"image": images}) for _ in range(8)))
+    for answer in answers:
+        assert np.array_equal(answer["embedding"], models.direct(repository / "twin", images))
+
+
+async def test_a_killed_server_is_restarted_under_the_requests(engine: TritonEngine, repository: Path) -> None:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    images = models.tiles(32)
+    running = [asyncio.create_task(engine.infer("slow", {"image": models.slow_tiles(64, 20)})) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    os.kill(record.pid, signal.SIGKILL)
+    answers = await asyncio.gather(engine.infer("encoder", {"image": images}), *running)
+    assert np.array_equal(answers[0]["embedding"], models.direct(repository / "encoder", images))
+    assert [answer["embedding"][0, 0] for answer in answers[1:]] == [20.0, 20.0]
+    assert not list(Path("/dev/shm").glob(f"{record.shm_prefix}*"))
+
+
+async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> None:
+    """Last in this module: the model stays failed."""
+    reasons = []
+    for _ in range(6):
+        for pid in _stubs(engine, "twin"):
+            os.kill(pid, signal.SIGKILL)
+        try:
+            await engine.infer("twin", {"image": models.tiles(1)})
+        except ModelNotLoaded as error:
+            reasons.append(error.detail)
+    assert "times within 10 minutes" in reasons[-1]
+    assert {status.name: status.ready for status in engine.status()}["twin"] is False
+    assert (await engine.infer("encoder", {"image": models.tiles(1)}))["embedding"].shape == (1, models.WIDTH)
+
+
+def _stubs(engine: TritonEngine, model: str) -> list[int]:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    return [
+        process.pid
+        for process in psutil.Process(record.pid).children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and any(f"/{model}/1/" in text for text in process.cmdline())
+    ]
