@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,23 +45,24 @@ class _OpenBatch:
     """Absent frames (row, column): a list, because appending to it is atomic."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Target:
-    """Where a frame goes: a tile of an open batch whose corner lies at (`top`, `left`) in the frame's pixels."""
+class _Target(NamedTuple):
+    """Where a frame goes: a tile of an open batch whose corner lies at (`top`, `left`) in the frame's pixels. `first`:
+    no earlier tile of the plan needs the frame. A tuple, as one is made for every overlap of frame and tile."""
 
     batch: _OpenBatch
-    index: int
+    slot: int
     top: int
     left: int
     first: bool
 
     def fill(self, frame: NDArray[np.uint8]) -> None:
         """Copy the part of the frame that the tile shows; runs of one stream never write the same pixels."""
-        field_px = self.batch.fields_BHWC.shape[1]
-        y0, x0 = max(self.top, 0), max(self.left, 0)
-        part = frame[y0 : self.top + field_px, x0 : self.left + field_px]
-        y, x = y0 - self.top, x0 - self.left
-        self.batch.fields_BHWC[self.index, y : y + part.shape[0], x : x + part.shape[1]] = part
+        batch, slot, top, left, _ = self
+        field_px = batch.fields_BHWC.shape[1]
+        y0, x0 = max(top, 0), max(left, 0)
+        part = frame[y0 : top + field_px, x0 : left + field_px]
+        height_px, width_px, _ = part.shape
+        batch.fields_BHWC[slot, y0 - top : y0 - top + height_px, x0 - left : x0 - left + width_px] = part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -237,14 +239,15 @@ class _Stream:
         level, field_px = self._image.level, self._plan.grid.field_px
         x, y = column * level.frame_width_px, row * level.frame_height_px
         right, bottom = min(x + level.frame_width_px, level.width_px), min(y + level.frame_height_px, level.height_px)
-        tiles_RC = self._tile_at_RC[y // field_px : -(-bottom // field_px), x // field_px : -(-right // field_px)]
-        first = int(tiles_RC[tiles_RC >= 0].min())
         targets = []
-        for i, tiles in enumerate(tiles_RC.tolist()):
-            for j, tile in enumerate(tiles):
+        first = True
+        for tile_row in range(y // field_px, -(-bottom // field_px)):
+            for tile_column in range(x // field_px, -(-right // field_px)):
+                tile = self._tile_at_RC.item(tile_row, tile_column)
                 if tile >= self._skip:
-                    top, left = (y // field_px + i) * field_px - y, (x // field_px + j) * field_px - x
-                    targets.append(_Target(self._batch_of(tile), tile % self._batch, top, left, tile == first))
+                    opened, slot = self._batch_of(tile), tile % self._batch
+                    targets.append(_Target(opened, slot, tile_row * field_px - y, tile_column * field_px - x, first))
+                first = first and tile < 0
         return targets
 
     def _batch_of(self, tile: int) -> _OpenBatch:
