@@ -17,7 +17,7 @@ from typing import Any
 from gateway.analyses.worker import Parts, run_worker
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order
-from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError
+from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, NoTissue, PathserveError
 from gateway.operations.logging import configure_logging
 from gateway.operations.settings import Settings, settings
 
@@ -25,7 +25,8 @@ from gateway.operations.settings import Settings, settings
 class StandInCase:
     """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
 
-    settings: `batches`, `batch_s`; `fail` = typed|retryable|internal|kill (in infer); `slow_deliver` seconds.
+    settings: `batches`, `batch_s`; `fail` = typed|retryable|once|internal|kill (in infer); `deaf` (does not heed
+    `cancelled`); `fail_deliver`; `slow_deliver` seconds.
     """
 
     def __init__(
@@ -46,6 +47,9 @@ class StandInCase:
         with (self.folder / "calls.log").open("a") as out:
             out.write(line + "\n")
 
+    def _calls(self) -> list[str]:
+        return (self.folder / "calls.log").read_text().splitlines()
+
     async def fetch(self) -> dict[str, Any]:
         self._log("fetch")
         self.progress(Progress(Step.FETCH, 10, 10, "bytes"))
@@ -58,10 +62,15 @@ class StandInCase:
             raise NoTissue("There is no tissue on this slide; scan it again.")
         if fail == "retryable":
             raise ArchiveUnavailable("The archive does not answer; check that it runs.")
+        if fail == "once" and self._calls().count("infer") == 1:
+            raise ArchiveUnavailable("The archive does not answer; check that it runs.")
         if fail == "internal":
             raise RuntimeError("secret patient Mueller")
         if fail == "kill":
             os._exit(137)
+        if "deaf" in self.options:
+            self._log("deaf")
+            await asyncio.sleep(3600)
         await asyncio.to_thread(self._batches)
         return {"batches": int(self.options.get("batches", "2"))}
 
@@ -94,6 +103,8 @@ class StandInCase:
 
     async def deliver(self) -> dict[str, Any]:
         self._log("deliver")
+        if "fail_deliver" in self.options:
+            raise ArchiveRefused("The archive refused the report; see its log.")
         await asyncio.sleep(float(self.options.get("slow_deliver", "0")))
         return {"stored": 1}
 

@@ -1,0 +1,284 @@
+"""The durable workflow in real worker processes (with the stand-in case): ends once, resumes, cancels, gives up."""
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway.analyses.ledger import Ledger, Record
+from gateway.analyses.workflow import MAX_ATTEMPTS
+from gateway.domain.analysis import State
+from gateway.domain.order import Order, Patient, SlideReference, Specimen
+from gateway.operations.errors import Conflict
+
+STANDIN = Path(__file__).with_name("standin.py")
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def order(**settings: str) -> Order:
+    return Order(
+        protocol="tissue-classification",
+        specimens=(Specimen(slides=(SlideReference("1.2.3"),)),),
+        patient=Patient("PID-SECRET"),
+        settings=tuple(settings.items()),
+    )
+
+
+class Place:
+    """A state folder, its ledger, and the workers that a test runs on it."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+        self.ledger = Ledger.open(f"sqlite:///{state / 'pathserve.db'}", state)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def worker(self, lock_wait_s: float = 10.0, **settings: str) -> subprocess.Popen[bytes]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")}
+        environment |= {"PATHSERVE_STATE": str(self.state), "PATHSERVE_RETRY_DELAY_S": "0.05"}
+        environment |= {"PYTHONPATH": str(CHECKOUT)} | settings
+        with (self.state / "stderr").open("ab") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, str(STANDIN), "0", str(lock_wait_s)], env=environment, cwd=self.state, stderr=stderr
+            )
+        self.workers.append(process)
+        return process
+
+    def accept(self, **settings: str) -> str:
+        return self.ledger.accept(order(**settings))[0].analysis.id
+
+    def record(self, analysis_id: str) -> Record:
+        return self.ledger.get(analysis_id)
+
+    def calls(self, analysis_id: str) -> list[str]:
+        path = self.state / "analyses" / analysis_id / "calls.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def artifacts(self, analysis_id: str) -> list[str]:
+        folder = self.state / "analyses" / analysis_id / "artifacts"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+    def until(self, met: Callable[[], object], timeout_s: float = 30.0) -> None:
+        limit = time.monotonic() + timeout_s
+        while not met():
+            assert time.monotonic() < limit, (self.state / "stderr").read_text()[-3000:]
+            time.sleep(0.02)
+
+    def ended(self, analysis_id: str) -> State:
+        self.until(lambda: self.record(analysis_id).analysis.state.final)
+        return self.record(analysis_id).analysis.state
+
+    def final_events(self, analysis_id: str) -> list[str]:
+        events = [event.data["state"] for event in self.ledger.events(analysis_id) if event.kind == "state"]
+        return [state for state in events if State(state).final]
+
+    def close(self) -> None:
+        for process in self.workers:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        self.ledger.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def working(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A place with one worker that runs all the time."""
+    made = Place(tmp_path_factory.mktemp("working"))
+    made.worker(PATHSERVE_RETRY_ATTEMPTS="3", PATHSERVE_CONCURRENCY="3")
+    yield made
+    made.close()
+
+
+def test_an_analysis_goes_through_its_steps_once(working: Place) -> None:
+    analysis_id = working.accept()
+    assert working.ended(analysis_id) is State.COMPLETED
+    assert working.calls(analysis_id) == ["fetch", "infer", "batch 0", "batch 1", "report", "deliver"]
+    steps = [
+        (event.data["step"], event.data["status"])
+        for event in working.ledger.events(analysis_id)
+        if event.kind == "step"
+    ]
+    assert steps == [
+        (step, status) for step in ("fetch", "infer", "report", "deliver") for status in ("started", "finished")
+    ]
+    assert working.final_events(analysis_id) == ["completed"]
+
+
+def test_a_typed_error_ends_the_analysis_with_its_reason(working: Place) -> None:
+    analysis_id = working.accept(fail="typed")
+    assert working.ended(analysis_id) is State.FAILED
+    failure = working.record(analysis_id).analysis.failure
+    assert failure is not None
+    assert (failure.reason, failure.detail) == ("no-tissue", "There is no tissue on this slide; scan it again.")
+    assert working.calls(analysis_id) == ["fetch", "infer"]
+
+
+def test_an_error_after_the_report_leaves_no_report(working: Place) -> None:
+    analysis_id = working.accept(fail_deliver="yes")
+    assert working.ended(analysis_id) is State.FAILED
+    working.until(lambda: working.artifacts(analysis_id) == [])
+    assert "report" in working.calls(analysis_id)
+
+
+def test_a_passing_error_is_tried_again_a_bounded_number_of_times(working: Place) -> None:
+    analysis_id = working.accept(fail="retryable")
+    assert working.ended(analysis_id) is State.FAILED
+    failure = working.record(analysis_id).analysis.failure
+    assert failure is not None
+    assert failure.reason == "archive-unavailable"
+    assert working.calls(analysis_id) == ["fetch", "infer", "infer", "infer"]
+
+
+def test_an_error_that_passes_does_not_fail_the_analysis(working: Place) -> None:
+    analysis_id = working.accept(fail="once")
+    assert working.ended(analysis_id) is State.COMPLETED
+    assert working.calls(analysis_id).count("infer") == 2
+
+
+def test_an_unexpected_error_says_nothing_of_the_patient(working: Place) -> None:
+    analysis_id = working.accept(fail="internal")
+    assert working.ended(analysis_id) is State.FAILED
+    failure = working.record(analysis_id).analysis.failure
+    assert failure is not None
+    assert failure.reason == "internal"
+    working.until(lambda: analysis_id in (working.state / "logs" / "worker.jsonl").read_text())
+    logs = (working.state / "stderr").read_text() + (working.state / "logs" / "worker.jsonl").read_text()
+    assert '"type": "RuntimeError"' in logs
+    assert "standin.py" in logs
+    assert "Mueller" not in logs + failure.detail
+    assert "PID-SECRET" not in logs
+
+
+def test_a_running_analysis_is_cancelled_within_two_seconds(working: Place) -> None:
+    analysis_id = working.accept(batches="10000")
+    working.until(lambda: "batch 3" in working.calls(analysis_id))
+    working.ledger.cancel(analysis_id)
+    began = time.monotonic()
+    assert working.ended(analysis_id) is State.CANCELLED
+    assert time.monotonic() - began < 2.0
+    assert working.artifacts(analysis_id) == []
+
+
+def test_a_step_that_does_not_heed_the_cancellation_is_cancelled_all_the_same(working: Place) -> None:
+    analysis_id = working.accept(deaf="yes")
+    working.until(lambda: "deaf" in working.calls(analysis_id))
+    working.ledger.cancel(analysis_id)
+    assert working.ended(analysis_id) is State.CANCELLED
+
+
+def test_a_cancellation_that_races_with_the_end_leaves_one_truth(working: Place) -> None:
+    ids = [working.accept(batch_s="0.005") for _ in range(15)]
+    refused: set[str] = set()
+
+    def cancel(analysis_id: str, index: int) -> None:
+        if index % 3 == 0:
+            working.until(lambda: "report" in working.calls(analysis_id))
+        else:
+            time.sleep(0.1 * index)
+        try:
+            working.ledger.cancel(analysis_id)
+        except Conflict:
+            refused.add(analysis_id)
+
+    threads = [threading.Thread(target=cancel, args=(each, index)) for index, each in enumerate(ids)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    ends = Counter(working.ended(analysis_id) for analysis_id in ids)
+    assert ends.keys() <= {State.COMPLETED, State.CANCELLED}
+    for analysis_id in ids:
+        state = working.record(analysis_id).analysis.state
+        assert working.final_events(analysis_id) == [state.value]
+        assert (state is State.COMPLETED) == (analysis_id in refused)
+        assert (state is State.COMPLETED) == ("deliver" in working.calls(analysis_id))
+        if state is State.CANCELLED:
+            working.until(lambda analysis_id=analysis_id: working.artifacts(analysis_id) == [])
+
+
+def test_the_engine_stores_json_only_and_talks_to_nobody(working: Place) -> None:
+    working.ended(working.accept())
+    with sqlite3.connect(working.state / "dbos.db") as database:
+        kinds = {row[0] for row in database.execute("SELECT DISTINCT serialization FROM workflow_status")}
+        executors = {row[0] for row in database.execute("SELECT DISTINCT executor_id FROM workflow_status")}
+        versions = {row[0] for row in database.execute("SELECT DISTINCT application_version FROM workflow_status")}
+    assert kinds == {"portable_json"}
+    assert executors == {(working.state / "executor-id").read_text().strip()}
+    assert versions == {"pathserve-analysis-1"}
+    sockets = psutil.Process(working.workers[0].pid).net_connections(kind="inet")
+    assert [each for each in sockets if each.type == socket.SOCK_STREAM] == []
+
+
+def test_a_second_worker_is_refused_with_a_sentence(working: Place) -> None:
+    done = working.worker(lock_wait_s=0.0)
+    assert done.wait(20) != 0
+    assert "Another worker already uses this state folder" in (working.state / "stderr").read_text()
+
+
+def test_kill_9_in_the_middle_goes_on_after_the_last_batch(place: Place) -> None:
+    analysis_id = place.accept(batches="40", batch_s="0.02")
+    first = place.worker()
+    place.until(lambda: "batch 10" in place.calls(analysis_id))
+    first.kill()
+    first.wait()
+    assert place.record(analysis_id).analysis.state is State.RUNNING
+    place.worker()
+    assert place.ended(analysis_id) is State.COMPLETED
+    counts = Counter(place.calls(analysis_id))
+    assert (counts["fetch"], counts["infer"], counts["report"], counts["deliver"]) == (1, 2, 1, 1)
+    assert sorted(counts[f"batch {n}"] for n in range(40))[-2:] in ([1, 1], [1, 2])
+    assert place.final_events(analysis_id) == ["completed"]
+
+
+def test_sigterm_leaves_the_analysis_resumable(place: Place) -> None:
+    analysis_id = place.accept(batches="200", batch_s="0.02")
+    first = place.worker()
+    place.until(lambda: "batch 3" in place.calls(analysis_id))
+    began = time.monotonic()
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(15) == 0
+    assert time.monotonic() - began < 10.0
+    record = place.record(analysis_id)
+    assert (record.analysis.state, record.attempts) == (State.RUNNING, 0)
+    place.ledger.cancel(analysis_id)
+    place.worker()
+    assert place.ended(analysis_id) is State.CANCELLED
+    assert place.calls(analysis_id).count("fetch") == 1
+
+
+def test_what_was_claimed_but_never_started_is_started(place: Place) -> None:
+    analysis_id = place.accept()
+    assert place.ledger.claim() == analysis_id
+    place.worker()
+    assert place.ended(analysis_id) is State.COMPLETED
+
+
+def test_an_analysis_that_kills_the_worker_again_and_again_is_given_up(place: Place) -> None:
+    killer = place.accept(fail="kill")
+    harmless = place.accept()
+    assert place.worker().wait(30) == 137
+    # As if it had died so often: the test need not start every one of these workers.
+    for _ in range(MAX_ATTEMPTS - place.record(killer).attempts):
+        place.ledger.count_attempt(killer)
+    place.worker()
+    assert place.ended(killer) is State.FAILED
+    failure = place.record(killer).analysis.failure
+    assert failure is not None
+    assert failure.reason == "worker-died"
+    assert place.ended(harmless) is State.COMPLETED
