@@ -1,0 +1,101 @@
+import hashlib
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gateway.domain.slide import TileGrid
+from gateway.reports import UNCERTAIN, picture, thumbnail_jpeg, tissue_map
+
+GRID = TileGrid(level=0, mpp=0.5, tile_px=224, field_px=200, columns=4, rows=3)
+LEVEL_PX = (870, 620)
+COLORS = {0: "#ff0000", 1: "#0000ff"}
+
+
+def draw(rows: list[int], columns: list[int], classes: list[int], *, shade: int = 200) -> np.ndarray:
+    """The map over an even thumbnail, a tenth of the level in size, as (62, 87, 3)."""
+    thumbnail = np.full((62, 87, 3), shade, dtype=np.uint8)
+    data = tissue_map(
+        thumbnail,
+        GRID,
+        np.array(rows, dtype=np.int32),
+        np.array(columns, dtype=np.int32),
+        np.array(classes, dtype=np.int32),
+        COLORS,
+        LEVEL_PX,
+    )
+    with Image.open(BytesIO(data)) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
+
+
+def test_each_tile_has_its_colour_in_its_place() -> None:
+    drawn = draw([0, 2], [0, 3], [0, 1])
+    assert tuple(drawn[10, 10]) == pytest.approx((228, 100, 100), abs=1)
+    assert tuple(drawn[50, 70]) == pytest.approx((100, 100, 228), abs=1)
+    red = (drawn[..., 0].astype(int) - drawn[..., 2]) > 60
+    rows, columns = np.nonzero(red)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 19, 0, 19)
+    blue = (drawn[..., 2].astype(int) - drawn[..., 0]) > 60
+    rows, columns = np.nonzero(blue)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (40, 59, 60, 79)
+
+
+def test_no_tile_stays_plain_and_the_margin_beyond_the_grid_too() -> None:
+    drawn = draw([0], [0], [0])
+    assert (drawn[30:, 30:] == 200).all()
+    assert (drawn[:, 82:] == 200).all()
+
+
+def test_uncertain_is_grey_and_hatched() -> None:
+    tile = draw([1], [1], [UNCERTAIN])[21:39, 21:39]
+    assert (tile[..., 0] == tile[..., 1]).all()
+    assert (tile[..., 0] == tile[..., 2]).all()
+    assert set(np.unique(tile)) == {110, 202}
+    assert len(set(tile[0, :, 0])) == 2
+    assert len(set(tile[:, 0, 0])) == 2
+
+
+def test_border_between_classes_is_drawn() -> None:
+    drawn = draw([0, 0], [0, 1], [0, 1])
+    assert drawn[10, 19, 0] < drawn[10, 18, 0]
+
+
+def test_no_tiles_at_all() -> None:
+    assert (draw([], [], []) == 200).all()
+
+
+def test_colour_in_the_slide_does_not_pass_for_a_class() -> None:
+    thumbnail = np.zeros((62, 87, 3), dtype=np.uint8)
+    thumbnail[..., 0] = 255
+    none = np.zeros(0, dtype=np.int32)
+    with Image.open(BytesIO(tissue_map(thumbnail, GRID, none, none, none, COLORS, LEVEL_PX))) as image:
+        drawn = np.asarray(image)
+    assert (drawn == drawn[..., :1]).all()
+
+
+def test_same_input_same_bytes() -> None:
+    rng = np.random.default_rng(1)
+    thumbnail = rng.integers(0, 255, (62, 87, 3), dtype=np.uint8)
+    tiles = np.array([0, 1, 2], dtype=np.int32)
+    maps = {tissue_map(thumbnail, GRID, tiles, tiles, tiles % 2, COLORS, LEVEL_PX) for _ in range(2)}
+    assert len(maps) == 1
+
+
+def test_thumbnail_keeps_its_colours() -> None:
+    thumbnail = np.zeros((40, 50, 3), dtype=np.uint8)
+    thumbnail[:, :25] = (190, 80, 150)
+    thumbnail[:, 25:] = (240, 240, 240)
+    with Image.open(BytesIO(thumbnail_jpeg(thumbnail))) as image:
+        decoded = np.asarray(image)
+    assert decoded.shape == thumbnail.shape
+    assert np.abs(decoded[:, 2:20].astype(int) - (190, 80, 150)).max() < 12
+    assert np.abs(decoded[:, 34:].astype(int) - 240).max() < 8
+
+
+def test_picture_record() -> None:
+    jpeg = thumbnail_jpeg(np.full((40, 50, 3), 128, dtype=np.uint8))
+    record = picture("thumbnail", "thumbnail-1.jpg", jpeg, "1.2.3")
+    assert (record.media_type, record.width_px, record.height_px) == ("image/jpeg", 50, 40)
+    assert record.sha256 == hashlib.sha256(jpeg).hexdigest()
