@@ -251,3 +251,14 @@ def second_study(image: pydicom.Dataset, two_slides: Report) -> tuple[Report, li
     other.SOPInstanceUID = "2.25.906"
     first, second = reading_of(image), reading_of(other)
     return report_of([first, second], [result_of(first), result_of(second, scale=0.5)]), [image, other]
+
+
+@pytest.fixture(scope="session")
+def whole_slide() -> tuple[Report, pydicom.Dataset]:
+    """A whole slide's report and the header of the level that was read."""
+    folder = DATA / "slides" / "metaplasia_he"
+    if not folder.is_dir():
+        pytest.skip("needs the slide metaplasia_he of PATHSERVE_DATA")
+    source = volume_headers(folder)[0]
+    slide = reading_of(source)
+    return report_of([slide], [result_of(slide)]), source

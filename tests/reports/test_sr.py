@@ -78,6 +78,13 @@ def test_validators_two_slides(
 
 @pytest.mark.validators
 @needs_validators
+def test_validators_on_a_whole_slide(whole_slide: tuple[Report, pydicom.Dataset], tmp_path: Path) -> None:
+    report, source = whole_slide
+    assert validated(to_sr(report, [source]), tmp_path) == []
+
+
+@pytest.mark.validators
+@needs_validators
 def test_validators_find_a_planted_error(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:
     document = to_sr(report, [image])
     del document.CompletionFlag
