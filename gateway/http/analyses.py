@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
@@ -103,8 +103,14 @@ def view_of(record: Record) -> AnalysisView:
     return AnalysisView(**summary_of(record).model_dump(), order=codec.dump(record.analysis.order))
 
 
+def _json_only(request: Request) -> None:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("An order is sent as application/json. Set the Content-Type and send it again.")
+
+
 @router.post(
     "",
+    dependencies=[Depends(_json_only)],
     status_code=202,
     response_model=Accepted,
     summary="Order an analysis",
@@ -112,7 +118,6 @@ def view_of(record: Record) -> AnalysisView:
 )
 def accept(
     here: Here,
-    request: Request,
     response: Response,
     order: Annotated[OrderBody, Body(openapi_examples={"tissue-classification": {"value": EXAMPLE}})],
     idempotency_key: Annotated[
@@ -120,8 +125,6 @@ def accept(
     ] = None,
 ) -> Accepted:
     """The order is on disk when this answers. Follow `Location` until `state` is final."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaType("An order is sent as application/json. Set the Content-Type and send it again.")
     if idempotency_key is not None and not _KEY.match(idempotency_key):
         raise InvalidInput("An Idempotency-Key has 1 to 255 printable ASCII characters without spaces.")
     asked = order.domain()

@@ -1,0 +1,61 @@
+"""Server-sent events: everything from the beginning, or after the last one seen; ends with the analysis."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from gateway.analyses.ledger import Ledger
+from gateway.domain.analysis import Progress, State, Step
+
+
+def parse(text: str) -> list[tuple[int, str, dict[str, Any]]]:
+    events = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "id" in fields:
+            events.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+    return events
+
+
+@pytest.fixture
+async def analysis_id(client: httpx.AsyncClient, order: dict[str, Any]) -> str:
+    return str((await client.post("/v1/analyses", json=order)).json()["id"])
+
+
+async def test_the_stream_of_an_ended_analysis_replays_and_ends(
+    client: httpx.AsyncClient, analysis_id: str, finished: Callable[..., None]
+) -> None:
+    finished(analysis_id)
+    answer = await client.get(f"/v1/analyses/{analysis_id}/events")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert [(seq, kind, data["state"]) for seq, kind, data in parse(answer.text)] == [
+        (1, "state", "accepted"),
+        (2, "state", "running"),
+        (3, "state", "completed"),
+    ]
+    for last, left in (("1", [2, 3]), ("2", [3]), ("3", []), ("99", [])):
+        answer = await client.get(f"/v1/analyses/{analysis_id}/events", headers={"Last-Event-ID": last})
+        assert [seq for seq, _, _ in parse(answer.text)] == left
+
+
+async def test_a_stream_follows_until_the_end(client: httpx.AsyncClient, analysis_id: str, ledger: Ledger) -> None:
+    following = asyncio.create_task(client.get(f"/v1/analyses/{analysis_id}/events"))
+    await asyncio.sleep(0.3)
+    ledger.claim()
+    ledger.record_progress(analysis_id, Progress(Step.INFER, 5, 10, "tiles"))
+    await asyncio.sleep(0.3)
+    assert not following.done()
+    ledger.finish(analysis_id, State.COMPLETED)
+    events = parse((await asyncio.wait_for(following, 5)).text)
+    assert [kind for _, kind, _ in events] == ["state", "state", "progress", "state"]
+    assert events[2][2] | {"time": None} == {"time": None, "step": "infer", "done": 5, "total": 10, "unit": "tiles"}
+
+
+async def test_a_wrong_last_event_id(client: httpx.AsyncClient, analysis_id: str) -> None:
+    for wrong in ("x", "-1", "1.5", "9" * 30):
+        answer = await client.get(f"/v1/analyses/{analysis_id}/events", headers={"Last-Event-ID": wrong})
+        assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input")

@@ -1,0 +1,145 @@
+"""What lies around the API: the key, health for strangers, problems for every error, headers."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from gateway.analyses.ledger import Ledger
+from gateway.http.app import build_api
+from gateway.http.shell import REGISTRY
+
+PATHS = sorted(path.replace("{analysis_id}", "x").replace("{name}", "y") for path in build_api().openapi()["paths"])
+
+
+@pytest.mark.parametrize(
+    "path", [*(path for path in PATHS if path not in ("/livez", "/readyz")), "/openapi.json", "/docs", "/metrics", "/x"]
+)
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer wrong", "Bearer ", "Basic the-key", "the-key", "Bearer the-key2", "Bearer thé-key"]
+)
+async def test_nothing_is_told_without_the_key(
+    stranger: httpx.AsyncClient, path: str, authorization: str | None
+) -> None:
+    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+    for method in ("GET", "POST", "DELETE"):
+        answer = await stranger.request(method, path, headers=headers)
+        assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated")
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_the_key_in_any_case_of_the_scheme(stranger: httpx.AsyncClient) -> None:
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        answer = await stranger.get("/v1/analyses", headers={"Authorization": f"{scheme} the-key"})
+        assert answer.status_code == 200
+
+
+async def test_strangers_learn_health_and_nothing_more(stranger: httpx.AsyncClient, ledger: Ledger) -> None:
+    assert (await stranger.get("/livez")).json() == {"alive": True}
+    parts = {"database": True, "worker": False, "inference": False, "archive": False}
+    answer = await stranger.get("/readyz")
+    assert (answer.status_code, answer.json()) == (503, {"ready": False, "parts": parts, "refused": []})
+    models = [
+        {"name": "tile_encoder", "version": "1", "ready": True, "reason": None},
+        {"name": "tissue_head", "version": None, "ready": False, "reason": "digest differs at 10.0.0.1"},
+    ]
+    for archive in (False, True):
+        ledger.beat("w", datetime.now(UTC), {"inference": True, "archive": archive}, models)
+        answer = await stranger.get("/readyz")
+        found = {"database": True, "worker": True, "inference": True, "archive": archive}
+        assert answer.json() == {"ready": archive, "parts": found, "refused": ["tissue_head"]}
+        assert answer.status_code == (200 if archive else 503)
+        assert "10.0.0.1" not in answer.text
+
+
+async def test_a_worker_that_does_not_beat_is_not_there(stranger: httpx.AsyncClient, ledger: Ledger) -> None:
+    ledger.beat("w", datetime.now(UTC), {"inference": True, "archive": True}, [])
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE workers SET beat = '2020-01-01 00:00:00.000000'"))
+    answer = await stranger.get("/readyz")
+    assert (answer.status_code, answer.json()["parts"]["worker"]) == (503, False)
+
+
+async def test_models_answer_from_the_first_moment(client: httpx.AsyncClient, ledger: Ledger, state: Path) -> None:
+    assert (await client.get("/v1/models")).json() == {"items": []}
+    (state / "models" / "tile_encoder").mkdir(parents=True)
+    (state / "models" / "tile_encoder" / "card.json").write_text("{}")
+    [item] = (await client.get("/v1/models")).json()["items"]
+    assert (item["name"], item["ready"]) == ("tile_encoder", False)
+    assert item["reason"]
+    served = [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}]
+    ledger.beat("w", datetime.now(UTC), {}, served)
+    assert (await client.get("/v1/models")).json()["items"] == served
+
+
+async def test_protocols(client: httpx.AsyncClient) -> None:
+    items = (await client.get("/v1/protocols")).json()["items"]
+    assert "tissue-classification" in [item["name"] for item in items]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("GET", "/", 404, "not-found"),
+        ("GET", "/v1/analyses/", 404, "not-found"),
+        ("GET", "/docs", 404, "not-found"),
+        ("PUT", "/v1/analyses", 405, "method-not-allowed"),
+        ("POST", "/livez", 405, "method-not-allowed"),
+        ("BREW", "/v1/analyses", 405, "method-not-allowed"),
+    ],
+)
+async def test_errors_of_the_framework_are_problems(
+    client: httpx.AsyncClient, method: str, path: str, status: int, reason: str
+) -> None:
+    answer = await client.request(method, path)
+    body = answer.json()
+    assert (answer.status_code, body["status"], body["reason"]) == (status, status, reason)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["type"] == f"urn:pathserve:problem:{reason}"
+
+
+async def test_an_unexpected_error_is_a_problem_without_a_trace(
+    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, state: Path
+) -> None:
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE analyses RENAME COLUMN order_json TO gone"))
+    answer = await client.post("/v1/analyses", json=order)
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["reason"] == "state"
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE analyses RENAME COLUMN gone TO order_json"))
+    analysis_id = (await client.post("/v1/analyses", json=order)).json()["id"]
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE analyses SET order_json = 'no json'"))
+    broken = await client.get(f"/v1/analyses/{analysis_id}")
+    assert (broken.status_code, broken.json()["reason"]) == (500, "internal")
+    for text in (answer.text, broken.text):
+        assert "Traceback" not in text
+        assert str(state) not in text
+        assert "order_json" not in text
+
+
+async def test_every_answer_carries_the_security_headers(client: httpx.AsyncClient) -> None:
+    for path in ("/livez", "/v1/analyses", "/none"):
+        headers = (await client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert headers["content-security-policy"].startswith("default-src 'none'")
+        assert "server" not in headers
+
+
+async def test_requests_are_measured_by_route_not_by_path(client: httpx.AsyncClient) -> None:
+    await client.get("/v1/analyses/some-id")
+    await client.get("/some/patient/path")
+    labels = {
+        (sample.labels["route"], sample.labels["code"])
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "http_request_duration_seconds_count"
+    }
+    assert ("/v1/analyses/{analysis_id}", "404") in labels
+    assert ("unmatched", "404") in labels
+    assert not any("some" in route for route, _ in labels)
