@@ -4,6 +4,7 @@ What goes wrong becomes a `CallFailed` with one `Trouble`; the engine decides wh
 """
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +30,7 @@ _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _CONTROL_TIMEOUT_S = 10.0
+_FOLDER = re.compile(r"(?<![\w.])/(?:[^\s'\":,/]+/)+")
 
 
 class Trouble(StrEnum):
@@ -194,7 +196,7 @@ def shared_input(
 
 def _failed(error: InferenceServerException) -> CallFailed:
     status = str(error.status()).removeprefix("StatusCode.")
-    text = str(error.message())
+    text = _without_paths(str(error.message()))
     if "is not healthy" in text:
         trouble = Trouble.DEAD_STUB
     elif status == "UNAVAILABLE" or "Unable to find shared memory region" in text:
@@ -209,3 +211,9 @@ def _failed(error: InferenceServerException) -> CallFailed:
             "INVALID_ARGUMENT": Trouble.INVALID,
         }.get(status, Trouble.OTHER)
     return CallFailed(trouble, text)
+
+
+def _without_paths(text: str) -> str:
+    """A server's sentence on one line, without the traceback that a Python backend adds and with base names only."""
+    sentence = text.partition("\n\nAt:\n")[0]
+    return " ".join(_FOLDER.sub("", sentence).split())[:300]

@@ -54,10 +54,11 @@ class Contract:
             if self.max_batch_size:
                 rows.update(shape[:1])
                 shape = shape[1:]
+            wanted = ", ".join([*(["B"] if self.max_batch_size else []), *map(str, spec.dims)])
             if array.dtype != spec.dtype or not _fits(shape, spec.dims):
                 raise InferenceError(
-                    f"The input {spec.name} of the model {self.name} is {spec.datatype} {list(spec.dims)}"
-                    f"{' per row' if self.max_batch_size else ''}, not {array.dtype} {list(array.shape)}."
+                    f"The input {spec.name} of the model {self.name} is {spec.datatype} ({wanted}), not {array.dtype} "
+                    f"({', '.join(map(str, array.shape))})."
                 )
         if self.max_batch_size and (len(rows) != 1 or not 1 <= min(rows) <= self.max_batch_size):
             raise InferenceError(

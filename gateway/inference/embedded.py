@@ -23,7 +23,7 @@ import psutil
 
 from gateway.inference import metrics, runtime
 from gateway.inference.client import Client, Endpoint
-from gateway.inference.preflight import find_installation
+from gateway.inference.installation import find_installation
 from gateway.operations.errors import InferenceUnavailable, StateError
 from gateway.operations.settings import Settings
 
@@ -81,13 +81,13 @@ class EmbeddedServer:
             return self._process.poll() is not None
         return self._try_lock()
 
-    async def ensure(self, timeout_s: float = START_TIMEOUT_S) -> Endpoint:
+    async def ensure(self) -> Endpoint:
         """A server that answers: ours (started or restarted where needed), or the owner's.
 
         Raises InferenceUnavailable, StateError, DiskFull.
         """
         async with self._busy:
-            deadline = time.monotonic() + timeout_s
+            deadline = time.monotonic() + START_TIMEOUT_S
             while True:
                 if self.owner or self._try_lock():
                     return await self._own(deadline)

@@ -237,11 +237,11 @@ class TritonEngine:
             model.problem = error
         except CallFailed as failure:
             model.problem = ModelNotLoaded(
-                f"The model {model.name} is not loaded: Triton says “{_one_line(failure.text)}”. Export it again, or "
+                f"The model {model.name} is not loaded: Triton says “{failure.text}”. Export it again, or "
                 "see logs/triton.log in the state folder."
             )
         if model.problem is not None:
-            log.warning("inference.model_refused", model=model.name, reason=model.problem.reason)
+            log.warning("inference.model_refused", model=model.name, detail=model.problem.detail)
 
     def _instances(self, contract: Contract) -> int:
         steps = [self.repository.contract(step).instances for step in contract.steps]
@@ -355,7 +355,7 @@ def _typed(model: str, failure: CallFailed, deadline_s: float) -> PathserveError
         case Trouble.CANCELLED:
             return Cancelled("The request to Triton was cancelled.")
         case _:
-            return InferenceError(f"The model {model} failed in Triton: {_one_line(failure.text)}")
+            return InferenceError(f"The model {model} failed in Triton: {failure.text}")
 
 
 def _equal(answer: Array, expected: Array, tolerance: float) -> bool:
@@ -364,7 +364,3 @@ def _equal(answer: Array, expected: Array, tolerance: float) -> bool:
     difference = np.abs(answer.astype(np.float64) - expected.astype(np.float64))
     # A NaN compares false: it never passes.
     return bool((difference <= tolerance).all())
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]

@@ -20,9 +20,9 @@ class ExternalServer:
     def needs_attention(self) -> bool:
         return False
 
-    async def ensure(self, timeout_s: float = WAIT_S) -> Endpoint:
+    async def ensure(self) -> Endpoint:
         """Wait for the server to answer. Raises InferenceUnavailable."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + WAIT_S
         async with Client(self._endpoint) as client:
             while not await client.ready(timeout_s=2.0):
                 if time.monotonic() > deadline:

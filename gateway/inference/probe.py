@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from gateway.inference.client import Client, Endpoint
 from gateway.inference.embedded import read_record
-from gateway.inference.preflight import check
+from gateway.inference.installation import check
 from gateway.inference.repository import ModelRepository
 from gateway.operations.errors import PathserveError
 from gateway.operations.settings import Settings

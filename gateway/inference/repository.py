@@ -97,7 +97,8 @@ class ModelRepository:
         if not (folder / "golden.npz").is_file():
             return None
         try:
-            with np.load(folder / "golden.npz", allow_pickle=False) as archive:
+            # numpy leaves a file that it opened itself open where it is no archive.
+            with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
         except (ValueError, OSError, zipfile.BadZipFile):
             raise ModelRefused(

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from gateway.inference.preflight import Installation, check_stub
+from gateway.inference.installation import Installation, check_stub
 from gateway.operations.errors import DiskFull, InferenceUnavailable, StateError
 
 EXIT_TIMEOUT_S = 5

@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from gateway.inference import TritonEngine
 from gateway.inference.embedded import Record, read_record
-from gateway.inference.preflight import check
+from gateway.inference.installation import check
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 

@@ -111,7 +111,7 @@ def write_ensemble(repository: Path, name: str, first: str, second: str) -> Path
     (folder / "1").mkdir(parents=True)
     (folder / "1" / ".gitkeep").touch()
     (folder / "config.pbtxt").write_text(ENSEMBLE.format(name=name, side=SIDE, first=first, second=second))
-    lines = sorted(f"{step}:{_digest(repository / step / '1' / 'model.onnx')}" for step in (first, second))
+    lines = sorted(f"{step}:{digest(repository / step / '1' / 'model.onnx')}" for step in (first, second))
     write_card(folder, hashlib.sha256("\n".join(lines).encode()).hexdigest(), kind="ensemble", steps=[first, second])
     return folder
 
@@ -201,9 +201,9 @@ def _write(repository: Path, name: str, model: onnx.ModelProto, count: int = 1) 
         count=count,
     )
     (folder / "config.pbtxt").write_text(config)
-    write_card(folder, _digest(folder / "1" / "model.onnx"))
+    write_card(folder, digest(folder / "1" / "model.onnx"))
     return folder
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()

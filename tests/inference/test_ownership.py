@@ -23,8 +23,6 @@ from .conftest import servers_of
 
 pytestmark = pytest.mark.triton
 
-ANSWER = pytest.approx(100.0)
-
 
 def test_two_that_start_at_once_share_one_server(hold, tmp_path: Path) -> None:
     first, second = hold(tmp_path, "slow"), hold(tmp_path, "slow")
