@@ -41,6 +41,7 @@ LABELS = (
     ("tumor-epithel", PRIVATE_SCHEME, "Colorectal adenocarcinoma epithelium", "#c0392b", 31),
 )
 UNCERTAIN_TILES = 7
+WITH_EVIDENCE = (0, 6)
 
 
 def volume_headers(folder: Path) -> list[pydicom.Dataset]:
@@ -117,7 +118,7 @@ def result_of(slide: SlideReading, *, exploratory: bool = False, scale: float = 
                 size_um=slide.grid.tile_um,
                 probability=0.97 - 0.03 * rank - 0.01 * index,
             )
-            for rank in range(min(3, tiles))
+            for rank in range(2 if index in WITH_EVIDENCE else 0)
         )
         classes.append(
             TissueClass(

@@ -49,6 +49,12 @@ def validated(document: pydicom.Dataset, folder: Path) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("Error")]
 
 
+@pytest.fixture(scope="module")
+def document(report: Report, image: pydicom.Dataset) -> pydicom.Dataset:
+    """The report's SR as it is read back from its file: for looking at, not for changing."""
+    return written(to_sr(report, [image]))
+
+
 needs_validators = pytest.mark.skipif(
     not (shutil.which("dciodvfy") and shutil.which("dsrdump")), reason="needs dicom3tools and dcmtk"
 )
@@ -101,8 +107,9 @@ def test_another_analysis_is_another_object(report: Report, image: pydicom.Datas
     assert first.SeriesInstanceUID != second.SeriesInstanceUID
 
 
-def test_the_document_says_what_it_is(report: Report, exploratory: Report, image: pydicom.Dataset) -> None:
-    document = written(to_sr(report, [image]))
+def test_the_document_says_what_it_is(
+    document: pydicom.Dataset, report: Report, exploratory: Report, image: pydicom.Dataset
+) -> None:
     assert document.SOPClassUID == "1.2.840.10008.5.1.4.1.1.88.34"
     assert document.ContentTemplateSequence[0].TemplateIdentifier == "1500"
     assert (document.CompletionFlag, document.PreliminaryFlag, document.VerificationFlag) == (
@@ -197,10 +204,10 @@ def test_reads_back_by_template(report: Report, image: pydicom.Dataset) -> None:
     assert all(report.analysis_id in group.tracking_identifier for group in (*groups, *rois))
 
 
-def test_evidence_lies_where_the_tile_lies(report: Report, image: pydicom.Dataset) -> None:
+def test_evidence_lies_where_the_tile_lies(document: pydicom.Dataset, report: Report, image: pydicom.Dataset) -> None:
     """The polygon's corners against highdicom's pixel-centre transform: half a pixel outside the corner pixels."""
     evidence = report.tissue[0].classes[0].evidence[0]
-    polygon = named(written(to_sr(report, [image])), "111030")[0]
+    polygon = named(document, "111030")[0]
     assert polygon.GraphicType == "POLYGON"
     assert polygon.ReferencedFrameOfReferenceUID == image.FrameOfReferenceUID
     corners_mm = np.array(polygon.GraphicData).reshape(-1, 3)
@@ -230,8 +237,9 @@ def test_without_origin_the_evidence_is_in_pixels(report: Report, image: pydicom
     assert list(regions[0].GraphicData[:4]) == [box.x_px, box.y_px, box.x_px + box.width_px, box.y_px]
 
 
-def test_observer_specimen_algorithm_and_source(report: Report, image: pydicom.Dataset) -> None:
-    document = written(to_sr(report, [image]))
+def test_observer_specimen_algorithm_and_source(
+    document: pydicom.Dataset, report: Report, image: pydicom.Dataset
+) -> None:
     specimen = image.SpecimenDescriptionSequence[0]
     assert [item.UID for item in named(document, "121012")] == [report.software.device_uid]
     assert [item.UID for item in named(document, "121039")] == [specimen.SpecimenUID]
