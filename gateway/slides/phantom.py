@@ -281,6 +281,8 @@ class _Frames:
         """The frames (rows, columns) that hold some tissue."""
         rows, columns = self._choice_RC.shape
         touched = [[any(self._near(row, column)) for column in range(columns)] for row in range(rows)]
+        if not np.any(touched):
+            touched[0][0] = True  # an image has at least one frame
         return np.array(touched, np.bool_)
 
     def _near(self, row: int, column: int) -> Iterator[Ellipse]:
@@ -307,7 +309,7 @@ class _Frames:
         y = top + (np.arange(self._frame_px) + 0.5)[:, None] * self._scale
         for piece in near:
             inside = _inside(piece, x, y)
-            image[inside] = self._palettes[piece.label][choice][inside]
+            cv2.copyTo(self._palettes[piece.label][choice], inside.view(np.uint8), image)
         return self._encode(image)
 
 

@@ -100,17 +100,22 @@ def write_level(out: Path, identity: Identity, level: LevelFile, rows: Iterable[
     count = columns * -(-level.height_px // level.frame_px)
     numbers = np.arange(count) if level.kept is None else np.flatnonzero(level.kept)
     frames = _frames(rows, level)
+    parts = np.array_split(numbers, min(level.parts, len(numbers)))
     files = []
-    for part, part_numbers in enumerate(np.array_split(numbers, level.parts)):
-        header = _level_header(identity, level, part, int(part_numbers[0]) if level.kept is None else 0)
+    done = 0
+    for part, part_numbers in enumerate(parts):
+        header = _level_header(identity, level, part)
         header.NumberOfFrames = len(part_numbers)
-        if level.parts > 1:
-            _concatenate(
-                header, identity, level, part, sum(len(n) for n in np.array_split(numbers, level.parts)[:part])
-            )
+        if len(parts) > 1:
+            header.ConcatenationUID = identity.uid(f"concatenation-{level.index}")
+            header.SOPInstanceUIDOfConcatenationSource = identity.uid(f"level-{level.index}-whole")
+            header.InConcatenationNumber = part + 1
+            header.InConcatenationTotalNumber = len(parts)
+            header.ConcatenationFrameOffsetNumber = done
+        done += len(part_numbers)
         if level.kept is not None:
             header.PerFrameFunctionalGroupsSequence = [_position(int(n), columns, level) for n in part_numbers]
-        path = out / f"level-{level.index}{f'-{part}' if level.parts > 1 else ''}.dcm"
+        path = out / f"level-{level.index}{f'-{part}' if len(parts) > 1 else ''}.dcm"
         with path.open("wb") as stream:
             _write_header(stream, header, level.encoding.transfer_syntax)
             if UID(level.encoding.transfer_syntax).is_encapsulated:
@@ -178,7 +183,7 @@ def _write_native(stream: BinaryIO, frames: Iterable[bytes], length: int) -> Non
     stream.write(b"\0" * (length % 2))
 
 
-def _level_header(identity: Identity, level: LevelFile, part: int, first: int) -> Dataset:
+def _level_header(identity: Identity, level: LevelFile, part: int) -> Dataset:
     header = _header(identity, f"level-{level.index}-{part}", level.index + 1)
     header.ImageType = (
         ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"] if level.index == 0 else ["DERIVED", "PRIMARY", "VOLUME", "RESAMPLED"]
@@ -201,14 +206,6 @@ def _level_header(identity: Identity, level: LevelFile, part: int, first: int) -
         header.ImagedVolumeDepth = 1.0
         _shared_groups(header).PixelMeasuresSequence = [_measures(level.spacing_mm)]
     return header
-
-
-def _concatenate(header: Dataset, identity: Identity, level: LevelFile, part: int, offset: int) -> None:
-    header.ConcatenationUID = identity.uid(f"concatenation-{level.index}")
-    header.SOPInstanceUIDOfConcatenationSource = identity.uid(f"level-{level.index}-whole")
-    header.InConcatenationNumber = part + 1
-    header.InConcatenationTotalNumber = level.parts
-    header.ConcatenationFrameOffsetNumber = offset
 
 
 def _measures(spacing_mm: float) -> Dataset:
