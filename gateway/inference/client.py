@@ -5,6 +5,7 @@ What goes wrong becomes a `CallFailed` with one `Trouble`; the engine decides wh
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -102,10 +103,10 @@ class Client:
         except InferenceServerException:
             return False
 
-    async def model_ready(self, model: str) -> bool:
+    async def model_ready(self, model: str, version: str = "") -> bool:
         """True if the server answers that the model is ready (Triton says so of a dead stub as well)."""
         try:
-            return bool(await self._client.is_model_ready(model, client_timeout=_CONTROL_TIMEOUT_S))
+            return bool(await self._client.is_model_ready(model, version, client_timeout=_CONTROL_TIMEOUT_S))
         except InferenceServerException as error:
             raise _failed(error) from None
 
@@ -118,9 +119,12 @@ class Client:
 
     async def unload(self, model: str, timeout_s: float) -> None:
         """Unload a model and wait until it is gone. Raises CallFailed."""
+        deadline = time.monotonic() + timeout_s
         try:
             await self._client.unload_model(model, headers=self._headers, client_timeout=timeout_s)
             while await self._client.is_model_ready(model, client_timeout=_CONTROL_TIMEOUT_S):
+                if time.monotonic() > deadline:
+                    raise CallFailed(Trouble.DEADLINE, f"{model} does not unload")
                 await asyncio.sleep(0.02)
         except InferenceServerException as error:
             if (failed := _failed(error)).trouble is not Trouble.NOT_LOADED:

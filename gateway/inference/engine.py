@@ -226,12 +226,13 @@ class TritonEngine:
             if model.contract is None or model.contract != contract:
                 model.permits = asyncio.Semaphore(1 + self._instances(contract))
             model.contract = contract
-            for name in (*contract.steps, model.name):
-                if self._embedded:
-                    await client.load(name, LOAD_TIMEOUT_S)
-                elif not await client.model_ready(name):
-                    raise CallFailed(Trouble.NOT_LOADED, "the external server has not loaded it")
-                await self._replay(name)
+            try:
+                await self._load(contract, client)
+            except CallFailed as failure:
+                if failure.trouble is not Trouble.DEAD_STUB or not self._embedded:
+                    raise
+                await self._unload(contract, client)
+                await self._load(contract, client)
             model.problem = None
         except PathserveError as error:
             model.problem = error
@@ -242,6 +243,15 @@ class TritonEngine:
             )
         if model.problem is not None:
             log.warning("inference.model_refused", model=model.name, detail=model.problem.detail)
+
+    async def _load(self, contract: Contract, client: Client) -> None:
+        """Load a model after its steps, and replay the golden inputs of each. Raises ModelRefused, CallFailed."""
+        for name in (*contract.steps, contract.name):
+            if self._embedded:
+                await client.load(name, LOAD_TIMEOUT_S)
+            elif not await client.model_ready(name, self.repository.served_version(name)):
+                raise CallFailed(Trouble.NOT_LOADED, "this version is not loaded by the external server")
+            await self._replay(name)
 
     def _instances(self, contract: Contract) -> int:
         steps = [self.repository.contract(step).instances for step in contract.steps]
@@ -283,8 +293,8 @@ class TritonEngine:
             if self._epoch != epoch or trouble is Trouble.GONE or self._client is None:
                 return
             self._admit_reload(model)
-            if trouble is Trouble.DEAD_STUB and self._embedded:
-                await self._unload(model, self._client)
+            if trouble is Trouble.DEAD_STUB and self._embedded and model.contract is not None:
+                await self._unload(model.contract, self._client)
             await self._bring(model, self._client)
             self._epoch += 1
             if model.problem is not None:
@@ -302,10 +312,9 @@ class TritonEngine:
             raise model.problem
         model.reloads.append(now)
 
-    async def _unload(self, model: _Model, client: Client) -> None:
+    async def _unload(self, contract: Contract, client: Client) -> None:
         """Unload a model whose process died (`load` alone would do nothing), with its steps: one of them may be it."""
-        steps = model.contract.steps if model.contract else ()
-        for name in (model.name, *steps):
+        for name in (contract.name, *contract.steps):
             with contextlib.suppress(CallFailed):
                 await client.unload(name, LOAD_TIMEOUT_S)
 

@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import mmap
 import os
+import secrets
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _ALIGN_BYTES = 64
 _STEP_BYTES = 1 << 20
 _RECLAIM_PERIOD_S = 0.25
 _CLIENT_MARK = "client"
+# The pools of this process that are open: a region of none of them was left by a closed one.
+_open_pools: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,9 @@ class RegionPool:
 
     def __init__(self, client: Client, prefix: str, threads: ThreadPoolExecutor) -> None:
         self._client = client
-        self._prefix = f"{prefix}{_CLIENT_MARK}_{os.getpid()}_"
+        self._token = secrets.token_hex(4)
+        self._prefix = f"{prefix}{_CLIENT_MARK}_{os.getpid()}_{self._token}_"
+        _open_pools.add(self._token)
         self._threads = threads
         self._numbers = itertools.count()
         self._free: list[Region] = []
@@ -87,8 +92,9 @@ class RegionPool:
             self._reclaimer = asyncio.create_task(self._reclaim())
 
     async def close(self) -> None:
-        """Unmap what is free in a server that lives on; a condemned region stays until the server's own end."""
+        """Unmap what is free in a server that lives on; what is condemned is left to the next `sweep`."""
         self._closed = True
+        _open_pools.discard(self._token)
         if self._reclaimer is not None:
             self._reclaimer.cancel()
             await asyncio.gather(self._reclaimer, return_exceptions=True)
@@ -98,10 +104,13 @@ class RegionPool:
         self._free.clear()
 
     async def sweep(self) -> None:
-        """Unmap in the server what dead processes registered. Raises CallFailed."""
+        """Unmap in the server what dead processes and closed pools have left there. Raises CallFailed."""
         for name in await self._client.regions():
-            owner = name.partition(f"_{_CLIENT_MARK}_")[2].partition("_")[0]
-            if owner.isdigit() and not _alive(int(owner)):
+            parts = name.partition(f"_{_CLIENT_MARK}_")[2].split("_")
+            if len(parts) != 3:
+                continue
+            owner, token = int(parts[0]), parts[1]
+            if (token not in _open_pools) if owner == os.getpid() else not _alive(owner):
                 await self._client.unregister(name)
 
     async def _take(self, size: int) -> Region | None:

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from gateway.inference import TritonEngine
+from gateway.inference.client import Client
 from gateway.inference.embedded import read_record
 from gateway.operations.errors import InferenceError, InferenceTimeout, ModelNotLoaded
 
@@ -118,6 +119,31 @@ async def test_shared_memory_files_have_no_names_left(engine: TritonEngine) -> N
     assert not list(Path("/dev/shm").glob("*client*"))
 
 
+async def test_two_engines_of_one_process_share_the_server_and_both_share_memory(
+    engine: TritonEngine, repository: Path
+) -> None:
+    images = models.tiles(64)
+    await engine.infer("encoder", {"image": images})
+    async with TritonEngine.open(engine.settings, ["encoder", "slow"]) as guest:
+        assert not guest.owner
+        for asked in (engine, guest):
+            answer = await asked.infer("encoder", {"image": images})
+            assert np.array_equal(answer["embedding"], models.direct(repository / "encoder", images))
+        both = await _regions(engine)
+        assert len({name.split("_")[4] for name in both}) == 2
+        # It ends with a request in flight, whose region must outlive it in the server.
+        task = asyncio.create_task(guest.infer("slow", {"image": models.slow_tiles(64, 40)}))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    left = await _regions(engine)
+    await engine.infer("slow", {"image": models.slow_tiles(1, 0)})
+    async with TritonEngine.open(engine.settings, ["encoder"]):
+        swept = await _regions(engine)
+    assert len(left) == len(swept) + 1
+    assert len({name.split("_")[4] for name in swept}) == 1
+
+
 async def test_a_killed_stub_is_noticed_on_use_and_replaced(engine: TritonEngine, repository: Path) -> None:
     images = models.tiles(4)
     for model, key in (("encoder", "embedding"), ("both", "logits")):
@@ -126,6 +152,14 @@ async def test_a_killed_stub_is_noticed_on_use_and_replaced(engine: TritonEngine
             os.kill(pid, signal.SIGKILL)
         after = await engine.infer(model, {"image": images})
         assert np.array_equal(before[key], after[key])
+
+
+async def test_a_stub_killed_between_two_engines_is_replaced_at_the_second_ones_start(engine: TritonEngine) -> None:
+    for pid in _stubs(engine, "encoder"):
+        os.kill(pid, signal.SIGKILL)
+    async with TritonEngine.open(engine.settings, ["encoder"]) as second:
+        assert [status.reason for status in second.status()] == [None]
+        await second.infer("encoder", {"image": models.tiles(1)})
 
 
 async def test_one_of_two_stubs_killed_fails_no_request(engine: TritonEngine, repository: Path) -> None:
@@ -162,6 +196,13 @@ async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> Non
     assert "times within 10 minutes" in reasons[-1]
     assert {status.name: status.ready for status in engine.status()}["twin"] is False
     assert (await engine.infer("encoder", {"image": models.tiles(1)}))["embedding"].shape == (1, models.WIDTH)
+
+
+async def _regions(engine: TritonEngine) -> list[str]:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    async with Client(record.endpoint) as client:
+        return await client.regions()
 
 
 def _stubs(engine: TritonEngine, model: str) -> list[int]:
