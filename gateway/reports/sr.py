@@ -6,11 +6,9 @@ analysis id, times from `Report.issued`, and encoding twice gives the same bytes
 
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 
-from highdicom import ContributingEquipment
 from highdicom import sr as hd
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom import Dataset, dcmwrite
@@ -62,7 +60,7 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     study = str(source_images[0].StudyInstanceUID)
     pairs = _slides_with_sources(report, study, source_images)
     images = [image for _, _, image in pairs]
-    first = _received(images[0])
+    first = images[0]
     issued = _local(report.issued, first.get("TimezoneOffsetFromUTC"))
     software = report.software
     document = hd.Comprehensive3DSR(
@@ -99,7 +97,10 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     if "TimezoneOffsetFromUTC" in first:
         document.TimezoneOffsetFromUTC = first.TimezoneOffsetFromUTC
     document.InstanceCreationDate, document.InstanceCreationTime = document.ContentDate, document.ContentTime
-    document.ContributingEquipmentSequence = _acquisition_equipment(images[0])
+    document.ContributingEquipmentSequence = _scanner(first)
+    # Touching each element decodes it by its own character set; pydicom would write untouched bytes as they are.
+    for _ in document.iterall():
+        pass
     return document
 
 
@@ -125,16 +126,6 @@ def _slides_with_sources(
     if not pairs:
         raise PathserveError("No slide of this study was read, so there is nothing to put into a structured report.")
     return pairs
-
-
-def _received(source: Dataset) -> Dataset:
-    """The source's patient and study attributes in Unicode, with empty values where a required one is missing."""
-    received = deepcopy(source)
-    received.decode()
-    for keyword in _TYPE_2:
-        if keyword not in received:
-            setattr(received, keyword, None)
-    return received
 
 
 def _reference(image: Dataset) -> Dataset:
@@ -173,9 +164,16 @@ def _local(issued: datetime, offset: str | None) -> datetime:
     return issued.astimezone(timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]))))
 
 
-def _acquisition_equipment(image: Dataset) -> list[Dataset]:
-    """The scanner, where its header names a manufacturer."""
-    return [ContributingEquipment.for_image_acquisition(image)] if image.get("Manufacturer") else []
+def _scanner(source: Dataset) -> list[Dataset]:
+    """The scanner as contributing equipment (PS3.3 C.12.1), as received, where its header names a manufacturer."""
+    if not source.get("Manufacturer"):
+        return []
+    scanner = Dataset()
+    scanner.PurposeOfReferenceCodeSequence = [hd.CodedConcept.from_code(codes.DCM.AcquisitionEquipment)]
+    for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+        if keyword in source:
+            scanner.add(source[keyword])
+    return [scanner]
 
 
 def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.MeasurementReport:

@@ -11,6 +11,9 @@ import pydicom
 import pytest
 from highdicom.spatial import PixelToReferenceTransformer
 from highdicom.sr import Comprehensive3DSR, srread
+from pydicom import DataElement
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Finding, FindingKind, Report
@@ -182,6 +185,9 @@ def test_names_survive_any_character_set(charset, name: str, report: Report, ima
     else:
         source.SpecificCharacterSet = charset
     source.PatientName = name
+    other = pydicom.Dataset()
+    other.PatientID, other.IssuerOfPatientID, other.TypeOfPatientID = "1", name.split("^")[-1], "TEXT"
+    source.OtherPatientIDsSequence = [other]
     buffer = BytesIO()
     pydicom.dcmwrite(buffer, source, enforce_file_format=True)
     buffer.seek(0)
@@ -189,6 +195,7 @@ def test_names_survive_any_character_set(charset, name: str, report: Report, ima
     document = written(to_sr(replace(report, statement="Größe in µm"), [received]))
     assert document.SpecificCharacterSet == "ISO_IR 192"
     assert str(document.PatientName) == name
+    assert document.OtherPatientIDsSequence[0].IssuerOfPatientID == name.split("^")[-1]
     assert "Größe in µm" in texts(document)
 
 
@@ -251,6 +258,8 @@ def test_observer_specimen_algorithm_and_source(
             assert part in parameters
     sources = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in named(document, "121112")}
     assert sources == {image.SOPInstanceUID}
+    scanner = document.ContributingEquipmentSequence[0]
+    assert (scanner.Manufacturer, scanner.DeviceSerialNumber) == (image.Manufacturer, image.DeviceSerialNumber)
     evidence = document.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
     assert evidence.SeriesInstanceUID == image.SeriesInstanceUID
 
@@ -305,6 +314,30 @@ def test_hostile_text_is_tamed(report: Report, image: pydicom.Dataset, tmp_path:
     assert len(document.Manufacturer) <= 64
     assert "nul , bell , ünï, 山, \\ and" in texts(document)
     assert "ReferencedRequestSequence" not in document
+
+
+def test_hostile_header_is_copied_not_judged(report: Report, image: pydicom.Dataset) -> None:
+    source = deepcopy(image)
+    hostile = {
+        "PatientName": "N" * 300 + "^<script>",
+        "PatientID": "I" * 300,
+        "PatientSex": "UNKNOWN",
+        "PatientBirthDate": "01/02/1970",
+        "StudyDate": "yesterday",
+        "AccessionNumber": "A" * 40,
+        "Manufacturer": "M" * 200,
+        "SoftwareVersions": ["1", "V" * 100],
+        "AcquisitionDateTime": "around noon",
+        "TimezoneOffsetFromUTC": "CET",
+    }
+    for keyword, value in hostile.items():
+        source.add(DataElement(tag_for_keyword(keyword), dictionary_VR(keyword), value, validation_mode=IGNORE))
+    document = to_sr(report, [source])
+    for keyword in ("PatientName", "PatientID", "PatientSex", "PatientBirthDate", "StudyDate", "AccessionNumber"):
+        assert document[keyword].value == hostile[keyword]
+    assert document.ContributingEquipmentSequence[0].Manufacturer == hostile["Manufacturer"]
+    assert str(document.ContentTime) == "093015.250000"
+    assert hostile["PatientName"].encode() in sr_bytes(document)
 
 
 def test_time_never_comes_from_the_clock(report: Report, image: pydicom.Dataset) -> None:
