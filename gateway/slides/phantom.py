@@ -23,7 +23,7 @@ from gateway.slides.phantom_dicom import Encoding, Identity, LevelFile, write_la
 
 Image = NDArray[np.uint8]
 
-_PALETTE = 12
+_PALETTE = 8
 _GLASS = (243.0, 243.0, 244.0)
 _HEMATOXYLIN = np.array([0.65, 0.70, 0.29], np.float32)
 _EOSIN = np.array([0.07, 0.99, 0.11], np.float32)
@@ -387,8 +387,8 @@ def _cells(rng: np.random.Generator, texture: Texture, size_px: int, mpp: float)
 
 
 def _stained(density: NDArray[np.float32]) -> Image:
-    picture: Image = np.clip(np.array(_GLASS, np.float32) * 10 ** (-np.clip(density, 0, None)), 0, 255).astype(np.uint8)
-    return picture
+    light = cv2.exp(np.maximum(density, 0) * -math.log(10)) * np.array(_GLASS, np.float32)
+    return np.asarray(light, np.uint8)
 
 
 def _coarser(rng: np.random.Generator, images: Sequence[Image]) -> list[Image]:

@@ -1,0 +1,240 @@
+"""The folder archive: what it finds, what it stores, and what it refuses."""
+
+import errno
+import os
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from gateway.archive import FolderArchive, SeriesEntry, open_archive
+from gateway.operations.errors import (
+    ArchiveRefused,
+    ArchiveUnavailable,
+    Cancelled,
+    DiskFull,
+    InvalidSetting,
+    NotDicom,
+    NoVolumeImage,
+    SlideNotInArchive,
+    TruncatedFile,
+)
+from gateway.slides import Slide
+from gateway.slides.phantom import PhantomTruth, write_phantom
+
+REPORT = Path(pydicom.data.get_testdata_file("reportsi.dcm"))
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomTruth:
+    return write_phantom(tmp_path_factory.mktemp("phantom"), width_px=600, height_px=500, seed=1)
+
+
+@pytest.fixture
+def slide(phantom: PhantomTruth, tmp_path: Path) -> PhantomTruth:
+    folder = tmp_path / "archive" / "ward" / "slide one"
+    shutil.copytree(phantom.files[0].parent, folder)
+    return replace(phantom, files=tuple(folder / path.name for path in phantom.files))
+
+
+@pytest.fixture
+def archive(tmp_path: Path, slide: PhantomTruth) -> FolderArchive:
+    (tmp_path / "archive" / "README.txt").write_text("not a slide")
+    (tmp_path / "archive" / "report.dcm").write_bytes(REPORT.read_bytes())
+    return FolderArchive(tmp_path / "archive")
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "report.sr.dcm"
+    target.write_bytes(REPORT.read_bytes())
+    return target
+
+
+def stored(archive: FolderArchive) -> list[Path]:
+    root = Path(archive.address.removeprefix("folder:"))
+    return sorted(path.relative_to(root) for path in (root / "results").rglob("*") if path.is_file())
+
+
+def test_open_archive(tmp_path):
+    archive = open_archive(f"folder:{tmp_path}")
+    assert archive.address == f"folder:{tmp_path}"
+    with pytest.raises(InvalidSetting):
+        open_archive("ftp://somewhere")
+
+
+def test_finds_the_series_wherever_it_lies(archive, slide):
+    found = archive.find_series(slide.study_uid)
+    assert found == (SeriesEntry(slide.study_uid, slide.series_uid, len(slide.files)),)
+    assert archive.find_series(slide.study_uid, [slide.series_uid]) == found
+    assert archive.entries() == found
+
+
+def test_fetch_gives_the_files_as_they_are(archive, slide, tmp_path):
+    seen: list[tuple[int, int | None]] = []
+    fetched = archive.fetch(
+        archive.entries()[0], tmp_path / "cache", progress=lambda done, total: seen.append((done, total))
+    )
+    assert fetched.files == tuple(sorted(slide.files))
+    size = sum(path.stat().st_size for path in slide.files)
+    assert seen == [(size, size)]
+    assert not (tmp_path / "cache").exists()
+    with Slide.open(fetched.files) as opened:
+        assert opened.header.series_uid == slide.series_uid
+
+
+def test_fetch_cancelled(archive, tmp_path):
+    with pytest.raises(Cancelled):
+        archive.fetch(archive.entries()[0], tmp_path, cancelled=lambda: True)
+
+
+def test_the_same_instance_twice_counts_once(archive, slide):
+    copy = slide.files[0].with_name("copy.dcm")
+    copy.write_bytes(slide.files[0].read_bytes())
+    (entry,) = archive.find_series(slide.study_uid)
+    assert entry.instances == len(slide.files)
+    assert len(archive.fetch(entry, Path()).files) == len(slide.files)
+
+
+def test_study_or_series_not_there(archive, slide):
+    with pytest.raises(SlideNotInArchive):
+        archive.find_series("1.2.3")
+    with pytest.raises(SlideNotInArchive, match=r"1\.2\.4"):
+        archive.find_series(slide.study_uid, [slide.series_uid, "1.2.4"])
+    with pytest.raises(SlideNotInArchive):
+        archive.fetch(SeriesEntry("1.2.3", "1.2.4"), Path())
+
+
+def test_new_changed_and_removed_files_are_noticed(archive, slide):
+    assert len(archive.entries()) == 1
+    other = write_phantom(slide.files[0].parents[1] / "two", width_px=300, height_px=300, seed=2)
+    assert len(archive.entries()) == 2
+    for path in other.files:
+        path.unlink()
+    assert len(archive.entries()) == 1
+
+
+def test_headers_are_read_once(archive, monkeypatch):
+    archive.entries()
+    monkeypatch.setattr("gateway.archive.folder._identify", lambda path: pytest.fail(f"{path.name} was read again"))
+    assert len(archive.entries()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("notes.txt", b"no slide here", NotDicom),
+        ("report.dcm", REPORT.read_bytes(), NoVolumeImage),
+        ("cut.dcm", REPORT.read_bytes()[:200], TruncatedFile),
+    ],
+)
+def test_a_folder_without_a_slide_says_why(tmp_path, name, content, error):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(error):
+        FolderArchive(tmp_path).entries()
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(SlideNotInArchive):
+        FolderArchive(tmp_path).entries()
+    gone = FolderArchive(tmp_path / "gone")
+    for call in (gone.probe, gone.entries, lambda: gone.find_series("1.2")):
+        with pytest.raises(ArchiveUnavailable) as caught:
+            call()
+        assert str(tmp_path) not in caught.value.detail
+    FolderArchive(tmp_path).probe()
+
+
+def test_store(archive, result):
+    dataset = pydicom.dcmread(REPORT)
+    archive.store([result])
+    assert stored(archive) == [Path("results", dataset.StudyInstanceUID, f"{dataset.SOPInstanceUID}.dcm")]
+    path = Path(archive.address.removeprefix("folder:")) / stored(archive)[0]
+    assert path.read_bytes() == REPORT.read_bytes()
+
+
+def test_storing_again_changes_nothing(archive, result):
+    archive.store([result])
+    path = Path(archive.address.removeprefix("folder:")) / stored(archive)[0]
+    before = path.stat()
+    dataset = pydicom.dcmread(REPORT)
+    dataset.ContentDate = "20300101"
+    dataset.save_as(result)
+    archive.store([result])
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert path.read_bytes() == REPORT.read_bytes()
+
+
+def test_many_writers_leave_one_whole_object(archive, result):
+    threads = [threading.Thread(target=archive.store, args=([result],)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stored(archive)) == 1
+
+
+def test_results_are_not_slides(archive, slide):
+    archive.store(slide.files[:1])
+    assert len(stored(archive)) == 1
+    assert archive.find_series(slide.study_uid)[0].instances == len(slide.files)
+
+
+@pytest.mark.parametrize("uid", ["../../../etc", "1.2/../../x", "1..2", "1.2.3\\..\\x"])
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID"])
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_uids_cannot_lead_out_of_the_folder(archive, result, uid, keyword):
+    dataset = pydicom.dcmread(REPORT)
+    dataset[keyword] = pydicom.DataElement(dataset[keyword].tag, "UI", uid, validation_mode=0)
+    dataset.save_as(result, enforce_file_format=False)
+    with pytest.raises(ArchiveRefused):
+        archive.store([result])
+    assert stored(archive) == []
+
+
+def test_what_is_not_dicom_is_not_stored(archive, tmp_path):
+    (tmp_path / "page.html").write_text("<html>")
+    with pytest.raises(ArchiveRefused):
+        archive.store([tmp_path / "page.html"])
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, DiskFull), (errno.EACCES, ArchiveUnavailable)])
+def test_a_full_or_closed_disk_leaves_nothing_behind(archive, result, monkeypatch, code, error):
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("gateway.archive.folder.os.fsync", refuse)
+    with pytest.raises(error):
+        archive.store([result])
+    assert stored(archive) == []
+
+
+def test_a_file_system_without_links(archive, result, monkeypatch):
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("gateway.archive.folder.os.link", refuse)
+    archive.store([result])
+    archive.store([result])
+    assert len(stored(archive)) == 1
+
+
+def test_links_that_leave_the_folder_are_not_followed(tmp_path, slide):
+    outside = write_phantom(tmp_path / "outside", width_px=300, height_px=300, seed=7)
+    top = tmp_path / "archive"
+    (top / "folder-link").symlink_to(tmp_path / "outside")
+    (top / "file-link.dcm").symlink_to(outside.files[0])
+    (top / "dangling.dcm").symlink_to(tmp_path / "nowhere")
+    (top / "loop").symlink_to(top)
+    (top / "inside.dcm").symlink_to(slide.files[0])
+    entries = FolderArchive(top).entries()
+    assert [entry.study for entry in entries] == [slide.study_uid]
+
+
+def test_the_archive_itself_may_be_reached_by_a_link(tmp_path, slide):
+    (tmp_path / "link").symlink_to(tmp_path / "archive")
+    assert len(FolderArchive(tmp_path / "link").entries()) == 1
