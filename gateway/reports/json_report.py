@@ -32,7 +32,10 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "ModelVersion.recipe_sha256": _SHA256,
     "ModelVersion.manifest_sha256": _SHA256,
     "SlideReading.study": _UID,
-    "SlideReading.series": _UID,
+    "SlideReading.series": {
+        "anyOf": [_UID, {"const": ""}],
+        "description": "Series of the slide; empty where the archive does not know the study.",
+    },
     "SlideReading.reason": {"description": "Why the slide was not read; null where it was."},
     "SlideReading.tissue_area_mm2": {"description": "Tissue found on the slide, mm²."},
     "SlideReading.tiles_read": _COUNT,

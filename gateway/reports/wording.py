@@ -55,7 +55,7 @@ def unread(report: Report) -> list[tuple[SlideReading, str]]:
     return [
         (slide, slide.reason or "no reason is known")
         for slide in report.slides
-        if not slide.read and slide.series not in told
+        if not slide.read and (slide.series or None) not in told
     ]
 
 

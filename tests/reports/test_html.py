@@ -105,14 +105,16 @@ def test_names_every_slide_read_or_not(two_slides: Report) -> None:
     assert words.count("No picture at hand") == 4
 
 
-def test_an_unread_slide_is_told_once(two_slides: Report) -> None:
+@pytest.mark.parametrize("series", ["2.25.77", ""])
+def test_an_unread_slide_is_told_once(series: str, two_slides: Report) -> None:
+    slides = (*two_slides.slides[:2], replace(two_slides.slides[2], series=series))
     finding = Finding(
         kind=FindingKind.NOT_READ,
         code=Code("no-volume-image", PRIVATE_SCHEME, "No VOLUME image"),
         text="The series has no VOLUME image.",
-        series="2.25.77",
+        series=series or None,
     )
-    words = Page(to_html(replace(two_slides, findings=(finding,)), {})).words
+    words = Page(to_html(replace(two_slides, slides=slides, findings=(finding,)), {})).words
     assert words.count("The series has no VOLUME image.") == 1
 
 

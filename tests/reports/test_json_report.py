@@ -25,6 +25,11 @@ def test_round_trip_and_schema(name: str, validator, request: pytest.FixtureRequ
     validator.validate(json.loads(data))
 
 
+def test_a_slide_that_the_archive_does_not_know_is_valid(validator, two_slides: Report) -> None:
+    slides = (*two_slides.slides[:2], replace(two_slides.slides[2], series=""))
+    validator.validate(json.loads(to_json(replace(two_slides, slides=slides))))
+
+
 def test_is_readable_utf8(report: Report) -> None:
     data = to_json(replace(report, statement="Mikroskopie, µm, 山田"))
     assert "Mikroskopie, µm, 山田".encode() in data
@@ -53,6 +58,7 @@ def test_schema_describes_itself() -> None:
         (("tissue", 0, "classes", 0, "tiles"), -1),
         (("models", 0, "engine_sha256"), "abc"),
         (("slides", 0, "study"), "not-a-uid"),
+        (("slides", 0, "series"), "not-a-uid"),
         (("state",), "signed by nobody"),
         (("surprise",), 1),
     ],
