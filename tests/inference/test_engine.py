@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,17 @@ async def test_cancelling_reaches_triton(engine: TritonEngine) -> None:
     assert loop.time() - start < 0.6
 
 
+async def test_the_state_holds_regular_files_only_and_the_key_is_private(engine: TritonEngine) -> None:
+    state = engine.settings.state
+    for path in state.rglob("*"):
+        assert stat.S_ISREG(path.lstat().st_mode) or path.is_dir()
+    assert stat.S_IMODE((state / "triton.json").stat().st_mode) == 0o600
+    record = read_record(state)
+    assert record is not None
+    assert stat.S_IMODE(Path(record.directory).stat().st_mode) == 0o700
+    assert state not in Path(record.directory).parents
+
+
 async def test_shared_memory_files_have_no_names_left(engine: TritonEngine) -> None:
     await engine.infer("encoder", {"image": models.tiles(64)})
     assert not list(Path("/dev/shm").glob("*client*"))
@@ -181,6 +193,19 @@ async def test_a_killed_server_is_restarted_under_the_requests(engine: TritonEng
     assert np.array_equal(answers[0]["embedding"], models.direct(repository / "encoder", images))
     assert [answer["embedding"][0, 0] for answer in answers[1:]] == [20.0, 20.0]
     assert not list(Path("/dev/shm").glob(f"{record.shm_prefix}*"))
+
+
+async def test_a_frozen_stub_that_takes_the_server_down_is_survived(engine: TritonEngine) -> None:
+    """A stub stopped for over a second and resumed aborts the whole of Triton 2.51."""
+    (stub,) = _stubs(engine, "slow")
+    os.kill(stub, signal.SIGSTOP)
+    asked = asyncio.create_task(engine.infer("slow", {"image": models.slow_tiles(4, 2)}))
+    await asyncio.sleep(1.5)
+    os.kill(stub, signal.SIGCONT)
+    (first,) = await asyncio.gather(asked, return_exceptions=True)
+    assert isinstance(first, InferenceError) or first["embedding"][0, 0] == 2.0
+    answer = await engine.infer("slow", {"image": models.slow_tiles(4, 3)})
+    assert answer["embedding"][0, 0] == 3.0
 
 
 async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> None:
