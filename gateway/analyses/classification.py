@@ -124,7 +124,8 @@ class TissueClassification:
         point = _operating_point(task)
         probabilities_NC = softmax(logits_NC)
         top_N = probabilities_NC.argmax(axis=1)
-        certain_N = probabilities_NC.max(axis=1) >= point.min_probability
+        supported = [label.index for label in task.card.labels if label.supported]
+        certain_N = (probabilities_NC.max(axis=1) >= point.min_probability) & np.isin(top_N, supported)
         classes_N = np.where(certain_N, top_N, -1).astype(np.int32)
         level = task.slide.levels[planned.grid.level]
         tissue = _result(task, planned, level, probabilities_NC, classes_N, use, point)

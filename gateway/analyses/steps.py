@@ -227,14 +227,16 @@ class CaseRun:
                 file = PICTURE_FILES[role].format(n=len(outcomes))
                 pictures.append(picture(role, file, encoded, outcome.reading.series))
                 data[file] = encoded
+        exploratory = any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes)
+        use = ModelRepository(self._settings.model_repository).card(self._protocol.models[0]).intended_use
         report = Report(
             schema_version=SCHEMA_VERSION,
             analysis_id=self.analysis_id,
             protocol=self.order.protocol,
             state=ReportState.PRELIMINARY,
             issued=self._issued(),
-            statement=STATEMENT,
-            exploratory=any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes),
+            statement=STATEMENT if exploratory else f"{STATEMENT} {use.statement}",
+            exploratory=exploratory,
             software=Software(
                 name="pathserve",
                 manufacturer="pathserve",

@@ -259,7 +259,7 @@ def whole_slide() -> tuple[Report, pydicom.Dataset]:
     """A whole slide's report and the header of the level that was read."""
     folder = DATA / "slides" / "metaplasia_he"
     if not folder.is_dir():
-        pytest.skip("needs the slide metaplasia_he of PATHSERVE_DATA")
+        pytest.skip("data set not present: slides/metaplasia_he (set PATHSERVE_DATA)")
     source = volume_headers(folder)[0]
     slide = reading_of(source)
     return report_of([slide], [result_of(slide)]), source
