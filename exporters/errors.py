@@ -1,0 +1,19 @@
+"""Errors of exporting, below the one error tree."""
+
+from typing import Any
+
+from gateway.operations.errors import PathserveError
+
+
+class ExportError(PathserveError):
+    reason, title = "export", "Export failed"
+
+
+class GateFailed(ExportError):
+    """A gate's figure is out of bounds. `gates` holds every gate that was tried, the failed one last."""
+
+    reason, title = "gate-failed", "Gate failed"
+
+    def __init__(self, detail: str, gates: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(detail)
+        self.gates = gates or []

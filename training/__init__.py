@@ -1,0 +1,1 @@
+"""Training: recipes to run folders. PyTorch; never imported by the gateway."""

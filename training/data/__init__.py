@@ -1,0 +1,1 @@
+"""One file a dataset, one interface (`common.Tiles`)."""

@@ -1,0 +1,29 @@
+"""Errors of training and exporting, below the one error tree (DESIGN.md law 6)."""
+
+from gateway.operations.errors import PathserveError
+
+
+class TrainingError(PathserveError):
+    reason, title = "training", "Training failed"
+
+
+class DataMissing(TrainingError):
+    """A data file is absent, changed, or not fit for weights that ship."""
+
+    reason, title = "data-missing", "Training data missing"
+
+
+class RecipeInvalid(TrainingError):
+    reason, title = "recipe-invalid", "Recipe not valid"
+
+
+class RunInvalid(TrainingError):
+    """A run folder is incomplete, truncated or does not agree with its own digests."""
+
+    reason, title = "run-invalid", "Run folder not usable"
+
+
+class WeightsInvalid(RunInvalid):
+    """Weights that do not fit the network: a missing, surplus or differently shaped tensor, or NaN."""
+
+    reason, title = "weights-invalid", "Weights do not fit the network"

@@ -1,0 +1,209 @@
+"""Run folders: recipe.toml, weights.safetensors, metrics.json, manifest.json, log.jsonl; `work/` while training."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from training.data.common import Source
+from training.errors import RecipeInvalid, RunInvalid
+from training.files import json_bytes, sha256_bytes, sha256_file, write_atomic
+
+_CHECKOUT = Path(__file__).resolve().parents[1]
+RELEASED = _CHECKOUT / "training" / "released"
+_TOOLS = ("torch", "numpy", "scikit-learn", "scipy", "safetensors", "simplejpeg")
+
+
+class Recipe(BaseModel):
+    """What every recipe has. `system` and `stage` say which code reads the rest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    system: str
+    stage: str
+    seed: int
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises RecipeInvalid."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise RecipeInvalid(f"The recipe {path.name} cannot be read. Name an existing recipe file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeInvalid(f"The recipe {path.name} is not valid TOML: {error}.") from None
+
+
+def parse_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
+    """A recipe's values as its typed class. Raises RecipeInvalid with the name of the first wrong setting."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeInvalid(f"The recipe's setting {where} is not valid: {first['msg']}.") from None
+
+
+def runs_folder() -> Path:
+    """Where run folders go: PATHSERVE_RUNS, or `runs` beside the checkout."""
+    return Path(os.environ.get("PATHSERVE_RUNS") or _CHECKOUT.parent / "runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Pretraining:
+    """Weights that a run started from."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+    trained_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run folder, checked against its own digests."""
+
+    path: Path
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.recipe["name"])
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def weights_sha256(self) -> str:
+        return str(self.manifest["weights_sha256"])
+
+
+def open_run(path: Path) -> Run:
+    """A finished run folder. Raises RunInvalid where a file is missing, unreadable or differs from the manifest."""
+    if not path.is_dir():
+        raise RunInvalid(f"The run folder {path.name} does not exist. Train it first, or name another.")
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        metrics = json.loads((path / "metrics.json").read_bytes())
+    except FileNotFoundError as error:
+        missing = Path(str(error.filename)).name
+        raise RunInvalid(f"The run folder {path.name} holds no {missing}: its training has not ended.") from None
+    except ValueError:
+        raise RunInvalid(f"A JSON file of the run folder {path.name} is truncated. Copy the folder again.") from None
+    for file, key in (
+        ("recipe.toml", "recipe_sha256"),
+        ("weights.safetensors", "weights_sha256"),
+        ("metrics.json", "metrics_sha256"),
+    ):
+        if not (path / file).is_file():
+            raise RunInvalid(f"The run folder {path.name} holds no {file}. Copy the folder again, or train it again.")
+        if sha256_file(path / file) != manifest.get(key):
+            raise RunInvalid(
+                f"{file} of the run folder {path.name} differs from its digest in manifest.json: "
+                "it was changed or truncated. Copy the folder again, or train it again."
+            )
+    return Run(path, read_toml(path / "recipe.toml"), manifest, metrics)
+
+
+def find_run(name: str) -> Run:
+    """The run of a recipe by the recipe's name: in the runs folder, else among the released ones. Raises RunInvalid."""
+    if (runs_folder() / name).is_dir():
+        return open_run(runs_folder() / name)
+    for path in sorted(RELEASED.glob("*/recipe.toml")):
+        if read_toml(path).get("name") == name:
+            return open_run(path.parent)
+    raise RunInvalid(f"There is no run of the recipe {name}. Train it first: it is what this recipe starts from.")
+
+
+class RunWriter:
+    """A run folder while its training goes on. `finish` makes it whole."""
+
+    def __init__(self, path: Path, recipe_text: bytes, *, resume: bool) -> None:
+        self.path, self._recipe_sha256 = path, sha256_bytes(recipe_text)
+        present = path.is_dir() and any(path.iterdir())
+        if present and not resume:
+            raise RunInvalid(f"The run folder {path.name} is not empty. Say --resume, or choose another with --out.")
+        if present and (path / "recipe.toml").is_file() and (path / "recipe.toml").read_bytes() != recipe_text:
+            raise RunInvalid(f"The run folder {path.name} was begun with another recipe. Choose another with --out.")
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "recipe.toml", recipe_text)
+        self._cpu_start_s = time.process_time()
+
+    @property
+    def work(self) -> Path:
+        """Checkpoints and caches; removed when the run is finished."""
+        return self.path / "work"
+
+    @property
+    def weights_path(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    def log(self, event: str, **values: Any) -> None:
+        """One line of log.jsonl."""
+        line = {"event": event, "cpu_s": round(time.process_time() - self._cpu_start_s, 2), **values}
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def finish(
+        self,
+        *,
+        metrics: Mapping[str, Any],
+        seed: int,
+        data: Iterable[Source] = (),
+        pretraining: Iterable[Pretraining] = (),
+        starts_from: Mapping[str, Run] | None = None,
+    ) -> Run:
+        """Write metrics and, last, the manifest; remove `work/`."""
+        cpu_s = round(time.process_time() - self._cpu_start_s, 1)
+        write_atomic(self.path / "metrics.json", json_bytes({**metrics, "cpu_s": cpu_s}))
+        commit, changed = _git_state()
+        manifest = {
+            "schema": "pathserve-run-1",
+            "recipe_sha256": self._recipe_sha256,
+            "weights_sha256": sha256_file(self.weights_path),
+            "metrics_sha256": sha256_file(self.path / "metrics.json"),
+            "seed": seed,
+            "git_commit": commit,
+            "git_changed_files": changed,
+            "data": [asdict(source) for source in data],
+            "pretraining": [asdict(entry) for entry in pretraining],
+            "starts_from": {
+                role: {"recipe": run.name, "weights_sha256": run.weights_sha256}
+                for role, run in (starts_from or {}).items()
+            },
+            "tools": {"python": platform.python_version()} | {name: metadata.version(name) for name in _TOOLS},
+        }
+        write_atomic(self.path / "manifest.json", json_bytes(manifest))
+        shutil.rmtree(self.work)
+        return open_run(self.path)
+
+
+def _git_state() -> tuple[str, int]:
+    """The commit of the checkout ("unknown" outside git) and how many training files differ from it."""
+    git = ("git", "-C", str(_CHECKOUT))
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = [*git, "status", "--porcelain", "--", "training/*.py", "training/recipes"]
+        changed = subprocess.run(status, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", 0
+    return commit, len(changed)

@@ -1,0 +1,1 @@
+"""The starter system: a tile encoder and a tissue head for colorectal H&E."""

@@ -1,0 +1,184 @@
+"""The tissue system's figures, and the page made of them:
+
+    python -m training.tissue.evaluate RUN... --out docs/results/tissue.md
+
+RUN is a run folder; only its recipe, metrics and manifest are read.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gateway.operations.errors import PathserveError
+from training.data.common import Tiles
+from training.errors import RunInvalid
+from training.files import write_atomic
+from training.runs import read_toml
+from training.statistics import (
+    balanced_accuracy,
+    calibration_error,
+    difference,
+    figure,
+    macro_auroc,
+    macro_f1,
+    recalls,
+    resamples,
+)
+from training.tissue.probe import Protocol
+
+SCORES = {
+    "balanced accuracy": balanced_accuracy,
+    "macro F1": macro_f1,
+    "macro AUROC (one versus rest)": macro_auroc,
+    "expected calibration error": calibration_error,
+}
+
+
+def figures(
+    runs_RNC: np.ndarray, labels_N: np.ndarray, groups_N: np.ndarray, protocol: Protocol, seed: int
+) -> dict[str, Any]:
+    """Every score of one classifier with its interval."""
+    draws = resamples(labels_N, groups_N, protocol.bootstrap, seed)
+    return {name: asdict(figure(score, runs_RNC, labels_N, draws)) for name, score in SCORES.items()}
+
+
+def summary(tiles: Tiles, runs: dict[str, np.ndarray], protocol: Protocol, seed: int) -> dict[str, Any]:
+    """Figures of all rows, recall per class of the first, its paired difference to each other one, its confusion."""
+    labels_N, draws = tiles.labels_N, resamples(tiles.labels_N, tiles.groups_N, protocol.bootstrap, seed)
+    names = list(runs)
+    first = runs[names[0]]
+    recall = {
+        name: asdict(figure(lambda p, y, k=index: float(recalls(p, y)[k]), first, labels_N, draws))
+        for index, name in enumerate(tiles.classes)
+    }
+    confusion = np.zeros((len(tiles.classes),) * 2, int)
+    for run_NC in first:
+        np.add.at(confusion, (labels_N, run_NC.argmax(1)), 1)
+    return {
+        "grouping": tiles.grouping,
+        "tiles": len(labels_N),
+        "groups": len(np.unique(tiles.groups_N)),
+        "classes": list(tiles.classes),
+        "protocol": protocol.model_dump(mode="json"),
+        "rows": {name: figures(run, labels_N, tiles.groups_N, protocol, seed) for name, run in runs.items()},
+        "recall": recall,
+        "differences": {
+            name: asdict(difference(balanced_accuracy, first, runs[name], labels_N, draws)) for name in names[1:]
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+def operating_point(runs_RNC: np.ndarray, labels_N: np.ndarray, accuracy: float) -> dict[str, Any]:
+    """The least top-class probability (steps of 0.05) from which the cross-validated answers are right often enough.
+
+    Where no threshold reaches `accuracy`, 0.95 is taken. Also what it costs: the share of tiles still answered.
+    """
+    top = runs_RNC.max(2).ravel()
+    right = (runs_RNC.argmax(2) == labels_N).ravel()
+    for step in range(5, 20):
+        answered = top >= step / 20
+        reached = float(right[answered].mean()) if answered.any() else 0.0
+        if reached >= accuracy or step == 19:
+            break
+    return {
+        "min_probability": step / 20,
+        "aim": accuracy,
+        "accuracy_when_answered": round(reached, 4),
+        "answered": round(float(answered.mean()), 4),
+    }
+
+
+def page(folders: list[Path]) -> str:
+    """The results page of some run folders, in Markdown."""
+    text = [
+        "# Tissue classification: figures",
+        "",
+        "Research use, not a medical device. Seven classes, ten tiles each (CRC-VAL-HE-7K, CC BY 4.0, 224 px at 0.5 µm",
+        "per pixel). The patients are unknown: every figure is `patient-unknown`, tiles of one patient may lie on both",
+        "sides of a split, and 70 tiles carry no strong claim. `[low, high]` is the 95 % bootstrap interval over",
+        "groups (near-duplicates stay together); chance is 0.14 in balanced accuracy. Augmentation, penalty and",
+        "temperature are chosen on inner folds of the training part.",
+        "",
+        "This page is made by the command, not by hand:",
+        "",
+        "    python -m training.tissue.evaluate "
+        + " ".join(f"training/released/{folder.name}" for folder in folders)
+        + " --out docs/results/tissue.md",
+    ]
+    for folder in folders:
+        text += ["", *_section(folder)]
+    return "\n".join(text) + "\n"
+
+
+def _section(folder: Path) -> list[str]:
+    try:
+        metrics = json.loads((folder / "metrics.json").read_bytes())
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        raise RunInvalid(f"The run folder {folder.name} holds no readable metrics.json and manifest.json.") from None
+    recipe = read_toml(folder / "recipe.toml")
+    protocol = metrics["protocol"]
+    rows = [
+        f"| {name} | " + " | ".join(_interval(row[score]) for score in SCORES) + " |"
+        for name, row in metrics["rows"].items()
+    ]
+    lines = [
+        f"## {recipe['name']}",
+        "",
+        f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
+        f"{manifest['git_commit'][:12]}, {metrics['cpu_s']:.0f} s of CPU time on one thread.",
+        f"{protocol['repeats']} × {protocol['folds']} outer folds, {protocol['inner_folds']} inner folds, "
+        f"{metrics['tiles']} tiles in {metrics['groups']} groups.",
+        "",
+        f"    python -m training.tissue.train training/recipes/{recipe['name']}.toml",
+        "",
+        "| classifier | " + " | ".join(SCORES) + " |",
+        "|---" * (len(SCORES) + 1) + "|",
+        *rows,
+    ]
+    for name, gap in metrics["differences"].items():
+        lines += ["", f"Balanced accuracy minus that of {name}, same folds and resamples: {_interval(gap, sign=True)}."]
+    lines += ["", "| class | recall |", "|---|---|"]
+    lines += [f"| {name} | {_interval(recall)} |" for name, recall in metrics["recall"].items()]
+    if "operating_point" in metrics:
+        point, choice = metrics["operating_point"], metrics["choice"]
+        lines += [
+            "",
+            f"Served head: augmentation {choice['augmentation']}, penalty {choice['penalty']:g}, temperature "
+            f"{choice['temperature']:.2f}. Operating point: a tile is answered from a probability of "
+            f"{point['min_probability']:.2f}; at that point {point['answered']:.0%} of the held-out tiles are answered "
+            f"and {point['accuracy_when_answered']:.0%} of those answers are right (aim {point['aim']:.0%}). The point "
+            "was chosen on these same held-out answers, so the last figure is optimistic.",
+        ]
+    return lines
+
+
+def _interval(entry: dict[str, float], *, sign: bool = False) -> str:
+    plus = "+" if sign else ""
+    return f"{entry['value']:{plus}.2f} [{entry['low']:{plus}.2f}, {entry['high']:{plus}.2f}]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m training.tissue.evaluate", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args(arguments)
+    try:
+        text = page(chosen.runs)
+    except PathserveError as error:
+        print(error.detail, file=sys.stderr)
+        return 1
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(chosen.out, text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What the tissue system's runs serve: a tile encoder, or a tissue head with its ensemble."""
+
+from typing import Any
+
+import numpy as np
+
+from training.errors import RecipeInvalid
+from training.graphs import Ensemble, Graph, TensorSpec
+from training.nn.checkpoints import load_state, read_weights
+from training.nn.efficientnet_lite import EMBEDDING
+from training.runs import Run, parse_recipe
+from training.tissue.model import TileEncoder, TissueHead
+from training.tissue.recipe import EncoderRecipe, HeadRecipe, Published
+
+_EMBEDDING = TensorSpec("embedding", "FP32", (EMBEDDING,))
+
+
+def declare(run: Run) -> Graph:
+    """The graph of a finished run. Raises RecipeInvalid, WeightsInvalid."""
+    stage = run.recipe.get("stage")
+    if stage == "encoder":
+        return _encoder(run, parse_recipe(EncoderRecipe, run.recipe))
+    if stage == "head":
+        return _head(run, parse_recipe(HeadRecipe, run.recipe))
+    raise RecipeInvalid(f"The run {run.path.name} is of the stage {stage!r}, which serves nothing.")
+
+
+def _encoder(run: Run, recipe: EncoderRecipe) -> Graph:
+    network = TileEncoder()
+    load_state(network, read_weights(run.weights_path), run.name)
+    side_px = recipe.publish.tile_px
+    return Graph(
+        model=recipe.publish.model,
+        kind="encoder",
+        network=network.eval(),
+        inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
+        outputs=(_EMBEDDING,),
+        samples=lambda count: {"image": synthetic_tiles(count, side_px, recipe.seed)},
+        card=_card(run, recipe.publish, "probe") | {"embedding_size": EMBEDDING},
+    )
+
+
+def _head(run: Run, recipe: HeadRecipe) -> Graph:
+    labels = recipe.publish.labels
+    network = TissueHead(len(labels))
+    load_state(network, read_weights(run.weights_path), run.name)
+    encoder = recipe.ensemble.steps[0] if recipe.ensemble else "tile_encoder"
+    point = run.metrics["operating_point"]
+    card = _card(run, recipe.publish, "head") | {
+        "labels": [{"index": index, **label.model_dump(mode="json")} for index, label in enumerate(labels)],
+        "operating_points": [
+            {
+                "name": "answer",
+                "min_probability": point["min_probability"],
+                "origin": f"The least top-class probability (steps of 0.05) from which {point['aim']:.0%} of the "
+                f"cross-validated answers on {run.metrics['tiles']} tiles were right; {point['answered']:.0%} of the "
+                "tiles are answered there. Chosen on the same held-out answers, patients unknown.",
+            }
+        ],
+    }
+    return Graph(
+        model=recipe.publish.model,
+        kind="head",
+        network=network.eval(),
+        inputs=(_EMBEDDING,),
+        outputs=(TensorSpec("logits", "FP32", (len(labels),)),),
+        samples=lambda count: {"embedding": synthetic_embeddings(count, recipe.seed)},
+        card=card,
+        needs={encoder: run.manifest["starts_from"]["encoder"]["weights_sha256"]},
+        ensemble=Ensemble(**recipe.ensemble.model_dump()) if recipe.ensemble else None,
+    )
+
+
+def _card(run: Run, publish: Published, row: str) -> dict[str, Any]:
+    """The texts of a card: from the recipe, the run's figures and its manifest."""
+    metrics, manifest = run.metrics, run.manifest
+    sets = sorted({(entry["dataset"], entry["licence"], entry["tier"]) for entry in manifest["data"]})
+    return {
+        "title": publish.title,
+        "mpp": publish.mpp,
+        "tile_px": publish.tile_px,
+        "intended_use": {
+            "statement": publish.statement,
+            "organs": [code.model_dump() for code in publish.organs],
+            "specimen_types": [code.model_dump() for code in publish.specimen_types],
+            "stains": list(publish.stains),
+        },
+        "limits": list(publish.limits),
+        "data": [
+            {
+                "dataset": dataset,
+                "licence": licence,
+                "tier": tier,
+                "files": sum(entry["dataset"] == dataset for entry in manifest["data"]),
+            }
+            for dataset, licence, tier in sets
+        ],
+        "pretraining": manifest["pretraining"],
+        "metrics": [
+            {
+                "classifier": name,
+                "name": score,
+                "value": figure["value"],
+                "interval": [figure["low"], figure["high"]],
+                "tiles": metrics["tiles"],
+                "label": metrics["grouping"],
+            }
+            for name, scores in metrics["rows"].items()
+            if name in (row, "colour statistics")
+            for score, figure in scores.items()
+        ],
+    }
+
+
+def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:
+    """(N,side,side,3) uint8: smooth pink and violet clouds with dark dots, a stand-in for H&E that needs no data."""
+    rows, columns = np.mgrid[0:side_px, 0:side_px] / side_px
+    tiles = []
+    for index in range(count):
+        rng = np.random.default_rng((seed, index))
+        cloud = sum(
+            np.cos(2 * np.pi * (u * rows + v * columns + phase)) / (1 + u + v)
+            for u, v, phase in zip(rng.integers(0, 6, 9), rng.integers(0, 6, 9), rng.random(9), strict=True)
+        )
+        violet = (1 / (1 + np.exp(-3 * cloud)))[..., None]
+        tile = violet * rng.uniform((90, 50, 130), (150, 100, 180)) + (1 - violet) * rng.uniform(
+            (200, 120, 170), (245, 210, 230)
+        )
+        for row, column in rng.integers(0, side_px, (40, 2)):
+            tile[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = (70, 40, 110)
+        tiles.append(np.clip(np.rint(tile), 0, 255).astype(np.uint8))
+    return np.stack(tiles)
+
+
+def synthetic_embeddings(count: int, seed: int) -> np.ndarray:
+    """(N,1280) float32, not negative and right-skewed, as means of ReLU6 outputs are."""
+    return np.stack(
+        [np.random.default_rng((seed, index)).exponential(0.4, EMBEDDING) for index in range(count)]
+    ).astype(np.float32)

