@@ -353,6 +353,11 @@ class Ledger:
             if updated == 0:
                 connection.execute(WORKERS.insert().values(id=worker_id, **values))
 
+    def leave(self, worker_id: str) -> None:
+        """Take a worker's heartbeat away: it ended in good order."""
+        with self._write() as connection:
+            connection.execute(WORKERS.delete().where(WORKERS.c.id == worker_id))
+
     def worker(self) -> WorkerStatus | None:
         """The worker that beat last."""
         with self._read() as connection:

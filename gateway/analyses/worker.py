@@ -22,7 +22,7 @@ from prometheus_client import REGISTRY
 
 from gateway.analyses.dispatcher import Dispatcher
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.workflow import APPLICATION_VERSION, AnalysisWorkflow, MakeCase, Retry
+from gateway.analyses.workflow import APPLICATION_VERSION, QUEUE, AnalysisWorkflow, MakeCase, Retry
 from gateway.operations.errors import PathserveError, StateError, StateLocked
 from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener
@@ -122,6 +122,8 @@ def _launch(state: Path, executor_id: str) -> None:
     DBOS(config=config)
     _own_dbos_logging()
     DBOS.launch()
+    # Nothing is limited here: the dispatcher starts no more analyses than may run.
+    DBOS.register_queue(QUEUE, polling_interval_sec=TICK_S)
 
 
 def _own_dbos_logging() -> None:
@@ -192,8 +194,13 @@ class _Heart:
 
     def stop(self) -> None:
         self._stop.set()
+        self._looked.set()
         for thread in self._threads:
             thread.join(timeout=1.0)
+        try:
+            self._ledger.leave(self._worker_id)
+        except PathserveError as error:
+            log.error("heartbeat could not be taken away", reason=error.reason)
 
     def _beat(self) -> None:
         started = datetime.now(UTC)

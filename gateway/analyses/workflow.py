@@ -26,6 +26,7 @@ APPLICATION_VERSION = "pathserve-analysis-1"
 """Ours, never derived: a worker takes up only the workflows of its own version, and a library update must not strand
 orders. Change it only together with a migration of what is in flight."""
 
+QUEUE = "analyses"
 MAX_ATTEMPTS = 5
 INTERRUPT_GRACE_S = 5.0
 PROGRESS_INTERVAL_S = 0.25
@@ -83,8 +84,10 @@ class AnalysisWorkflow:
 
     def start(self, analysis_id: str) -> None:
         """Start the durable workflow under the analysis id; where it exists already, nothing happens."""
+        # By the queue, never by `start_workflow`: that waits in a thread, which takes the cancellation of a stop for
+        # the workflow's own error and stores it; what the queue starts is left resumable.
         with SetWorkflowID(analysis_id):
-            DBOS.start_workflow(self._workflow, analysis_id)
+            DBOS.enqueue_workflow(QUEUE, self._workflow, analysis_id)
 
     def status(self, analysis_id: str) -> str | None:
         """What the engine says of the workflow (PENDING, SUCCESS, ERROR, …); None where it has never been started."""

@@ -40,7 +40,8 @@ class StandInCase:
         self.folder = folder
         self.progress = progress
         self.cancelled = cancelled
-        self.options = dict(order.settings)
+        # Orders over REST carry no settings: the process's environment may.
+        self.options = json.loads(os.environ.get("STANDIN_OPTIONS", "{}")) | dict(order.settings)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _log(self, line: str) -> None:

@@ -1,0 +1,17 @@
+"""`pathserve serve` on any free port, with the stand-in worker (argv: how many) instead of the real one."""
+
+import os
+import sys
+from pathlib import Path
+
+from gateway.http.serve import serve
+from gateway.operations.errors import PathserveError
+
+STANDIN = Path(__file__).parents[1] / "analyses" / "standin.py"
+
+if __name__ == "__main__":
+    try:
+        port, workers = int(sys.argv[1]), int(sys.argv[2])
+        sys.exit(serve("127.0.0.1", port, workers, command=[sys.executable, str(STANDIN), str(os.getpid()), "20"]))
+    except PathserveError as error:
+        sys.exit(error.detail)

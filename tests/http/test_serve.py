@@ -1,0 +1,243 @@
+"""`serve` as real processes: a supervised worker, kill -9 of either, SIGTERM, the generated key, metrics."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+SCRIPT = Path(__file__).with_name("standin_serve.py")
+CHECKOUT = Path(__file__).resolve().parents[2]
+KEY = "a-key-for-tests"
+
+
+def until(met: Callable[[], Any], timeout_s: float = 40.0) -> Any:
+    limit = time.monotonic() + timeout_s
+    while not (found := met()):
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+class Server:
+    """One start of `serve` on a state folder."""
+
+    def __init__(self, state: Path, workers: int = 1, port: int = 0, key: str | None = KEY, **environment: str) -> None:
+        self.state = state
+        self.stderr = state.parent / f"stderr-{time.monotonic_ns()}"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")}
+        clean |= {"PATHSERVE_STATE": str(state), "PATHSERVE_METRICS_PORT": "0", "PYTHONPATH": str(CHECKOUT)}
+        if key is not None:
+            clean["PATHSERVE_API_KEY"] = key
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(port), str(workers)],
+                env=clean | environment,
+                cwd=state.parent,
+                stderr=stderr,
+            )
+        self.url = until(lambda: self._said(r"serving on (http://\S+)") or self.process.poll() is not None)
+        assert isinstance(self.url, str), self.stderr.read_text()
+        self.key = key or self._said(r"API key \(.*\): (\S+)")
+
+    def _said(self, pattern: str) -> str | None:
+        found = re.search(pattern + r"\n", self.stderr.read_text())
+        return found.group(1) if found else None
+
+    @property
+    def metrics_url(self) -> str:
+        return str(until(lambda: self._said(r"metrics on (http://\S+)")))
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}"} | more.pop("headers", {})
+        return httpx.request(method, self.url + path, headers=headers, timeout=20, trust_env=False, **more)
+
+    def order(self) -> str:
+        body = {
+            "protocol": "tissue-classification",
+            "patient": {"id": "PID-SECRET"},
+            "specimens": [{"slides": [{"study": "1.2.3"}]}],
+        }
+        answer = self.request("POST", "/v1/analyses", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def state_of(self, analysis_id: str) -> str:
+        return str(self.request("GET", f"/v1/analyses/{analysis_id}").json()["state"])
+
+    def calls(self, analysis_id: str) -> list[str]:
+        path = self.state / "analyses" / analysis_id / "calls.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def ready(self) -> bool:
+        return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+
+    def worker(self) -> psutil.Process:
+        def find() -> psutil.Process | None:
+            children = psutil.Process(self.process.pid).children()
+            return next((each for each in children if "standin.py" in " ".join(each.cmdline())), None)
+
+        found: psutil.Process = until(find)
+        return found
+
+    def terminate(self) -> float:
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(15) == 0
+        return time.monotonic() - began
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers on one state folder, and leaves no process behind."""
+    servers: list[Server] = []
+
+    def start(**more: Any) -> Server:
+        servers.append(Server(tmp_path / "state", **more))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(server.process.pid).children(recursive=True):
+                child.kill()
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()
+
+
+def slow(batches: int) -> dict[str, str]:
+    return {"STANDIN_OPTIONS": json.dumps({"batches": str(batches), "batch_s": "0.02"})}
+
+
+def test_an_order_is_worked_on_and_everything_ends_at_sigterm(started: Callable[..., Server]) -> None:
+    server = started()
+    analysis_id = server.order()
+    stream = server.request("GET", f"/v1/analyses/{analysis_id}/events").text
+    assert '"state": "completed"' in stream
+    assert server.request("GET", f"/v1/analyses/{analysis_id}/report").json() == {"analysis_id": analysis_id}
+    until(server.ready)
+
+    families = {family.name: family for family in text_string_to_metric_families(httpx.get(server.metrics_url).text)}
+    counted = {sample.labels["step"]: sample.value for sample in families["step_attempts"].samples}
+    assert counted.items() >= {"fetch": 1.0, "infer": 1.0, "report": 1.0, "deliver": 1.0}.items()
+    depth = {sample.labels["state"]: sample.value for sample in families["queue_depth"].samples}
+    assert depth["completed"] == 1.0
+    assert {"case_age_seconds", "case_turnaround_seconds", "http_request_duration_seconds"} <= families.keys()
+    assert httpx.get(server.metrics_url.removesuffix("metrics") + "other").status_code == 404
+
+    for content in (b"[" * 10_000_000, (b"[" * 100_000 for _ in range(100))):
+        answer = server.request("POST", "/v1/analyses", content=content, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["reason"]) == (413, "body-too-large")
+
+    worker = server.worker()
+    assert server.terminate() < 15.0
+    assert not worker.is_running()
+    for path in server.state.rglob("*"):
+        assert stat.S_ISREG(path.lstat().st_mode) or stat.S_ISDIR(path.lstat().st_mode), path
+    logs = server.stderr.read_text() + "".join(path.read_text() for path in (server.state / "logs").iterdir())
+    assert analysis_id in logs
+    assert "PID-SECRET" not in logs
+    assert KEY not in logs
+
+
+def test_a_killed_worker_is_started_again_and_goes_on(started: Callable[..., Server]) -> None:
+    server = started(**slow(60))
+    analysis_id = server.order()
+    until(lambda: "batch 10" in server.calls(analysis_id))
+    killed = server.worker()
+    killed.kill()
+    until(lambda: server.state_of(analysis_id) == "completed")
+    assert server.worker().pid != killed.pid
+    counts = Counter(server.calls(analysis_id))
+    assert (counts["fetch"], counts["infer"], counts["deliver"]) == (1, 2, 1)
+    assert sum(counts[f"batch {number}"] for number in range(60)) <= 61
+
+
+def test_a_killed_server_takes_its_worker_along_and_the_next_one_goes_on(started: Callable[..., Server]) -> None:
+    server = started(**slow(150))
+    analysis_id = server.order()
+    until(lambda: "batch 10" in server.calls(analysis_id))
+    worker = server.worker()
+    server.process.kill()
+    server.process.wait()
+    # At once, while the old worker may still hold the lock.
+    following = started(**slow(150))
+    assert following.state_of(analysis_id) == "running"
+    worker.wait(15)
+    until(lambda: following.state_of(analysis_id) == "completed")
+    counts = Counter(following.calls(analysis_id))
+    assert (counts["fetch"], counts["deliver"]) == (1, 1)
+    assert sum(counts[f"batch {number}"] for number in range(150)) <= 151
+
+
+def test_sigterm_with_work_and_an_open_stream_ends_in_time(started: Callable[..., Server]) -> None:
+    server = started(**slow(10_000))
+    analysis_id = server.order()
+    until(lambda: "batch 3" in server.calls(analysis_id))
+    seen: list[str] = []
+
+    def follow() -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            seen.append(server.request("GET", f"/v1/analyses/{analysis_id}/events").text)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    time.sleep(0.5)
+    worker = server.worker()
+    assert server.terminate() < 15.0
+    assert not worker.is_running()
+    follower.join(5)
+    assert seen
+    assert "running" in seen[0]
+    without = started(workers=0)
+    assert without.state_of(analysis_id) == "running"
+    assert not without.ready()
+
+
+def test_a_key_is_made_once_and_kept_as_a_hash(started: Callable[..., Server]) -> None:
+    server = started(workers=0, key=None)
+    assert server.key is not None
+    assert len(server.key) >= 32
+    assert server.request("GET", "/v1/analyses").status_code == 200
+    kept = server.state / "api-key.sha256"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert server.key not in kept.read_text()
+    assert server.terminate() < 15.0
+    again = started(workers=0, key=None)
+    assert "API key" not in again.stderr.read_text()
+    again.key = server.key
+    assert again.request("GET", "/v1/analyses").status_code == 200
+
+
+def test_taken_ports(started: Callable[..., Server], tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        server = started(workers=0, PATHSERVE_METRICS_PORT=port)
+        assert server.request("GET", "/v1/analyses").status_code == 200
+        assert "metrics port is taken" in server.stderr.read_text()
+        refused = subprocess.run(
+            [sys.executable, str(SCRIPT), port, "0"],
+            env=os.environ | {"PATHSERVE_STATE": str(tmp_path / "other"), "PYTHONPATH": str(CHECKOUT)},
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert refused.returncode == 1
+        assert "cannot be used" in refused.stderr
+        assert "Traceback" not in refused.stderr
