@@ -147,6 +147,7 @@ class RunWriter:
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.toml", recipe_text)
         self._cpu_start_s = time.process_time()
+        self._git_commit, self._git_changed_files = _git_state()
 
     @property
     def work(self) -> Path:
@@ -175,15 +176,14 @@ class RunWriter:
         """Write metrics and, last, the manifest; remove `work/`."""
         cpu_s = round(time.process_time() - self._cpu_start_s, 1)
         write_atomic(self.path / "metrics.json", json_bytes({**metrics, "cpu_s": cpu_s}))
-        commit, changed = _git_state()
         manifest = {
             "schema": "pathserve-run-1",
             "recipe_sha256": self._recipe_sha256,
             "weights_sha256": sha256_file(self.weights_path),
             "metrics_sha256": sha256_file(self.path / "metrics.json"),
             "seed": seed,
-            "git_commit": commit,
-            "git_changed_files": changed,
+            "git_commit": self._git_commit,
+            "git_changed_files": self._git_changed_files,
             "data": [asdict(source) for source in data],
             "pretraining": [asdict(entry) for entry in pretraining],
             "starts_from": {

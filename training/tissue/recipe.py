@@ -26,7 +26,6 @@ class LabelText(_Part):
     code: Coded
     exploratory: Coded
     color: str = Field(pattern=r"^#[0-9a-f]{6}$")
-    supported: bool = True
 
 
 class Published(_Part):

@@ -90,6 +90,7 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
 
     round_to_fp16(encoder)
     save_weights(run.weights_path, encoder)
+    run.log("saved", start=recipe.start)
     runs_RNC, _ = cross_validate(features, tiles.labels_N, tiles.groups_N, recipe.probe, recipe.seed)
     metrics = evaluate.summary(tiles, {"probe": runs_RNC}, recipe.probe, recipe.seed)
     # An encoder that was only converted has seen none of the tiles: they are its evaluation, not its training data.
@@ -142,6 +143,7 @@ def train_network(
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
         after_epoch(key, epoch)
+    settle_batch_norms(encoder, tiles.images_NHWC[train_N])
     save_file(encoder.state_dict(), finished)
     checkpoint.unlink(missing_ok=True)
     return read_weights(finished)
@@ -231,14 +233,21 @@ def random_encoder(tiles: Tiles, seed: int) -> TileEncoder:
     """Random weights; batch norms set to the tiles' own statistics (no label is used), else it answers a constant."""
     encoder = TileEncoder()
     initialise(encoder.network, torch.Generator().manual_seed(seed))
-    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = None
+    settle_batch_norms(encoder, tiles.images_NHWC)
+    return encoder
+
+
+def settle_batch_norms(encoder: TileEncoder, images_NHWC: np.ndarray) -> None:
+    """Set every batch norm's statistics to their mean over whole tiles; after few steps the running ones lag behind."""
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
     encoder.train()
-    with torch.inference_mode():
-        for images in torch.from_numpy(tiles.images_NHWC).split(_CHUNK):
+    with torch.no_grad():
+        for images in torch.from_numpy(images_NHWC).split(_CHUNK):
             encoder(images)
-    return encoder.eval()
+    encoder.eval()
 
 
 if __name__ == "__main__":
