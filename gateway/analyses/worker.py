@@ -181,6 +181,7 @@ class _Heart:
         self._list_models = parts.models
         self._passes: dict[str, bool] = dict.fromkeys(parts.checks, False)
         self._models: Sequence[Mapping[str, Any]] = ()
+        self._reasons: dict[str, str] = {}
         self._stop = threading.Event()
         self._looked = threading.Event()
         self._threads = [
@@ -215,7 +216,7 @@ class _Heart:
 
     def _look(self) -> None:
         while not self._stop.is_set():
-            self._passes = {name: _passes(name, check) for name, check in self._checks.items()}
+            self._passes = {name: self._pass(name, check) for name, check in self._checks.items()}
             try:
                 self._models = self._list_models()
             except Exception:
@@ -224,17 +225,21 @@ class _Heart:
             # Until all is well, look more often: that is when somebody waits for it.
             self._stop.wait(CHECK_S if all(self._passes.values()) else 1.0)
 
-
-def _passes(name: str, check: Callable[[], object]) -> bool:
-    try:
-        check()
-    except PathserveError as error:
-        log.warning("part is not ready", name=name, reason=error.reason, detail=error.detail)
-        return False
-    except Exception:
-        log.exception("the check of a part failed", name=name)
-        return False
-    return True
+    def _pass(self, name: str, check: Callable[[], object]) -> bool:
+        """Whether a part is ready; a reason is logged once, not every second."""
+        try:
+            check()
+        except PathserveError as error:
+            if self._reasons.get(name) != error.detail:
+                log.warning("part is not ready", name=name, reason=error.reason, detail=error.detail)
+            self._reasons[name] = error.detail
+            return False
+        except Exception:
+            log.exception("the check of a part failed", name=name)
+            return False
+        if self._reasons.pop(name, None) is not None:
+            log.info("part is ready again", name=name)
+        return True
 
 
 def worker(metrics_port: int | None = None, parent_pid: int | None = None, lock_wait_s: float = 0.0) -> int:
@@ -258,7 +263,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return worker(parent_pid=int(arguments[0]), lock_wait_s=float(arguments[1]))
     except PathserveError as error:
-        log.error("worker cannot work", reason=error.reason, detail=error.detail)
+        print(f"pathserve worker: {error.detail}", file=sys.stderr)
         return 1
 
 

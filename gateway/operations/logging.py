@@ -63,6 +63,7 @@ def configure_logging(process: str, level: str = "INFO", folder: Path | None = N
     root.handlers[:] = handlers
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(_worth_a_line)
     root.setLevel(level)
     logging.captureWarnings(True)
     # Libraries that tell much at INFO and nothing that an operator needs.
@@ -70,9 +71,16 @@ def configure_logging(process: str, level: str = "INFO", folder: Path | None = N
         logging.getLogger(name).setLevel(logging.WARNING if level != "DEBUG" else logging.INFO)
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or _trusted(record.name)
+
+
+def _trusted(logger: str) -> bool:
+    return logger.split(".")[0] in _TRUSTED
+
+
 def _withhold_untrusted(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    logger = str(event.get("logger", ""))
-    if logger.split(".")[0] not in _TRUSTED:
+    if not _trusted(str(event.get("logger", ""))):
         event["event"] = "message of a library withheld"
     return event
 
