@@ -1,8 +1,9 @@
 """One embedded Triton per PATHSERVE_STATE, owned by whichever process starts first.
 
-The owner holds an exclusive lock on `triton.lock` for as long as it lives and writes `triton.json` once its server
-answers; the others connect to what stands there. When the owner dies, by kill -9 too, the kernel releases the lock and
-the next process that asks takes over: it ends the orphaned server, clears its shared memory, and starts a new one.
+The owner holds an exclusive lock on `triton.lock` for as long as it lives and writes `triton.json` before it starts its
+server; the others connect to what stands there once it answers. When the owner dies, by kill -9 too, the kernel
+releases the lock and the next process that asks takes over: it ends the orphaned server, clears its shared memory, and
+starts a new one.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ import psutil
 from gateway.inference import metrics, runtime
 from gateway.inference.client import Client, Endpoint
 from gateway.inference.installation import find_installation
-from gateway.operations.errors import InferenceUnavailable, StateError
+from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
 START_TIMEOUT_S = 60.0
@@ -69,11 +70,6 @@ class EmbeddedServer:
     def owner(self) -> bool:
         """True while this process holds the lock."""
         return self._lock is not None
-
-    @property
-    def pid(self) -> int | None:
-        """The server's process id, as far as this process knows."""
-        return self._record.pid if self._record else None
 
     def needs_attention(self) -> bool:
         """True where `ensure` would act: our server has ended, or the owner of the one that we use is gone."""
@@ -180,7 +176,7 @@ class EmbeddedServer:
             self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self._state / "triton.lock").open("ab")
         except OSError as error:
-            raise StateError(f"The state folder cannot be written ({error.strerror}). Check its permissions.") from None
+            raise runtime.state_error(error, "The state folder cannot be written") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -199,13 +195,13 @@ def read_record(state: Path) -> Record | None:
     """The record of a state folder; None where there is none or where the folder was copied from elsewhere."""
     try:
         record = Record(**json.loads((state / "triton.json").read_text()))
-    except (FileNotFoundError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError):
         return None
     return record if record.state == str(state) else None
 
 
 def write_record(state: Path, record: Record) -> None:
-    """Write the record atomically, readable by this user alone: it holds the key. Raises StateError."""
+    """Write the record atomically, readable by this user alone: it holds the key. Raises StateError, DiskFull."""
     temporary = state / f"triton.json.{os.getpid()}"
     try:
         temporary.unlink(missing_ok=True)
@@ -213,7 +209,7 @@ def write_record(state: Path, record: Record) -> None:
             json.dump(asdict(record), file)
         temporary.replace(state / "triton.json")
     except OSError as error:
-        raise StateError(f"The state folder cannot be written ({error.strerror}). Check its permissions.") from None
+        raise runtime.state_error(error, "The state folder cannot be written") from None
 
 
 async def answers(endpoint: Endpoint) -> bool:
@@ -244,13 +240,13 @@ def kill_orphans(record: Record) -> None:
 
 
 def _end_child(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the server (requests in flight finish), then SIGKILL to its whole group."""
+    """SIGTERM to the server (requests in flight finish), then SIGKILL to its whole group, which is not reaped yet."""
     process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
+    try:
         process.wait(runtime.EXIT_TIMEOUT_S + 2)
-    with contextlib.suppress(ProcessLookupError):
+    except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        process.wait()
 
 
 async def _to_the_end(function: Callable[[], T]) -> T:

@@ -25,7 +25,6 @@ from gateway.inference.external import ExternalServer
 from gateway.inference.regions import RegionPool
 from gateway.inference.repository import ModelRepository
 from gateway.operations.errors import (
-    Cancelled,
     InferenceError,
     InferenceTimeout,
     InferenceUnavailable,
@@ -42,6 +41,7 @@ RELOADS, RELOAD_WINDOW_S = 3, 600.0
 # Below this, gRPC carries the bytes as fast as a copy into shared memory would.
 SHARED_FROM_BYTES = 1 << 18
 
+_RECONNECT_S = 5.0
 _WATCH_PERIOD_S = 1.0
 _WATCH_BACKOFF_S = 10.0
 _REPAIRABLE = (Trouble.GONE, Trouble.DEAD_STUB, Trouble.NOT_LOADED)
@@ -206,10 +206,13 @@ class TritonEngine:
         if client is None or not client.follow(endpoint):
             await self._disconnect()
             client = self._client = Client(endpoint)
-        self._pool = None
+        elif self._pool is not None:
+            self._pool.abandon()
+            self._pool = None
         # The connection finds a restarted server at its own pace.
-        if not await client.ready():
-            await asyncio.sleep(1.0)
+        deadline = time.monotonic() + _RECONNECT_S
+        while not await client.ready() and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
         if endpoint.shm_prefix is not None:
             self._pool = RegionPool(client, endpoint.shm_prefix, self._threads)
             with contextlib.suppress(CallFailed):
@@ -296,6 +299,9 @@ class TritonEngine:
             if trouble is Trouble.DEAD_STUB and self._embedded and model.contract is not None:
                 await self._unload(model.contract, self._client)
             await self._bring(model, self._client)
+            if trouble is Trouble.DEAD_STUB or model.problem is not None:
+                # A model that another process was just loading anew counts for nothing.
+                model.reloads.append(time.monotonic())
             self._epoch += 1
             if model.problem is not None:
                 raise model.problem
@@ -310,7 +316,6 @@ class TritonEngine:
                 "not loaded again for now. See logs/triton.log in the state folder."
             )
             raise model.problem
-        model.reloads.append(now)
 
     async def _unload(self, contract: Contract, client: Client) -> None:
         """Unload a model whose process died (`load` alone would do nothing), with its steps: one of them may be it."""
@@ -361,8 +366,6 @@ def _typed(model: str, failure: CallFailed, deadline_s: float) -> PathserveError
             return InferenceTimeout(
                 f"The model {model} did not answer within {deadline_s:g} s. Use smaller batches or wait."
             )
-        case Trouble.CANCELLED:
-            return Cancelled("The request to Triton was cancelled.")
         case _:
             return InferenceError(f"The model {model} failed in Triton: {failure.text}")
 

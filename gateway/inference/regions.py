@@ -91,13 +91,16 @@ class RegionPool:
         if not self._closed and (self._reclaimer is None or self._reclaimer.done()):
             self._reclaimer = asyncio.create_task(self._reclaim())
 
-    async def close(self) -> None:
-        """Unmap what is free in a server that lives on; what is condemned is left to the next `sweep`."""
+    def abandon(self) -> None:
+        """The server is gone, and with it every use of the regions."""
         self._closed = True
         _open_pools.discard(self._token)
         if self._reclaimer is not None:
             self._reclaimer.cancel()
-            await asyncio.gather(self._reclaimer, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Unmap what is free in a server that lives on; what is condemned is left to the next `sweep`."""
+        self.abandon()
         for region in self._free:
             with contextlib.suppress(CallFailed):
                 await self._client.unregister(region.name)

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import re
-import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class ModelRepository:
             schema = self.path / "card.schema.json"
             if schema.is_file():
                 Draft202012Validator(json.loads(schema.read_text("utf-8"))).validate(document)
-        except (ValueError, ValidationError) as error:
+        except (OSError, ValueError, ValidationError) as error:
             raise ModelRefused(
                 f"The model {name} is refused: its card.json is not valid ({_first(error)}). Export it again."
             ) from None
@@ -100,7 +100,7 @@ class ModelRepository:
             # numpy leaves a file that it opened itself open where it is no archive.
             with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = dict(archive)
-        except (ValueError, OSError, zipfile.BadZipFile):
+        except Exception:  # a broken archive raises whatever numpy, zipfile, zlib and struct raise
             raise ModelRefused(
                 f"The model {name} is refused: its golden.npz cannot be read. Export it again."
             ) from None
@@ -151,8 +151,8 @@ class ModelRepository:
             return hashlib.sha256("\n".join(lines).encode()).hexdigest()
         artefact = self._folder(contract.name) / version / contract.artefact
         try:
-            with artefact.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+            status = artefact.stat()
+            return _sha256(artefact, (status.st_ino, status.st_mtime_ns, status.st_size))
         except OSError:
             raise ModelRefused(
                 f"The model {contract.name} is refused: its engine file is missing. Export it again."
@@ -171,6 +171,13 @@ class ModelRepository:
             return (self._folder(name) / file).read_text("utf-8")
         except (OSError, UnicodeDecodeError):
             raise ModelRefused(f"The model {name} is refused: its {file} is missing or unreadable.") from None
+
+
+@lru_cache(maxsize=256)
+def _sha256(file: Path, stamp: tuple[int, int, int]) -> str:
+    """The digest of a file; computed again only where `stamp` (inode, time, size) says that it changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _first(error: Exception) -> str:

@@ -7,6 +7,7 @@ each start. Triton's traps that decide how each entry is made are named beside i
 import errno
 import hashlib
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -24,20 +25,17 @@ KEY_HEADER = "triton-grpc-protocol-pathserve"
 _LOG_LIMIT_BYTES = 8 << 20
 # sun_path holds 107 characters; `/t.sock:1` is added to the directory.
 _LONGEST_DIRECTORY = 90
+# Triton starts its stubs through a shell, which would split at a blank and run what it can.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9/._+-]+\Z")
 
 
 def runtime_directory(state: Path) -> Path:
     """Where the runtime directory of a state folder lies: one name per state path and user."""
     name = f"{_name_start()}{hashlib.sha256(os.fsencode(state)).hexdigest()[:12]}"
     for base in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):  # noqa: S108 (0700, owner checked)
-        # Triton starts its stubs through a shell that splits at blanks.
-        if base and Path(base).is_dir() and len(base) + len(name) < _LONGEST_DIRECTORY and base.isprintable():
-            directory = Path(base) / name
-            if not any(character.isspace() for character in str(directory)):
-                return directory
-    raise StateError(
-        "There is no folder for Triton's runtime files. Set XDG_RUNTIME_DIR to a short path without blanks."
-    )
+        if base and _PLAIN_PATH.match(base) and Path(base).is_dir() and len(base) + len(name) < _LONGEST_DIRECTORY:
+            return Path(base) / name
+    raise StateError("There is no folder for Triton's runtime files. Set XDG_RUNTIME_DIR to a short, plain path.")
 
 
 def build(directory: Path, installation: Installation, backends: Path, repository: Path) -> dict[str, str]:
@@ -65,7 +63,7 @@ def build(directory: Path, installation: Installation, backends: Path, repositor
         # Reached through a link, so that blanks in the repository's own path never meet the shell.
         (directory / "models").symlink_to(repository)
     except OSError as error:
-        raise _state_error(error, "Triton's runtime folder cannot be made") from None
+        raise state_error(error, "Triton's runtime folder cannot be made") from None
     environment = installation.environment(directory / "lib")
     check_stub(python_backend / installation.stub.name, environment)
     return environment
@@ -110,7 +108,7 @@ def start(arguments: list[str], environment: Mapping[str, str], directory: Path,
             log.replace(log.with_suffix(".log.1"))
         stream = log.open("ab")
     except OSError as error:
-        raise _state_error(error, "Triton's log cannot be written") from None
+        raise state_error(error, "Triton's log cannot be written") from None
     with stream:
         try:
             return subprocess.Popen(
@@ -161,7 +159,8 @@ def _is_private(directory: Path) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
-def _state_error(error: OSError, what: str) -> StateError:
+def state_error(error: OSError, what: str) -> StateError:
+    """The typed error of a file operation under the state or runtime folder."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(f"{what}: no space is left. Free some and try again.")
     return StateError(f"{what} ({error.strerror}). Check the folder's owner and permissions.")
