@@ -7,10 +7,9 @@ the slide.
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from gateway.slides.grid import TilePlan
 from gateway.slides.metrics import FRAME_BYTES, FRAMES_DECODED, FRAMES_MISSING
 from gateway.slides.slide import WHITE, LevelImage, Slide
 
-_RUN_FRAMES = 8
+_TASK_FRAMES = 32
 """Frames fetched and decoded by one task of the pool: enough that reads are in bulk and the hand-over costs little."""
 
 
@@ -43,26 +42,6 @@ class _OpenBatch:
     fields_BHWC: NDArray[np.uint8]
     missing: list[tuple[int, int]] = field(default_factory=list)
     """Absent frames (row, column): a list, because appending to it is atomic."""
-
-
-class _Target(NamedTuple):
-    """Where a frame goes: a tile of an open batch whose corner lies at (`top`, `left`) in the frame's pixels. `first`:
-    no earlier tile of the plan needs the frame. A tuple, as one is made for every overlap of frame and tile."""
-
-    batch: _OpenBatch
-    slot: int
-    top: int
-    left: int
-    first: bool
-
-    def fill(self, frame: NDArray[np.uint8]) -> None:
-        """Copy the part of the frame that the tile shows; runs of one stream never write the same pixels."""
-        batch, slot, top, left, _ = self
-        field_px = batch.fields_BHWC.shape[1]
-        y0, x0 = max(top, 0), max(left, 0)
-        part = frame[y0 : top + field_px, x0 : left + field_px]
-        height_px, width_px, _ = part.shape
-        batch.fields_BHWC[slot, y0 - top : y0 - top + height_px, x0 - left : x0 - left + width_px] = part
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +100,7 @@ def stream_tiles(
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="frames") as pool:
         stream = _Stream(slide.image(plan.grid.level), plan, batch, skip, gauge, pool)
         try:
-            yield from stream.batches(cancelled)
+            yield from stream.batches(max(1, min(_TASK_FRAMES, max_frames // (2 * workers))), cancelled)
         finally:
             stream.stop()
 
@@ -136,8 +115,9 @@ class _Stream:
         self._skip = skip
         self._gauge = gauge
         self._pool = pool
-        self._run_frames = min(_RUN_FRAMES, gauge.limit)
+        self._next = skip // batch
         self._open: dict[int, _OpenBatch] = {}
+        self._opening = threading.Lock()
         self._pending: deque[tuple[Future[None], int, int]] = deque()
         self._scratch = threading.local()
         self._stopped = False
@@ -145,21 +125,17 @@ class _Stream:
         self._tile_at_RC = np.full((grid.rows, grid.columns), -1, np.int32)
         self._tile_at_RC[plan.rows_N, plan.columns_N] = np.arange(len(plan), dtype=np.int32)
 
-    def batches(self, cancelled: Callable[[], bool]) -> Iterator[TileBatch]:
-        """Submit runs up to the frame bound, wait for the oldest, hand out what it completed."""
-        done, ahead = self._skip, 0
-        for run, complete in self._runs():
-            while ahead + len(run.columns) > self._gauge.limit:
-                _check(cancelled)
-                frames, done = self._finish_oldest()
-                ahead -= frames
-                yield from self._completed(done)
-            ahead += len(run.columns)
-            self._pending.append((self._submit(run), len(run.columns), complete))
+    def batches(self, task_frames: int, cancelled: Callable[[], bool]) -> Iterator[TileBatch]:
+        """Submit tasks up to the frame bound, wait for the oldest, hand out what it completed."""
+        ahead = 0
+        for runs, frames, complete in self._tasks(task_frames):
+            while ahead + frames > self._gauge.limit:
+                ahead -= yield from self._finish_oldest(cancelled)
+            ahead += frames
+            self._gauge.take(frames)
+            self._pending.append((self._pool.submit(self._read, runs), frames, complete))
         while self._pending:
-            _check(cancelled)
-            _, done = self._finish_oldest()
-            yield from self._completed(done)
+            yield from self._finish_oldest(cancelled)
 
     def stop(self) -> None:
         """Let running tasks end and drop the rest."""
@@ -167,20 +143,20 @@ class _Stream:
         for future, _, _ in self._pending:
             future.cancel()
 
-    def _finish_oldest(self) -> tuple[int, int]:
+    def _finish_oldest(self, cancelled: Callable[[], bool]) -> Generator[TileBatch, None, int]:
+        """Wait for the oldest task and hand out the batches that are complete with it; returns its frames."""
+        if cancelled():
+            raise Cancelled("The analysis was cancelled while the slide was read.")
         future, frames, complete = self._pending.popleft()
         future.result()
-        return frames, complete
-
-    def _completed(self, tiles: int) -> Iterator[TileBatch]:
-        """The open batches that end at or before plan index `tiles`, all tiles before which are complete."""
-        for number in sorted(self._open):
-            start, end = number * self._batch, min((number + 1) * self._batch, len(self._plan))
-            if end > tiles:
+        while (start := self._next * self._batch) < complete:
+            if min(start + self._batch, len(self._plan)) > complete:
                 break
-            opened = self._open.pop(number)
+            opened = self._open.pop(self._next)
+            self._next += 1
             FRAMES_MISSING.inc(len(opened.missing))
             yield TileBatch(start, self._as_model_sees(opened.fields_BHWC), len(opened.missing))
+        return frames
 
     def _as_model_sees(self, fields_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
         tile_px = self._plan.grid.tile_px
@@ -196,7 +172,20 @@ class _Stream:
             pass
         return images
 
-    def _runs(self) -> Iterator[tuple[_Run, int]]:
+    def _tasks(self, task_frames: int) -> Iterator[tuple[list[_Run], int, int]]:
+        """Neighbouring runs as tasks of at most `task_frames` frames: (runs, frames, tiles complete with it)."""
+        runs: list[_Run] = []
+        frames = complete = 0
+        for run, after in self._runs(task_frames):
+            if runs and frames + len(run.columns) > task_frames:
+                yield runs, frames, complete
+                runs, frames = [], 0
+            runs.append(run)
+            frames, complete = frames + len(run.columns), after
+        if runs:
+            yield runs, frames, complete
+
+    def _runs(self, run_frames: int) -> Iterator[tuple[_Run, int]]:
         """The runs of frames in reading order, each with the number of tiles complete once it and all before are in."""
         grid, level, plan = self._plan.grid, self._image.level, self._plan
         frame_rows, frame_columns = self._image.frame_at_RC.shape
@@ -224,69 +213,71 @@ class _Stream:
                 columns = (np.flatnonzero(needed) + left).tolist()
                 before = first + begin
                 after = first + int(np.searchsorted(last_rows_T, row, "right"))
-                for i in range(0, len(columns), self._run_frames):
-                    run = tuple(columns[i : i + self._run_frames])
-                    yield _Run(row, run), after if i + self._run_frames >= len(columns) else before
+                for i in range(0, len(columns), run_frames):
+                    run = _Run(row, tuple(columns[i : i + run_frames]))
+                    yield run, after if i + run_frames >= len(columns) else before
 
-    def _submit(self, run: _Run) -> Future[None]:
-        """Open the batches that the run writes to (here, on the reader's thread) and hand it to the pool."""
-        targets = [self._targets(run.row, column) for column in run.columns]
-        self._gauge.take(len(run.columns))
-        return self._pool.submit(self._read, run, targets)
+    def _read(self, runs: list[_Run]) -> None:
+        """Fetch each run's frames in bulk, decode them and copy them into their tiles. On the pool; no two tasks of a
+        stream hold the same frame, so none write the same pixels."""
+        level = self._image.level
+        for run in runs:
+            decoded = size = 0
+            try:
+                if self._stopped:
+                    continue
+                numbers = self._image.frame_at_RC[run.row, list(run.columns)].tolist()
+                height_px = min(level.frame_height_px, level.height_px - run.row * level.frame_height_px)
+                for column, data in zip(run.columns, self._image.read_frames(numbers), strict=True):
+                    width_px = min(level.frame_width_px, level.width_px - column * level.frame_width_px)
+                    frame = None
+                    if data:
+                        frame = visible(self._image.decoder(data, self._scratch_image()), height_px, width_px)
+                        decoded, size = decoded + 1, size + len(data)
+                    self._scatter(frame, run.row, column, height_px, width_px)
+            finally:
+                self._gauge.drop(len(run.columns), decoded)
+                FRAMES_DECODED.inc(decoded)
+                FRAME_BYTES.inc(size)
 
-    def _targets(self, row: int, column: int) -> list[_Target]:
-        """The planned tiles that a frame overlaps and that are not done yet."""
+    def _scatter(self, frame: NDArray[np.uint8] | None, row: int, column: int, height_px: int, width_px: int) -> None:
+        """Copy a frame (None = absent: white) into the planned tiles that it overlaps and that are not done yet."""
         level, field_px = self._image.level, self._plan.grid.field_px
         x, y = column * level.frame_width_px, row * level.frame_height_px
-        right, bottom = min(x + level.frame_width_px, level.width_px), min(y + level.frame_height_px, level.height_px)
-        targets = []
-        first = True
-        for tile_row in range(y // field_px, -(-bottom // field_px)):
-            for tile_column in range(x // field_px, -(-right // field_px)):
+        seen = False
+        for tile_row in range(y // field_px, -(-(y + height_px) // field_px)):
+            top = tile_row * field_px - y
+            y0, y1 = max(top, 0), min(top + field_px, height_px)
+            for tile_column in range(x // field_px, -(-(x + width_px) // field_px)):
                 tile = self._tile_at_RC.item(tile_row, tile_column)
+                if tile < 0:
+                    continue
                 if tile >= self._skip:
-                    opened, slot = self._batch_of(tile), tile % self._batch
-                    targets.append(_Target(opened, slot, tile_row * field_px - y, tile_column * field_px - x, first))
-                first = first and tile < 0
-        return targets
+                    left = tile_column * field_px - x
+                    x0, x1 = max(left, 0), min(left + field_px, width_px)
+                    batch = self._batch_of(tile)
+                    target = batch.fields_BHWC[tile % self._batch, y0 - top : y1 - top, x0 - left : x1 - left]
+                    target[...] = WHITE if frame is None else frame[y0:y1, x0:x1]
+                    if frame is None and not seen:
+                        batch.missing.append((row, column))
+                seen = True
 
     def _batch_of(self, tile: int) -> _OpenBatch:
         number = tile // self._batch
-        if number not in self._open:
-            start, end = number * self._batch, min((number + 1) * self._batch, len(self._plan))
-            field_px, level = self._plan.grid.field_px, self._image.level
-            fields = np.empty((end - start, field_px, field_px, 3), np.uint8)
-            rows, columns = self._plan.rows_N[start:end], self._plan.columns_N[start:end]
-            beyond = ((rows + 1) * field_px > level.height_px) | ((columns + 1) * field_px > level.width_px)
-            fields[beyond] = WHITE
-            self._open[number] = _OpenBatch(fields)
-        return self._open[number]
+        opened = self._open.get(number)
+        if opened is None:
+            with self._opening:
+                opened = self._open.get(number) or self._open.setdefault(number, self._new_batch(number))
+        return opened
 
-    def _read(self, run: _Run, targets: list[list[_Target]]) -> None:
-        """Fetch a run's frames in bulk, decode each, copy it into its tiles. On the pool; runs never overlap."""
-        decoded = size = 0
-        try:
-            if self._stopped:
-                return
-            level = self._image.level
-            y = run.row * level.frame_height_px
-            height_px = min(level.frame_height_px, level.height_px - y)
-            numbers = self._image.frame_at_RC[run.row, list(run.columns)].tolist()
-            for column, data, into in zip(run.columns, self._image.read_frames(numbers), targets, strict=True):
-                width_px = min(level.frame_width_px, level.width_px - column * level.frame_width_px)
-                if data:
-                    frame = visible(self._image.decoder(data, self._scratch_image()), height_px, width_px)
-                    decoded, size = decoded + 1, size + len(data)
-                else:
-                    frame = np.broadcast_to(np.uint8(WHITE), (height_px, width_px, 3))
-                for target in into:
-                    target.fill(frame)
-                    if target.first and not data:
-                        target.batch.missing.append((run.row, column))
-        finally:
-            self._gauge.drop(len(run.columns), decoded)
-            FRAMES_DECODED.inc(decoded)
-            FRAME_BYTES.inc(size)
+    def _new_batch(self, number: int) -> _OpenBatch:
+        start, end = number * self._batch, min((number + 1) * self._batch, len(self._plan))
+        field_px, level = self._plan.grid.field_px, self._image.level
+        fields = np.empty((end - start, field_px, field_px, 3), np.uint8)
+        rows, columns = self._plan.rows_N[start:end], self._plan.columns_N[start:end]
+        beyond = ((rows + 1) * field_px > level.height_px) | ((columns + 1) * field_px > level.width_px)
+        fields[beyond] = WHITE
+        return _OpenBatch(fields)
 
     def _scratch_image(self) -> NDArray[np.uint8]:
         """This thread's own image to decode into: it stays in the processor's cache."""
@@ -295,8 +286,3 @@ class _Stream:
             self._scratch.image = np.empty((level.frame_height_px, level.frame_width_px, 3), np.uint8)
         image: NDArray[np.uint8] = self._scratch.image
         return image
-
-
-def _check(cancelled: Callable[[], bool]) -> None:
-    if cancelled():
-        raise Cancelled("The analysis was cancelled while the slide was read.")
