@@ -17,12 +17,15 @@ from gateway.archive import open_archive
 from gateway.domain.analysis import Progress
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository, TritonEngine
+from gateway.inference.client import Endpoint
+from gateway.inference.embedded import answers, read_record
 from gateway.operations.errors import InferenceUnavailable, PathserveError
 from gateway.operations.settings import Settings
 
 log = structlog.get_logger("gateway.analyses.parts")
 
 RETRY_S = 5.0
+ANSWER_S = 15.0
 
 
 @contextmanager
@@ -75,6 +78,8 @@ class _EngineKeeper:
         """Raise where Triton is not there, or no protocol has all its models."""
         if self._engine is None:
             raise self._trouble
+        if not asyncio.run_coroutine_threadsafe(self._answers(), self._loop).result(ANSWER_S):
+            raise InferenceUnavailable("Triton does not answer; it is started again, or see its own log.")
         ready = {status.name for status in self._engine.status() if status.ready}
         if not any(ready.issuperset(protocol.models) for protocol in PROTOCOLS.values()):
             raise InferenceUnavailable("No protocol has all its models; see the models' reasons.")
@@ -84,6 +89,12 @@ class _EngineKeeper:
             return [asdict(status) for status in self._engine.status()]
         reason = self._trouble.detail
         return [{"name": each, "version": None, "ready": False, "reason": reason} for each in self._repository.names]
+
+    async def _answers(self) -> bool:
+        if self._settings.triton_url:
+            return await answers(Endpoint(self._settings.triton_url.removeprefix("grpc://")))
+        record = read_record(self._settings.state)
+        return record is not None and await answers(record.endpoint)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)

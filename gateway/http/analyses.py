@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from gateway.analyses.ledger import Record
 from gateway.analyses.protocols import check_order
@@ -26,8 +26,13 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _POLL_S = "2"
 
 
+_EXAMPLE_ID = "0b2a3f5c-7c1d-4e2f-9a3b-5d6e7f809182"
+
+
 class Accepted(BaseModel):
     """The answer to an accepted order."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"id": _EXAMPLE_ID, "state": "accepted"}]})
 
     id: str
     state: State
@@ -49,8 +54,25 @@ class FailureView(BaseModel):
     detail: str
 
 
+_EXAMPLE_SUMMARY: dict[str, Any] = {
+    "id": _EXAMPLE_ID,
+    "state": "failed",
+    "protocol": "tissue-classification",
+    "priority": "ROUTINE",
+    "accession": "S26-004711",
+    "created": "2026-11-26T08:15:00Z",
+    "updated": "2026-11-26T08:15:42Z",
+    "cancel_requested": False,
+    "progress": {"step": "fetch", "done": 2196612, "total": 2196612, "unit": "bytes"},
+    "failure": {"reason": "no-tissue", "detail": "There is no tissue on this slide; scan it again."},
+    "links": {"self": f"{router.prefix}/{_EXAMPLE_ID}", "events": f"{router.prefix}/{_EXAMPLE_ID}/events"},
+}
+
+
 class AnalysisSummary(BaseModel):
     """One analysis. `cancel_requested` is true from a DELETE until the worker has ended it."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SUMMARY]})
 
     id: str
     state: State
@@ -67,6 +89,8 @@ class AnalysisSummary(BaseModel):
 
 class AnalysisView(AnalysisSummary):
     """One analysis with its order as it was accepted."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SUMMARY | {"order": EXAMPLE}]})
 
     order: dict[str, Any]
 

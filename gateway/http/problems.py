@@ -28,7 +28,22 @@ _SHOWN_ERRORS = 10
 class Problem(BaseModel):
     """RFC 9457. `reason` is stable and machine-readable; `detail` says what happened and what to do."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(
+        extra="allow",
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:pathserve:problem:report-not-ready",
+                    "title": "Report not ready",
+                    "status": 409,
+                    "detail": "The report is not ready yet. Ask again after the Retry-After time.",
+                    "reason": "report-not-ready",
+                    "instance": "/v1/analyses/0b2a3f5c-7c1d-4e2f-9a3b-5d6e7f809182/report",
+                    "state": "running",
+                }
+            ]
+        },
+    )
 
     type: str
     title: str

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from gateway.http.openapi import document
@@ -50,6 +51,18 @@ async def test_the_examples_work(client: httpx.AsyncClient) -> None:
     assert tried >= 1
     for example in described["components"]["schemas"]["OrderBody"]["examples"]:
         assert (await client.post("/v1/analyses", json=example)).status_code == 202
+
+
+def test_the_examples_fit_their_schemas() -> None:
+    described = json.loads(document())
+    schemas = described["components"]["schemas"]
+    tried = 0
+    for schema in schemas.values():
+        checker = Draft202012Validator(schema | {"components": {"schemas": schemas}})
+        for example in schema.get("examples", []):
+            assert [error.message for error in checker.iter_errors(example)] == []
+            tried += 1
+    assert tried >= 5
 
 
 def test_the_serving_process_loads_no_decoder_and_no_workflow_engine() -> None:
