@@ -20,7 +20,7 @@ Figures = dict[str, Any]
 OPERATORS = frozenset(
     {"Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "Div"}
     | {"Expand", "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity", "MatMul", "Mul", "Pad", "ReduceMean"}
-    | {"Relu", "Reshape", "Shape", "Slice", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+    | {"Relu", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
 )
 """What a graph may hold: no operator whose output shape depends on the data (NonZero, NonMaxSuppression), no control
 flow, no custom domain."""

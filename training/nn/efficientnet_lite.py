@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EMBEDDING = 1280
+WIDTH = 1280
+"""Channels of the last feature map."""
+TAPS = {4: 40, 10: 112}
+"""Blocks whose outputs are given as well, with their channels: the last ones at stride 8 and at stride 16."""
 _BN = {"eps": 1e-3, "momentum": 0.01}
 
 
@@ -97,15 +100,21 @@ class EfficientNetLite0(nn.Module):
             for stage in LITE0
             for repeat in range(stage.repeats)
         )
-        self._conv_head = SameConv(320, EMBEDDING, 1)
-        self._bn1 = nn.BatchNorm2d(EMBEDDING, **_BN)
+        self._conv_head = SameConv(320, WIDTH, 1)
+        self._bn1 = nn.BatchNorm2d(WIDTH, **_BN)
 
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B,3,H,W) float, already scaled to (rgb - 127) / 128, to the feature map (B,1280,⌈H/32⌉,⌈W/32⌉)."""
+    def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
+        """(B,3,H,W) float, already scaled to (rgb - 127) / 128, to feature maps, coarsest first.
+
+        The last one (B,1280,⌈H/32⌉,⌈W/32⌉), then those of TAPS at stride 16 (B,112,…) and stride 8 (B,40,…).
+        """
         y = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
-        for block in self._blocks:
+        taps = []
+        for index, block in enumerate(self._blocks):
             y = block(y)
-        return F.relu6(self._bn1(self._conv_head(y)))
+            if index in TAPS:
+                taps.insert(0, y)
+        return F.relu6(self._bn1(self._conv_head(y))), *taps
 
 
 def initialise(network: EfficientNetLite0, generator: torch.Generator) -> None:

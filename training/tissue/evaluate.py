@@ -107,9 +107,7 @@ def page(folders: list[Path]) -> str:
         "",
         "This page is made by the command, not by hand:",
         "",
-        "    python -m training.tissue.evaluate "
-        + " ".join(f"training/released/{folder.name}" for folder in folders)
-        + " --out docs/results/tissue.md",
+        "    python -m training.tissue.evaluate " + " ".join(map(str, folders)) + " --out docs/results/tissue.md",
     ]
     for folder in folders:
         text += ["", *_section(folder)]

@@ -7,9 +7,8 @@ import numpy as np
 from training.errors import RecipeInvalid
 from training.graphs import Ensemble, Graph, TensorSpec
 from training.nn.checkpoints import load_state, read_weights
-from training.nn.efficientnet_lite import EMBEDDING
 from training.runs import Run, parse_recipe
-from training.tissue.model import TileEncoder, TissueHead
+from training.tissue.model import EMBEDDING, TileEncoder, TissueHead
 from training.tissue.recipe import EncoderRecipe, HeadRecipe, Published
 
 _EMBEDDING = TensorSpec("embedding", "FP32", (EMBEDDING,))
@@ -45,9 +44,20 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
     network = TissueHead(len(labels))
     load_state(network, read_weights(run.weights_path), run.name)
     encoder = recipe.ensemble.steps[0] if recipe.ensemble else "tile_encoder"
-    point = run.metrics["operating_point"]
-    card = _card(run, recipe.publish, "head") | {
-        "labels": [{"index": index, **label.model_dump(mode="json")} for index, label in enumerate(labels)],
+    point, recall = run.metrics["operating_point"], run.metrics["recall"]
+    # A class counts as supported where its cross-validated recall is above chance with its whole interval.
+    shown = [recall[name]["low"] > 1 / len(labels) for name in run.metrics["classes"]]
+    card = _card(run, recipe.publish, "head")
+    card["limits"] += [
+        f"The class {label.exploratory.display} is not supported: the interval of its recall reaches down to chance."
+        for label, supported in zip(labels, shown, strict=True)
+        if not supported
+    ]
+    card |= {
+        "labels": [
+            {"index": index, **label.model_dump(mode="json"), "supported": supported}
+            for index, (label, supported) in enumerate(zip(labels, shown, strict=True))
+        ],
         "operating_points": [
             {
                 "name": "answer",
@@ -133,7 +143,7 @@ def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:
 
 
 def synthetic_embeddings(count: int, seed: int) -> np.ndarray:
-    """(N,1280) float32, not negative and right-skewed, as means of ReLU6 outputs are."""
+    """(N,1584) float32, not negative and right-skewed, as most of an embedding is."""
     return np.stack(
         [np.random.default_rng((seed, index)).exponential(0.4, EMBEDDING) for index in range(count)]
     ).astype(np.float32)

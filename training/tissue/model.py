@@ -3,14 +3,19 @@
 import torch
 from torch import Tensor, nn
 
-from training.nn.efficientnet_lite import EMBEDDING, EfficientNetLite0
+from training.nn.efficientnet_lite import TAPS, WIDTH, EfficientNetLite0
 
+EMBEDDING = WIDTH + 2 * sum(TAPS.values())
+"""1584: the last map's means, then means and deviations of the two middle maps."""
 MEAN, SCALE = 127.0, 128.0
 """EfficientNet-Lite's own scaling, (rgb - 127) / 128; not the usual ImageNet mean and deviation."""
 
 
 class TileEncoder(nn.Module):
-    """image (B,224,224,3) uint8 RGB to embedding (B,1280) fp32: EfficientNet-Lite0, mean over the feature map."""
+    """image (B,224,224,3) uint8 RGB to embedding (B,1584) fp32: EfficientNet-Lite0, pooled at three depths.
+
+    The last map says what is there; the deviations of the middle maps say how even the texture is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -18,11 +23,17 @@ class TileEncoder(nn.Module):
 
     def forward(self, image_BHWC: Tensor) -> Tensor:
         x_BCHW = (image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE
-        return self.network(x_BCHW).mean(dim=(2, 3))
+        last_BCHW, *middle = self.network(x_BCHW)
+        pooled = [last_BCHW.mean(dim=(2, 3))]
+        for map_BCHW in middle:
+            mean_BC = map_BCHW.mean(dim=(2, 3))
+            gap_BCHW = map_BCHW - mean_BC[:, :, None, None]
+            pooled += [mean_BC, ((gap_BCHW * gap_BCHW).mean(dim=(2, 3)) + 1e-6).sqrt()]
+        return torch.cat(pooled, dim=1)
 
 
 class TissueHead(nn.Module):
-    """embedding (B,1280) fp32 to logits (B,classes) fp32.
+    """embedding (B,1584) fp32 to logits (B,classes) fp32.
 
     Standardisation and temperature are folded into the one linear layer: softmax(logits) is the calibrated
     probability.

@@ -21,11 +21,11 @@ from training.data.common import Tiles
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
-from training.nn.efficientnet_lite import EMBEDDING, initialise
+from training.nn.efficientnet_lite import WIDTH, initialise
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 from training.tissue import evaluate
 from training.tissue.data import VIEWS, colour_statistics, view, views
-from training.tissue.model import TileEncoder, TissueHead
+from training.tissue.model import EMBEDDING, TileEncoder, TissueHead
 from training.tissue.pretrained import load_lite0
 from training.tissue.probe import Protocol, choose, cross_validate, fit
 from training.tissue.recipe import EncoderRecipe, HeadRecipe, Training
@@ -157,7 +157,7 @@ def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -
 
 
 def embed(encoder: TileEncoder, tiles: Tiles, seed: int, count: int) -> np.ndarray:
-    """(N,V,1280) float32: the embeddings of every tile's first `count` views."""
+    """(N,V,1584) float32: the embeddings of every tile's first `count` views."""
     encoder.eval()
     embedded = []
     with torch.inference_mode():
@@ -209,7 +209,9 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         run, "random", lambda: embed(random_encoder(tiles, recipe.seed), tiles, recipe.seed, control.views)
     )
     runs["control: random encoder"] = _validate(random_NVD, tiles, control, recipe.seed)
-    run.log("validated", part="baseline and random encoder")
+    runs["ablation: last feature map only"] = _validate(features_NVD[..., :WIDTH], tiles, recipe.probe, recipe.seed)
+    runs["ablation: middle maps only"] = _validate(features_NVD[..., WIDTH:], tiles, recipe.probe, recipe.seed)
+    run.log("validated", part="baseline, random encoder, ablations")
     shuffled = np.random.default_rng(recipe.seed).permutation(tiles.labels_N)
     shuffled_RNC, _ = cross_validate(lambda train_N: features_NVD, shuffled, tiles.groups_N, control, recipe.seed)
     metrics = evaluate.summary(tiles, runs, recipe.probe, recipe.seed)

@@ -1,0 +1,181 @@
+"""The whole way into a repository, through a real Triton; and every way in which nothing is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from exporters import __main__ as command
+from exporters import build as building
+from exporters.build import build
+from exporters.errors import ExportError, GateFailed
+from gateway.inference import ModelRepository
+from tests.exporters.conftest import REPOSITORY
+from training.errors import RunInvalid, WeightsInvalid
+from training.files import json_bytes, sha256_file
+
+pytestmark = pytest.mark.training
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def seal(run: Path) -> None:
+    """Make the manifest agree with a changed run folder, as a wrong training would leave it."""
+    manifest = json.loads((run / "manifest.json").read_bytes())
+    for file, key in (("recipe.toml", "recipe_sha256"), ("weights.safetensors", "weights_sha256")):
+        manifest[key] = sha256_file(run / file)
+    (run / "manifest.json").write_bytes(json_bytes(manifest))
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(240)
+def test_a_run_becomes_served_models(head_folder: Path, repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (head_folder / "gate-failed.json").write_text("{}")
+    assert command.main(["build", str(head_folder), "--target", "onnx", "--out", str(repository)]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{repository}/tissue_head", f"{repository}/tissue_classification"]
+    models = ModelRepository(repository)
+    for name in ("tissue_head", "tissue_classification"):
+        models.check(name)
+        gates = {gate["gate"]: gate for gate in json.loads((repository / name / "gate.json").read_bytes())["gates"]}
+        assert list(gates) == ["G0", "G1", "G4", "G5"]
+        assert gates["G5"]["figures"][name]["max_abs_difference"] <= 1e-4
+        # Only the figures of gates may differ between machines.
+        ours, committed = tree(repository / name), tree(REPOSITORY / name)
+        assert ours.keys() == committed.keys()
+        same = {path for path in ours if ours[path] == committed[path]}
+        assert same >= {"card.json", "config.pbtxt", "1/model.onnx" if name == "tissue_head" else "1/.gitkeep"}
+    assert not (head_folder / "gate-failed.json").exists()
+    assert sorted(path.name for path in repository.parent.iterdir()) == ["repository", "run"]
+
+
+def test_a_failed_gate_writes_nothing(
+    head_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(repository)
+    real = building.network_artefact
+
+    def wrong(run: object, graph: object) -> building.Artefact:
+        """The head's graph with its bias in another order, as a wrong label list would leave it."""
+        graph.network.linear.bias.data = graph.network.linear.bias.data.flip(0)
+        artefact = real(run, graph)
+        graph.network.linear.bias.data = graph.network.linear.bias.data.flip(0)
+        return artefact
+
+    monkeypatch.setattr(building, "network_artefact", wrong)
+    assert command.main(["build", str(head_folder), "--target", "onnx", "--out", str(repository)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("G1: logits differs from the training network by ")
+    assert error.count("\n") == 1
+    assert tree(repository) == before
+    failed = json.loads((head_folder / "gate-failed.json").read_bytes())
+    assert [(gate["gate"], gate["passed"]) for gate in failed["gates"]] == [("G0", True), ("G1", False)]
+    assert sorted(path.name for path in repository.parent.iterdir()) == ["repository", "run"]
+
+
+def test_weights_changed_behind_the_manifest_are_refused(head_folder: Path, repository: Path) -> None:
+    tensors = load_file(head_folder / "weights.safetensors")
+    tensors["linear.bias"] = tensors["linear.bias"].flip(0).contiguous()
+    save_file(tensors, head_folder / "weights.safetensors")
+    with pytest.raises(RunInvalid, match=r"weights\.safetensors .* differs from its digest"):
+        build(head_folder, repository)
+
+
+def _nan(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["linear.bias"][2] = float("nan")
+
+
+def _narrow(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["linear.weight"] = tensors["linear.weight"][:, :1024].contiguous()
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [(_nan, "NaN or infinite values in linear.bias"), (_narrow, r"at linear.weight: shape \(7, 1024\)")],
+    ids=["nan", "another-architecture"],
+)
+def test_weights_that_no_training_should_leave_are_refused(
+    head_folder: Path, repository: Path, harm: Callable[[dict[str, torch.Tensor]], None], sentence: str
+) -> None:
+    tensors = load_file(head_folder / "weights.safetensors")
+    harm(tensors)
+    save_file(tensors, head_folder / "weights.safetensors")
+    seal(head_folder)
+    with pytest.raises(WeightsInvalid, match=sentence):
+        build(head_folder, repository)
+
+
+def test_truncated_weights_are_refused(head_folder: Path, repository: Path) -> None:
+    path = head_folder / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    seal(head_folder)
+    with pytest.raises(WeightsInvalid, match="truncated"):
+        build(head_folder, repository)
+
+
+def test_a_head_needs_the_encoder_that_it_was_trained_on(head_folder: Path, repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="tissue_head needs tile_encoder in the repository first"):
+        build(head_folder, tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    manifest = json.loads((head_folder / "manifest.json").read_bytes())
+    manifest["starts_from"]["encoder"]["weights_sha256"] = "f" * 64
+    (head_folder / "manifest.json").write_bytes(json_bytes(manifest))
+    with pytest.raises(ExportError, match="trained on other weights than those of the tile_encoder"):
+        build(head_folder, repository)
+
+
+def test_a_card_that_does_not_match_the_schema_writes_nothing(head_folder: Path, repository: Path) -> None:
+    recipe = head_folder / "recipe.toml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("PAT-MUCUS", "PATTERN-LIKE-MUCUS"), encoding="utf-8")
+    seal(head_folder)
+    before = tree(repository)
+    with pytest.raises(ExportError, match="does not match the schema at labels"):
+        build(head_folder, repository)
+    assert tree(repository) == before
+
+
+@pytest.mark.parametrize("system", ["nowhere", "../tissue"])
+def test_an_unknown_system_is_refused(head_folder: Path, repository: Path, system: str) -> None:
+    recipe = head_folder / "recipe.toml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace('system = "tissue"', f'system = "{system}"'))
+    seal(head_folder)
+    with pytest.raises(RunInvalid, match="system"):
+        build(head_folder, repository)
+
+
+def test_a_run_that_is_not_there_ends_in_one_sentence(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["build", "/nowhere/run", "--target", "onnx", "--out", str(repository)]) == 1
+    assert capsys.readouterr().err == "The run folder run does not exist. Train it first, or name another.\n"
+
+
+def test_where_the_run_cannot_be_written_the_figures_go_to_stderr(
+    head_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from training.runs import open_run
+
+    run = open_run(head_folder)
+
+    def failing() -> dict[str, object]:
+        raise GateFailed("G1: it differs by 1.")
+
+    shutil.rmtree(head_folder)
+    with pytest.raises(GateFailed):
+        building._pass(run, [("G1", failing)])
+    assert json.loads(capsys.readouterr().err)["gates"][0]["reason"] == "G1: it differs by 1."
+
+
+def test_golden_inputs_look_like_tissue_and_follow_the_seed(encoder_graph, head_graph) -> None:
+    tiles = encoder_graph.samples(3)["image"]
+    assert tiles.shape == (3, 224, 224, 3)
+    assert np.array_equal(tiles, encoder_graph.samples(3)["image"])
+    assert len({tile.tobytes() for tile in tiles}) == 3
+    red, green, blue = tiles.reshape(-1, 3).mean(0)
+    assert green < blue < 230
+    assert green < red
+    assert (head_graph.samples(2)["embedding"] >= 0).all()

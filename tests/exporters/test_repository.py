@@ -1,0 +1,93 @@
+"""The committed model repository: sound, traceable, and without a diagnosis where there must be none."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporters.card import check_card
+from exporters.page import page
+from gateway.inference import ModelRepository
+from tests.exporters.conftest import RELEASED, REPOSITORY, ROOT
+from training.files import sha256_file
+
+pytestmark = pytest.mark.training
+
+MODELS = ("tile_encoder", "tissue_classification", "tissue_head")
+DIAGNOSIS = re.compile(r"carcinoma|cancer|tumou?r|malign|benign|normal|neoplas|mucosa|dysplas|diagnos", re.IGNORECASE)
+
+
+def read(model: str, file: str) -> dict[str, Any]:
+    return json.loads((REPOSITORY / model / file).read_bytes())
+
+
+def test_it_holds_the_models_and_the_gateway_takes_them() -> None:
+    models = ModelRepository(REPOSITORY)
+    assert models.names == MODELS
+    for model in MODELS:
+        models.check(model)
+        check_card(read(model, "card.json"))
+        assert models.golden(model) is not None
+
+
+@pytest.mark.parametrize("model", ["tile_encoder", "tissue_head"])
+def test_every_digest_leads_back_to_the_run(model: str) -> None:
+    run, digests, provenance = RELEASED / model, read(model, "card.json")["digests"], read(model, "provenance.json")
+    assert digests["engine_sha256"] == sha256_file(REPOSITORY / model / "1" / "model.onnx")
+    assert digests["weights_sha256"] == sha256_file(run / "weights.safetensors")
+    assert digests["recipe_sha256"] == sha256_file(run / "recipe.toml")
+    assert digests["manifest_sha256"] == sha256_file(run / "manifest.json")
+    assert provenance["golden_sha256"] == sha256_file(REPOSITORY / model / "golden.npz")
+    assert provenance["git_commit"] == json.loads((run / "manifest.json").read_bytes())["git_commit"]
+    assert {key: provenance[key] for key in digests} == digests
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_has_passed_its_gates(model: str) -> None:
+    gate = read(model, "gate.json")
+    assert gate["passed"]
+    assert [(entry["gate"], entry["passed"]) for entry in gate["gates"]] == [
+        (g, True) for g in ("G0", "G1", "G4", "G5")
+    ]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sidecars_know_no_machine_and_no_clock(model: str) -> None:
+    for file in ("card.json", "provenance.json", "gate.json", "config.pbtxt"):
+        text = (REPOSITORY / model / file).read_text(encoding="utf-8")
+        assert not re.search(r"/home/|/root/|/work/|\b20\d\d-\d\d-\d\d|hostname", text)
+
+
+def test_outside_the_intended_use_no_diagnosis_is_named() -> None:
+    card = read("tissue_classification", "card.json")
+    assert len(card["labels"]) == 7
+    for label in card["labels"]:
+        assert label["exploratory"]["scheme"] == "99PATHSERVE"
+        assert not DIAGNOSIS.search(label["exploratory"]["code"] + label["exploratory"]["display"])
+    assert not any(DIAGNOSIS.search(limit) for limit in card["limits"])
+    assert len({label["color"] for label in card["labels"]}) == 7
+    assert {organ["code"] for organ in card["intended_use"]["organs"]} == {"71854001", "34402009"}
+
+
+def test_the_diagnosis_filter_catches_what_it_should() -> None:
+    assert all(DIAGNOSIS.search(word) for word in ("Adenocarcinoma", "Tumour stroma", "tumor", "Normal colon mucosa"))
+
+
+def test_only_classes_above_chance_are_supported() -> None:
+    recall = json.loads((RELEASED / "tissue_head" / "metrics.json").read_bytes())["recall"]
+    labels = read("tissue_head", "card.json")["labels"]
+    assert [label["supported"] for label in labels] == [row["low"] > 1 / 7 for row in recall.values()]
+
+
+def test_the_engines_page_is_made_of_the_repository() -> None:
+    assert (ROOT / "docs" / "engines.md").read_text(encoding="utf-8") == page(REPOSITORY)
+
+
+def test_no_model_has_a_tolerance_that_hides_a_wrong_engine() -> None:
+    assert all(read(model, "card.json")["golden_tolerance"] <= 1e-3 for model in MODELS)
+
+
+def test_the_schema_is_the_one_that_cards_are_checked_by() -> None:
+    assert Path(REPOSITORY / "card.schema.json").is_file()

