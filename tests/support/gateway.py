@@ -139,22 +139,32 @@ class Gateway:
 
     def steps(self, analysis: str) -> list[tuple[str, str]]:
         """The step events (step, status) of an analysis that has ended."""
-        stream = self.request("GET", f"/v1/analyses/{analysis}/events").text
-        found = []
-        for block in stream.split("\n\n"):
-            lines = dict(line.partition(": ")[::2] for line in block.splitlines() if not line.startswith(":"))
-            if lines.get("event") == "step":
-                data = json.loads(lines["data"])
-                found.append((data["step"], data["status"]))
-        return found
+        return list(self._step_events(analysis))
+
+    def wait_for_step(self, analysis: str, step: str, status: str) -> None:
+        """Return in the moment of this step event; fails where the analysis ends without it."""
+        assert (step, status) in self._step_events(analysis), self.show(analysis)
+
+    def _step_events(self, analysis: str) -> Iterator[tuple[str, str]]:
+        url = f"{self.url}/v1/analyses/{analysis}/events"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        with httpx.stream("GET", url, headers=headers, timeout=120, trust_env=False) as stream:
+            kind = ""
+            for line in stream.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data" and kind == "step":
+                    data = json.loads(value)
+                    yield data["step"], data["status"]
 
 
 @contextmanager
-def running_gateway(state: Path, archive: str, **settings: str) -> Iterator[Gateway]:
-    """A ready gateway, stopped at the end, whatever was killed or started in between."""
+def running_gateway(state: Path, archive: str, *, ready: bool = True, **settings: str) -> Iterator[Gateway]:
+    """A gateway, ready unless told otherwise, stopped at the end, whatever was killed or started in between."""
     gateway = Gateway(state, archive, settings)
     try:
-        gateway.start()
+        gateway.start(ready=ready)
         yield gateway
     finally:
         gateway.stop()

@@ -1,0 +1,161 @@
+"""An analysis that cannot be done ends `failed` with its reason: no report, nothing stored in the PACS."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from gateway.operations.settings import Settings
+from gateway.slides.phantom import write_phantom
+from tests.faults.conftest import study_of
+from tests.support.dicom import dicom_file
+from tests.support.gateway import Gateway, running_gateway
+from tests.support.orthanc import Orthanc, free_port
+from tests.support.rogue_pacs import Answer, RoguePacs, running
+
+pytestmark = [pytest.mark.pacs, pytest.mark.triton]
+
+QUICK = {"PATHSERVE_RETRY_ATTEMPTS": "2", "PATHSERVE_RETRY_DELAY_S": "0.1"}
+
+
+@pytest.fixture(scope="module")
+def gateway(pacs: Orthanc, state: Path) -> Iterator[Gateway]:
+    with running_gateway(state, pacs.address, **QUICK) as gateway:
+        yield gateway
+
+
+def assert_failed(gateway: Gateway, analysis: str, reason: str) -> None:
+    """Failed with this reason and a sentence; no report by any way."""
+    shown = gateway.finish(analysis)
+    assert (shown["state"], shown["failure"]["reason"]) == ("failed", reason), shown
+    detail = shown["failure"]["detail"]
+    assert detail.endswith(".")
+    assert not [word for word in ("Traceback", "/", "127.0.0.1", "TEST^") if word in detail], detail
+    assert gateway.request("GET", f"/v1/analyses/{analysis}/artifacts").json()["items"] == []
+    answer = gateway.request("GET", f"/v1/analyses/{analysis}/report")
+    assert answer.status_code == 409
+    assert answer.json()["reason"] == reason
+    left = [path.name for path in (gateway.state / "analyses").rglob("report*") if analysis in str(path)]
+    assert left == []
+
+
+def nobody() -> str:
+    """An address that nobody listens on."""
+    return f"127.0.0.1:{free_port()}"
+
+
+def uploaded(pacs: Orthanc, folder: Path) -> str:
+    pacs.upload(folder)
+    return study_of(folder)
+
+
+def phantom(folder: Path, seed: int, **more: object) -> Path:
+    write_phantom(folder, kind="he", width_px=1024, height_px=1024, seed=seed, **more)
+    return folder
+
+
+def test_a_study_that_is_not_there(gateway: Gateway, pacs: Orthanc) -> None:
+    assert_failed(gateway, gateway.order("2.25.404"), "slide-not-in-archive")
+    assert pacs.instances("SR") == []
+
+
+def test_a_series_that_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    study = uploaded(pacs, phantom(tmp_path, seed=31))
+    assert_failed(gateway, gateway.order(study, ["2.25.404"]), "slide-not-in-archive")
+    assert pacs.instances("SR") == []
+
+
+def test_no_tissue(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    study = uploaded(pacs, phantom(tmp_path, seed=32, tissue=False))
+    assert_failed(gateway, gateway.order(study), "no-tissue")
+    assert pacs.instances("SR") == []
+
+
+def test_too_coarse(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    study = uploaded(pacs, phantom(tmp_path, seed=33, mpp=2.0))
+    assert_failed(gateway, gateway.order(study), "resolution-too-coarse")
+    assert pacs.instances("SR") == []
+
+
+def test_a_label_only(gateway: Gateway, pacs: Orthanc, cmu_slide: Path, tmp_path: Path) -> None:
+    for path in cmu_slide.glob("*.dcm"):
+        dataset = pydicom.dcmread(path)
+        if "LABEL" in dataset.ImageType:
+            dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.SOPInstanceUID = (
+                "2.25.41",
+                "2.25.42",
+                "2.25.43",
+            )
+            dataset.file_meta.MediaStorageSOPInstanceUID = "2.25.43"
+            dataset.save_as(tmp_path / "label.dcm")
+    assert_failed(gateway, gateway.order(uploaded(pacs, tmp_path)), "no-volume-image")
+    assert pacs.instances("SR") == []
+
+
+def test_a_header_without_what_a_slide_needs(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    (tmp_path / "poor.dcm").write_bytes(dicom_file("2.25.51", "2.25.52", "2.25.53"))
+    analysis = gateway.order(uploaded(pacs, tmp_path))
+    reason = gateway.finish(analysis)["failure"]["reason"]
+    assert reason in ("invalid-slide", "no-volume-image", "missing-pixel-spacing")
+    assert_failed(gateway, analysis, reason)
+    assert pacs.instances("SR") == []
+
+
+def test_one_slide_of_two_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    """What is there is read, and the report says what is not."""
+    study = uploaded(pacs, phantom(tmp_path, seed=34))
+    slides = [{"study": study, "series": []}, {"study": "2.25.404", "series": []}]
+    analysis = gateway.order(study, specimens=[{"stain": "HE", "slides": slides}])
+    assert gateway.finish(analysis)["state"] == "completed"
+    report = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    assert {slide["study"]: slide["read"] for slide in report["slides"]} == {study: True, "2.25.404": False}
+    pacs.delete_all()
+
+
+def test_a_pacs_that_does_not_serve(tmp_path: Path) -> None:
+    def answering(status: int, body: bytes) -> Answer:
+        return lambda request: request.answer(status, "text/html", body)
+
+    with ExitStack() as server:
+        pacs = server.enter_context(running(RoguePacs()))
+        with running_gateway(
+            tmp_path / "state", pacs.address, ready=False, PATHSERVE_TRITON_URL=nobody(), **QUICK
+        ) as gateway:
+            for answer, reason in [
+                (answering(401, b""), "archive-refused"),
+                (answering(403, b""), "archive-refused"),
+                (answering(200, b"<html>Log in</html>"), "archive-refused"),
+                (answering(404, b"<html>Not here</html>"), "slide-not-in-archive"),
+                (answering(500, b""), "archive-unavailable"),
+            ]:
+                pacs.list_series = answer
+                assert_failed(gateway, gateway.order("2.25.1"), reason)
+            server.close()
+            assert_failed(gateway, gateway.order("2.25.1"), "archive-unavailable")
+
+
+def test_triton_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:
+    with running_gateway(
+        tmp_path / "state",
+        pacs.address,
+        ready=False,
+        PATHSERVE_TRITON_URL=nobody(),
+        PATHSERVE_RETRY_ATTEMPTS="1",
+    ) as gateway:
+        assert_failed(gateway, gateway.order(study), "inference-unavailable")
+    assert pacs.instances("SR") == []
+
+
+def test_the_model_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    shutil.copytree(Settings().model_repository, repository)
+    shutil.rmtree(repository / "tissue_classification")
+    with running_gateway(
+        tmp_path / "state", pacs.address, ready=False, PATHSERVE_MODEL_REPOSITORY=str(repository), **QUICK
+    ) as gateway:
+        assert_failed(gateway, gateway.order(study), "model-not-loaded")
+        assert gateway.request("GET", "/readyz").status_code == 503
+    assert pacs.instances("SR") == []

@@ -1,0 +1,106 @@
+"""kill -9 at any moment: every accepted order still ends exactly once, and what was done is not done again."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.analyses.batches import IN_FLIGHT, REQUEST_TILES
+from gateway.domain.uids import derive_uid
+from tests.support.gateway import Gateway, eventually, running_gateway
+from tests.support.orthanc import Orthanc
+from tests.support.triton import rows_computed
+
+pytestmark = [pytest.mark.pacs, pytest.mark.triton]
+
+STEPS = ("fetch", "infer", "report", "deliver")
+ENGINES_OPENED, GOLDEN_ROWS = 4, 8
+"""Golden inputs go through the model as well, each time that the worker or a case opens the engine."""
+
+
+def assert_ended_once(gateway: Gateway, pacs: Orthanc, analysis: str, study: str) -> Counter[tuple[str, str]]:
+    """Completed, each step finished once, one report in the PACS; the step events, counted."""
+    shown = gateway.finish(analysis)
+    assert shown["state"] == "completed", shown
+    steps = Counter(gateway.steps(analysis))
+    assert {step: steps[step, "finished"] for step in STEPS} == dict.fromkeys(STEPS, 1)
+    assert pacs.instances("SR").count(derive_uid(analysis, f"sr/{study}")) == 1
+    return steps
+
+
+def in_the_middle_of_the_tiles(gateway: Gateway, analysis: str) -> int:
+    """Wait until some tiles are done and some are not; how many there are in all."""
+
+    def look() -> int:
+        progress = gateway.show(analysis)["progress"]
+        if progress is None or progress["step"] != "infer" or not progress["total"]:
+            return 0
+        assert progress["done"] < progress["total"], "the slide is too small for this test"
+        return int(progress["total"]) if progress["done"] >= 2 * REQUEST_TILES * IN_FLIGHT else 0
+
+    return eventually(look, "the tiles are being computed", 60, every_s=0.02)
+
+
+@pytest.fixture(scope="module")
+def gateway(pacs: Orthanc, state: Path) -> Iterator[Gateway]:
+    """A gateway that waits long for its PACS. Tests that kill it start it again."""
+    retry = {"PATHSERVE_RETRY_ATTEMPTS": "100", "PATHSERVE_RETRY_DELAY_S": "0.3"}
+    with running_gateway(state, pacs.address, **retry) as gateway:
+        yield gateway
+
+
+def test_tiles_are_computed_once(gateway: Gateway, pacs: Orthanc, study: str, state: Path) -> None:
+    before = rows_computed(state, "tile_encoder")
+    analysis = gateway.order(study)
+    tiles = in_the_middle_of_the_tiles(gateway, analysis)
+    gateway.kill()
+    gateway.start()
+    steps = assert_ended_once(gateway, pacs, analysis, study)
+    computed = rows_computed(state, "tile_encoder") - before
+    assert steps["fetch", "started"] == 1
+    assert steps["infer", "started"] == 2
+    assert steps["report", "started"] == steps["deliver", "started"] == 1
+    assert tiles <= computed <= tiles + IN_FLIGHT * REQUEST_TILES + ENGINES_OPENED * GOLDEN_ROWS
+
+
+def test_killed_at_the_beginning_of_every_step(gateway: Gateway, pacs: Orthanc, small_study: str) -> None:
+    analysis = gateway.order(small_study)
+    for step in STEPS:
+        gateway.wait_for_step(analysis, step, "started")
+        gateway.kill()
+        gateway.start(ready=False)
+    steps = assert_ended_once(gateway, pacs, analysis, small_study)
+    # Killed once each, as its beginning was seen; a step that was over by then is not begun again.
+    assert all(1 <= steps[step, "started"] <= 2 for step in STEPS)
+
+
+def test_the_pacs_is_down_at_delivery(gateway: Gateway, pacs: Orthanc, small_study: str) -> None:
+    analysis = gateway.order(small_study)
+    gateway.wait_for_step(analysis, "fetch", "finished")
+    pacs.stop()
+    try:
+        gateway.wait_for_step(analysis, "deliver", "retry")
+        gateway.kill()
+        gateway.start(ready=False)
+        # What the kill cut short begins again, and goes on waiting.
+        eventually(lambda: gateway.show(analysis)["updated"], "the gateway answers")
+        assert gateway.show(analysis)["state"] == "running"
+    finally:
+        pacs.start()
+    steps = assert_ended_once(gateway, pacs, analysis, small_study)
+    assert {step: steps[step, "started"] for step in STEPS[:3]} == dict.fromkeys(STEPS[:3], 1)
+    assert steps["deliver", "retry"] >= 1
+
+
+def test_the_worker_that_owns_triton_is_killed(pacs: Orthanc, study: str, tmp_path: Path) -> None:
+    """The gateway brings another worker, which ends the Triton that is left and starts its own."""
+    with running_gateway(tmp_path / "state", pacs.address) as gateway:
+        analysis = gateway.order(study)
+        in_the_middle_of_the_tiles(gateway, analysis)
+        [worker] = gateway.workers()
+        worker.kill()
+        assert gateway.show(analysis)["state"] == "running"
+        steps = assert_ended_once(gateway, pacs, analysis, study)
+        assert steps["fetch", "started"] == 1
+        assert [other.pid for other in gateway.workers()] != [worker.pid]
