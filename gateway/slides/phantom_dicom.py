@@ -328,7 +328,9 @@ def _optical_path() -> Dataset:
     path.OpticalPathDescription = "Brightfield"
     path.IlluminationTypeCodeSequence = [_coded(Code("111744", "DCM", "Brightfield illumination"))]
     path.IlluminationColorCodeSequence = [_coded(Code("414298005", "SCT", "Full Spectrum"))]
-    path.ICCProfile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    # ICC.1 7.2.8: bytes 24 to 35 are the time of creation; fixed, so that the same phantom has the same bytes.
+    path.ICCProfile = profile[:24] + struct.pack(">6H", 2026, 1, 1, 12, 0, 0) + profile[36:]
     path.ColorSpace = "SRGB"
     return path
 

@@ -84,7 +84,7 @@ def _pen(density: NDArray[np.float32], um_per_px: float) -> NDArray[np.uint8]:
     """Pen marks (1): strokes far denser in one hue than any stain. Small spots of such colours are left: they are
     pigment or marking ink on the tissue."""
     red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    blue_or_green = (red > 0.5) & (green < red - 0.35) & (blue < red - 0.35)
+    blue_or_green = (red > 0.6) & (green < red - 0.25) & (blue < red - 0.35)
     red_pen = (red < 0.12) & (green > 0.6) & (blue > 0.8 * green)
     black = (density.min(axis=2) > 0.9) & (density.max(axis=2) - density.min(axis=2) < 0.2)
     strokes = cv2.morphologyEx((blue_or_green | red_pen | black).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
