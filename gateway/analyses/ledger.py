@@ -116,7 +116,8 @@ class Ledger:
         """Open (and create or migrate, one process at a time) the database. Raises StateError, DiskFull."""
         with _foreign_errors():
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            engine = sa.create_engine(url)
+            # Parameters hold patient identifiers: no error message may carry them.
+            engine = sa.create_engine(url, hide_parameters=True)
             if engine.dialect.name == "sqlite":
                 sa.event.listen(engine, "connect", _sqlite_connected)
                 sa.event.listen(engine, "begin", _sqlite_begin)

@@ -33,7 +33,7 @@ log = structlog.get_logger("gateway.analyses.worker")
 
 TICK_S = 0.2
 BEAT_S = 1.0
-CHECK_S = 10.0
+CHECK_S = 5.0
 STOP_S = 8.0
 """How long running steps have to stop; with what follows it stays inside the 15 s of a SIGTERM."""
 

@@ -43,9 +43,11 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     """
     settings = load_settings()
     configure_logging("serve", settings.log_level, settings.state / "logs")
-    # The server restores these handlers when it ends and sends itself the signal again: it must find a handler.
+    # Ours from the first moment: a signal during the start counts, and the server, which restores these handlers at
+    # its end and sends itself the signal again, finds them.
+    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: ended.set())
     ledger = Ledger.open(settings.ledger_url, settings.state)
     key, fresh = load_api_key(settings.api_key, settings.state)
     app, context = create_app(settings, ledger, key)
@@ -54,7 +56,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     worker_metrics = WorkerMetrics()
     metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
-    server = _Server(_config(app), supervisor, context.stopping)
+    server = _Server(_config(app), supervisor, context.stopping, ended)
     address = f"http://{host}:{listener.getsockname()[1]}"
     if fresh is not None:
         print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr)
@@ -78,10 +80,22 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
 class _Server(uvicorn.Server):
     """Tells the worker and the streams of a shutdown in the moment of the signal, so that all end side by side."""
 
-    def __init__(self, config: uvicorn.Config, supervisor: Supervisor | None, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        supervisor: Supervisor | None,
+        stopping: threading.Event,
+        ended: threading.Event,
+    ) -> None:
         super().__init__(config)
         self._supervisor = supervisor
         self._stopping = stopping
+        self._ended = ended
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._ended.is_set():
+            self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._stopping.set()

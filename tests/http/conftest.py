@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from gateway.analyses.ledger import Ledger
 from gateway.domain.analysis import Failure, State
@@ -19,6 +20,14 @@ ORDER: dict[str, Any] = {
     "protocol": "tissue-classification",
     "specimens": [{"container": "C-1", "stain": "HE", "slides": [{"study": "1.2.3", "series": ["1.2.3.4"]}]}],
 }
+
+
+@pytest.fixture(autouse=True, scope="package")
+def plain_logs() -> Iterator[None]:
+    """Without this, structlog draws every expected exception with all its frames' variables: seconds each."""
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

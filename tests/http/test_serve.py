@@ -210,6 +210,21 @@ def test_sigterm_with_work_and_an_open_stream_ends_in_time(started: Callable[...
     assert not without.ready()
 
 
+def test_a_signal_during_the_start_counts(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, gateway.http.serve as module\n"
+        "real = module.Ledger.open\n"
+        "def slow(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(*arguments)\n"
+        "module.Ledger.open = slow\n"
+        "raise SystemExit(module.serve('127.0.0.1', 0, 0))\n"
+    )
+    environment = os.environ | {"PATHSERVE_STATE": str(tmp_path / "state"), "PATHSERVE_METRICS_PORT": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=CHECKOUT, capture_output=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_key_is_made_once_and_kept_as_a_hash(started: Callable[..., Server]) -> None:
     server = started(workers=0, key=None)
     assert server.key is not None
