@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,9 +91,7 @@ def plan_tiles(
 def tissue_share(tissue: TissueMask, grid: TileGrid, tile_um: tuple[float, float]) -> NDArray[np.float32]:
     """The share (0..1) of every tile of the grid that lies under tissue: (rows, columns) float32. Exact for the mask's
     square pixels, by interpolation in its integral image; what lies beyond the slide counts as no tissue."""
-    mask = tissue.mask
-    integral = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
-    np.cumsum(np.cumsum(mask, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+    integral = np.asarray(cv2.integral(tissue.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
     width_px, height_px = tile_um[0] / tissue.um_per_px, tile_um[1] / tissue.um_per_px
     lines = _interpolated(integral, np.arange(grid.rows + 1) * height_px)
     corners = _interpolated(lines.T, np.arange(grid.columns + 1) * width_px).T
@@ -100,7 +99,7 @@ def tissue_share(tissue: TissueMask, grid: TileGrid, tile_um: tuple[float, float
     return np.clip(covered / (width_px * height_px), 0, 1).astype(np.float32)
 
 
-def _interpolated(lines: NDArray[np.float64], positions: NDArray[np.floating]) -> NDArray[np.float64]:
+def _interpolated(lines: NDArray[np.floating | np.integer], positions: NDArray[np.floating]) -> NDArray[np.float64]:
     positions = np.clip(positions, 0, len(lines) - 1)
     low = np.minimum(positions.astype(int), len(lines) - 2)
     weight = (positions - low)[:, None]

@@ -109,7 +109,7 @@ class Slide:
             raise InvalidSlide(f"A level of {level.width_px} × {level.height_px} pixels is too large to read at once.")
         return self._reduced(index, level.width_px, level.height_px)
 
-    def overview(self, um_per_px: float, max_pixels: int = 6_000_000) -> tuple[NDArray[np.uint8], float]:
+    def overview(self, um_per_px: float, max_pixels: int = 4_000_000) -> tuple[NDArray[np.uint8], float]:
         """The whole slide at about `um_per_px`, coarser where it would exceed `max_pixels`: ((H, W, 3) uint8 RGB, µm
         per pixel in fact). Reads the coarsest level that is fine enough, frame by frame, so memory stays bounded."""
         finest = self.levels[0]

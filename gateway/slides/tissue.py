@@ -23,6 +23,8 @@ _CLOSE_UM = 24.0
 _MIN_OBJECT_MM2 = 0.002
 _MAX_HOLE_MM2 = 0.01
 _MIN_PEN_MM2 = 0.05
+_BAND_PX = 128
+_SAMPLE_PX = 250_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,47 +50,62 @@ def find_tissue(slide: Slide) -> TissueMask:
 
 def tissue_of_picture(picture: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
     """The tissue in an (H, W, 3) uint8 RGB picture, as (H, W) bool; all False where there is none."""
-    density = _optical_density(picture)
-    low, high = density.min(axis=2), density.max(axis=2)
-    feature = cv2.GaussianBlur((high - low) + _MEAN_DENSITY_WEIGHT * density.mean(axis=2), (0, 0), 0.8)
+    feature, pen = _feature_and_pen(picture)
+    feature = np.asarray(cv2.GaussianBlur(feature, (0, 0), 0.8), np.uint8)
     mask = np.asarray(feature > _threshold(feature), np.uint8)
-    mask &= ~_pen(density, um_per_px) & 1
+    mask[_strokes(pen, um_per_px) == 1] = 0
     radius_px = max(1, round(_CLOSE_UM / um_per_px / 2))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), np.uint8)
     px_per_mm2 = 1e6 / um_per_px**2
     mask = _without_small(mask, _MIN_OBJECT_MM2 * px_per_mm2)
     mask = 1 - _without_small(1 - mask, _MAX_HOLE_MM2 * px_per_mm2)
-    return mask.astype(np.bool_)
+    return mask.view(np.bool_)
 
 
-def _optical_density(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(H, W, 3) float32 optical density (base 10) against the slide's own glass, never negative."""
-    high, low = picture.max(axis=2), picture.min(axis=2)
-    glass = (high >= 200) & (high - low <= 0.08 * high)
+def _feature_and_pen(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The feature in steps of 1/255 of optical density, and the pixels (1) with a colour of pen ink; both (H, W).
+
+    Band by band: the densities are four times as large as the picture.
+    """
+    tables = _density_tables(picture)
+    feature, pen = np.empty(picture.shape[:2], np.uint8), np.empty(picture.shape[:2], np.uint8)
+    for top in range(0, len(picture), _BAND_PX):
+        band = slice(top, top + _BAND_PX)
+        red, green, blue = (table[picture[band, :, channel]] for channel, table in enumerate(tables))
+        low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+        value = high - low + _MEAN_DENSITY_WEIGHT / 3 * (red + green + blue)
+        feature[band] = np.clip(value * 255, 0, 255)
+        # Strokes are far denser in one hue than any stain: blue and green, red, black.
+        pen[band] = (red > 0.6) & (green < red - 0.25) & (blue < red - 0.35)
+        pen[band] |= (red < 0.12) & (green > 0.6) & (blue > 0.8 * green)
+        pen[band] |= (low > 0.9) & (high - low < 0.2)
+    return feature, pen
+
+
+def _density_tables(picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """Optical density (base 10) of each value of each channel against the slide's own glass, never negative."""
+    step = max(1, round((picture.shape[0] * picture.shape[1] / _SAMPLE_PX) ** 0.5))
+    sample = picture[::step, ::step].reshape(-1, 3)
+    high, low = sample.max(axis=1), sample.min(axis=1)
+    glass = sample[(high >= 200) & (high - low <= 0.08 * high)]
     white = np.array([245.0, 245.0, 245.0])
-    if np.count_nonzero(glass) >= 0.01 * glass.size:
-        brightness = picture[glass].astype(np.float32).mean(axis=1)
-        white = np.median(picture[glass][brightness >= np.quantile(brightness, 0.5)], axis=0)
-    tables = [np.maximum(0.0, np.log10(value / np.maximum(np.arange(256), 1.0))).astype(np.float32) for value in white]
-    return np.stack([table[picture[..., channel]] for channel, table in enumerate(tables)], axis=2)
+    if len(glass) >= 0.01 * len(sample):
+        brightness = glass.mean(axis=1)
+        white = np.median(glass[brightness >= np.median(brightness)], axis=0)
+    return [np.maximum(0.0, np.log10(value / np.maximum(np.arange(256), 1.0))).astype(np.float32) for value in white]
 
 
-def _threshold(feature: NDArray[np.float32]) -> float:
-    scaled = np.clip(feature * 255, 0, 255).astype(np.uint8)  # densities 0 to 1 in steps of 1/255
-    otsu, _ = cv2.threshold(scaled, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    return float(np.clip(otsu / 255, *_THRESHOLD))
+def _threshold(feature: NDArray[np.uint8]) -> float:
+    otsu, _ = cv2.threshold(feature, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    low, high = _THRESHOLD
+    return min(max(otsu, 255 * low), 255 * high)
 
 
-def _pen(density: NDArray[np.float32], um_per_px: float) -> NDArray[np.uint8]:
-    """Pen marks (1): strokes far denser in one hue than any stain. Small spots of such colours are left: they are
-    pigment or marking ink on the tissue."""
-    red, green, blue = density[..., 0], density[..., 1], density[..., 2]
-    blue_or_green = (red > 0.6) & (green < red - 0.25) & (blue < red - 0.35)
-    red_pen = (red < 0.12) & (green > 0.6) & (blue > 0.8 * green)
-    black = (density.min(axis=2) > 0.9) & (density.max(axis=2) - density.min(axis=2) < 0.2)
-    strokes = cv2.morphologyEx((blue_or_green | red_pen | black).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3)))
-    strokes = _without_small(np.asarray(strokes, np.uint8), _MIN_PEN_MM2 * 1e6 / um_per_px**2)
+def _strokes(pen: NDArray[np.uint8], um_per_px: float) -> NDArray[np.uint8]:
+    """Pen marks (1) with their rims. Small spots of such colours are left: pigment, or marking ink on the tissue."""
+    strokes = np.asarray(cv2.morphologyEx(pen, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)), np.uint8)
+    strokes = _without_small(strokes, _MIN_PEN_MM2 * 1e6 / um_per_px**2)
     grow_px = 2 * max(1, round(16 / um_per_px)) + 1
     return np.asarray(cv2.dilate(strokes, np.ones((grow_px, grow_px), np.uint8)), np.uint8)
 
