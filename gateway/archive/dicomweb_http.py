@@ -38,7 +38,7 @@ class Limits:
 
     connect_s: float = 5.0
     read_s: float = 30.0
-    answer_bytes: int = 64 * 2**20
+    answer_bytes: int = 32 * 2**20
     instance_bytes: int = 64 * 2**30
     slowest_bytes_s: float = 1024.0
     attempts: int = 3

@@ -1,5 +1,6 @@
 """An analysis that cannot be done ends `failed` with its reason: no report, nothing stored in the PACS."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from tests.faults.conftest import study_of
 from tests.support.dicom import dicom_file
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.orthanc import Orthanc, free_port
-from tests.support.rogue_pacs import Answer, RoguePacs, running
+from tests.support.rogue_pacs import Answer, RoguePacs, dicom_json, once_listed, running
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
 
@@ -112,7 +113,37 @@ def test_one_slide_of_two_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path
     assert gateway.finish(analysis)["state"] == "completed"
     report = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
     assert {slide["study"]: slide["read"] for slide in report["slides"]} == {study: True, "2.25.404": False}
-    pacs.delete_all()
+    [stored] = pacs.instances("SR")
+    pacs.delete(stored)
+
+
+def test_cancelled_in_the_middle(gateway: Gateway, pacs: Orthanc, study: str) -> None:
+    analysis = gateway.order(study)
+    gateway.wait_for_step(analysis, "infer", "started")
+    assert gateway.request("DELETE", f"/v1/analyses/{analysis}").status_code == 202
+    assert gateway.finish(analysis, 20)["state"] == "cancelled"
+    assert gateway.request("GET", f"/v1/analyses/{analysis}/report").status_code == 409
+    assert "deliver" not in {step for step, _ in gateway.steps(analysis)}
+    assert pacs.instances("SR") == []
+
+
+def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
+    """A report that is not in the PACS is not given out either."""
+    files = {path.stem: path.read_bytes() for path in cmu_slide.glob("*.dcm")}
+    header = pydicom.dcmread(next(cmu_slide.glob("*.dcm")), stop_before_pixels=True)
+    failure = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081197": {"vr": "US", "Value": [0x0110]}}
+    refusal = json.dumps({"00081198": {"vr": "SQ", "Value": [failure]}}).encode()
+    server = RoguePacs(
+        list_series=once_listed(dicom_json({"0020000E": [header.SeriesInstanceUID], "00080060": ["SM"]})),
+        list_instances=once_listed(dicom_json(*({"00080018": [sop]} for sop in files))),
+        retrieve=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]]),
+        store=lambda request: request.answer(409, "application/dicom+json", refusal),
+    )
+    with running(server), running_gateway(tmp_path / "state", server.address, **QUICK) as gateway:
+        analysis = gateway.order(header.StudyInstanceUID)
+        assert_failed(gateway, analysis, "archive-refused")
+        assert ("report", "finished") in gateway.steps(analysis)
+        assert sum(method == "POST" for method, _, _ in server.requests) == 1
 
 
 def test_a_pacs_that_does_not_serve(tmp_path: Path) -> None:

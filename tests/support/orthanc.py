@@ -112,14 +112,16 @@ class Orthanc:
 
     def file(self, sop: str) -> bytes:
         """One stored instance as it was stored, by Orthanc's own API."""
+        return self._request("GET", f"{self._path(sop)}/file").content
+
+    def delete(self, sop: str) -> None:
+        """Remove one stored instance."""
+        self._request("DELETE", self._path(sop))
+
+    def _path(self, sop: str) -> str:
         found = self._request("POST", "/tools/lookup", sop.encode()).json()
         [path] = [entry["Path"] for entry in found if entry["Type"] == "Instance"]
-        return self._request("GET", f"{path}/file").content
-
-    def delete_all(self) -> None:
-        """Empty the storage."""
-        for patient in self.get("/patients"):
-            self._request("DELETE", f"/patients/{patient}")
+        return str(path)
 
     def _request(self, method: str, path: str, content: bytes | None = None, json: Any = None) -> httpx.Response:
         response = httpx.request(
