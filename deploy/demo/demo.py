@@ -68,12 +68,13 @@ def main() -> int:
 
 
 def run(slide: Path, *, keep: bool) -> None:
-    headers = slide_headers(slide)
+    images = slide_images(slide)
+    headers = list(images.values())
     with ExitStack() as stack:
         work = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="pathserve-demo-", ignore_cleanup_errors=True))
         )
-        archive = stack.enter_context(pacs(work, slide))
+        archive = stack.enter_context(pacs(work, list(images)))
         gateway = stack.enter_context(running_gateway(work, archive))
         analysis = place_order(gateway, headers)
         follow(gateway, analysis)
@@ -85,28 +86,27 @@ def run(slide: Path, *, keep: bool) -> None:
             signal.pause()
 
 
-def slide_headers(slide: Path) -> list[pydicom.Dataset]:
-    """The headers of the slide's image files."""
+def slide_images(slide: Path) -> dict[Path, pydicom.Dataset]:
+    """The slide's image files with their headers."""
     if not slide.is_dir():
         raise DemoError(f"{slide} is not a folder. Call make demo SLIDE=folder-of-dicom.")
-    found = []
+    found: dict[Path, pydicom.Dataset] = {}
     for path in sorted(slide.rglob("*")):
         if path.is_file() and pydicom.misc.is_dicom(path):
             header = pydicom.dcmread(path, stop_before_pixels=True)
             if header.get("Modality") == "SM":
-                found.append(header)
+                found[path] = header
     if not found:
         raise DemoError(f"{slide} holds no DICOM slide (modality SM). Call make demo SLIDE=folder-of-dicom.")
-    if len({header.StudyInstanceUID for header in found}) > 1:
+    if len({header.StudyInstanceUID for header in found.values()}) > 1:
         raise DemoError(f"{slide} holds slides of several studies; name the folder of one.")
     return found
 
 
 @contextmanager
-def pacs(work: Path, slide: Path) -> Iterator[str]:
+def pacs(work: Path, files: list[Path]) -> Iterator[str]:
     """A PACS that holds the slide: Orthanc where it is installed, else a folder. Yields its archive address."""
     binary = shutil.which("Orthanc", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    files = [path for path in sorted(slide.rglob("*")) if path.is_file() and pydicom.misc.is_dicom(path)]
     if binary is None or not ORTHANC_PLUGIN.exists():
         console.print("Orthanc is not installed (Debian: orthanc orthanc-dicomweb); a folder takes the PACS's place.")
         folder = work / "pacs"

@@ -1,6 +1,6 @@
 """The right patient: what the order says is compared with what each slide's header says (DESIGN.md law 9)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gateway.domain.order import Order, Specimen
 from gateway.domain.slide import SlideHeader
@@ -17,6 +17,17 @@ def check_identity(order: Order, specimen: Specimen, header: SlideHeader) -> Non
             raise IdentityMismatch(
                 f"The {attribute} of the order and of the slide {header.series_uid} differ. Nothing was read. "
                 "Check the order and the slide's label, correct the wrong one and order again."
+            )
+
+
+def check_one_patient(headers: Sequence[SlideHeader]) -> None:
+    """Raise IdentityMismatch where two slides of a case name different patients (id, or issuer where both give one)."""
+    for attribute in ("patient_id", "patient_id_issuer"):
+        values = {value.strip() for header in headers if (value := getattr(header, attribute))}
+        if len(values) > 1:
+            raise IdentityMismatch(
+                f"The slides of this case differ in their {attribute.replace('_', ' ')}: they belong to different "
+                "patients. Nothing was read. Order each patient's slides apart."
             )
 
 

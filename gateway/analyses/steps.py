@@ -18,7 +18,7 @@ import pydicom
 
 from gateway import __version__
 from gateway.analyses.classification import TissueClassification
-from gateway.analyses.identity import check_identity
+from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.protocol import Archive, SeriesEntry
@@ -143,15 +143,26 @@ class CaseRun:
         planned: list[tuple[SlideTask, TilePlan]] = []
         unread: dict[str, list[str]] = {}
         first_error: SlideError | None = None
+        tasks: list[SlideTask] = []
+
+        def unreadable(series: str, error: SlideError) -> None:
+            nonlocal first_error
+            unread[series] = [error.reason, error.detail]
+            first_error = first_error or error
+
         for slide in (slide for slide in fetched if slide.files):
             try:
-                task = slides.enter_context(self._opened(slide))
-                planned.append((task, self._half.plan(task)))
+                tasks.append(slides.enter_context(self._opened(slide)))
             except SlideError as error:
-                unread[slide.series] = [error.reason, error.detail]
-                first_error = first_error or error
+                unreadable(slide.series, error)
+        check_one_patient([task.slide.header for task in tasks])
+        for task in tasks:
             if self._cancelled():
                 raise Cancelled("The analysis was cancelled.")
+            try:
+                planned.append((task, self._half.plan(task)))
+            except SlideError as error:
+                unreadable(task.slide.header.series_uid, error)
         if not planned and first_error is not None:
             raise first_error
         self._write("unread.json", unread)

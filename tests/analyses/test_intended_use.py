@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from gateway.analyses.identity import check_identity
+from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.intended_use import compare
 from gateway.domain.codes import Code
 from gateway.domain.model import IntendedUse, ModelCard, ModelVersion
@@ -98,3 +98,10 @@ def test_same_or_one_sided_identifiers_pass() -> None:
     header = dataclasses.replace(HEADER, patient_id="A ", accession="1", container_id=None)
     ordered = dataclasses.replace(SPECIMEN, container="C")
     check_identity(Order("p", (ordered,), patient=Patient("A")), ordered, header)
+
+
+def test_slides_of_one_case_belong_to_one_patient() -> None:
+    one = dataclasses.replace(HEADER, patient_id="A")
+    check_one_patient([one, dataclasses.replace(one, patient_id="A "), dataclasses.replace(one, patient_id=None)])
+    with pytest.raises(IdentityMismatch):
+        check_one_patient([one, dataclasses.replace(one, patient_id="B")])

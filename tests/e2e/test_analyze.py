@@ -10,7 +10,7 @@ import jsonschema
 import pydicom
 import pytest
 
-from gateway.slides.phantom import write_phantom
+from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
 
 FILES = {"report.json", "report.html", "report.sr.dcm", "thumbnail-1.jpg", "tissue-map-1.png"}
@@ -101,7 +101,7 @@ def test_a_changed_setting_is_used_and_named(cli: Cli, cmu_slide: Path, tmp_path
 
 
 def test_a_region_is_all_that_is_read(cli: Cli, cmu_slide: Path, report_dir: Path, tmp_path: Path) -> None:
-    done = analyze(cli, cmu_slide, tmp_path, "--region", "0,0,400,400")
+    done = analyze(cli, cmu_slide, tmp_path, "--region", "450,600,300,300")
     assert done.returncode == 0, done.stderr
     whole, part = (json.loads((out / "report.json").read_text())["tissue"][0] for out in (report_dir, tmp_path))
     assert 0 < part["tiles"] < whole["tiles"]
@@ -112,14 +112,22 @@ def test_several_slides_one_of_them_empty(cli: Cli, cmu_slide: Path, tmp_path: P
     case = tmp_path / "case"
     shutil.copytree(cmu_slide, case / "one")
     header = pydicom.dcmread(next(cmu_slide.glob("*.dcm")), stop_before_pixels=True)
-    write_phantom(
-        case / "two", kind="he", width_px=1024, height_px=1024, tissue=False, study_uid=header.StudyInstanceUID
+    same_case = Identity(
+        study_uid=header.StudyInstanceUID, patient_id=header.PatientID, accession=header.AccessionNumber
     )
+    write_phantom(case / "two", width_px=1024, height_px=1024, tissue=False, identity=same_case)
     done = analyze(cli, case, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert sorted(slide["read"] for slide in report["slides"]) == [False, True]
     assert "slide-not-read" in {finding["code"]["code"] for finding in report["findings"]}
+
+
+def test_slides_of_two_patients_are_refused(cli: Cli, cmu_slide: Path, tmp_path: Path) -> None:
+    case = tmp_path / "case"
+    shutil.copytree(cmu_slide, case / "one")
+    write_phantom(case / "two", width_px=1024, height_px=1024)
+    expect_refusal(analyze(cli, case, tmp_path / "out"), tmp_path / "out", "patient id", "differ")
 
 
 def expect_refusal(done: subprocess.CompletedProcess[str], out: Path, *words: str) -> None:
@@ -170,7 +178,7 @@ def test_truncated_file(cli: Cli, cmu_slide: Path, tmp_path: Path) -> None:
     shutil.copytree(cmu_slide, slide)
     largest = max(slide.glob("*.dcm"), key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-200_000])
-    expect_refusal(analyze(cli, slide, tmp_path / "out"), tmp_path / "out", "truncated")
+    expect_refusal(analyze(cli, slide, tmp_path / "out"), tmp_path / "out", "incomplete", "send the slide")
 
 
 def test_slide_without_tissue(cli: Cli, tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_slide_without_tissue(cli: Cli, tmp_path: Path) -> None:
 
 def test_only_coarse_levels(cli: Cli, tmp_path: Path) -> None:
     write_phantom(tmp_path / "slide", kind="he", width_px=2048, height_px=2048, mpp=2.0)
-    expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", "2.0", "0.5")
+    expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", "2 µm", "0.5")
 
 
 def test_study_that_is_not_there(cli: Cli, cmu_slide: Path, tmp_path: Path) -> None:
