@@ -101,14 +101,8 @@ def open_run(path: Path) -> Run:
     """A finished run folder. Raises RunInvalid where a file is missing, unreadable or differs from the manifest."""
     if not path.is_dir():
         raise RunInvalid(f"The run folder {path.name} does not exist. Train it first, or name another.")
-    try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        metrics = json.loads((path / "metrics.json").read_bytes())
-    except FileNotFoundError as error:
-        missing = Path(str(error.filename)).name
-        raise RunInvalid(f"The run folder {path.name} holds no {missing}: its training has not ended.") from None
-    except ValueError:
-        raise RunInvalid(f"A JSON file of the run folder {path.name} is truncated. Copy the folder again.") from None
+    manifest = read_json(path, "manifest.json")
+    metrics = read_json(path, "metrics.json")
     for file, key in (
         ("recipe.toml", "recipe_sha256"),
         ("weights.safetensors", "weights_sha256"),
@@ -122,6 +116,17 @@ def open_run(path: Path) -> Run:
                 "it was changed or truncated. Copy the folder again, or train it again."
             )
     return Run(path, read_toml(path / "recipe.toml"), manifest, metrics)
+
+
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    """A JSON file of a run folder. Raises RunInvalid."""
+    try:
+        content: dict[str, Any] = json.loads((folder / file).read_bytes())
+    except OSError:
+        raise RunInvalid(f"The run folder {folder.name} holds no {file}: its training has not ended.") from None
+    except ValueError:
+        raise RunInvalid(f"{file} of the run folder {folder.name} is truncated. Copy the folder again.") from None
+    return content
 
 
 def find_run(name: str) -> Run:

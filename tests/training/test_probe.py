@@ -34,7 +34,7 @@ def test_a_signal_is_found_and_noise_is_not() -> None:
     rng = np.random.default_rng(2)
     labels, groups = np.arange(60) % 3, np.arange(60)
     noise = rng.normal(0, 1, (60, 1, 40))
-    signal = noise + 5.0 * np.eye(40)[labels][:, None]
+    signal = noise + 8.0 * np.eye(40)[labels][:, None]
     found, choices = cross_validate(lambda train: signal, labels, groups, FEW, 1)
     nothing, _ = cross_validate(lambda train: noise, labels, groups, FEW, 1)
     assert balanced_accuracy(found[0], labels) > 0.9

@@ -56,7 +56,7 @@ def test_a_classifier_minus_itself_is_nothing(answers: tuple[np.ndarray, np.ndar
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     rng, covered = np.random.default_rng(3), 0
-    labels, tries = np.repeat([0, 1], 60), 200
+    labels, tries = np.repeat([0, 1], 60), 150
     for seed in range(tries):
         right = rng.random(120) < 0.7
         probabilities = np.eye(2)[np.where(right, labels, 1 - labels)]

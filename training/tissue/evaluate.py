@@ -6,7 +6,6 @@ RUN is a run folder; only its recipe, metrics and manifest are read.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +15,8 @@ import numpy as np
 
 from gateway.operations.errors import PathserveError
 from training.data.common import Tiles
-from training.errors import RunInvalid
 from training.files import write_atomic
-from training.runs import read_toml
+from training.runs import read_json, read_toml
 from training.statistics import (
     balanced_accuracy,
     calibration_error,
@@ -115,11 +113,7 @@ def page(folders: list[Path]) -> str:
 
 
 def _section(folder: Path) -> list[str]:
-    try:
-        metrics = json.loads((folder / "metrics.json").read_bytes())
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-    except (OSError, ValueError):
-        raise RunInvalid(f"The run folder {folder.name} holds no readable metrics.json and manifest.json.") from None
+    metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
     recipe = read_toml(folder / "recipe.toml")
     protocol = metrics["protocol"]
     rows = [
