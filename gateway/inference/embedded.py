@@ -137,6 +137,8 @@ class EmbeddedServer:
 
     def _launch(self) -> tuple[subprocess.Popen[bytes], Record]:
         settings = self._settings
+        if not settings.model_repository.is_dir():
+            raise InferenceUnavailable("The model repository is not there. Correct PATHSERVE_MODEL_REPOSITORY.")
         installation = find_installation(settings.triton_venv)
         environment = runtime.build(self._directory, installation, settings.triton_backends, settings.model_repository)
         record = Record(

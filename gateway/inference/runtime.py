@@ -101,7 +101,14 @@ def socket_url(directory: Path) -> str:
 
 
 def start(arguments: list[str], environment: Mapping[str, str], directory: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start the server as leader of its own process group. Raises InferenceUnavailable, StateError, DiskFull."""
+    """Start the server as leader of its own process group.
+
+    Where `setpriv` (util-linux) is installed, the kernel ends the server when the thread that calls this ends, however
+    the process was killed: no server idles on for ever where nobody takes over. Raises InferenceUnavailable, StateError,
+    DiskFull.
+    """
+    setpriv = shutil.which("setpriv")
+    tied = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         if log.exists() and log.stat().st_size > _LOG_LIMIT_BYTES:
@@ -112,7 +119,7 @@ def start(arguments: list[str], environment: Mapping[str, str], directory: Path,
     with stream:
         try:
             return subprocess.Popen(
-                arguments,
+                [*tied, *arguments],
                 env=dict(environment),
                 cwd=directory,
                 stdin=subprocess.DEVNULL,

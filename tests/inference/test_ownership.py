@@ -1,7 +1,9 @@
 """One embedded Triton per state folder, whoever starts first, whoever dies."""
 
 import asyncio
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from gateway.inference import TritonEngine
 from gateway.inference.embedded import EmbeddedServer, Record, kill_orphans, read_record, write_record
 from gateway.inference.runtime import shared_memory_files
+from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
 from . import models
@@ -57,9 +60,10 @@ async def test_killed_owners_are_succeeded_and_their_orphans_cleared(
     assert second.shm_prefix != first.shm_prefix
     assert not servers_of(first)
     assert not shared_memory_files(first.shm_prefix)
-    # Nobody is there to take over: whoever comes next does.
+    # Nobody is there to take over, and the orphan obeys no SIGTERM: whoever comes next ends it.
+    os.kill(second.pid, signal.SIGSTOP)
     guest.kill()
-    assert servers_of(second), "the orphan should still run"
+    assert second.pid in servers_of(second)
     async with TritonEngine.open(Settings(state=tmp_path, model_repository=repository), ["slow"]) as engine:
         assert engine.owner
         assert not servers_of(second)
@@ -88,6 +92,15 @@ def test_a_clean_end_leaves_nothing_and_the_guest_goes_on(hold, tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "triton.lock"]
 
 
+def test_a_server_without_an_owner_ends_by_itself(hold, tmp_path: Path, eventually) -> None:
+    owner = hold(tmp_path, "slow")
+    owner.wait()
+    record = owner.record()
+    assert servers_of(record)
+    owner.kill()
+    eventually(lambda: not servers_of(record))
+
+
 def test_orphans_are_known_by_their_prefix_not_by_a_process_id(tmp_path: Path) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -107,10 +120,15 @@ def test_a_broken_record_is_no_record(tmp_path: Path, content: str) -> None:
     assert read_record(tmp_path) is None
 
 
-async def test_a_server_that_cannot_start_gives_the_lock_back(tmp_path: Path, repository: Path) -> None:
-    settings = Settings(state=tmp_path, model_repository=repository, triton_venv=tmp_path / "nowhere")
+@pytest.mark.parametrize(
+    ("missing", "words"), [("triton_venv", "make setup"), ("model_repository", "PATHSERVE_MODEL_REPOSITORY")]
+)
+async def test_a_server_that_cannot_start_gives_the_lock_back(
+    tmp_path: Path, repository: Path, missing: str, words: str
+) -> None:
+    settings = Settings(**{"state": tmp_path, "model_repository": repository, missing: tmp_path / "nowhere"})
     failing = EmbeddedServer(settings)
-    with pytest.raises(Exception, match="make setup"):
+    with pytest.raises(InferenceUnavailable, match=words):
         await failing.ensure()
     assert not failing.owner
     assert not (tmp_path / "triton.json").exists()
