@@ -123,7 +123,7 @@ def _launch(state: Path, executor_id: str) -> None:
     _own_dbos_logging()
     DBOS.launch()
     # Nothing is limited here: the dispatcher starts no more analyses than may run.
-    DBOS.register_queue(QUEUE, polling_interval_sec=TICK_S)
+    DBOS.register_queue(QUEUE, polling_interval_sec=0.5)
 
 
 def _own_dbos_logging() -> None:
