@@ -104,8 +104,8 @@ def start(arguments: list[str], environment: Mapping[str, str], directory: Path,
     """Start the server as leader of its own process group.
 
     Where `setpriv` (util-linux) is installed, the kernel ends the server when the thread that calls this ends, however
-    the process was killed: no server idles on for ever where nobody takes over. Raises InferenceUnavailable, StateError,
-    DiskFull.
+    the process was killed: no server idles on for ever where nobody takes over.
+    Raises InferenceUnavailable, StateError, DiskFull.
     """
     setpriv = shutil.which("setpriv")
     tied = [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []
