@@ -32,11 +32,12 @@ def installed() -> None:
 
 @pytest.fixture(scope="session")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """encoder, twin (two instances), slow, head, and the ensemble of encoder and head; in a path with a blank."""
+    """encoder, twin (two instances), slow, picky, head, and the ensemble `both`; in a path with a blank."""
     folder = tmp_path_factory.mktemp("model repository")
     models.write_encoder(folder, "encoder", golden=True)
     models.write_encoder(folder, "twin", count=2, golden=True)
     models.write_slow(folder, "slow")
+    models.write_picky(folder, "picky")
     models.write_head(folder, "head")
     models.write_ensemble(folder, "both", "encoder", "head")
     return folder
@@ -48,7 +49,7 @@ async def engine(
 ) -> AsyncIterator[TritonEngine]:
     """One server for the tests of a module."""
     settings = Settings(state=tmp_path_factory.mktemp("state"), model_repository=repository)
-    async with TritonEngine.open(settings, ["encoder", "twin", "slow", "both"]) as opened:
+    async with TritonEngine.open(settings, ["encoder", "twin", "slow", "picky", "both"]) as opened:
         yield opened
 
 

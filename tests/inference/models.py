@@ -105,6 +105,32 @@ def write_slow(repository: Path, name: str, *, count: int = 1) -> Path:
     return _write(repository, name, model, count=count)
 
 
+def write_picky(repository: Path, name: str) -> Path:
+    """image -> embedding FP32 (B,1): the first pixel's red value, which must be under 10: else the run fails.
+
+    Triton waits 0.3 s for more requests, so that two sent together are one batch.
+    """
+    nodes = [
+        helper.make_node("Slice", ["image", "from", "to", "axes"], ["first"]),
+        helper.make_node("Cast", ["first"], ["index"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["index", "flat"], ["rows"]),
+        helper.make_node("Gather", ["table", "rows"], ["embedding"], axis=0),
+    ]
+    constants = {
+        "from": np.array([0, 0, 0], np.int64),
+        "to": np.array([1, 1, 1], np.int64),
+        "axes": np.array([1, 2, 3], np.int64),
+        "flat": np.array([-1], np.int64),
+        "table": np.arange(10, dtype=np.float32)[:, None],
+    }
+    model = _model(nodes, ("image", TensorProto.UINT8, [SIDE, SIDE, 3]), ("embedding", [1]), constants)
+    folder = _write(repository, name, model)
+    config = folder / "config.pbtxt"
+    together = "dynamic_batching { max_queue_delay_microseconds: 300000 preferred_batch_size: [ 64 ] }"
+    config.write_text(config.read_text().replace("dynamic_batching { }", together))
+    return folder
+
+
 def write_ensemble(repository: Path, name: str, first: str, second: str) -> Path:
     """image -> embedding -> logits by two models that are there already."""
     folder = repository / name

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import tritonclient.grpc.aio as triton
 
 from gateway.inference import TritonEngine
 from gateway.inference.client import Client
 from gateway.inference.embedded import read_record
+from gateway.inference.runtime import KEY_HEADER
 from gateway.operations.errors import InferenceError, InferenceTimeout, ModelNotLoaded
 
 from . import models
@@ -40,6 +42,18 @@ async def test_many_callers_each_get_their_own_rows(engine: TritonEngine, reposi
     answers = await asyncio.gather(*(engine.infer("twin", {"image": images}) for images in batches))
     for images, answer in zip(batches, answers, strict=True):
         assert np.array_equal(answer["embedding"], models.direct(repository / "twin", images))
+
+
+async def test_a_request_that_fails_spoils_no_other_of_its_batch(engine: TritonEngine) -> None:
+    good, bad = (models.slow_tiles(3, red) for red in (7, 200))
+    before = await _executions(engine, "picky")
+    answer, failure = await asyncio.gather(
+        engine.infer("picky", {"image": good}), engine.infer("picky", {"image": bad}), return_exceptions=True
+    )
+    assert answer["embedding"].tolist() == [[7.0]] * 3
+    assert isinstance(failure, InferenceError)
+    assert "onnxruntime" in failure.detail
+    assert await _executions(engine, "picky") == before + 1, "the two should have been one batch"
 
 
 async def test_arrays_that_are_not_contiguous_are_sent_right(engine: TritonEngine, repository: Path) -> None:
@@ -73,7 +87,7 @@ async def test_an_unknown_model_is_not_loaded(engine: TritonEngine) -> None:
 async def test_every_model_is_ready(engine: TritonEngine) -> None:
     assert engine.owner
     assert [(status.name, status.version, status.ready) for status in engine.status()] == [
-        (name, "1", True) for name in ("encoder", "twin", "slow", "both")
+        (name, "1", True) for name in ("encoder", "twin", "slow", "picky", "both")
     ]
 
 
@@ -221,6 +235,14 @@ async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> Non
     assert "times within 10 minutes" in reasons[-1]
     assert {status.name: status.ready for status in engine.status()}["twin"] is False
     assert (await engine.infer("encoder", {"image": models.tiles(1)}))["embedding"].shape == (1, models.WIDTH)
+
+
+async def _executions(engine: TritonEngine, model: str) -> int:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    async with triton.InferenceServerClient(record.endpoint.url) as client:
+        statistics = await client.get_inference_statistics(model, headers={KEY_HEADER: record.key})
+    return int(statistics.model_stats[0].execution_count)
 
 
 async def _regions(engine: TritonEngine) -> list[str]:

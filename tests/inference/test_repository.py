@@ -28,7 +28,7 @@ def edit(file: Path, old: str, new: str) -> None:
 
 def test_every_model_is_listed_and_sound(repository: Path) -> None:
     read = ModelRepository(repository)
-    assert read.names == ("both", "encoder", "head", "slow", "twin")
+    assert read.names == ("both", "encoder", "head", "picky", "slow", "twin")
     assert [read.check(name).name for name in read.names] == list(read.names)
 
 
@@ -166,7 +166,7 @@ def test_a_name_that_a_shell_could_run_is_refused(changeable: ModelRepository, n
 
 def test_a_folder_with_such_a_name_is_not_listed(changeable: ModelRepository) -> None:
     shutil.copytree(changeable.path / "encoder", changeable.path / "m$(touch X)")
-    assert changeable.names == ("both", "encoder", "head", "slow", "twin")
+    assert changeable.names == ("both", "encoder", "head", "picky", "slow", "twin")
 
 
 def test_a_step_with_such_a_name_is_refused(changeable: ModelRepository) -> None:
