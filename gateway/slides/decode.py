@@ -79,9 +79,10 @@ def frame_decoder(transfer_syntax: str, photometric: str, rows: int, columns: in
 
 def visible(image: Image, height_px: int, width_px: int) -> Image:
     """The part of a frame that lies inside the pixel matrix. Raises CorruptFrame where the frame does not cover it."""
-    if image.shape[0] < height_px or image.shape[1] < width_px:
+    height, width, _ = image.shape
+    if height < height_px or width < width_px:
         raise CorruptFrame(f"{_CORRUPT} It is smaller than the header says.")
-    return image[:height_px, :width_px]
+    return image if (height, width) == (height_px, width_px) else image[:height_px, :width_px]
 
 
 _PHOTOMETRIC = {"RGB", "YBR_FULL_422", "YBR_FULL", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "XYB"}

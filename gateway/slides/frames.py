@@ -7,7 +7,6 @@ in bulk with `pread`, without a lock.
 
 import os
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +24,7 @@ _EXTENDED_OFFSETS = b"\xe0\x7f\x01\x00"
 _EXTENDED_LENGTHS = b"\xe0\x7f\x02\x00"
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _HEADER = 8
+_ITEM_HEADER = struct.Struct("<4sI")
 _MAX_GAP = 64 * 1024
 """Frames this close together are read in one go: a read costs more than the bytes between them."""
 
@@ -41,23 +41,24 @@ class FrameFile:
     def __len__(self) -> int:
         return len(self.starts_F)
 
-    def read(self, fd: int, frames: Sequence[int]) -> list[memoryview]:
+    def read(self, fd: int, frames: list[int]) -> list[memoryview]:
         """The encoded bytes of some frames in rising order, neighbours in one read. Zero-length frames come empty.
 
         Raises TruncatedFile, CorruptFrame.
         """
+        starts, ends = self.starts_F[frames].tolist(), self.ends_F[frames].tolist()
         result: list[memoryview] = []
         first = 0
         while first < len(frames):
             last = first
-            while last + 1 < len(frames) and self.starts_F[frames[last + 1]] - self.ends_F[frames[last]] <= _MAX_GAP:
+            while last + 1 < len(frames) and starts[last + 1] - ends[last] <= _MAX_GAP:
                 last += 1
-            start, end = int(self.starts_F[frames[first]]), int(self.ends_F[frames[last]])
-            data = memoryview(os.pread(fd, end - start, start))
-            if len(data) != end - start:
+            origin, size = starts[first], ends[last] - starts[first]
+            data = memoryview(os.pread(fd, size, origin))
+            if len(data) != size:
                 raise TruncatedFile(_truncated(self.path))
-            for frame in frames[first : last + 1]:
-                item = data[int(self.starts_F[frame]) - start : int(self.ends_F[frame]) - start]
+            for i in range(first, last + 1):
+                item = data[starts[i] - origin : ends[i] - origin]
                 result.append(_unwrap(item) if self.encapsulated else item)
             first = last + 1
         return result
@@ -68,11 +69,12 @@ def _unwrap(item: memoryview) -> memoryview:
     fragments: list[memoryview] = []
     position = 0
     while position < len(item):
-        length = int.from_bytes(item[position + 4 : position + 8], "little")
-        fragments.append(item[position + 8 : position + 8 + length])
-        if item[position : position + 4] != _ITEM or len(fragments[-1]) != length:
+        tag, length = _ITEM_HEADER.unpack_from(item, position)
+        position += _HEADER
+        fragments.append(item[position : position + length])
+        position += length
+        if tag != _ITEM or position > len(item):
             raise CorruptFrame("The slide's frames are not where its offset table says. Send it to the archive again.")
-        position += _HEADER + length
     return fragments[0] if len(fragments) == 1 else memoryview(b"".join(fragments))
 
 

@@ -220,7 +220,7 @@ class _Stream:
     def _read(self, runs: list[_Run]) -> None:
         """Fetch each run's frames in bulk, decode them and copy them into their tiles. On the pool; no two tasks of a
         stream hold the same frame, so none write the same pixels."""
-        level = self._image.level
+        level, decode, scratch = self._image.level, self._image.decoder, self._scratch_image()
         for run in runs:
             decoded = size = 0
             try:
@@ -232,7 +232,7 @@ class _Stream:
                     width_px = min(level.frame_width_px, level.width_px - column * level.frame_width_px)
                     frame = None
                     if data:
-                        frame = visible(self._image.decoder(data, self._scratch_image()), height_px, width_px)
+                        frame = visible(decode(data, scratch), height_px, width_px)
                         decoded, size = decoded + 1, size + len(data)
                     self._scatter(frame, run.row, column, height_px, width_px)
             finally:
@@ -256,8 +256,8 @@ class _Stream:
                     left = tile_column * field_px - x
                     x0, x1 = max(left, 0), min(left + field_px, width_px)
                     batch = self._batch_of(tile)
-                    target = batch.fields_BHWC[tile % self._batch, y0 - top : y1 - top, x0 - left : x1 - left]
-                    target[...] = WHITE if frame is None else frame[y0:y1, x0:x1]
+                    part = WHITE if frame is None else frame[y0:y1, x0:x1]
+                    batch.fields_BHWC[tile % self._batch, y0 - top : y1 - top, x0 - left : x1 - left] = part
                     if frame is None and not seen:
                         batch.missing.append((row, column))
                 seen = True
