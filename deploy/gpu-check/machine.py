@@ -65,14 +65,15 @@ def describe(device: torch.device) -> dict[str, Any]:
 def median_ms(run: Callable[[], object], device: torch.device, seconds: float = 0.7, most: int = 200) -> dict[str, Any]:
     """Median and spread (10 % and 90 % points) of one call in ms, by CUDA events on a GPU, after a warm-up.
 
-    As many calls as fit into `seconds`, at least 5 and at most `most`.
+    As many calls as fit into `seconds`, at least 5 (3 where `seconds` is that of a self-test) and at most `most`.
     """
     started = time.perf_counter()
-    for _ in range(3):
+    warm = 3 if seconds > 0.1 else 1
+    for _ in range(warm):
         run()
     _wait(device)
-    once_s = max((time.perf_counter() - started) / 3, 1e-6)
-    count = int(min(max(seconds / once_s, 5), most))
+    once_s = max((time.perf_counter() - started) / warm, 1e-6)
+    count = int(min(max(seconds / once_s, 2 + warm), most))
     if device.type == "cuda":
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
         marks[0].record()

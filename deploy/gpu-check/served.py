@@ -3,6 +3,7 @@ engine that would replace them."""
 
 import copy
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -72,7 +73,10 @@ def open_served(root: Path, device: torch.device) -> Served:
     except (OSError, ValueError, KeyError) as error:
         raise Unusable(f"the released run or its card cannot be read: {type(error).__name__}") from None
     for name, network in ((ENCODER, encoder), (HEAD, head)):
-        found = network.load_state_dict({key: value.float() for key, value in weights[name].items()}, strict=False)
+        try:
+            found = network.load_state_dict({key: value.float() for key, value in weights[name].items()}, strict=False)
+        except RuntimeError as error:
+            raise Unusable(f"the weights of {name} do not fit: {str(error).splitlines()[-1].strip()}") from None
         lacking = [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
         if lacking or found.unexpected_keys:
             raise Unusable(f"the weights of {name} do not fit at {(lacking + found.unexpected_keys)[0]}")
@@ -82,16 +86,33 @@ def open_served(root: Path, device: torch.device) -> Served:
     return Served(encoder, head, float(point), root, digests)
 
 
+def fold_norms(network: nn.Module) -> None:
+    """Move every batch norm into the convolution defined right before it, in place and in fp32.
+
+    In fp16 and bf16 this is worth more than speed: a norm that subtracts a mean much larger than its deviation would
+    enlarge the rounding of the convolution's output; folded, the subtraction happens in the fp32 accumulator.
+    """
+    for parent in list(network.modules()):
+        for (_, conv), (name, norm) in itertools.pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                scale_O = norm.weight * (norm.running_var + norm.eps).rsqrt()
+                bias_O = 0.0 if conv.bias is None else conv.bias
+                conv.bias = nn.Parameter((bias_O - norm.running_mean) * scale_O + norm.bias, requires_grad=False)
+                conv.weight = nn.Parameter(conv.weight * scale_O[:, None, None, None], requires_grad=False)
+                setattr(parent, name, nn.Identity())
+
+
 def lower(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy whose convolutions run in `dtype`, channels last; batch norms, pixel scaling and the output stay fp32."""
+    """A copy that runs in `dtype`, channels last, batch norms folded; pixel scaling and pooling stay fp32."""
     lowered = copy.deepcopy(encoder)
+    fold_norms(lowered)
     convolutions = [module for module in lowered.modules() if isinstance(module, nn.Conv2d)]
     for convolution in convolutions:
         convolution.to(dtype=dtype, memory_format=torch.channels_last)
     convolutions[0].register_forward_pre_hook(
         lambda module, inputs: (inputs[0].to(dtype=dtype, memory_format=torch.channels_last),)
     )
-    lowered.network.register_forward_hook(lambda module, inputs, output: output.float())
+    lowered.network.register_forward_hook(lambda module, inputs, maps: tuple(map(Tensor.float, maps)))
     return lowered
 
 
