@@ -135,7 +135,7 @@ def _worker(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from gateway.operations.doctor import doctor
+    from gateway.analyses.doctor import doctor
 
     return doctor()
 
