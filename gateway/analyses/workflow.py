@@ -211,6 +211,11 @@ class AnalysisWorkflow:
                     task.cancel()
                     await asyncio.wait({task}, timeout=1.0)
                     raise Cancelled("The analysis was cancelled.")
+            if task.cancelled():
+                # Passed on as it is, it would look like a stop of this process, and nobody would take the case up.
+                if self._interrupted(analysis_id):
+                    raise Cancelled("The analysis was cancelled.")
+                raise RuntimeError("the step cancelled itself")
             return task.result()
         finally:
             task.cancel()

@@ -3,13 +3,14 @@
 The id of an event is its number in the ledger, so `Last-Event-ID` replays without loss (WHATWG HTML 9.2).
 """
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Header
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from gateway.analyses.ledger import Event
@@ -49,8 +50,8 @@ async def _stream(here: Context, analysis_id: str, after: int) -> AsyncIterator[
     last_s = time.monotonic()
     while True:
         # The state is read first: what it says is then surely among the events read after it.
-        final = (await anyio.to_thread.run_sync(here.ledger.get, analysis_id)).analysis.state.final
-        events = await anyio.to_thread.run_sync(here.ledger.events, analysis_id, after)
+        final = (await run_in_threadpool(here.ledger.get, analysis_id)).analysis.state.final
+        events = await run_in_threadpool(here.ledger.events, analysis_id, after)
         for event in events:
             after = event.seq
             yield encode(event)
@@ -64,7 +65,7 @@ async def _stream(here: Context, analysis_id: str, after: int) -> AsyncIterator[
         if time.monotonic() - last_s > PING_S:
             last_s = time.monotonic()
             yield ": still here\n\n"
-        await anyio.sleep(POLL_S)
+        await asyncio.sleep(POLL_S)
 
 
 def encode(event: Event) -> str:

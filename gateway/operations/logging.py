@@ -14,7 +14,7 @@ _FIELDS = frozenset(
     {
         "event", "level", "logger", "timestamp", "process", "exception",
         "analysis_id", "step", "state", "attempt", "reason", "detail", "seconds", "protocol",
-        "route", "method", "status", "name", "model", "pid", "exit_status", "port", "count", "bytes", "signal",
+        "route", "method", "status", "name", "model", "pid", "exit_status", "port", "count", "trouble",
     }
 )  # fmt: skip
 # Messages of other libraries may quote what they read (a header's value, a query): only these are known not to.

@@ -25,8 +25,8 @@ from gateway.operations.settings import Settings, settings
 class StandInCase:
     """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
 
-    settings: `batches`, `batch_s`; `fail` = typed|retryable|once|internal|kill (in infer); `deaf` (does not heed
-    `cancelled`); `fail_deliver`; `slow_deliver` seconds.
+    settings: `batches`, `batch_s`; `fail` = typed|retryable|once|internal|self-cancelled|kill (in infer);
+    `deaf` (does not heed `cancelled`); `fail_deliver`.
     """
 
     def __init__(
@@ -67,6 +67,8 @@ class StandInCase:
             raise ArchiveUnavailable("The archive does not answer; check that it runs.")
         if fail == "internal":
             raise RuntimeError("secret patient Mueller")
+        if fail == "self-cancelled":
+            raise asyncio.CancelledError
         if fail == "kill":
             os._exit(137)
         if "deaf" in self.options:
@@ -106,7 +108,6 @@ class StandInCase:
         self._log("deliver")
         if "fail_deliver" in self.options:
             raise ArchiveRefused("The archive refused the report; see its log.")
-        await asyncio.sleep(float(self.options.get("slow_deliver", "0")))
         return {"stored": 1}
 
 

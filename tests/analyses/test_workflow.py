@@ -165,6 +165,11 @@ def test_an_unexpected_error_says_nothing_of_the_patient(working: Place) -> None
     assert "PID-SECRET" not in logs
 
 
+def test_a_step_that_cancels_itself_does_not_hang(working: Place) -> None:
+    analysis_id = working.accept(fail="self-cancelled")
+    assert working.ended(analysis_id) is State.FAILED
+
+
 def test_a_running_analysis_is_cancelled_within_two_seconds(working: Place) -> None:
     analysis_id = working.accept(batches="10000")
     working.until(lambda: "batch 3" in working.calls(analysis_id))
