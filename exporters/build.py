@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from exporters import gates
 from exporters.card import build_card, chain_digest, digests_of
@@ -55,6 +56,7 @@ def build(run_path: Path, repository: Path) -> list[str]:
 
     Raises TrainingError for a run that cannot be used, ExportError, GateFailed (with RUN/gate-failed.json written).
     """
+    torch.set_num_threads(1)  # as the engines are served, and so that figures do not depend on the number of cores
     run = open_run(run_path)
     graph = declare(run)
     kind = kind_of(graph)

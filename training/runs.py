@@ -151,7 +151,7 @@ class RunWriter:
             raise RunInvalid(f"The run folder {path.name} was begun with another recipe. Choose another with --out.")
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.toml", recipe_text)
-        self._cpu_start_s = time.process_time()
+        self._cpu_start_s = time.process_time() - self._spent_s()
         self._git_commit, self._git_changed_files = _git_state()
 
     @property
@@ -162,6 +162,12 @@ class RunWriter:
     @property
     def weights_path(self) -> Path:
         return self.path / "weights.safetensors"
+
+    def _spent_s(self) -> float:
+        """CPU time of the run's earlier processes, as far as they logged it."""
+        log = self.path / "log.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        return float(json.loads(lines[-1])["cpu_s"]) if lines else 0.0
 
     def log(self, event: str, **values: Any) -> None:
         """One line of log.jsonl."""
