@@ -191,6 +191,33 @@ def test_only_coarse_levels(cli: Cli, tmp_path: Path) -> None:
     expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", "2 µm", "0.5")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"), [({"label_only": True}, ("VOLUME",)), ({"spacing": False}, ("spacing",))]
+)
+def test_slide_that_cannot_be_measured(
+    cli: Cli, tmp_path: Path, options: dict[str, bool], words: tuple[str, ...]
+) -> None:
+    write_phantom(tmp_path / "slide", width_px=1024, height_px=1024, **options)
+    expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", *words)
+
+
+def test_unsupported_transfer_syntax(cli: Cli, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "slide", width_px=1024, height_px=1024, levels=1)
+    path = max((tmp_path / "slide").glob("*.dcm"), key=lambda file: file.stat().st_size)
+    image = pydicom.dcmread(path)
+    image.file_meta.TransferSyntaxUID = pydicom.uid.MPEG2MPML
+    image.save_as(path)
+    expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", "transfer syntax")
+
+
+def test_one_level_at_the_models_resolution_is_a_slide(cli: Cli, tmp_path: Path) -> None:
+    truth = write_phantom(tmp_path / "slide", width_px=2048, height_px=2048, levels=1)
+    done = analyze(cli, tmp_path / "slide", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    [slide] = json.loads((tmp_path / "out" / "report.json").read_text())["slides"]
+    assert slide["tissue_area_mm2"] == pytest.approx(truth.tissue_area_mm2, rel=0.15)
+
+
 def test_study_that_is_not_there(cli: Cli, cmu_slide: Path, tmp_path: Path) -> None:
     done = cli(
         "analyze", "--protocol", "tissue-classification", "--archive", f"folder:{cmu_slide}", "--study", "1.2.3",
