@@ -105,6 +105,21 @@ def stream_tiles(
             stream.stop()
 
 
+def _overlaps(size_px: int, frame_px: int, field_px: int) -> list[list[tuple[int, slice, slice]]]:
+    """Along one axis: for every frame the tiles that it overlaps, each with the pixels of the frame and of the tile
+    that coincide. Pixels of the last frame beyond the image are left out."""
+    frames = []
+    for start in range(0, size_px, frame_px):
+        end = min(start + frame_px, size_px)
+        tiles = []
+        for tile in range(start // field_px, -(-end // field_px)):
+            low, high = max(start, tile * field_px), min(end, (tile + 1) * field_px)
+            in_frame = slice(low - start, high - start)
+            tiles.append((tile, in_frame, slice(low - tile * field_px, high - tile * field_px)))
+        frames.append(tiles)
+    return frames
+
+
 class _Stream:
     def __init__(
         self, image: LevelImage, plan: TilePlan, batch: int, skip: int, gauge: FrameGauge, pool: ThreadPoolExecutor
@@ -121,7 +136,9 @@ class _Stream:
         self._pending: deque[tuple[Future[None], int, int]] = deque()
         self._scratch = threading.local()
         self._stopped = False
-        grid = plan.grid
+        grid, level = plan.grid, image.level
+        self._rows = _overlaps(level.height_px, level.frame_height_px, grid.field_px)
+        self._columns = _overlaps(level.width_px, level.frame_width_px, grid.field_px)
         self._tile_at_RC = np.full((grid.rows, grid.columns), -1, np.int32)
         self._tile_at_RC[plan.rows_N, plan.columns_N] = np.arange(len(plan), dtype=np.int32)
 
@@ -234,30 +251,24 @@ class _Stream:
                     if data:
                         frame = visible(decode(data, scratch), height_px, width_px)
                         decoded, size = decoded + 1, size + len(data)
-                    self._scatter(frame, run.row, column, height_px, width_px)
+                    self._scatter(frame, run.row, column)
             finally:
                 self._gauge.drop(len(run.columns), decoded)
                 FRAMES_DECODED.inc(decoded)
                 FRAME_BYTES.inc(size)
 
-    def _scatter(self, frame: NDArray[np.uint8] | None, row: int, column: int, height_px: int, width_px: int) -> None:
+    def _scatter(self, frame: NDArray[np.uint8] | None, row: int, column: int) -> None:
         """Copy a frame (None = absent: white) into the planned tiles that it overlaps and that are not done yet."""
-        level, field_px = self._image.level, self._plan.grid.field_px
-        x, y = column * level.frame_width_px, row * level.frame_height_px
         seen = False
-        for tile_row in range(y // field_px, -(-(y + height_px) // field_px)):
-            top = tile_row * field_px - y
-            y0, y1 = max(top, 0), min(top + field_px, height_px)
-            for tile_column in range(x // field_px, -(-(x + width_px) // field_px)):
+        for tile_row, from_y, to_y in self._rows[row]:
+            for tile_column, from_x, to_x in self._columns[column]:
                 tile = self._tile_at_RC.item(tile_row, tile_column)
                 if tile < 0:
                     continue
                 if tile >= self._skip:
-                    left = tile_column * field_px - x
-                    x0, x1 = max(left, 0), min(left + field_px, width_px)
                     batch = self._batch_of(tile)
-                    part = WHITE if frame is None else frame[y0:y1, x0:x1]
-                    batch.fields_BHWC[tile % self._batch, y0 - top : y1 - top, x0 - left : x1 - left] = part
+                    part = WHITE if frame is None else frame[from_y, from_x]
+                    batch.fields_BHWC[tile % self._batch, to_y, to_x] = part
                     if frame is None and not seen:
                         batch.missing.append((row, column))
                 seen = True
