@@ -21,9 +21,8 @@ setup: .venv/.ready .venv-triton/.ready
 	touch $@
 
 .venv-triton/.ready: .venv/.ready constraints-triton.txt
-	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))'; then
-	  echo 'The embedded Triton needs Python 3.11 or 3.12. Set PATHSERVE_TRITON_URL=HOST:PORT to a Triton of your own, or call make with PYTHON=python3.11.' >&2
-	  [ -n "$${PATHSERVE_TRITON_URL:-}" ]
+	@if ! .venv/bin/python -m gateway.inference.preflight --interpreter "$$(command -v $(PYTHON))"; then
+	  [ -n "$${PATHSERVE_TRITON_URL:-}" ]  # without the embedded Triton, only an external one will do
 	  exit 0
 	fi
 	$(PYTHON) -m venv .venv-triton

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from gateway import __version__
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order, RegionUm
 from gateway.operations.errors import InvalidInput, PathserveError
+from gateway.operations.logging import configure_logging
 from gateway.operations.settings import settings
 
 OWN_OUTPUT = re.compile(
@@ -97,6 +99,9 @@ def _analyze(arguments: argparse.Namespace) -> int:
     region = _region(arguments.region) if arguments.region else None
     changes = tuple(_change(text) for text in arguments.set)
     _remove_own_outputs(arguments.out)
+    # What libraries have to say may quote a header: it goes to the log's allow-list, never to the terminal.
+    configure_logging("analyze", settings().log_level, settings().state / "logs", terminal=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds, so that Triton is stopped and nothing is left
 
     from gateway.analyses.local import analyze, case_of
     from gateway.archive import Archive, FolderArchive, open_archive

@@ -22,8 +22,11 @@ _TRUSTED = ("gateway", "uvicorn", "dbos", "alembic")
 _FILE_BYTES, _FILES = 10_000_000, 5
 
 
-def configure_logging(process: str, level: str = "INFO", folder: Path | None = None) -> None:
-    """Send every log of this process through the allow-list, to stderr and to FOLDER/<process>.jsonl (rotated)."""
+def configure_logging(process: str, level: str = "INFO", folder: Path | None = None, *, terminal: bool = True) -> None:
+    """Send every log of this process through the allow-list, to FOLDER/<process>.jsonl (rotated) and to stderr.
+
+    `terminal` False keeps stderr free for the sentence that a command ends with.
+    """
 
     def name_process(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         event["process"] = process
@@ -51,7 +54,7 @@ def configure_logging(process: str, level: str = "INFO", folder: Path | None = N
             structlog.processors.JSONRenderer(),
         ],
     )
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr) if terminal else logging.NullHandler()]
     if folder is not None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         handlers.append(
