@@ -300,6 +300,15 @@ class Ledger:
         with self._write() as connection:
             _add_event(connection, analysis_id, kind, data)
 
+    def record_finished(self, analysis_id: str, step: Step, seconds: float) -> None:
+        """Note that a step has finished, once: a recovered run comes by here again."""
+        data = {"step": step.value, "status": "finished", "seconds": seconds}
+        steps = sa.select(EVENTS.c.data).where(EVENTS.c.analysis_id == analysis_id, EVENTS.c.kind == "step")
+        with self._write() as connection:
+            noted = connection.execute(steps).scalars()
+            if not any((each["step"], each["status"]) == (step.value, "finished") for each in noted):
+                _add_event(connection, analysis_id, "step", data)
+
     def begin_delivery(self, analysis_id: str) -> None:
         """Pass the point of no return: from here on the analysis cannot be cancelled. Repeating it is allowed.
 

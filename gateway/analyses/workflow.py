@@ -155,12 +155,14 @@ class AnalysisWorkflow:
             outcome: dict[str, Any] = await DBOS.run_step_async({"name": step.value}, body)
             if "state" in outcome:
                 return outcome
+            # Told only now that the engine has it on disk: what is told as finished is never done again.
+            await asyncio.to_thread(self._ledger.record_finished, analysis_id, step, outcome["seconds"])
         return {"state": State.COMPLETED.value}
 
     async def _step(
         self, analysis_id: str, step: Step, make: Callable[[], Case], throttle: "_Throttle"
     ) -> dict[str, Any]:
-        """One durable step: {"summary": …}, or {"state", "reason", "detail"} where the analysis ends with it."""
+        """One durable step: {"summary", "seconds"}, or {"state", "reason", "detail"} where the analysis ends."""
         structlog.contextvars.bind_contextvars(analysis_id=analysis_id, step=step.value)
         for attempt in range(1, self._retry.attempts + 1):
             began = time.monotonic()
@@ -192,8 +194,7 @@ class AnalysisWorkflow:
                 seconds = time.monotonic() - began
                 STEP_SECONDS.labels(step.value).observe(seconds)
                 STEP_ATTEMPTS.labels(step.value, "ok").inc()
-                await self._event(analysis_id, step, "finished", seconds=round(seconds, 3))
-                return {"summary": summary}
+                return {"summary": summary, "seconds": round(seconds, 3)}
         raise AssertionError("the last try returns")
 
     async def _watched(self, analysis_id: str, step: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:

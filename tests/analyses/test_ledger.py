@@ -169,6 +169,15 @@ def test_events_are_numbered_without_reuse_and_do_not_grow_with_progress(ledger:
     assert kept[-1].data == {"step": "infer", "done": 49, "total": 100, "unit": "tiles"}
 
 
+def test_a_step_is_told_as_finished_once(ledger: Ledger) -> None:
+    analysis_id = ledger.accept(order())[0].analysis.id
+    ledger.claim()
+    for step in (Step.FETCH, Step.FETCH, Step.INFER, Step.FETCH):
+        ledger.record_finished(analysis_id, step, 1.5)
+    told = [event.data["step"] for event in ledger.events(analysis_id) if event.kind == "step"]
+    assert told == ["fetch", "infer"]
+
+
 def test_attempts_count_from_the_last_step_forward(ledger: Ledger) -> None:
     analysis_id = ledger.accept(order())[0].analysis.id
     ledger.claim()
