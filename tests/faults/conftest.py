@@ -1,16 +1,18 @@
 """What the fault tests share: a PACS with slides to analyse, and a Triton that survives what is killed."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
 
-SLIDE_PX = 5120
+SLIDE_PX = 6656
 """Side of the slide that is killed in the middle: a few hundred tiles, some seconds of work."""
 
 
@@ -37,10 +39,20 @@ def small_study(pacs: Orthanc, cmu_slide: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model repository without golden inputs, so that every row that goes through a model is a tile."""
+    return shutil.copytree(
+        Settings().model_repository,
+        tmp_path_factory.mktemp("models") / "repository",
+        ignore=shutil.ignore_patterns("golden.npz"),
+    )
+
+
+@pytest.fixture(scope="module")
+def state(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A state folder whose Triton belongs to this process."""
     folder = tmp_path_factory.mktemp("work") / "state"
-    with held_triton(folder):
+    with held_triton(Settings(state=folder, model_repository=models)):
         yield folder
 
 

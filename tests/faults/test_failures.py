@@ -23,8 +23,8 @@ QUICK = {"PATHSERVE_RETRY_ATTEMPTS": "2", "PATHSERVE_RETRY_DELAY_S": "0.1"}
 
 
 @pytest.fixture(scope="module")
-def gateway(pacs: Orthanc, state: Path) -> Iterator[Gateway]:
-    with running_gateway(state, pacs.address, **QUICK) as gateway:
+def gateway(pacs: Orthanc, models: Path, state: Path) -> Iterator[Gateway]:
+    with running_gateway(state, pacs.address, PATHSERVE_MODEL_REPOSITORY=str(models), **QUICK) as gateway:
         yield gateway
 
 

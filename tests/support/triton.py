@@ -15,13 +15,13 @@ from gateway.operations.settings import Settings
 
 
 @contextmanager
-def held_triton(state: Path) -> Iterator[None]:
+def held_triton(settings: Settings) -> Iterator[None]:
     """The embedded Triton of a state folder, owned by this process; others on this state folder are its guests."""
     ready, over = threading.Event(), threading.Event()
     problems: list[BaseException] = []
 
     async def hold() -> None:
-        async with TritonEngine.open(Settings(state=state), ("tissue_classification",)):
+        async with TritonEngine.open(settings, ("tissue_classification",)):
             ready.set()
             await asyncio.to_thread(over.wait)
 
