@@ -25,7 +25,8 @@ def choose_level(levels: Sequence[Level], mpp: float, tile_px: int) -> Reading:
     fine_enough = [level for level in levels if level.mpp <= mpp * (1 + _TOLERANCE)]
     if fine_enough:
         level = max(fine_enough, key=lambda level: level.mpp)
-        field_px = round(tile_px * mpp / level.mpp)
+        # A level within the tolerance but coarser is read as it is: one or two per cent are no reason to upsample.
+        field_px = max(tile_px, round(tile_px * mpp / level.mpp))
         return Reading(level=level, field_px=field_px, mpp=field_px * level.mpp / tile_px)
     level = min(levels, key=lambda level: level.mpp)
     if level.mpp > mpp * _MAX_COARSER:

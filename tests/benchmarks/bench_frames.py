@@ -44,19 +44,19 @@ def measure() -> list[dict[str, object]]:
         small_mb, large_mb = _peak_mb(small), _peak_mb(large)
     return [
         {
-            "name": f"frame pipeline over simplejpeg from memory, {_WORKERS} threads",
+            "name": f"frame pipeline alone, {_WORKERS} threads",
             "value": pipeline,
             "unit": "frames/s",
-            "floor": floor,
+            "floor": f"simplejpeg, the same frames in memory: {floor:.0f}",
             "ratio": pipeline / floor,
             "goal": 0.85,
             "lower_is_better": False,
         },
         {
-            "name": f"peak memory of a bare stream, {_LARGE_PX:,}² over {_SMALL_PX:,}² pixels",
+            "name": f"peak memory of a bare stream, {_LARGE_PX:,}² pixels",
             "value": large_mb,
             "unit": "MB",
-            "floor": small_mb,
+            "floor": f"{_SMALL_PX:,}² pixels: {small_mb:.0f}",
             "ratio": large_mb / small_mb,
             "goal": 1.15,
             "lower_is_better": True,
