@@ -11,6 +11,7 @@ from gateway.operations.doctor import Finding
 from gateway.operations.errors import StateError
 from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
+from gateway.operations.state import prepare_state
 
 _LEAST_FREE_BYTES = 5_000_000_000
 
@@ -29,8 +30,8 @@ def doctor() -> int:
 
 
 def _state(settings: Settings) -> Iterable[Finding]:
+    prepare_state(settings)
     try:
-        settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.state) as file:
             file.write(b"x")
         free = shutil.disk_usage(settings.state).free

@@ -28,6 +28,7 @@ from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener
 from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
+from gateway.operations.state import prepare_state
 
 log = structlog.get_logger("gateway.analyses.worker")
 
@@ -245,6 +246,7 @@ class _Heart:
 def worker(metrics_port: int | None = None, parent_pid: int | None = None, lock_wait_s: float = 0.0) -> int:
     """`pathserve worker`: the real cases, archive and Triton. Returns the exit status. Raises PathserveError."""
     settings = load_settings()
+    prepare_state(settings)
     configure_logging("worker", settings.log_level, settings.state / "logs")
     metrics = None if metrics_port is None else MetricsListener(metrics_port, REGISTRY)
     try:

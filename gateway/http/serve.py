@@ -22,6 +22,7 @@ from gateway.operations.errors import InvalidSetting
 from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener, WorkerMetrics
 from gateway.operations.settings import settings as load_settings
+from gateway.operations.state import prepare_state
 
 log = structlog.get_logger("gateway.http.serve")
 
@@ -42,6 +43,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     Raises InvalidSetting where the address cannot be bound; StateError, DiskFull.
     """
     settings = load_settings()
+    prepare_state(settings)
     configure_logging("serve", settings.log_level, settings.state / "logs")
     # Ours from the first moment: a signal during the start counts, and the server, which restores these handlers at
     # its end and sends itself the signal again, finds them.
