@@ -1,8 +1,10 @@
 """`multipart/related` (RFC 2387, PS3.18 8.6.1.2) read as a stream: bounded memory, tolerant of what real PACS send."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _HEADER_BYTES = 16 * 1024
 _PREAMBLE_BYTES = 64 * 1024
 
@@ -62,7 +64,7 @@ def first_part(chunks: Iterable[bytes], boundary: str) -> Part:
     Raises MultipartError, also while the body is read: no delimiter, no end of headers, or the stream ends early.
     """
     stream = iter(chunks)
-    _, buffer = _read_until(stream, b"", b"--" + boundary.encode("latin-1"), _PREAMBLE_BYTES)
+    _, buffer = _read_until(stream, b"", b"--" + boundary.encode(), _PREAMBLE_BYTES)
     line, buffer = _read_until(stream, buffer, b"\n", _HEADER_BYTES)
     if line.startswith(b"--"):
         raise MultipartError("the multipart holds no part")
@@ -98,8 +100,8 @@ def _headers(stream: Iterator[bytes], buffer: bytes) -> tuple[dict[str, str], by
 
 
 def _body(stream: Iterator[bytes], buffer: bytes, boundary: str, content_length: str | None) -> Iterator[bytes]:
-    mark = b"\r\n--" + boundary.encode("latin-1")
-    declared = int(content_length) if content_length and content_length.isdecimal() else None
+    mark = b"\r\n--" + boundary.encode()
+    declared = int(content_length) if content_length and _LENGTH.fullmatch(content_length) else None
     size = 0
     ended = False
     while not ended:

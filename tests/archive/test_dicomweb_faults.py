@@ -8,6 +8,7 @@ import struct
 import subprocess
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_a_bad_answer(retrieve: Answer, error: type[PathserveError], tmp_path: P
 )
 def test_an_odd_but_whole_answer(retrieve: Answer, tmp_path: Path) -> None:
     assert fetch(RoguePacs(retrieve=retrieve), tmp_path) == FILE
+
+
+def test_a_large_instance_in_little_memory(tmp_path: Path) -> None:
+    size = 100_000_000
+    whole = multipart(FILE)
+    split = whole.index(FILE) + len(FILE)
+
+    def stream(request: Request) -> None:
+        request.answer(200, MULTIPART, whole[:split], length=len(whole) + size)
+        for _ in range(100):
+            request.wfile.write(bytes(size // 100))
+        request.wfile.write(whole[split:])
+
+    with running(RoguePacs(retrieve=stream)) as pacs:
+        archive = DicomWebArchive.from_address(pacs.address)
+        tracemalloc.start()
+        try:
+            [file] = archive.fetch(ENTRY, tmp_path).files
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert file.stat().st_size == len(FILE) + size
+    assert peak < 10_000_000
 
 
 def test_nothing_is_asked_for_compressed_or_transcoded(tmp_path: Path) -> None:

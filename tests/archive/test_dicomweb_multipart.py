@@ -76,6 +76,17 @@ def test_what_comes_before_the_content_is_bounded(data: bytes) -> None:
     assert taken < 100_000
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "²", "many", ""])
+def test_a_length_that_is_none(length: str) -> None:
+    data = b"--b0undary\r\nContent-Length: " + length.encode() + b"\r\n\r\ncontent\r\n--b0undary--"
+    assert b"".join(first_part([data], EDGE).body) == b"content"
+
+
+def test_a_boundary_beyond_ascii() -> None:
+    with pytest.raises(MultipartError):
+        first_part([multipart(b"content")], "\N{SNOWMAN}")
+
+
 def test_content_is_given_as_it_comes() -> None:
     content = bytes(10_000_000)
     part = first_part(pieces(multipart(content), [65_536]), EDGE)
