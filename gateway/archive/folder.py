@@ -1,5 +1,6 @@
 """A folder as an archive: slides are found anywhere below it, results are stored under `results/`."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -28,6 +29,7 @@ from gateway.operations.errors import (
 
 _RESULTS = "results"
 _IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality")
+_DICOMDIR = "1.2.840.10008.1.3.10"
 _AFTER_IDENTITY = 0x0020000F
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -35,7 +37,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What the index keeps of one file: `problem` is "not-dicom" or "truncated" where it has no identity."""
+    """What the index keeps of one file: `problem` is "not-dicom", "truncated" or "directory" (a DICOMDIR) where it has
+    no identity."""
 
     study: str = ""
     series: str = ""
@@ -102,11 +105,15 @@ class FolderArchive:
         """The series' files as they lie in the folder: nothing is copied, `cache` is not used."""
         if cancelled():
             raise Cancelled("The analysis was cancelled before the slide was fetched.")
+        index = self._refresh()
         files = {
             identity.sop: path
-            for path, identity in sorted(self._refresh().items(), reverse=True)
+            for path, identity in sorted(index.items(), reverse=True)
             if identity.problem is None and (identity.study, identity.series) == (entry.study, entry.series)
         }
+        folders = {path.parent for path in files.values()}
+        if damaged := [path.name for path, i in index.items() if i.problem == "truncated" and path.parent in folders]:
+            raise TruncatedFile(f"{damaged[0]}, beside the slide's files, is incomplete. Copy the slide again.")
         if not files:
             raise SlideNotInArchive(f"The slide series {entry.series} is no longer in the archive. Send it again.")
         paths = tuple(sorted(files.values()))
@@ -162,7 +169,8 @@ class FolderArchive:
                 for path, status in _files_below(self._folder):
                     key = (status.st_mtime_ns, status.st_size)
                     known = self._index.get(path)
-                    fresh[path] = known if known and known[0] == key else (key, _identify(path))
+                    with contextlib.suppress(FileNotFoundError):  # it may vanish while we look
+                        fresh[path] = known if known and known[0] == key else (key, _identify(path))
             except OSError as error:
                 raise _unavailable(error) from error
             self._index = fresh
@@ -199,7 +207,8 @@ def _files_below(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
             if entry.is_dir(follow_symlinks=False):
                 pending.append(path)
             elif entry.is_file():
-                yield path, path.stat()
+                with contextlib.suppress(FileNotFoundError):
+                    yield path, path.stat()
 
 
 def _stays_inside(link: Path, root: Path) -> bool:
@@ -225,6 +234,8 @@ def _identify(path: Path) -> _Identity:
     except Exception:
         # pydicom's parser has no closed set of errors for a header that breaks off.
         return _Identity(problem="truncated")
+    if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
+        return _Identity(problem="directory")
     study, series, sop, modality = (str(header.get(keyword) or "") for keyword in _IDENTITY)
     if not (study and series and sop):
         return _Identity(problem="truncated")

@@ -14,6 +14,7 @@ from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import InvalidSlide, MissingPixelSpacing, NotDicom, NoVolumeImage, TruncatedFile
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+_DICOMDIR = "1.2.840.10008.1.3.10"
 _PER_FRAME_GROUPS = 0x52009230
 _REQUIRED = (
     "StudyInstanceUID",
@@ -59,6 +60,8 @@ def read_header(path: Path) -> Dataset:
         raise TruncatedFile(
             f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again."
         ) from error
+    if dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
+        return dataset
     if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
         raise TruncatedFile(f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again.")
     return dataset
@@ -72,7 +75,9 @@ def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
     """
     if not files:
         raise NoVolumeImage("There are no files to read a slide from.")
-    images = [ImageFile(path, dataset) for path in files if (dataset := read_header(path)).SOPClassUID == WHOLE_SLIDE]
+    images = [
+        ImageFile(path, dataset) for path in files if (dataset := read_header(path)).get("SOPClassUID") == WHOLE_SLIDE
+    ]
     if series is not None:
         images = [image for image in images if image.dataset.get("SeriesInstanceUID") == series]
     volumes = [image for image in images if image.role == "VOLUME"]

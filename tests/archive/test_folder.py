@@ -100,6 +100,23 @@ def test_the_same_instance_twice_counts_once(archive, slide):
     assert len(archive.fetch(entry, Path()).files) == len(slide.files)
 
 
+def test_a_cut_file_beside_the_slide_is_not_passed_over(archive, slide, tmp_path):
+    """Without it the slide would lack a level, and nobody would know."""
+    level = slide.files[0]
+    level.write_bytes(level.read_bytes()[:300])
+    with pytest.raises(TruncatedFile, match=level.name):
+        archive.fetch(archive.entries()[0], tmp_path)
+
+
+def test_a_dicomdir_is_no_damage(archive, slide, tmp_path):
+    directory = slide.files[0].with_name("DICOMDIR")
+    shutil.copy(pydicom.data.get_testdata_file("DICOMDIR"), directory)
+    fetched = archive.fetch(archive.entries()[0], tmp_path)
+    assert directory not in fetched.files
+    with Slide.open([*fetched.files, directory]) as opened:
+        assert opened.header.series_uid == slide.series_uid
+
+
 def test_study_or_series_not_there(archive, slide):
     with pytest.raises(SlideNotInArchive):
         archive.find_series("1.2.3")
