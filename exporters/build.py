@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from exporters import gates
-from exporters.card import build_card, chain_digest, digests_of
+from exporters.card import SCHEMA_FILE, build_card, chain_digest, digests_of
 from exporters.config import EnsembleConfig, OnnxRuntimeConfig, check_config
 from exporters.errors import ExportError, GateFailed
 from exporters.kinds import kind_of
@@ -63,7 +63,7 @@ def build(run_path: Path, repository: Path) -> list[str]:
     present = ModelRepository(repository)
     _check_needs(graph, present)
     artefact = network_artefact(run, graph)
-    repository.mkdir(parents=True, exist_ok=True)
+    repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         staging = Path(temporary) / "staged"
         artefact.write(staging)
@@ -87,6 +87,8 @@ def build(run_path: Path, repository: Path) -> list[str]:
                 ("G5", lambda: g5_triton(staging, questions)),
             ],
         )
+        repository.mkdir(exist_ok=True)
+        write_atomic(repository / SCHEMA_FILE.name, SCHEMA_FILE.read_bytes())
         for model in built:
             document = {"schema": "pathserve-gate-1", "model": model.model, "passed": True, "gates": passed}
             (staging / model.model / "gate.json").write_bytes(json_bytes(document))

@@ -40,6 +40,7 @@ def test_a_run_becomes_served_models(head_folder: Path, repository: Path, capsys
     (head_folder / "gate-failed.json").write_text("{}")
     assert command.main(["build", str(head_folder), "--target", "onnx", "--out", str(repository)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{repository}/tissue_head", f"{repository}/tissue_classification"]
+    assert (repository / "card.schema.json").read_bytes() == (REPOSITORY / "card.schema.json").read_bytes()
     models = ModelRepository(repository)
     for name in ("tissue_head", "tissue_classification"):
         models.check(name)

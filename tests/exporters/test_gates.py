@@ -31,7 +31,7 @@ def scalars(model: onnx.ModelProto) -> dict[float, onnx.TensorProto]:
     """The graph's scalar constants by value, wherever they are kept."""
     held = list(model.graph.initializer)
     held += [a.t for node in model.graph.node if node.op_type == "Constant" for a in node.attribute if a.HasField("t")]
-    return {float(numpy_helper.to_array(t)): t for t in held if numpy_helper.to_array(t).size == 1}
+    return {float(numpy_helper.to_array(t)): t for t in held if numpy_helper.to_array(t).ndim == 0}
 
 
 def test_the_committed_engines_pass(encoder_graph: Graph, encoder_engine: bytes) -> None:

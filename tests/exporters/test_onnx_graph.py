@@ -13,7 +13,13 @@ from training.runs import Run
 pytestmark = pytest.mark.training
 
 
-def test_rebuilding_gives_the_committed_bytes(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
+def test_rebuilding_the_encoder_gives_the_committed_bytes(
+    encoder_run: Run, encoder_graph: Graph, encoder_engine: bytes
+) -> None:
+    assert network_artefact(encoder_run, encoder_graph).engine == encoder_engine
+
+
+def test_rebuilding_the_head_gives_the_same_files(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
     first, second = network_artefact(head_run, head_graph), network_artefact(head_run, head_graph)
     assert first.files == second.files
     assert first.engine == head_engine

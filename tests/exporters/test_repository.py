@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +86,3 @@ def test_the_engines_page_is_made_of_the_repository() -> None:
 
 def test_no_model_has_a_tolerance_that_hides_a_wrong_engine() -> None:
     assert all(read(model, "card.json")["golden_tolerance"] <= 1e-3 for model in MODELS)
-
-
-def test_the_schema_is_the_one_that_cards_are_checked_by() -> None:
-    assert Path(REPOSITORY / "card.schema.json").is_file()
