@@ -90,7 +90,7 @@ def stream_tiles(
     `skip` tiles (a multiple of `batch`) are done already: frames that only they need are not read. At most `max_frames`
     frames are fetched or decoded at a time; the pipeline works ahead of its reader up to that bound. Frames absent from
     the slide, and what lies beyond its edge, are white. Where the level is finer than the model's resolution, tiles are
-    reduced with an antialiased bicubic filter.
+    reduced with an antialiased bicubic filter. A caller's own `gauge` brings its own limit in place of `max_frames`.
 
     Raises CorruptFrame, TruncatedFile, Cancelled (when `cancelled()` turns true).
     """
@@ -100,7 +100,7 @@ def stream_tiles(
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="frames") as pool:
         stream = _Stream(slide.image(plan.grid.level), plan, batch, skip, gauge, pool)
         try:
-            yield from stream.batches(max(1, min(_TASK_FRAMES, max_frames // (2 * workers))), cancelled)
+            yield from stream.batches(max(1, min(_TASK_FRAMES, gauge.limit // (2 * workers))), cancelled)
         finally:
             stream.stop()
 
