@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gateway.analyses.batches import IN_FLIGHT, REQUEST_TILES
 from gateway.domain.uids import derive_uid
+from gateway.inference.embedded import read_record
 from tests.support.gateway import Gateway, eventually, running_gateway
 from tests.support.orthanc import Orthanc
 from tests.support.triton import rows_computed
@@ -97,14 +99,40 @@ def test_the_pacs_is_down_at_delivery(gateway: Gateway, pacs: Orthanc, small_stu
     assert steps["deliver", "retry"] >= 1
 
 
-def test_the_worker_that_owns_triton_is_killed(pacs: Orthanc, study: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def owner(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway on a state folder of its own, whose worker owns the Triton."""
+    with running_gateway(tmp_path_factory.mktemp("owner") / "state", pacs.address) as gateway:
+        yield gateway
+
+
+def test_the_worker_that_owns_triton_is_killed(owner: Gateway, pacs: Orthanc, study: str) -> None:
     """The gateway brings another worker, which ends the Triton that is left and starts its own."""
-    with running_gateway(tmp_path / "state", pacs.address) as gateway:
-        analysis = gateway.order(study)
-        in_the_middle_of_the_tiles(gateway, analysis)
-        [worker] = gateway.workers()
-        worker.kill()
-        assert gateway.show(analysis)["state"] == "running"
-        steps = assert_ended_once(gateway, pacs, analysis, study)
-        assert steps["fetch", "started"] == 1
-        assert [other.pid for other in gateway.workers()] != [worker.pid]
+    before = triton_of(owner)
+    analysis = owner.order(study)
+    in_the_middle_of_the_tiles(owner, analysis)
+    [worker] = owner.workers()
+    worker.kill()
+    assert owner.show(analysis)["state"] == "running"
+    steps = assert_ended_once(owner, pacs, analysis, study)
+    assert steps["fetch", "started"] == 1
+    assert [other.pid for other in owner.workers()] != [worker.pid]
+    assert triton_of(owner) != before
+    assert not before.is_running()
+
+
+def test_triton_is_killed(owner: Gateway, pacs: Orthanc, study: str) -> None:
+    analysis = owner.order(study)
+    in_the_middle_of_the_tiles(owner, analysis)
+    before = triton_of(owner)
+    before.kill()
+    steps = assert_ended_once(owner, pacs, analysis, study)
+    assert [steps[step, "started"] for step in ("fetch", "report", "deliver")] == [1, 1, 1]
+    assert triton_of(owner) != before
+
+
+def triton_of(gateway: Gateway) -> psutil.Process:
+    """The embedded Triton that runs for a gateway's state folder."""
+    record = read_record(gateway.state)
+    assert record is not None
+    return psutil.Process(record.pid)
