@@ -278,13 +278,6 @@ class CaseRun:
         self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
         return {"objects": len(objects)}
 
-    def clean_up(self, *, keep_report: bool) -> None:
-        """Let go of the fetched pixels; without `keep_report` (failed, cancelled) of everything that was made."""
-        shutil.rmtree(self.folder / "slides", ignore_errors=True)
-        if not keep_report:
-            shutil.rmtree(self.artifacts, ignore_errors=True)
-            shutil.rmtree(self.folder / "artifacts.part", ignore_errors=True)
-
     def _fetched(self) -> list[_Fetched]:
         entries = json.loads((self.folder / "fetched.json").read_text())
         return [_fetched_from_json(entry, self._settings.state) for entry in entries]
