@@ -114,5 +114,5 @@ def invariance_failures(figures: dict[str, Any], dtype: str) -> list[str]:
     return failures + [
         f"{name} changes the answer by {figures[name]:.1e} > {bound:.0e}"
         for name in ("place", "size")
-        if figures[name] > bound
+        if not figures[name] <= bound  # a NaN is outside, too
     ]

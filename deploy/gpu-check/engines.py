@@ -14,17 +14,20 @@ Engine = Callable[[Tensor], Tensor]
 """image (B,H,W,3) uint8 on the device to a float32 tensor (B,D)."""
 
 
-def compile_blocks(model: nn.Module) -> Engine:
-    """torch.compile of the repeated block alone: it is compiled once for each batch size, whatever the depth."""
+def compile_blocks(model: nn.Module, mode: str = "default") -> Engine:
+    """torch.compile of the repeated block alone: it is compiled once for each batch size, whatever the depth.
+
+    The mode `max-autotune-no-cudagraphs` tries other kernels for its matrix products, with their epilogues fused.
+    """
     torch._dynamo.config.recompile_limit = 64
     for block in model.blocks:
-        block.compile(dynamic=False)
+        block.compile(mode=mode, dynamic=False)
     return model
 
 
-def compile_whole(model: nn.Module, mode: str = "default") -> Engine:
-    """torch.compile of the whole network for exact batch sizes. `max-autotune-no-cudagraphs` tunes the products too."""
-    return torch.compile(model, mode=mode, dynamic=False)
+def compile_whole(model: nn.Module) -> Engine:
+    """torch.compile of the whole network for exact batch sizes."""
+    return torch.compile(model, dynamic=False)
 
 
 def graph(engine: Engine, example_BHWC: Tensor) -> Engine:

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 SCHEMA = "pathserve-gpu-check-1"
 STAGES = {  # name: its longest share in seconds; in the order of what is worth most
     "machine": 70,
-    "served": 110,
+    "served": 130,
     "vit_l": 120,
     "package": 90,
     "tensorrt": 90,
@@ -59,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--self-test", action="store_true", help="tiny shapes, no GPU needed: does every stage run?")
     parser.add_argument("--page", type=Path, help="print the page of a finished JSON file (or that it was not run)")
+    parser.add_argument("--only", help="names of stages with commas between, for a second run")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--lines", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--end", type=float, help=argparse.SUPPRESS)
@@ -85,6 +86,9 @@ def check(chosen: argparse.Namespace) -> dict[str, Any]:
     command += ["--self-test"] if chosen.self_test else []
     with tempfile.TemporaryDirectory() as folder:
         for name, share_s in STAGES.items():
+            if chosen.only and name not in chosen.only.split(","):
+                record.skip_stage(name, "not asked for")
+                continue
             if chosen.self_test and name in GPU_ONLY:
                 record.skip_stage(name, "self-test")
                 continue

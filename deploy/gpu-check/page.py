@@ -86,7 +86,8 @@ def _artefacts(record: dict[str, Any]) -> list[str]:
     for row in record.get("artefacts", []):
         gates = row.get("gates", {})
         g3, g4, golden = gates.get("G3", {}), gates.get("G4", {}), gates.get("golden") or {}
-        invariance = max((g4[key] for key in ("twice", "neighbours", "place", "size")), default=None) if g4 else None
+        gaps = [g4[key] for key in ("twice", "neighbours", "place", "size")] if g4 else []
+        invariance = max(gaps) if gaps and None not in gaps else None
         rows.append((row["artefact"], f"`{row['state']}`", g3.get("tiles"), _cosine(g3), g3.get("flips"),
                      g3.get("crossings_outside"), invariance, golden.get("max_abs"), row["reason"]))  # fmt: skip
     lines = ["", "## Engines of the served tile encoder", ""]

@@ -6,6 +6,7 @@ else. It hands over one JSON line per row, so that what a stage has measured sta
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -55,7 +56,7 @@ class Rows:
 
     def add(self, section: str, **row: Any) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"section": section, "row": row}, allow_nan=False) + "\n")
+            file.write(json.dumps({"section": section, "row": _finite(row)}, allow_nan=False) + "\n")
 
     def skip(self, what: str, reason: str) -> None:
         """Something that was not done, with its reason."""
@@ -75,6 +76,13 @@ class Rows:
         if left_s < needs_s:
             self.skip(what, f"time: {max(left_s, 0):.0f} s left of this stage, {needs_s:.0f} s wanted")
         return left_s >= needs_s
+
+
+def _finite(value: Any) -> Any:
+    """The same value with null for every number that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Record:

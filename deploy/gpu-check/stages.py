@@ -16,8 +16,11 @@ import vit
 from engines import Engine, speed
 from record import Rows
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BATCHES = (1, 8, 32, 64, 128, 256)
+TUNED = "max-autotune-no-cudagraphs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +104,13 @@ def served_compiled(
     images = reference.images_NHWC[:256].to(device)
     compiled = engines.compile_whole(served.lower(model.encoder, machine.DTYPES[dtype]))
     judged(compiled, f"torch {dtype}, compiled, batch {batch} fixed", dtype, fixed=True)
-    for size in (batch, 256):
+    most = BATCHES[-1]
+    for size in (batch, most):
         speed(rows, "served", compiled, images, size, engine="compiled", dtype=dtype)
     captured = engines.graph(compiled, engines.repeat_to(images, batch))
     speed(rows, "served", captured, images, batch, engine="compiled, graph", dtype=dtype)
-    host_BHWC = engines.repeat_to(reference.images_NHWC[:256], 256).pin_memory()
-    speed(rows, "served", lambda _: compiled(host_BHWC.to(device, non_blocking=True)), images, 256,
+    host_BHWC = engines.repeat_to(reference.images_NHWC[:most], most).pin_memory()
+    speed(rows, "served", lambda _: compiled(host_BHWC.to(device, non_blocking=True)), images, most,
           engine="compiled, images from pinned host memory", dtype=dtype)  # fmt: skip
 
 
@@ -184,25 +188,48 @@ def report_invariance(rows: Rows, model: str, engine: str, dtype: str, call: Eng
 
 
 def run_tuned(job: Job, geometry: vit.Geometry) -> None:
-    """The whole ViT compiled with tuned products, at the batch sizes where a GPU is busiest."""
-    rows = job.rows
+    """What more can be had at large batches: the faster attention, tuned products, the whole network as one graph."""
+    rows, name = job.rows, geometry.name
     if not job.compiles:
-        rows.skip(f"{geometry.name} tuned", "self-test or no GPU")
+        rows.skip(f"{name} tuned", "self-test or no GPU")
         return
     golden = golden_images(job, geometry, 64)
     model = vit.build(geometry).to(job.device)
     with torch.inference_mode():
         reference = model(golden)
+        with rows.attempt("cuDNN's attention"):
+            choose_attention(rows, geometry, job.device)
         lowered = vit.to_precision(vit.fold_layer_scale(model), torch.bfloat16)
-        tuned = engines.compile_whole(lowered, "max-autotune-no-cudagraphs")
-        for batch in (64, 256, 128):
-            what = f"{geometry.name} tuned, batch {batch}"
-            if rows.has_time(what, 30):
-                with rows.attempt(what):
-                    speed(rows, "vit", tuned, golden, batch, flops=geometry.flops, model=geometry.name,
-                          engine="compiled, tuned", dtype="bf16")  # fmt: skip
-        with rows.attempt(f"{geometry.name} tuned, parity"):
-            report_parity(rows, geometry.name, "bf16 compiled, tuned", "bf16", tuned(golden), reference)
+        ways = (
+            ("blocks compiled, tuned", lambda: engines.compile_blocks(copy.deepcopy(lowered), TUNED), 45),
+            ("whole compiled", lambda: engines.compile_whole(lowered), 40),
+        )
+        for label, make, needs_s in ways:
+            engine = make()
+            for batch in BATCHES[-3:]:
+                what = f"{name} {label}, batch {batch}"
+                if rows.has_time(what, needs_s if batch == BATCHES[-3] else needs_s / 2):
+                    with rows.attempt(what):
+                        speed(rows, "vit", engine, golden, batch, flops=geometry.flops, model=name, engine=label,
+                              dtype="bf16")  # fmt: skip
+                        if batch == BATCHES[-3]:
+                            report_parity(rows, name, f"bf16 {label}", "bf16", engine(golden), reference)
+
+
+def choose_attention(rows: Rows, geometry: vit.Geometry, device: torch.device) -> None:
+    """Time flash and cuDNN attention at the geometry's shape; where cuDNN's is the faster, use it in this process."""
+    shape = (64, geometry.heads, geometry.tokens, geometry.dim // geometry.heads)
+    q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16) for _ in range(3))
+    ms = {}
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        with sdpa_kernel(backend):
+            timing = machine.median_ms(lambda: F.scaled_dot_product_attention(q, k, v), device, 0.3)
+        ms[backend] = timing["ms"]
+        rows.add("attention", backend=backend.name, batch=64, **timing)
+    if ms[SDPBackend.CUDNN_ATTENTION] < ms[SDPBackend.FLASH_ATTENTION]:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        for others in ("flash", "mem_efficient", "math"):
+            getattr(torch.backends.cuda, f"enable_{others}_sdp")(False)
 
 
 def run_package(job: Job) -> None:
@@ -216,7 +243,9 @@ def run_package(job: Job) -> None:
     images = torch.from_numpy(found.images_NHWC[:256]).to(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "encoder.pt2"
-        engine = engines.package(served.lower(model.encoder, torch.float16), images[:8].contiguous(), 256, path)
+        engine = engines.package(
+            served.lower(model.encoder, machine.DTYPES["fp16"]), images[:8].contiguous(), 256, path
+        )
         rows.add("packages", model=served.ENCODER, mb=round(path.stat().st_size / 1e6, 1))
         with torch.inference_mode():
             reference = served.Reference.compute(model, found, device)

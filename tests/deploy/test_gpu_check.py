@@ -19,11 +19,13 @@ pytestmark = pytest.mark.training
 
 sys.path.insert(0, str(FOLDER))
 import compare  # noqa: E402
+import engines  # noqa: E402
 import gpu_check  # noqa: E402
 import machine  # noqa: E402
 import pack  # noqa: E402
 import page  # noqa: E402
 import served  # noqa: E402
+import stages  # noqa: E402
 import tileset  # noqa: E402
 import vit  # noqa: E402
 from record import Clock, Record, Rows, last_line  # noqa: E402
@@ -338,3 +340,48 @@ def test_self_test_runs_every_stage_that_needs_no_gpu(tmp_path: Path) -> None:
     assert record["used_s"] <= 150
     assert "Self-test" in ended.stdout
     assert str(ROOT) not in out.read_text()
+
+
+def test_flow_of_the_stages_that_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row that a GPU would give, with torch's compilers and CUDA graphs left out: nothing is skipped or fails."""
+    from training.tissue.model import TileEncoder, TissueHead
+
+    torch.manual_seed(0)
+    networks = [network.eval().requires_grad_(False) for network in (TileEncoder(), TissueHead(7))]
+    model = served.Served(*networks, 0.75, tmp_path, {})
+    monkeypatch.setattr(stages.Job, "compiles", True)
+    monkeypatch.setattr(stages, "BATCHES", (1, 2, 3))
+    monkeypatch.setattr(served, "BATCH", 2)
+    monkeypatch.setattr(served, "open_served", lambda root, device: model)
+    monkeypatch.setattr(tileset, "load", lambda path, side_px=48, most=None: tileset.noise(3, min(side_px, 56)))
+    monkeypatch.setattr(machine, "DTYPES", {"fp16": torch.float32, "bf16": torch.float32})
+    monkeypatch.setattr(machine, "median_ms", lambda run, device, seconds=0: {"ms": 1.0 + 0 * len(str(run()))})
+    monkeypatch.setattr(engines, "median_ms", machine.median_ms)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    for name in ("compile_blocks", "compile_whole"):
+        monkeypatch.setattr(engines, name, lambda network, mode="": network)
+    monkeypatch.setattr(engines, "graph", lambda engine, example: engine)
+
+    def package(network: torch.nn.Module, example: torch.Tensor, most: int, path: Path) -> torch.nn.Module:
+        path.write_bytes(b"package")
+        return network
+
+    monkeypatch.setattr(engines, "package", package)
+    monkeypatch.setattr(vit, "VIT_S16", vit.VIT_TINY)
+    monkeypatch.setattr(vit, "VIT_L14", vit.VIT_TINY)
+    job = stages.Job(rows_of(tmp_path, 3600), CPU, tmp_path, tmp_path, tiny=False)
+    stages.run_served(job)
+    stages.run_vit(job, vit.VIT_TINY)
+    stages.run_package(job)
+    stages.run_tuned(job, vit.VIT_TINY)
+    stages.run_vit_packages(job)
+    found = read_rows(tmp_path)
+    skipped = {entry["row"]["what"] for entry in found if entry["section"] == "skipped"}
+    assert skipped <= {"fp32 against ONNX Runtime", "cuDNN's attention"}  # neither is there on a CPU
+    engines_seen = {entry["row"]["engine"] for entry in found if entry["section"] == "vit"}
+    assert engines_seen == {
+        "eager", "blocks compiled", "blocks compiled, graph", "blocks compiled, tuned", "whole compiled", "AOTInductor"
+    }  # fmt: skip
+    artefacts = {entry["row"]["artefact"] for entry in found if entry["section"] == "artefacts"}
+    assert "torch fp16, AOTInductor package" in artefacts
+    assert "torch bf16, compiled, batch 2 fixed" in artefacts
