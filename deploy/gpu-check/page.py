@@ -65,6 +65,7 @@ def _machine(record: dict[str, Any]) -> list[str]:
     smi = machine.get("nvidia_smi", {})
     peaks = ", ".join(f"{dtype} {rate:,.1f}" for dtype, rate in record.get("matmul_peak_tflops", {}).items())
     tf32 = (record.get("tf32") or [{}])[0]
+    after = (record.get("machine_after") or [{}])[0]
     lines = []
     if record.get("self_test"):
         lines += ["**Self-test with tiny shapes: these figures say nothing of a GPU.**", ""]
@@ -76,7 +77,8 @@ def _machine(record: dict[str, Any]) -> list[str]:
         "",
         f"Measured matmul peak in TFLOP/s (largest of the medians over square sizes, random values): {peaks or '–'}. "
         f"TF32 is off: {_cell(tf32.get('off'))} (relative error of an fp32 product {_cell(tf32.get('matmul_error'))}, "
-        f"of a convolution {_cell(tf32.get('convolution_error'))}).",
+        f"of a convolution {_cell(tf32.get('convolution_error'))}). Right after it: SM clock "
+        f"{after.get('clocks.sm', '–')}, power {after.get('power.draw', '–')} of {after.get('power.limit', '–')}.",
     ]
     return lines
 

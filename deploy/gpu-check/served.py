@@ -118,12 +118,16 @@ def lower(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the fp32 engine (torch on this device, TF32 off) says of every tile."""
+    """What the fp32 engine (torch on this device, TF32 off) says of every tile.
+
+    `doubts` are failures of this reference itself against the served ONNX files: they hold back every approval.
+    """
 
     tiles: TileSet
     images_NHWC: Tensor
     embedding_ND: Tensor
     logits_NC: Tensor
+    doubts: tuple[str, ...] = ()
 
     @classmethod
     def compute(cls, served: Served, found: TileSet, device: torch.device) -> "Reference":
@@ -159,7 +163,8 @@ def judge(
     same = compare.agreement(head_logits(served, embedding), reference.logits_NC, served.operating_point)
     steady = compare.invariance(call, reference.images_NHWC[:batch].to(device))
     golden = golden_parity(served, call, device)
-    failures = [f"G3: {text}" for text in compare.parity_failures(parity, dtype)]
+    failures = [f"reference: {text}" for text in reference.doubts]
+    failures += [f"G3: {text}" for text in compare.parity_failures(parity, dtype)]
     failures += [f"G3: {text}" for text in compare.agreement_failures(same, dtype)]
     failures += [f"G4: {text}" for text in compare.invariance_failures(steady, dtype)]
     if golden is not None:

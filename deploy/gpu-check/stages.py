@@ -1,6 +1,7 @@
 """The stages: what is built, run, compared and timed, each within its own share of the clock."""
 
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,9 @@ def run_served(job: Job) -> None:
         if chain is None:
             rows.skip("fp32 against ONNX Runtime", "ONNX Runtime or the served ONNX files are missing")
         else:
-            rows.add("onnx_parity", failures=compare.parity_failures(chain, "fp32"), **chain)
+            doubts = compare.parity_failures(chain, "fp32") + compare.agreement_failures(chain, "fp32")
+            reference = dataclasses.replace(reference, doubts=tuple(doubts))
+            rows.add("onnx_parity", failures=doubts, **chain)
         images = reference.images_NHWC[:256].to(device)
 
         def judged(engine: Engine, name: str, dtype: str, *, fixed: bool = False) -> None:
