@@ -19,8 +19,8 @@ nothing there; its figures are then in `gate-failed.json` of the run folder.
     python -m exporters build training/released/tile_encoder --target onnx --out model_repository
     python -m exporters build training/released/tissue_head --target onnx --out model_repository
 
-The head is built after its encoder, and again after every new encoder: it is only right on the weights that it was
-trained on, and the exporter compares their digests.
+`make engines` runs the last two. The head is built after its encoder, and again after every new encoder: it is only
+right on the weights that it was trained on, and the exporter compares their digests.
 
 | gate | passes when |
 |---|---|

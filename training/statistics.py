@@ -22,9 +22,6 @@ class Figure:
     low: float
     high: float
 
-    def text(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
 
 def recalls(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
     """(C,) recall per class."""

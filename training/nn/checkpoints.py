@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import torch
 from safetensors.torch import load_file, save
@@ -75,8 +74,3 @@ def load_state(network: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         if not bool(torch.isfinite(value).all()):
             raise WeightsInvalid(f"The weights of {source} hold NaN or infinite values in {key}. Train the run again.")
     network.load_state_dict(found, strict=False)
-
-
-def as_numpy(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Tensors as fp32 arrays."""
-    return {key: value.detach().float().numpy() for key, value in tensors.items()}

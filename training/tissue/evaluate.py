@@ -121,6 +121,7 @@ def _section(folder: Path) -> list[str]:
     metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
     recipe = read_toml(folder / "recipe.toml")
     protocol = metrics["protocol"]
+    changed = f" (with {count} changed files)" if (count := manifest["git_changed_files"]) else ""
     rows = [
         f"| {name} | " + " | ".join(_interval(row[score]) for score in SCORES) + " |"
         for name, row in metrics["rows"].items()
@@ -129,7 +130,7 @@ def _section(folder: Path) -> list[str]:
         f"## {recipe['name']}",
         "",
         f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
-        f"{manifest['git_commit'][:12]}, {metrics['cpu_s']:.0f} s of CPU time on one thread.",
+        f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread.",
         f"{protocol['repeats']} × {protocol['folds']} outer folds, {protocol['inner_folds']} inner folds, "
         f"{metrics['tiles']} tiles in {metrics['groups']} groups.",
         "",
