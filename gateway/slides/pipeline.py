@@ -21,7 +21,7 @@ from gateway.slides.grid import TilePlan
 from gateway.slides.metrics import FRAME_BYTES, FRAMES_DECODED, FRAMES_MISSING
 from gateway.slides.slide import WHITE, LevelImage, Slide
 
-_TASK_FRAMES = 32
+_TASK_FRAMES = 16
 """Frames fetched and decoded by one task of the pool: enough that reads are in bulk and the hand-over costs little."""
 
 
