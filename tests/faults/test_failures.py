@@ -127,34 +127,39 @@ def test_cancelled_in_the_middle(gateway: Gateway, pacs: Orthanc, study: str) ->
     assert pacs.instances("SR") == []
 
 
-def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
-    """A report that is not in the PACS is not given out either."""
-    files = {path.stem: path.read_bytes() for path in cmu_slide.glob("*.dcm")}
-    header = pydicom.dcmread(next(cmu_slide.glob("*.dcm")), stop_before_pixels=True)
-    failure = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081197": {"vr": "US", "Value": [0x0110]}}
-    refusal = json.dumps({"00081198": {"vr": "SQ", "Value": [failure]}}).encode()
-    server = RoguePacs(
+def pacs_with(folder: Path) -> RoguePacs:
+    """A server that gives the slide in a folder, and whose other answers a test may replace."""
+    files = {path.stem: path.read_bytes() for path in folder.glob("*.dcm")}
+    header = pydicom.dcmread(next(folder.glob("*.dcm")), stop_before_pixels=True)
+    return RoguePacs(
         list_series=once_listed(dicom_json({"0020000E": [header.SeriesInstanceUID], "00080060": ["SM"]})),
         list_instances=once_listed(dicom_json(*({"00080018": [sop]} for sop in files))),
         retrieve=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]]),
-        store=lambda request: request.answer(409, "application/dicom+json", refusal),
     )
+
+
+def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
+    """A report that is not in the PACS is not given out either."""
+    failure = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081197": {"vr": "US", "Value": [0x0110]}}
+    refusal = json.dumps({"00081198": {"vr": "SQ", "Value": [failure]}}).encode()
+    server = pacs_with(cmu_slide)
+    server.store = lambda request: request.answer(409, "application/dicom+json", refusal)
     with running(server), running_gateway(tmp_path / "state", server.address, **QUICK) as gateway:
-        analysis = gateway.order(header.StudyInstanceUID)
+        analysis = gateway.order(study_of(cmu_slide))
         assert_failed(gateway, analysis, "archive-refused")
         assert ("report", "finished") in gateway.steps(analysis)
         assert sum(method == "POST" for method, _, _ in server.requests) == 1
 
 
-def test_a_pacs_that_does_not_serve(tmp_path: Path) -> None:
+def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
     def answering(status: int, body: bytes) -> Answer:
         return lambda request: request.answer(status, "text/html", body)
 
+    settings = {"PATHSERVE_TRITON_URL": nobody(), "PATHSERVE_RETRY_ATTEMPTS": "1"}
     with ExitStack() as server:
-        pacs = server.enter_context(running(RoguePacs()))
-        with running_gateway(
-            tmp_path / "state", pacs.address, ready=False, PATHSERVE_TRITON_URL=nobody(), **QUICK
-        ) as gateway:
+        pacs = server.enter_context(running(pacs_with(cmu_slide)))
+        with running_gateway(tmp_path / "state", pacs.address, ready=False, **settings) as gateway:
+            assert_failed(gateway, gateway.order(study_of(cmu_slide)), "inference-unavailable")
             for answer, reason in [
                 (answering(401, b""), "archive-refused"),
                 (answering(403, b""), "archive-refused"),
@@ -166,18 +171,7 @@ def test_a_pacs_that_does_not_serve(tmp_path: Path) -> None:
                 assert_failed(gateway, gateway.order("2.25.1"), reason)
             server.close()
             assert_failed(gateway, gateway.order("2.25.1"), "archive-unavailable")
-
-
-def test_triton_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:
-    with running_gateway(
-        tmp_path / "state",
-        pacs.address,
-        ready=False,
-        PATHSERVE_TRITON_URL=nobody(),
-        PATHSERVE_RETRY_ATTEMPTS="1",
-    ) as gateway:
-        assert_failed(gateway, gateway.order(study), "inference-unavailable")
-    assert pacs.instances("SR") == []
+            assert {method for method, _, _ in pacs.requests} == {"GET"}
 
 
 def test_the_model_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:
