@@ -8,6 +8,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SLIDE ?= tests/data/cmu_small_he
 KEEP ?= 0
+# These need torch, and so the training environment.
+TRAINING_TESTS := tests/training tests/exporters tests/deploy
 
 .PHONY: setup setup-training demo test bench campaign lint docs engines clean
 
@@ -59,8 +61,8 @@ test: setup setup-training
 	  exit 1
 	fi
 	$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest -p tests.skips --ignore=tests/training --ignore=tests/exporters
-	.venv-training/bin/python -m pytest -p tests.skips tests/training tests/exporters
+	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS))
+	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS)
 
 ## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json.
 bench: setup
