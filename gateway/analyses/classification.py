@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from gateway.analyses import tiles
 from gateway.analyses.batches import REQUEST_TILES, run_batches
 from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
@@ -36,6 +37,7 @@ EVIDENCE_PER_CLASS = 3
 MOSTLY_UNCERTAIN = 0.5
 COARSER_TOLERANCE = 1.02
 THUMBNAIL_PX = 1024
+TILES = "tiles.bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,17 +111,16 @@ class TissueClassification:
             answer: npt.NDArray[np.float32] = (await engine.infer(model, {"image": images_BHWC}))["logits"]
             return answer
 
-        with _store(task, plan.digest) as store:
+        with TileStore.open(task.folder / TILES, **_ownership(task, plan.digest)) as store:
             progress(store.done)
             batches = stream_tiles(task.slide, plan, batch=REQUEST_TILES, skip=store.done, cancelled=cancelled)
             await run_batches(batches, logits, store, progress=progress, cancelled=cancelled)
 
     def outcome(self, task: SlideTask) -> SlideOutcome:
         planned = _Planned.load(task.folder / "plan.npz")
-        with _store(task, planned.digest) as store:
-            logits_NC, missing = store.read(), store.missing
-        if len(logits_NC) != len(planned.rows_N):
-            raise AssertionError(f"{len(logits_NC)} answers for {len(planned.rows_N)} tiles")
+        logits_NC, missing = tiles.load(
+            task.folder / TILES, rows=len(planned.rows_N), **_ownership(task, planned.digest)
+        )
         use = compare(task.specimen, task.slide.header, task.card)
         point = _operating_point(task)
         probabilities_NC = softmax(logits_NC)
@@ -159,10 +160,10 @@ def _operating_point(task: SlideTask) -> OperatingPoint:
     return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
 
 
-def _store(task: SlideTask, digest: str) -> TileStore:
+def _ownership(task: SlideTask, digest: str) -> dict[str, Any]:
     version = task.card.version
     belongs_to = {"plan": digest, "model": version.name, "version": version.version, "engine": version.engine_sha256}
-    return TileStore.open(task.folder / "tiles.bin", belongs_to=belongs_to, width=len(task.card.labels))
+    return {"belongs_to": belongs_to, "width": len(task.card.labels)}
 
 
 def _result(

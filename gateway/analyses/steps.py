@@ -29,7 +29,8 @@ from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportS
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
-from gateway.operations.errors import Cancelled, PathserveError, SlideError, SlideNotInArchive
+from gateway.operations.disk import disk_errors, sync_folder, written_whole
+from gateway.operations.errors import Cancelled, PathserveError, SlideError, SlideNotInArchive, StateError
 from gateway.operations.settings import Settings
 from gateway.reports import encode_all, picture
 from gateway.slides import Slide, TilePlan
@@ -86,20 +87,20 @@ class CaseRun:
     async def fetch(self) -> dict[str, Any]:
         """Bring every slide of the order within reach; one that is not in the archive is noted and the others go on.
 
-        Raises ArchiveError (SlideNotInArchive where none is there), DiskFull, Cancelled.
+        Raises ArchiveError (where none is there, the first one's reason), SlideError, DiskFull, Cancelled.
         """
         return await asyncio.to_thread(self._fetch)
 
     def _fetch(self) -> dict[str, Any]:
         fetched: list[_Fetched] = []
-        missing: SlideNotInArchive | None = None
+        missing: SlideNotInArchive | SlideError | None = None
         for index, specimen in enumerate(self.order.specimens):
             for reference in specimen.slides:
                 try:
                     entries = self._archive.find_series(reference.study, reference.series)
                     fetched += [self._fetch_one(index, entry) for entry in entries]
-                except SlideNotInArchive as error:
-                    missing = error
+                except (SlideNotInArchive, SlideError) as error:
+                    missing = missing or error
                     fetched += _not_there(index, reference, error)
         if missing is not None and not any(slide.files for slide in fetched):
             raise missing
@@ -198,11 +199,14 @@ class CaseRun:
             report, sources, pictures = self._build()
             files = {**pictures, **encode_all(report, sources, pictures)}
             part = self.folder / "artifacts.part"
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            for name, data in files.items():
-                (part / name).write_bytes(data)
-            part.rename(self.artifacts)
+            with disk_errors():
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+                for name, data in files.items():
+                    with written_whole(part / name) as out:
+                        out.write(data)
+                part.rename(self.artifacts)
+                sync_folder(self.folder)
         return {"artifacts": sorted(path.name for path in self.artifacts.iterdir())}
 
     def _build(self) -> tuple[Report, list[pydicom.Dataset], dict[str, bytes]]:
@@ -274,6 +278,8 @@ class CaseRun:
         if self._cancelled():
             raise Cancelled("The analysis was cancelled.")
         objects = sorted(self.artifacts.glob("*.dcm"))
+        if not objects:
+            raise StateError("The report's files are gone from the state folder. Order the analysis again.")
         await asyncio.to_thread(self._archive.store, objects)
         self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
         return {"objects": len(objects)}
@@ -290,10 +296,10 @@ class CaseRun:
         return datetime.fromisoformat(json.loads(path.read_text()))
 
     def _write(self, name: str, value: Any) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self.folder / f"{name}.part"
-        part.write_text(json.dumps(value, indent=1))
-        part.replace(self.folder / name)
+        with disk_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.folder / name) as out:
+                out.write(json.dumps(value, indent=1).encode())
 
 
 def _not_there(specimen: int, reference: SlideReference, error: PathserveError) -> list[_Fetched]:

@@ -18,28 +18,25 @@ from typing import IO, Self
 import numpy as np
 import numpy.typing as npt
 
-from gateway.operations.errors import DiskFull
+from gateway.operations.disk import disk_errors
+from gateway.operations.errors import StateError
 
 _PREFIX = struct.Struct("<II")
 _MISSING = struct.Struct("<I")
 
 
 class TileStore:
-    """Outputs of shape (N, `width`) float32 of one slide, complete up to row `done`.
-
-    `missing` counts the image frames that were missing under these rows.
-    """
+    """Outputs of shape (N, `width`) float32 of one slide, complete up to row `done`; `load` reads them."""
 
     def __init__(self, file: IO[bytes], width: int) -> None:
         self._file = file
         self.width = width
         self.done = 0
-        self.missing = 0
 
     @classmethod
     def open(cls, path: Path, *, belongs_to: Mapping[str, str], width: int) -> Self:
         """Open for appending. Outputs that belong to anything else (another plan, another engine) are thrown away."""
-        header = json.dumps({**belongs_to, "width": width}, sort_keys=True).encode()
+        header = _header(belongs_to, width)
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("r+b" if path.exists() else "w+b")
         store = cls(file, width)
@@ -51,7 +48,7 @@ class TileStore:
             return store
         good_end = _PREFIX.size + len(header)
         for payload in records:
-            store._count(payload)
+            store.done += store._rows(payload)
             good_end += _PREFIX.size + len(payload)
         file.seek(good_end)
         file.truncate()
@@ -63,15 +60,7 @@ class TileStore:
             raise ValueError(f"expected (batch, {self.width}) values, got {values_BC.shape}")
         payload = _MISSING.pack(missing) + np.ascontiguousarray(values_BC, dtype="<f4").tobytes()
         self._write(payload)
-        self._count(payload)
-
-    def read(self) -> npt.NDArray[np.float32]:
-        """All rows so far, (done, width) float32."""
-        records = _records(self._file)
-        next(records)
-        flat = np.frombuffer(b"".join(payload[_MISSING.size :] for payload in records), dtype="<f4")
-        self._file.seek(0, os.SEEK_END)
-        return flat.reshape(-1, self.width)
+        self.done += self._rows(payload)
 
     def close(self) -> None:
         self._file.close()
@@ -84,17 +73,36 @@ class TileStore:
     ) -> None:
         self.close()
 
-    def _count(self, payload: bytes) -> None:
-        self.done += (len(payload) - _MISSING.size) // (4 * self.width)
-        self.missing += _MISSING.unpack_from(payload)[0]
+    def _rows(self, payload: bytes) -> int:
+        return (len(payload) - _MISSING.size) // (4 * self.width)
 
     def _write(self, payload: bytes) -> None:
-        try:
+        with disk_errors():
             self._file.write(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
             self._file.flush()
             os.fdatasync(self._file.fileno())
-        except OSError as error:
-            raise DiskFull("The state folder cannot take more tile outputs: free some space, then retry.") from error
+
+
+def load(path: Path, *, belongs_to: Mapping[str, str], width: int, rows: int) -> tuple[npt.NDArray[np.float32], int]:
+    """All (`rows`, `width`) float32 outputs of a finished slide, and the number of frames missing under them.
+
+    Raises StateError where they belong to anything else, or are not all there.
+    """
+    with disk_errors(), path.open("rb") as file:
+        records = _records(file)
+        mine = next(records, None) == _header(belongs_to, width)
+        payloads = list(records)
+    flat = np.frombuffer(b"".join(payload[_MISSING.size :] for payload in payloads), dtype="<f4")
+    if not mine or len(flat) != rows * width:
+        raise StateError(
+            "The stored tile outputs do not belong to the slide and model of this analysis: one of them was changed "
+            "while it ran. Order the analysis again."
+        )
+    return flat.reshape(rows, width), sum(_MISSING.unpack_from(payload)[0] for payload in payloads)
+
+
+def _header(belongs_to: Mapping[str, str], width: int) -> bytes:
+    return json.dumps({**belongs_to, "width": width}, sort_keys=True).encode()
 
 
 def _records(file: IO[bytes]) -> Iterator[bytes]:

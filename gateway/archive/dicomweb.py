@@ -12,12 +12,13 @@ from typing import Any, Self
 
 import httpx
 
-from gateway.archive.dicomweb_files import InstanceId, disk_errors, instance_id, is_whole, only_one, written_whole
+from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole, only_one
 from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, Transient, never, text, values
 from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
 from gateway.archive.metrics import PACS_BYTES
 from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, no_progress
 from gateway.domain.uids import is_uid
+from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,

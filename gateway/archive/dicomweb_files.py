@@ -1,6 +1,5 @@
-"""Instances on the local disk: whole or not there at all."""
+"""Instances on the local disk: whose they are, whether they are whole, and one writer at a time."""
 
-import errno
 import fcntl
 import os
 import time
@@ -15,14 +14,11 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from gateway.operations.errors import (
     Cancelled,
-    DiskFull,
     NotDicom,
-    StateError,
     TruncatedFile,
     UnsupportedTransferSyntax,
 )
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00")
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
@@ -91,39 +87,6 @@ def _reaches_its_end(file: BinaryIO, length: int, size: int) -> bool:
             return False
         file.seek(item_length, os.SEEK_CUR)
     return False
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """Translate what the operating system says of the disk: DiskFull where there is no room, else StateError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise DiskFull("No space is left for the slide: make room in the state folder.") from None
-        raise StateError(
-            f"A file in the state folder cannot be read or written ({os.strerror(error.errno or 0)}): "
-            "check the folder and its permissions."
-        ) from None
-
-
-@contextmanager
-def written_whole(target: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends well, flushed to the disk, and not at all otherwise."""
-    part = target.with_name(f".{target.name}.part")
-    try:
-        with part.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

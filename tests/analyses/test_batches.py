@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gateway.analyses.batches import IN_FLIGHT, run_batches
-from gateway.analyses.tiles import TileStore
+from gateway.analyses.tiles import TileStore, load
 from gateway.operations.errors import Cancelled, InferenceError
 from gateway.slides import TileBatch
 
@@ -25,9 +25,17 @@ def batches(log: list[str] | None = None) -> Iterator[TileBatch]:
             log.append("closed")
 
 
+KEY = {"belongs_to": {"plan": "p"}, "width": 1}
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[TileStore]:
-    with TileStore.open(tmp_path / "tiles.bin", belongs_to={"plan": "p"}, width=1) as opened:
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tiles.bin"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[TileStore]:
+    with TileStore.open(path, **KEY) as opened:
         yield opened
 
 
@@ -35,7 +43,7 @@ def never() -> bool:
     return False
 
 
-async def test_keeps_the_order_and_the_bound(store: TileStore) -> None:
+async def test_keeps_the_order_and_the_bound(store: TileStore, path: Path) -> None:
     running = most = 0
     seen: list[int] = []
 
@@ -49,8 +57,9 @@ async def test_keeps_the_order_and_the_bound(store: TileStore) -> None:
         return np.full((SIZE, 1), number, dtype=np.float32)
 
     await run_batches(batches(), infer, store, progress=seen.append, cancelled=never)
-    assert store.read()[:, 0].tolist() == [float(n) for n in range(COUNT) for _ in range(SIZE)]
-    assert store.missing == COUNT // 2
+    values, missing = load(path, **KEY, rows=COUNT * SIZE)
+    assert values[:, 0].tolist() == [float(n) for n in range(COUNT) for _ in range(SIZE)]
+    assert missing == COUNT // 2
     assert most == IN_FLIGHT
     assert seen == [SIZE * n for n in range(1, COUNT + 1)]
 

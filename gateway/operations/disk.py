@@ -1,0 +1,50 @@
+"""Writing to the state folder: whole or not at all, and every trouble of the disk a typed error."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from gateway.operations.errors import DiskFull, StateError
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Translate what the operating system says of the disk: DiskFull where there is no room, else StateError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull("No space is left in the state folder: make room there.") from None
+        raise StateError(
+            f"A file in the state folder cannot be read or written ({os.strerror(error.errno or 0)}): "
+            "check the folder and its permissions."
+        ) from None
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block ends well, flushed to the disk, and not at all otherwise."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with part.open("wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(target)
+        sync_folder(target.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's names to the disk, so that a file renamed into it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
