@@ -89,5 +89,9 @@ def check_order(order: Order) -> None:
     options_of(protocol, order)
     if not any(specimen.slides for specimen in order.specimens):
         raise InvalidOrder("The order names no slide. Name at least one study under specimens[].slides[].")
+    references = [slide for specimen in order.specimens for slide in specimen.slides]
+    named = [(slide.study, series) for slide in references for series in slide.series or ("",)]
+    if len(set(named)) < len(named):
+        raise InvalidOrder("The order names a slide twice. Name each series once, under its own specimen.")
     if order.prompts and not protocol.prompts:
         raise InvalidOrder(f"The protocol {protocol.name} takes no prompts. Leave `prompts` out.")

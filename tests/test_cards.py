@@ -1,0 +1,33 @@
+"""The cards of the committed models: valid, and without a diagnosis word where there must be none."""
+
+import copy
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+SCHEMA = json.loads((REPOSITORY / "card.schema.json").read_text())
+CARDS = {path.parent.name: json.loads(path.read_text()) for path in sorted(REPOSITORY.glob("*/card.json"))}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_is_valid(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(CARDS[name], SCHEMA)
+    assert CARDS[name]["research_use"] == "research use, not a medical device"
+
+
+@pytest.mark.parametrize("word", ["Adenocarcinoma", "cancer-like", "tumour", "Normal mucosa", "benign gland"])
+def test_a_diagnosis_word_is_no_exploratory_label(word: str) -> None:
+    card = copy.deepcopy(CARDS["tissue_classification"])
+    card["labels"][0]["exploratory"]["display"] = word
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(card, SCHEMA)
+
+
+def test_ensemble_says_what_its_head_says() -> None:
+    ensemble, head = CARDS["tissue_classification"], CARDS["tissue_head"]
+    for key in ("labels", "intended_use", "operating_points", "mpp", "tile_px"):
+        assert ensemble[key] == head[key]
