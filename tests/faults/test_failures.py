@@ -172,6 +172,7 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
             server.close()
             assert_failed(gateway, gateway.order("2.25.1"), "archive-unavailable")
             assert {method for method, _, _ in pacs.requests} == {"GET"}
+            gateway.kill()  # all was seen; a good end would wait some seconds for the Triton that is not there
 
 
 def test_the_model_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:

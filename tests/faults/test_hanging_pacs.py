@@ -44,3 +44,4 @@ def test_cancelled_and_stopped_while_the_pacs_hangs(tmp_path: Path) -> None:
         shown = gateway.finish(interrupted)
         assert (shown["state"], shown["failure"]["reason"]) == ("failed", "slide-not-in-archive")
         assert gateway.show(cancelled)["state"] == "cancelled"
+        gateway.kill()  # all was seen; a good end would wait some seconds for the Triton that is not there
