@@ -59,7 +59,7 @@ def main() -> int:
     try:
         run(arguments.slide, keep=arguments.keep)
     except DemoError as error:
-        console.print(f"[red]demo: {error}[/red]")
+        console.print(f"[red]demo: {error}[/red]", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("stopped.")
