@@ -180,7 +180,8 @@ class AnalysisWorkflow:
                 self._leave_resumable_when_stopping(analysis_id)
                 outcome = "retry" if error.retryable and attempt < self._retry.attempts else "failed"
                 STEP_ATTEMPTS.labels(step.value, outcome).inc()
-                log.warning("step did not succeed", reason=error.reason, detail=error.detail, attempt=attempt)
+                # The sentence may name a study or series; it is kept with the analysis, not in the log.
+                log.warning("step did not succeed", reason=error.reason, attempt=attempt)
                 if outcome == "failed":
                     return {"state": State.FAILED.value, "reason": error.reason, "detail": error.detail}
                 await self._event(analysis_id, step, "retry", attempt=attempt, reason=error.reason)

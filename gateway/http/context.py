@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +16,11 @@ from gateway.operations.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`stopping` is set when the server begins to shut down: streams end then."""
+    """`stopping` is set when the server begins to shut down: streams end then. `started`: when this process began."""
 
     settings: Settings
     ledger: Ledger
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def artifacts(self, analysis_id: str) -> Path:

@@ -39,7 +39,8 @@ def readyz(here: Here, response: Response) -> Ready:
     try:
         worker = here.ledger.worker()
         parts["database"] = True
-        if worker is not None and worker.alive(datetime.now(UTC)):
+        # A heartbeat from before this process began may be that of a worker that was killed together with the last one.
+        if worker is not None and worker.beat >= here.started and worker.alive(datetime.now(UTC)):
             parts["worker"] = True
             parts |= {name: bool(passes) for name, passes in worker.parts.items()}
             refused = sorted(str(each["name"]) for each in worker.models if not each["ready"])

@@ -60,6 +60,15 @@ async def test_a_worker_that_does_not_beat_is_not_there(stranger: httpx.AsyncCli
     assert (answer.status_code, answer.json()["parts"]["worker"]) == (503, False)
 
 
+async def test_a_heartbeat_from_before_the_start_is_a_dead_workers(stranger: httpx.AsyncClient, ledger: Ledger) -> None:
+    ledger.beat("w", datetime.now(UTC), {"inference": True, "archive": True}, [])
+    assert (await stranger.get("/readyz")).status_code == 200
+    with ledger._engine.begin() as connection:  # one second ago: fresh enough, but another process's time
+        connection.execute(sa.text("UPDATE workers SET beat = datetime(beat, '-1 second') || '.000000'"))
+    answer = await stranger.get("/readyz")
+    assert (answer.status_code, answer.json()["parts"]["worker"]) == (503, False)
+
+
 async def test_models_answer_from_the_first_moment(client: httpx.AsyncClient, ledger: Ledger, state: Path) -> None:
     assert (await client.get("/v1/models")).json() == {"items": []}
     (state / "models" / "tile_encoder").mkdir(parents=True)
