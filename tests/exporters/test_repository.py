@@ -67,7 +67,8 @@ def test_outside_the_intended_use_no_diagnosis_is_named() -> None:
         assert not DIAGNOSIS.search(label["exploratory"]["code"] + label["exploratory"]["display"])
     assert not any(DIAGNOSIS.search(limit) for limit in card["limits"])
     assert len({label["color"] for label in card["labels"]}) == 7
-    assert {organ["code"] for organ in card["intended_use"]["organs"]} == {"71854001", "34402009"}
+    large_intestine = {"14742008", "32713005", "9040008", "485005", "32622004", "60184004", "71854001", "34402009"}
+    assert {organ["code"] for organ in card["intended_use"]["organs"]} == large_intestine
 
 
 def test_the_diagnosis_filter_catches_what_it_should() -> None:
