@@ -158,18 +158,23 @@ def _region(image: Dataset, box: BoxPx) -> hd.ImageRegion3D | hd.ImageRegion:
 
 def _to_mm(image: Dataset) -> ImageToReferenceTransformer | None:
     """From (column, row) of the total pixel matrix, (0, 0) being the first pixel's outer corner, to mm (x, y, z)."""
-    origins = image.get("TotalPixelMatrixOriginSequence")
-    orientation = image.get("ImageOrientationSlide")
-    if not origins or not orientation or "FrameOfReferenceUID" not in image:
+    if not image.get("FrameOfReferenceUID"):
         return None
-    origin = origins[0]
-    spacing = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
-    return ImageToReferenceTransformer(
-        image_position=[
+    try:
+        origin = image.TotalPixelMatrixOriginSequence[0]
+        position = [
             float(origin.XOffsetInSlideCoordinateSystem),
             float(origin.YOffsetInSlideCoordinateSystem),
             float(origin.get("ZOffsetInSlideCoordinateSystem", 0) or 0),
-        ],
-        image_orientation=[float(value) for value in orientation],
-        pixel_spacing=[float(value) for value in spacing],
+        ]
+        orientation = [float(value) for value in image.ImageOrientationSlide]
+        spacing = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+        axes_23 = np.array(orientation).reshape(2, 3)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    # Rows and columns run along two unit vectors at right angles (PS3.3 C.7.6.2.1.1), or places in mm mean nothing.
+    if not np.isfinite(position).all() or not np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3):
+        return None
+    return ImageToReferenceTransformer(
+        image_position=position, image_orientation=orientation, pixel_spacing=[float(value) for value in spacing]
     )

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -242,6 +243,28 @@ def test_without_origin_the_evidence_is_in_pixels(report: Report, image: pydicom
     assert regions[0].ValueType == "SCOORD"
     assert regions[0].PixelOriginInterpretation == "VOLUME"
     assert list(regions[0].GraphicData[:4]) == [box.x_px, box.y_px, box.x_px + box.width_px, box.y_px]
+
+
+def _origin_without_x(image: pydicom.Dataset) -> None:
+    del image.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _origin_without_x,
+        lambda image: setattr(image, "ImageOrientationSlide", [0, 0, 0, 0, 0, 0]),
+        lambda image: setattr(image, "ImageOrientationSlide", [1, 0, 0, 1, 0, 0]),
+        lambda image: setattr(image, "ImageOrientationSlide", [1, 0, 0]),
+        lambda image: setattr(image, "FrameOfReferenceUID", ""),
+    ],
+)
+def test_a_place_that_cannot_be_true_is_not_given_in_mm(
+    report: Report, image: pydicom.Dataset, spoil: Callable[[pydicom.Dataset], None]
+) -> None:
+    source = deepcopy(image)
+    spoil(source)
+    assert {region.ValueType for region in named(written(to_sr(report, [source])), "111030")} == {"SCOORD"}
 
 
 def test_observer_specimen_algorithm_and_source(
