@@ -42,7 +42,10 @@ def load_api_key(configured: SecretStr | None, state: Path) -> tuple[ApiKey, str
     path = state / HASH_FILE
     try:
         if path.exists():
-            return ApiKey(bytes.fromhex(path.read_text().strip())), None
+            digest = bytes.fromhex(path.read_text().strip())
+            if len(digest) != hashlib.sha256().digest_size:
+                raise ValueError
+            return ApiKey(digest), None
         key = secrets.token_urlsafe(32)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = path.with_suffix(".new")

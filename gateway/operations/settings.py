@@ -3,9 +3,9 @@
 import sys
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -62,6 +62,26 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="Least level logged")
     api_key: SecretStr | None = Field(default=None, description="The API key; unset = generated and printed once")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # In the environment it is so already; an empty key from the file would open the API to everybody.
+        return {name: value for name, value in values.items() if value != ""}
+
+    @field_validator("api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().split()) != 1:
+            raise ValueError("a key has no blanks")
+        return value
+
+    @field_validator("archive")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("folder:", "dicomweb://")):
+            raise ValueError("write folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
+        return value
+
     @field_validator("state", "model_repository", "triton_backends")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -104,3 +124,12 @@ def settings() -> Settings:
         first = error.errors()[0]
         name = "PATHSERVE_" + "_".join(str(part).upper() for part in first["loc"])
         raise InvalidSetting(f"The setting {name} is not valid: {first['msg']}. Correct it and start again.") from None
+    except (OSError, ValueError):  # tomllib's own errors are ValueErrors
+        raise InvalidSetting(
+            "pathserve.toml in the working directory cannot be read as TOML. Correct it or remove it."
+        ) from None
+    except RuntimeError:  # what pathlib raises for a user without a home folder
+        raise InvalidSetting(
+            "A folder among the settings cannot be found: this user has no home folder, or a link leads to itself. "
+            "Set PATHSERVE_STATE to an absolute path."
+        ) from None

@@ -41,7 +41,8 @@ def test_a_key_outside_ascii() -> None:
     assert ApiKey.of("schlüssel").admits("bearer schlüssel".encode())
 
 
-def test_a_broken_hash_is_a_clear_error(tmp_path: Path) -> None:
-    (tmp_path / HASH_FILE).write_text("no hash")
+@pytest.mark.parametrize("text", ["no hash", "", "abcd\n"])
+def test_a_broken_hash_is_a_clear_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / HASH_FILE).write_text(text)
     with pytest.raises(StateError, match=HASH_FILE):
         load_api_key(None, tmp_path)

@@ -32,9 +32,30 @@ def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp
     assert found.ledger_url == f"sqlite:///{tmp_path}/from-environment/pathserve.db"
 
 
+def test_an_empty_value_counts_as_unset_in_the_file_too(tmp_path: Path) -> None:
+    (tmp_path / "pathserve.toml").write_text('api_key = ""\narchive = ""\ntriton_url = ""\n')
+    found = Settings()
+    assert (found.api_key, found.archive, found.triton_url) == (None, None, None)
+
+
+@pytest.mark.parametrize("content", [b"state = [", b"\xff\xfe"])
+def test_a_file_that_is_no_toml_is_a_clear_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pathserve.toml").write_bytes(content)
+    with pytest.raises(InvalidSetting, match=r"pathserve\.toml"):
+        settings()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("METRICS_PORT", "70000"), ("METRICS_PORT", "x"), ("CONCURRENCY", "0"), ("LOG_LEVEL", "LOUD")],
+    [
+        ("METRICS_PORT", "70000"),
+        ("METRICS_PORT", "x"),
+        ("CONCURRENCY", "0"),
+        ("LOG_LEVEL", "LOUD"),
+        ("API_KEY", "two words"),
+        ("API_KEY", " "),
+        ("ARCHIVE", "orthanc:8042"),
+    ],
 )
 def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"PATHSERVE_{name}", value)
@@ -63,3 +84,9 @@ def test_a_command_says_a_wrong_setting_in_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "PATHSERVE_CONCURRENCY" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATHSERVE_STATE", "~no-such-user-here/state")
+    with pytest.raises(InvalidSetting, match="PATHSERVE_STATE"):
+        settings()
