@@ -175,7 +175,9 @@ def show(here: Here, analysis_id: AnalysisId, if_none_match: Annotated[str | Non
     headers = {"ETag": etag}
     if not record.analysis.state.final:
         headers["Retry-After"] = _POLL_S
-    if if_none_match is not None and etag in (each.strip() for each in if_none_match.split(",")):
+    # A proxy that compresses marks our tag as weak; compared weakly it is the same (RFC 9110 13.1.2).
+    known = () if if_none_match is None else (each.strip().removeprefix("W/") for each in if_none_match.split(","))
+    if any(each in (etag, "*") for each in known):
         return Response(status_code=304, headers=headers)
     return JSONResponse(body, headers=headers)
 

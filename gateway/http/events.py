@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 
 from gateway.analyses.ledger import Event
 from gateway.domain.analysis import State
@@ -28,18 +28,22 @@ PING_S = 15.0
     "/{analysis_id}/events",
     response_class=StreamingResponse,
     summary="Follow an analysis",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        204: {"description": "Nothing follows that event: the analysis has ended"},
+    },
 )
-def follow(
-    here: Here, analysis_id: AnalysisId, last_event_id: Annotated[str | None, Header()] = None
-) -> StreamingResponse:
+def follow(here: Here, analysis_id: AnalysisId, last_event_id: Annotated[str | None, Header()] = None) -> Response:
     """Events `state`, `step` and `progress` from the beginning, or after `Last-Event-ID`; ends with the final state."""
     after = 0
     if last_event_id:
         if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= 9):
             raise InvalidInput("Last-Event-ID is the id of an event of this stream: a number.")
         after = int(last_event_id)
-    here.ledger.get(analysis_id)
+    ended = here.ledger.get(analysis_id).analysis.state.final
+    if after and ended and not here.ledger.events(analysis_id, after, limit=1):
+        # A browser takes the end of a stream for a fault and comes back until it is told this (WHATWG HTML 9.2.3).
+        return Response(status_code=204)
     return StreamingResponse(
         _stream(here, analysis_id, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
     )

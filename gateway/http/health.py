@@ -23,11 +23,13 @@ class Ready(BaseModel):
     refused: list[str]
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="The process lives")
 def livez() -> Alive:
     return Alive(alive=True)
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="The server is ready",

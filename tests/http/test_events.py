@@ -40,6 +40,7 @@ async def test_the_stream_of_an_ended_analysis_replays_and_ends(
     for last, left in (("1", [2, 3]), ("2", [3]), ("3", []), ("99", [])):
         answer = await client.get(f"/v1/analyses/{analysis_id}/events", headers={"Last-Event-ID": last})
         assert [seq for seq, _, _ in parse(answer.text)] == left
+        assert answer.status_code == (200 if left else 204)
 
 
 async def test_a_stream_follows_until_the_end(client: httpx.AsyncClient, analysis_id: str, ledger: Ledger) -> None:

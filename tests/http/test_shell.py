@@ -36,6 +36,7 @@ async def test_the_key_in_any_case_of_the_scheme(stranger: httpx.AsyncClient) ->
 
 async def test_strangers_learn_health_and_nothing_more(stranger: httpx.AsyncClient, ledger: Ledger) -> None:
     assert (await stranger.get("/livez")).json() == {"alive": True}
+    assert ((await stranger.head("/livez")).status_code, (await stranger.head("/readyz")).status_code) == (200, 503)
     parts = {"database": True, "worker": False, "inference": False, "archive": False}
     answer = await stranger.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, {"ready": False, "parts": parts, "refused": []})
