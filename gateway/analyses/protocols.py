@@ -3,6 +3,7 @@
 Descriptions only: nothing here reads a slide, so that the process that answers requests can import it lightly.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -67,6 +68,8 @@ def protocol_named(name: str) -> Protocol:
 def options_of(protocol: Protocol, order: Order) -> dict[str, float | None]:
     """All settings of the protocol with the order's changes. Raises InvalidSetting."""
     options = {name: spec.default for name, spec in protocol.settings.items()}
+    if twice := [name for name, times in Counter(name for name, _ in order.settings).items() if times > 1]:
+        raise InvalidSetting(f"The setting {twice[0]} is given more than once. Give each setting once.")
     for name, text in order.settings:
         spec = protocol.settings.get(name)
         if spec is None:

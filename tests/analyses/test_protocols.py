@@ -42,6 +42,12 @@ def test_setting_out_of_range(value: str) -> None:
         check_order(Order(NAME, (ONE,), settings=(("tissue.min_share", value),)))
 
 
+def test_a_setting_given_twice() -> None:
+    twice = (("tissue.min_share", "0.9"), ("tissue.min_share", "0.1"))
+    with pytest.raises(InvalidSetting, match="more than once"):
+        check_order(Order(NAME, (ONE,), settings=twice))
+
+
 def test_settings_are_taken() -> None:
     protocol = protocol_named(NAME)
     changed = options_of(protocol, Order(NAME, (ONE,), settings=(("tissue.min_share", "0.5"),)))
