@@ -1,8 +1,12 @@
 """One analysis without a server: slides from a folder or an archive, the report's files into a folder."""
 
-import tempfile
+import asyncio
+import fcntl
+import os
+import shutil
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from gateway.analyses.protocols import check_order
@@ -11,8 +15,12 @@ from gateway.archive import Archive, SeriesEntry
 from gateway.domain.analysis import Progress
 from gateway.domain.order import Order, SlideReference, Specimen
 from gateway.domain.uids import new_analysis_id
+from gateway.operations.disk import disk_errors
 from gateway.operations.errors import DiskFull
 from gateway.operations.settings import Settings
+
+_COMMITS = "report.json"
+"""Written last: where it is, all the other files of the report are."""
 
 
 def case_of(entries: tuple[SeriesEntry, ...]) -> tuple[Specimen, ...]:
@@ -23,23 +31,67 @@ def case_of(entries: tuple[SeriesEntry, ...]) -> tuple[Specimen, ...]:
 async def analyze(
     order: Order, archive: Archive, out: Path, settings: Settings, progress: Callable[[Progress], None]
 ) -> tuple[Path, ...]:
-    """Fetch, infer and report; the written files. Nothing is delivered, and on an error nothing is left in `out`.
+    """Fetch, infer and report; the written files. Nothing is delivered. Work in progress lies in the state folder.
 
-    Raises PathserveError.
+    Raises PathserveError. What is in `out` after an error or a cancellation is the caller's to remove.
     """
     check_order(order)
-    with _workplace() as work:
-        run = CaseRun(new_analysis_id(), order, work, settings=settings, archive=archive, progress=progress)
-        await run.fetch()
-        await run.infer()
-        await run.report()
-        return tuple(_move(path, out) for path in sorted(run.artifacts.iterdir()))
+    stopping = threading.Event()
+    analysis_id = new_analysis_id()
+    with workplace(settings.state / "local", analysis_id) as work:
+        run = CaseRun(
+            analysis_id,
+            order,
+            work,
+            settings=settings,
+            archive=archive,
+            progress=progress,
+            cancelled=stopping.is_set,
+        )
+        try:
+            await run.fetch()
+            await run.infer()
+            await run.report()
+        except asyncio.CancelledError:
+            stopping.set()  # a step's thread is not cancelled with its task: it would hold up the end
+            raise
+        files = sorted(run.artifacts.iterdir(), key=lambda path: (path.name == _COMMITS, path.name))
+        return tuple(_move(path, out) for path in files)
 
 
 @contextmanager
-def _workplace() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="pathserve-analyze-", ignore_cleanup_errors=True) as work:
-        yield Path(work)
+def workplace(local: Path, name: str) -> Iterator[Path]:
+    """A folder `local`/`name` for the time of the block, held by a lock; those that a kill left behind are removed.
+
+    Raises StateError, DiskFull.
+    """
+    with ExitStack() as held:
+        with disk_errors():
+            local.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _locked(local):  # between its making and its locking a folder would look abandoned
+                _remove_abandoned(local)
+                work = local / name
+                work.mkdir(mode=0o700)
+                held.enter_context(_locked(work))
+        held.callback(shutil.rmtree, work, ignore_errors=True)
+        yield work
+
+
+def _remove_abandoned(local: Path) -> None:
+    for work in [path for path in local.iterdir() if path.is_dir()]:
+        with suppress(BlockingIOError), _locked(work, wait=False):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """An exclusive lock on a folder, which the kernel releases however its holder ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
 
 
 def _move(path: Path, out: Path) -> Path:
