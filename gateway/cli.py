@@ -3,41 +3,66 @@
 import argparse
 import asyncio
 import json
+import logging
+import math
+import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from gateway import __version__
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order, RegionUm
 from gateway.operations.errors import InvalidInput, PathserveError
-from gateway.operations.logging import configure_logging
-from gateway.operations.settings import settings
 
 OWN_OUTPUT = re.compile(
-    r"report\.(json|html|pdf)|report(-\d+)?\.(sr|seg|ann|pm|ko)\.dcm|thumbnail-\d+\.jpg|tissue-map-\d+\.png"
+    r"(?P<part>\.)?(report\.(json|html|pdf)|report(-\d+)?\.(sr|seg|ann|pm|ko)\.dcm|thumbnail-\d+\.jpg|"
+    r"tissue-map-\d+\.png)(?(part)\.part)"
 )
-"""The files that `analyze` writes, and may therefore replace or remove in its output folder."""
+"""The files that `analyze` writes, and may therefore replace or remove in its output folder; `.NAME.part` is one that
+a kill left half-written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status (0 done, 1 a typed error, 2 wrong usage, 130 interrupted)."""
+    """Run one command; its exit status (0 done, 1 an error, 2 wrong usage, 130 interrupted). Never a stack trace."""
     arguments = _parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
     except PathserveError as error:
         print(f"pathserve: {error.detail}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output has seen enough, e.g. `pathserve schema report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("pathserve: interrupted.", file=sys.stderr)
         return 130
+    except Exception as error:
+        kept = _log_internal_error()
+        where = " Its log in the state folder says where." if kept else ""
+        print(
+            f"pathserve: an internal error ({type(error).__name__}) stopped the command; please report it.{where}",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def _log_internal_error() -> bool:
+    """Keep the exception being handled in the state folder's log; False where even that fails."""
+    with suppress(Exception):
+        from gateway.operations.logging import configure_logging
+        from gateway.operations.settings import settings
+
+        configure_logging("pathserve", settings().log_level, settings().state / "logs", terminal=False)
+        logging.getLogger("gateway.cli").exception("command ended by an unexpected error")
+        return True
+    return False
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,12 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="answer the REST API and bring a worker")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
-    serve.add_argument("--port", type=int, default=8080)
+    serve.add_argument("--port", type=_port, default=8080)
     serve.add_argument("--workers", type=int, default=1, choices=(0, 1), help="worker processes to bring")
     serve.set_defaults(run=_serve)
 
     worker = commands.add_parser("worker", help="work on accepted orders")
-    worker.add_argument("--metrics-port", type=int, default=None, help="loopback port of this worker's /metrics")
+    worker.add_argument("--metrics-port", type=_port, default=None, help="loopback port of this worker's /metrics")
     worker.set_defaults(run=_worker)
 
     doctor = commands.add_parser("doctor", help="say what is installed, reachable and ready")
@@ -89,16 +114,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
+    with _own_outputs_replaced(arguments.out):
+        return _analyze_into(arguments, arguments.out)
+
+
+def _analyze_into(arguments: argparse.Namespace, out: Path) -> int:
     from gateway.analyses.protocols import protocol_named
+    from gateway.operations.logging import configure_logging
+    from gateway.operations.settings import settings
+    from gateway.operations.state import prepare_state
 
     protocol_named(arguments.protocol)
     if arguments.archive is not None and arguments.study is None:
         raise InvalidInput("--archive needs --study UID: which study shall be analysed?")
     if arguments.slide is not None and (arguments.study or arguments.series):
         raise InvalidInput("--study and --series belong to --archive; --slide takes the slide in its folder.")
-    region = _region(arguments.region) if arguments.region else None
+    region = _region(arguments.region) if arguments.region is not None else None
     changes = tuple(_change(text) for text in arguments.set)
-    _remove_own_outputs(arguments.out)
+    prepare_state(settings())
     # What libraries have to say may quote a header: it goes to the log's allow-list, never to the terminal.
     configure_logging("analyze", settings().log_level, settings().state / "logs", terminal=False)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds, so that Triton is stopped and nothing is left
@@ -121,7 +154,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
         settings=changes,
     )
     with _bar() as show:
-        files = asyncio.run(analyze(order, archive, arguments.out, settings(), show))
+        files = asyncio.run(analyze(order, archive, out, settings(), show))
     for path in files:
         print(path)
     return 0
@@ -155,18 +188,37 @@ def _schema(arguments: argparse.Namespace) -> int:
 def _phantom(arguments: argparse.Namespace) -> int:
     from gateway.slides.phantom import write_phantom
 
-    write_phantom(
-        arguments.out, kind=arguments.kind, width_px=arguments.width, height_px=arguments.height, seed=arguments.seed
-    )
+    try:
+        write_phantom(
+            arguments.out,
+            kind=arguments.kind,
+            width_px=arguments.width,
+            height_px=arguments.height,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        raise InvalidInput(f"No phantom can be made of this: {error}.") from None
+    except OSError as error:
+        raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
     print(arguments.out)
     return 0
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
 
 
 def _region(text: str) -> RegionUm:
     try:
         x_um, y_um, width_um, height_um = (float(part) for part in text.split(","))
     except ValueError:
-        raise InvalidInput("--region takes four numbers X,Y,W,H in micrometres, e.g. 1000,2000,500,500.") from None
+        x_um = y_um = width_um = height_um = math.nan
+    if not (0 <= x_um < math.inf and 0 <= y_um < math.inf and 0 < width_um < math.inf and 0 < height_um < math.inf):
+        raise InvalidInput(
+            "--region takes four numbers X,Y,W,H in micrometres from the slide's top left, e.g. 1000,2000,500,500."
+        )
     return RegionUm(x_um, y_um, width_um, height_um)
 
 
@@ -175,6 +227,18 @@ def _change(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise InvalidInput(f"--set takes KEY=VALUE, e.g. tissue.min_share=0.5; {text!r} is not of that form.")
     return name, value
+
+
+@contextmanager
+def _own_outputs_replaced(out: Path) -> Iterator[None]:
+    """Our earlier outputs go when the block begins; where it ends by an error or an interruption, so do the new."""
+    _remove_own_outputs(out)
+    try:
+        yield
+    except BaseException:
+        with suppress(InvalidInput):
+            _remove_own_outputs(out)
+        raise
 
 
 def _remove_own_outputs(out: Path) -> None:
@@ -187,28 +251,26 @@ def _remove_own_outputs(out: Path) -> None:
         raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
 
 
-class _bar:  # noqa: N801  a context manager that is used like a function
-    """A progress bar on stderr, one line a step; silent where stderr is no terminal."""
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on stderr, one line a step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
-    def __init__(self) -> None:
-        self._bar = Bar(
-            TextColumn("{task.description:<7}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[Step, object] = {}
+    tasks: dict[Step, TaskID] = {}
+    with Bar(
+        TextColumn("{task.description:<7}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    ) as bar:
 
-    def __enter__(self) -> Callable[[Progress], None]:
-        self._bar.start()
-        return self._show
+        def show(progress: Progress) -> None:
+            if progress.step not in tasks:
+                tasks[progress.step] = bar.add_task(progress.step.value, unit=progress.unit)
+            bar.update(tasks[progress.step], completed=progress.done, total=progress.total)
 
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, progress: Progress) -> None:
-        if progress.step not in self._tasks:
-            self._tasks[progress.step] = self._bar.add_task(progress.step.value, unit=progress.unit)
-        self._bar.update(self._tasks[progress.step], completed=progress.done, total=progress.total)  # type: ignore[arg-type]
+        yield show

@@ -154,6 +154,8 @@ def write_phantom(
     rng = np.random.default_rng(seed)
     tissue = _lay_out(rng, width_px, height_px, textures, kind, options.coverage) if options.tissue else ()
     out.mkdir(parents=True, exist_ok=True)
+    for earlier in out.glob("level-*.dcm"):  # a larger phantom's further levels would belong to no slide
+        earlier.unlink()
     files: list[Path] = []
     if not options.label_only:
         files = _write_levels(out, rng, textures, tissue, (width_px, height_px), mpp, options, identity)

@@ -1,0 +1,120 @@
+"""The command line itself: options, errors and interruptions, where no model has to run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway import cli
+
+PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
+
+
+def run(tmp_path: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PATHSERVE, *map(str, arguments)],
+        env={**os.environ, "PATHSERVE_STATE": str(tmp_path / "state"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def expect_sentence(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """One sentence on stderr and nothing else, exit status 1."""
+    assert done.returncode == 1, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("pathserve: ")
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize("size", [("4096", "77"), ("-5", "600")])
+def test_a_phantom_of_no_use_is_refused(tmp_path: Path, size: tuple[str, str]) -> None:
+    done = run(
+        tmp_path, "phantom", "--kind", "he", "--out", tmp_path / "p", f"--width={size[0]}", f"--height={size[1]}"
+    )
+    expect_sentence(done, "phantom", "frame")
+
+
+def test_a_phantom_where_nothing_can_be_written(tmp_path: Path) -> None:
+    expect_sentence(run(tmp_path, "phantom", "--kind", "he", "--out", "/proc/nowhere"), "--out")
+
+
+def test_a_smaller_phantom_replaces_a_larger_one(tmp_path: Path) -> None:
+    for size in ("1024", "512"):
+        assert (
+            run(tmp_path, "phantom", "--kind", "he", "--out", tmp_path, "--width", size, "--height", size).returncode
+            == 0
+        )
+    assert sorted(path.name for path in tmp_path.glob("*.dcm")) == ["label.dcm", "level-0.dcm", "level-1.dcm"]
+
+
+def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
+    schema = subprocess.Popen(
+        [PATHSERVE, "schema", "report"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert schema.stdout is not None
+    assert schema.stderr is not None
+    schema.stdout.close()
+    assert schema.stderr.read() == ""
+    schema.stderr.close()
+    assert schema.wait(30) == 1
+
+
+def _analyze(slide: Path, out: Path, *more: str) -> list[str]:
+    return ["analyze", "--protocol", "tissue-classification", "--slide", str(slide), "--out", str(out), *more]
+
+
+@pytest.mark.parametrize("region", ["nan,0,10,10", "0,0,inf,10", "0,0,0,10", "-1,0,10,10", "", "1,2,3,4,5"])
+def test_a_region_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str], region: str) -> None:
+    assert cli.main(_analyze(tmp_path, tmp_path / "out", f"--region={region}")) == 1
+    assert capsys.readouterr().err.startswith("pathserve: --region takes four numbers")
+
+
+@pytest.mark.parametrize("wrong", [("--protocol", "palmistry"), ("--region", "x"), ("--set", "x")])
+def test_wrong_usage_leaves_no_earlier_report(tmp_path: Path, wrong: tuple[str, str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("report.json", "report.sr.dcm", ".report.html.part", "notes.txt", "report.json.bak"):
+        (out / name).write_text("earlier")
+    assert cli.main(_analyze(tmp_path, out, *wrong)) == 1
+    assert {path.name for path in out.iterdir()} == {"notes.txt", "report.json.bak"}
+
+
+def test_an_error_takes_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: object, out: Path) -> int:
+        (out / "report.sr.dcm").write_text("half a report")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_analyze_into", interrupted)
+    assert cli.main(_analyze(tmp_path, tmp_path / "out")) == 130
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    done = run(tmp_path, *_analyze(tmp_path, tmp_path / "out"), PATHSERVE_STATE="/proc/nowhere")
+    expect_sentence(done, "PATHSERVE_STATE")
+
+
+def test_an_unexpected_error_is_one_sentence_and_a_line_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path))
+    code = (
+        "import sys; from gateway import cli; cli._schema = lambda a: 1 / 0; sys.exit(cli.main(['schema', 'report']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expect_sentence(done, "ZeroDivisionError", "report it")
+    assert "ZeroDivisionError" in (tmp_path / "logs" / "pathserve.jsonl").read_text()
+
+
+def test_the_parser_stands_before_the_heavy_imports() -> None:
+    """Ctrl-C is handled from the parser on; what takes long to import comes after it."""
+    heavy = {"numpy", "pydantic", "pydicom", "rich", "structlog"}
+    code = f"import sys, gateway.cli; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
