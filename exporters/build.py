@@ -23,7 +23,7 @@ from exporters.onnx_graph import OPSET, export
 from exporters.triton_gate import g5_triton
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
-from training.files import json_bytes, sha256_bytes, write_atomic
+from training.files import exchange, json_bytes, sha256_bytes, write_atomic
 from training.graphs import Arrays, Ensemble, Graph, TensorSpec, declare
 from training.runs import Run, open_run
 
@@ -92,7 +92,7 @@ def build(run_path: Path, repository: Path) -> list[str]:
         for model in built:
             document = {"schema": "pathserve-gate-1", "model": model.model, "passed": True, "gates": passed}
             (staging / model.model / "gate.json").write_bytes(json_bytes(document))
-            _publish(staging / model.model, repository / model.model, Path(temporary))
+            _publish(staging / model.model, repository / model.model)
     (run.path / "gate-failed.json").unlink(missing_ok=True)
     return [model.model for model in built]
 
@@ -240,14 +240,15 @@ def _pass(run: Run, steps: list[Gate]) -> list[dict[str, Any]]:
     return passed
 
 
-def _publish(staged: Path, target: Path, temporary: Path) -> None:
-    """Put a whole folder in the place of another; the old one comes back if the new one cannot be put there."""
-    old = temporary / f"{target.name}.old"
-    if target.exists():
-        target.rename(old)
+def _publish(staged: Path, target: Path) -> None:
+    """Put a whole folder in the place of another in one step: no reader, and no kill, finds neither or half of one."""
     try:
-        staged.rename(target)
-    except OSError:
-        if old.exists():
-            old.rename(target)
-        raise ExportError(f"The folder of {target.name} cannot be replaced in the repository.") from None
+        if target.exists():
+            exchange(staged, target)
+        else:
+            staged.rename(target)
+    except OSError as error:
+        raise ExportError(
+            f"The folder of {target.name} cannot be replaced in the repository ({error.strerror}). Build into a "
+            "repository on a local file system, and copy it from there."
+        ) from None

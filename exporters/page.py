@@ -37,8 +37,10 @@ This page is made by `python -m exporters page model_repository --out docs/engin
 
 
 def page(repository: Path) -> str:
-    """The page in Markdown. Raises ExportError where a model has no readable gate.json."""
+    """The page in Markdown. Raises ExportError where there is no model, or one has no readable gate.json."""
     models = ModelRepository(repository)
+    if not models.names:
+        raise ExportError(f"There is no model in {repository.name}. Build one there, or name another repository.")
     return _HEAD + "".join(f"{_row(models, name)}\n" for name in models.names)
 
 

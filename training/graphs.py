@@ -63,5 +63,10 @@ def declare(run: Run) -> Graph:
         raise RunInvalid(
             f"The recipe of the run {run.path.name} names the system {system}, which is not here."
         ) from None
-    graph: Graph = module.declare(run)
+    try:
+        graph: Graph = module.declare(run)
+    except KeyError as error:
+        raise RunInvalid(
+            f"The run {run.path.name} has no {error} in its figures or manifest. Train it again."
+        ) from None
     return graph

@@ -115,17 +115,22 @@ def open_run(path: Path) -> Run:
                 f"{file} of the run folder {path.name} differs from its digest in manifest.json: "
                 "it was changed or truncated. Copy the folder again, or train it again."
             )
+    for key in ("git_commit", "data", "pretraining", "starts_from"):
+        if key not in manifest:
+            raise RunInvalid(f"manifest.json of the run folder {path.name} lacks {key}. Train it again.")
     return Run(path, read_toml(path / "recipe.toml"), manifest, metrics)
 
 
 def read_json(folder: Path, file: str) -> dict[str, Any]:
     """A JSON file of a run folder. Raises RunInvalid."""
     try:
-        content: dict[str, Any] = json.loads((folder / file).read_bytes())
+        content = json.loads((folder / file).read_bytes())
     except OSError:
         raise RunInvalid(f"The run folder {folder.name} holds no {file}: its training has not ended.") from None
     except ValueError:
         raise RunInvalid(f"{file} of the run folder {folder.name} is truncated. Copy the folder again.") from None
+    if not isinstance(content, dict):
+        raise RunInvalid(f"{file} of the run folder {folder.name} is not a run's. Train it again.")
     return content
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,11 @@ def tree(folder: Path) -> dict[str, bytes]:
 def seal(run: Path) -> None:
     """Make the manifest agree with a changed run folder, as a wrong training would leave it."""
     manifest = json.loads((run / "manifest.json").read_bytes())
-    for file, key in (("recipe.toml", "recipe_sha256"), ("weights.safetensors", "weights_sha256")):
+    for file, key in (
+        ("recipe.toml", "recipe_sha256"),
+        ("weights.safetensors", "weights_sha256"),
+        ("metrics.json", "metrics_sha256"),
+    ):
         manifest[key] = sha256_file(run / file)
     (run / "manifest.json").write_bytes(json_bytes(manifest))
 
@@ -153,6 +158,70 @@ def test_an_unknown_system_is_refused(head_folder: Path, repository: Path, syste
 def test_a_run_that_is_not_there_ends_in_one_sentence(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["build", "/nowhere/run", "--target", "onnx", "--out", str(repository)]) == 1
     assert capsys.readouterr().err == "The run folder run does not exist. Train it first, or name another.\n"
+
+
+def test_a_reader_finds_one_model_or_the_other_at_every_moment(tmp_path: Path) -> None:
+    """A kill stops a build where a reader may look at it: so what a reader never sees, a kill never leaves."""
+    staged, target = tmp_path / "staged" / "model", tmp_path / "repository" / "model"
+    for folder in (staged, target):
+        folder.mkdir(parents=True)
+        (folder / "config.pbtxt").write_text(str(folder.parent.name))
+    seen: set[str] = set()
+    stop = threading.Event()
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                seen.add((target / "config.pbtxt").read_text())
+            except FileNotFoundError:
+                seen.add("nothing")
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(2000):
+        building._publish(staged, target)
+    stop.set()
+    reader.join()
+    assert seen == {"staged", "repository"}
+    assert (target / "config.pbtxt").read_text() == "repository"
+
+
+def test_a_folder_that_cannot_be_replaced_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ExportError, match="cannot be replaced"):
+        building._publish(tmp_path / "absent", tmp_path / "model")
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize("key", ["git_commit", "starts_from"])
+def test_a_manifest_that_lacks_a_part_is_refused(head_folder: Path, repository: Path, key: str) -> None:
+    manifest = json.loads((head_folder / "manifest.json").read_bytes())
+    del manifest[key]
+    (head_folder / "manifest.json").write_bytes(json_bytes(manifest))
+    with pytest.raises(RunInvalid, match=key):
+        build(head_folder, repository)
+
+
+def test_a_run_without_its_figures_is_refused(head_folder: Path, repository: Path) -> None:
+    metrics = json.loads((head_folder / "metrics.json").read_bytes())
+    del metrics["operating_point"]
+    (head_folder / "metrics.json").write_bytes(json_bytes(metrics))
+    seal(head_folder)
+    with pytest.raises(RunInvalid, match="operating_point"):
+        build(head_folder, repository)
+
+
+def test_a_manifest_that_is_none_is_refused(head_folder: Path, repository: Path) -> None:
+    (head_folder / "manifest.json").write_text("[]")
+    with pytest.raises(RunInvalid, match=r"manifest\.json"):
+        build(head_folder, repository)
+
+
+def test_a_page_of_no_models_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "engines.md"
+    assert command.main(["page", str(tmp_path / "nowhere"), "--out", str(out)]) == 1
+    assert capsys.readouterr().err.startswith("There is no model in nowhere.")
+    assert not out.exists()
 
 
 def test_where_the_run_cannot_be_written_the_figures_go_to_stderr(
