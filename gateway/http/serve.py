@@ -50,18 +50,19 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    # Before the key is made: one that nobody has been shown would lock everybody out.
+    listener = _bind(host, port)
     ledger = Ledger.open(settings.ledger_url, settings.state)
     key, fresh = load_api_key(settings.api_key, settings.state)
+    if fresh is not None:
+        print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr, flush=True)
     app, context = create_app(settings, ledger, key)
-    listener = _bind(host, port)
     REGISTRY.register(LedgerCollector(ledger))
     worker_metrics = WorkerMetrics()
     metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
     server = _Server(_config(app), supervisor, context.stopping, ended)
     address = f"http://{host}:{listener.getsockname()[1]}"
-    if fresh is not None:
-        print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr)
     print(f"pathserve: serving on {address}", file=sys.stderr)
     if metrics.port is not None:
         print(f"pathserve: metrics on http://127.0.0.1:{metrics.port}/metrics", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ends_s: float | None = None
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
     @property
@@ -37,15 +38,15 @@ class Supervisor:
     def terminate(self) -> None:
         """Ask the worker to end (it leaves its analyses resumable); returns at once, also in a signal handler."""
         self._stop.set()
+        self._ends_s = self._ends_s or time.monotonic() + STOP_S
         process = self._process
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
 
-    def join(self, timeout_s: float = STOP_S) -> None:
-        """Wait for the worker's end; what is left of it after the timeout is killed."""
-        self._stop.set()
-        self._thread.join(timeout_s)
+    def join(self) -> None:
+        """After `terminate`: wait for the worker's end; what is left `STOP_S` after the first `terminate` is killed."""
+        self._thread.join(max(0.0, (self._ends_s or 0.0) - time.monotonic()))
         with self._lock:
             process = self._process
         if process is not None and process.poll() is None:
@@ -57,14 +58,17 @@ class Supervisor:
         pause_s = _FIRST_PAUSE_S
         while not self._stop.is_set():
             began = time.monotonic()
-            with self._lock:
+            status: int | None = None
+            # No room for one more process is no reason to have no worker ever after.
+            with contextlib.suppress(OSError), self._lock:
                 # Its own session: a Ctrl-C at the terminal reaches the server alone, which then ends the worker.
                 self._process = subprocess.Popen(
                     self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True
                 )
-            if self._stop.is_set():
-                self._process.terminate()
-            status = self._process.wait()
+            if self._process is not None:
+                if self._stop.is_set():
+                    self._process.terminate()
+                status = self._process.wait()
             if self._stop.is_set():
                 return
             pause_s = _FIRST_PAUSE_S if time.monotonic() - began > _SETTLED_S else pause_s

@@ -256,3 +256,5 @@ def test_taken_ports(started: Callable[..., Server], tmp_path: Path) -> None:
         assert refused.returncode == 1
         assert "cannot be used" in refused.stderr
         assert "Traceback" not in refused.stderr
+    # No key was made that nobody has seen.
+    assert not (tmp_path / "other" / "api-key.sha256").exists()

@@ -1,0 +1,47 @@
+"""The supervisor alone: a worker that cannot be started yet, and one that does not want to end."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.http import supervisor
+from gateway.http.supervisor import Supervisor
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    program = tmp_path / "worker"
+    supervised = Supervisor([str(program)], os.environ)
+    supervised.start()
+    try:
+        time.sleep(0.2)
+        assert supervised.pid is None
+        (tmp_path / "made").write_text("#!/bin/sh\nexec sleep 60\n")
+        (tmp_path / "made").chmod(0o700)
+        (tmp_path / "made").rename(program)
+        until = time.monotonic() + 10
+        while supervised.pid is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+    finally:
+        supervised.terminate()
+        supervised.join()
+
+
+def test_the_time_to_end_counts_from_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "STOP_S", 1.5)
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
+    supervised = Supervisor([sys.executable, "-c", deaf], os.environ)
+    supervised.start()
+    time.sleep(1.0)
+    began = time.monotonic()
+    supervised.terminate()
+    time.sleep(1.2)  # as the open connections of the server may take
+    supervised.terminate()
+    supervised.join()
+    assert time.monotonic() - began < 2.3
+    assert supervised.pid is None
