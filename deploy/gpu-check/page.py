@@ -164,7 +164,8 @@ def _arithmetic(record: dict[str, Any]) -> list[str]:
           "; ".join(row["failures"]) or "no") for row in record.get("invariance", [])),
     )  # fmt: skip
     lines += table(
-        ("negative control", "refused"), ((row["control"], row["refused"]) for row in record.get("controls", []))
+        ("negative control", "refused"),
+        ((f"control: {row['control']}", row["refused"]) for row in record.get("controls", [])),
     )
     lines += table(
         ("matmul", "m", "k", "n", "TFLOP/s"),
