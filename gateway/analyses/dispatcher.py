@@ -36,19 +36,22 @@ class Dispatcher:
             self._workflow.start(claimed)
 
     def _reconcile(self, running: dict[str, bool]) -> None:
-        """Start what was claimed but never started (a kill between the two), end what the engine has given up.
+        """Start what was claimed but never started (a kill between the two), take up again what nobody works on, end
+        what the engine has given up.
 
-        The engine notes an end a moment after the ledger does, so an end counts only when it is seen twice.
+        The engine notes a begin and an end a moment apart from the ledger, so both count only when they are seen twice.
         """
         self._reconciled_s = time.monotonic()
-        ended = set()
+        suspects = set()
         for analysis_id in running:
             status = self._workflow.status(analysis_id)
             if status is None:
                 self._workflow.start(analysis_id)
-            elif status in _ENDED:
-                if analysis_id in self._suspects:
+            elif status in _ENDED or (status == "PENDING" and analysis_id not in self._workflow.active):
+                if analysis_id not in self._suspects:
+                    suspects.add(analysis_id)
+                elif status in _ENDED:
                     self._workflow.abandon(analysis_id)
                 else:
-                    ended.add(analysis_id)
-        self._suspects = frozenset(ended)
+                    self._workflow.resume(analysis_id)
+        self._suspects = frozenset(suspects)

@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 from prometheus_client import REGISTRY
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.analyses.dispatcher import Dispatcher
 from gateway.analyses.ledger import Ledger
@@ -94,6 +95,8 @@ def _work(settings: Settings, parts: Parts, ended: Callable[[], bool]) -> None:
                 dispatcher.tick()
             except PathserveError as error:
                 log.error("dispatcher could not reach the ledger", reason=error.reason)
+            except SQLAlchemyError:
+                log.exception("dispatcher could not reach the workflow engine's database")
     finally:
         log.info("worker stops", count=len(workflow.active))
         # A thread stuck in a foreign call must not hold the process beyond its time.

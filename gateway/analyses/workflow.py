@@ -9,18 +9,20 @@ import shutil
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from dbos import DBOS, SetWorkflowID
+from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.metrics import DEAD_LETTERS, STEP_ATTEMPTS, STEP_SECONDS, TURNAROUND_SECONDS
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order
-from gateway.operations.errors import Cancelled, PathserveError, WorkerDied
+from gateway.operations.errors import Cancelled, PathserveError, StateError, WorkerDied
 
 APPLICATION_VERSION = "pathserve-analysis-1"
 """Ours, never derived: a worker takes up only the workflows of its own version, and a library update must not strand
@@ -33,6 +35,8 @@ PROGRESS_INTERVAL_S = 0.25
 INTERNAL = Failure("internal", "An internal error stopped the analysis; the server's log names it under this id.")
 
 log = structlog.get_logger("gateway.analyses.workflow")
+
+T = TypeVar("T")
 
 
 class Case(Protocol):
@@ -94,6 +98,11 @@ class AnalysisWorkflow:
         found = DBOS.get_workflow_status(analysis_id)
         return None if found is None else str(found.status)
 
+    def resume(self, analysis_id: str) -> None:
+        """Put a workflow that is begun, not ended and not at work here back into the queue."""
+        log.warning("analysis is taken up again", analysis_id=analysis_id)
+        DBOS.resume_workflow(analysis_id, queue_name=QUEUE)
+
     def request_cancel(self, analysis_ids: frozenset[str]) -> None:
         """Tell the running steps which analyses are to end."""
         self._cancelled = analysis_ids
@@ -107,16 +116,23 @@ class AnalysisWorkflow:
         structlog.contextvars.bind_contextvars(analysis_id=analysis_id)
         try:
             # Counted at every begin, recovered ones included, so it is no durable step.
-            attempt = await asyncio.to_thread(self._ledger.count_attempt, analysis_id)
+            attempt = await self._noted(self._ledger.count_attempt, analysis_id)
             log.info("analysis begins", attempt=attempt)
             end = await self._steps(analysis_id, attempt)
-            return await asyncio.to_thread(self._finish, analysis_id, end)
+            return await self._noted(self._finish, analysis_id, end)
         except asyncio.CancelledError:
             log.info("analysis interrupted, to be resumed")
             if self._stopping.is_set():
                 # Synchronous on purpose: this task is being cancelled and must not wait again.
-                self._ledger.forgive_attempt(analysis_id)
+                with suppress(StateError):
+                    self._ledger.forgive_attempt(analysis_id)
             raise
+        except SQLAlchemyError:
+            # The engine could not write a step's outcome down (its disk is full, say). The case is not to blame, and
+            # the engine stores nothing of a run that is cancelled: the dispatcher takes it up again.
+            log.exception("the workflow engine's database cannot be used; trying again")
+            await self._noted(self._ledger.forgive_attempt, analysis_id)
+            raise asyncio.CancelledError from None
         finally:
             self._active.discard(analysis_id)
 
@@ -129,10 +145,10 @@ class AnalysisWorkflow:
                 "detail": f"The worker process died {MAX_ATTEMPTS} times on this analysis without getting any further; "
                 "see the server's log, and order it again once the cause is removed.",
             }
-        record = await asyncio.to_thread(self._ledger.get, analysis_id)
+        record = await self._noted(self._ledger.get, analysis_id)
         if record.analysis.state.final:
             return {"state": record.analysis.state.value, "reason": "", "detail": ""}
-        throttle = _Throttle(lambda progress: self._ledger.record_progress(analysis_id, progress))
+        throttle = _Throttle(lambda progress: self._record_progress(analysis_id, progress))
         case: Case | None = None
 
         def make() -> Case:
@@ -156,7 +172,7 @@ class AnalysisWorkflow:
             if "state" in outcome:
                 return outcome
             # Told only now that the engine has it on disk: what is told as finished is never done again.
-            await asyncio.to_thread(self._ledger.record_finished, analysis_id, step, outcome["seconds"])
+            await self._noted(self._ledger.record_finished, analysis_id, step, outcome["seconds"])
         return {"state": State.COMPLETED.value}
 
     async def _step(
@@ -168,7 +184,7 @@ class AnalysisWorkflow:
             began = time.monotonic()
             try:
                 if step is Step.DELIVER:
-                    await asyncio.to_thread(self._ledger.begin_delivery, analysis_id)
+                    await self._noted(self._ledger.begin_delivery, analysis_id)
                 await self._event(analysis_id, step, "started", attempt=attempt)
                 summary = await self._watched(analysis_id, getattr(make(), step.value))
                 await asyncio.to_thread(throttle.flush)
@@ -237,7 +253,33 @@ class AnalysisWorkflow:
 
     async def _event(self, analysis_id: str, step: Step, status: str, **more: Any) -> None:
         data = {"step": step.value, "status": status} | more
-        await asyncio.to_thread(self._ledger.record_event, analysis_id, "step", data)
+        await self._noted(self._ledger.record_event, analysis_id, "step", data)
+
+    def _record_progress(self, analysis_id: str, progress: Progress) -> None:
+        try:
+            self._ledger.record_progress(analysis_id, progress)
+        except StateError as error:
+            # The next note says it as well; a step must not end for it.
+            log.warning("progress could not be noted", reason=error.reason)
+
+    async def _noted(self, note: Callable[..., T], *arguments: Any) -> T:
+        """Call the ledger, as often as it takes: what cannot be written now must not end an analysis otherwise.
+
+        Raises CancelledError, which leaves the analysis resumable, where the worker stops meanwhile.
+        """
+        attempt = 0
+        while True:
+            try:
+                return await asyncio.to_thread(note, *arguments)
+            except StateError as error:
+                attempt += 1
+                pause_s = max(0.2, self._retry.pause_s(min(attempt, 10)))
+                log.warning("the ledger cannot be used; trying again", reason=error.reason, seconds=pause_s)
+                until = time.monotonic() + pause_s
+                while time.monotonic() < until:
+                    if self._stopping.is_set():
+                        raise asyncio.CancelledError from None
+                    await asyncio.sleep(0.1)
 
     def _finish(self, analysis_id: str, end: dict[str, Any]) -> str:
         state = State(end["state"])

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
@@ -267,6 +268,58 @@ def test_sigterm_leaves_the_analysis_resumable(place: Place) -> None:
     place.worker()
     assert place.ended(analysis_id) is State.COMPLETED
     assert Counter(place.calls(analysis_id)).items() >= {"fetch": 1, "infer": 3, "report": 1, "deliver": 1}.items()
+
+
+@contextmanager
+def disk_full(database: Path, table: str, statement: str) -> Iterator[None]:
+    """Every such statement on a table fails with the words that SQLite has for a full disk."""
+    with closing(sqlite3.connect(database, timeout=10)) as connection:
+        connection.execute(
+            f"CREATE TRIGGER full BEFORE {statement} ON {table} BEGIN "
+            "SELECT RAISE(ABORT, 'database or disk is full'); END"
+        )
+        connection.commit()
+        yield
+        connection.execute("DROP TRIGGER full")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "statement"),
+    [
+        ("pathserve.db", "events", "INSERT"),
+        ("pathserve.db", "analyses", "UPDATE"),
+        ("dbos.db", "operation_outputs", "INSERT"),
+    ],
+)
+def test_a_database_that_is_full_for_a_while_costs_no_analysis(
+    place: Place, file: str, table: str, statement: str
+) -> None:
+    analysis_id = place.accept(batches="30", batch_s="0.02")
+    place.worker()
+    place.until(lambda: "batch 5" in place.calls(analysis_id))
+    with disk_full(place.state / file, table, statement):
+        place.until(lambda: "batch 29" in place.calls(analysis_id))
+        time.sleep(2.0)  # the end of the step meets it
+        assert place.record(analysis_id).analysis.state is State.RUNNING
+    assert place.ended(analysis_id) is State.COMPLETED
+    counts = Counter(place.calls(analysis_id))
+    assert (counts["fetch"], counts["report"], counts["deliver"]) == (1, 1, 1)
+    assert max(counts[f"batch {number}"] for number in range(30)) == 1
+    assert place.final_events(analysis_id) == ["completed"]
+
+
+def test_sigterm_while_the_ledger_is_full_leaves_the_analysis_resumable(place: Place) -> None:
+    analysis_id = place.accept(batches="5", batch_s="0.02")
+    worker = place.worker()
+    place.until(lambda: "batch 1" in place.calls(analysis_id))
+    with disk_full(place.state / "pathserve.db", "analyses", "UPDATE"):
+        place.until(lambda: "batch 4" in place.calls(analysis_id))
+        time.sleep(0.5)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+    place.worker()
+    assert place.ended(analysis_id) is State.COMPLETED
 
 
 def test_a_case_that_was_asked_to_end_while_no_worker_ran_is_cancelled(place: Place) -> None:
