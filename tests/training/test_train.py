@@ -11,7 +11,7 @@ import torch
 from training.data import crc9
 from training.errors import RecipeInvalid, RunInvalid
 from training.runs import RunWriter, find_run, open_run, runs_folder
-from training.tissue import train
+from training.tissue import evaluate, train
 from training.tissue.recipe import Training
 
 pytestmark = pytest.mark.training
@@ -133,6 +133,23 @@ def test_absent_data_end_in_one_sentence(
     assert error.count("\n") == 1
     assert "PATHSERVE_DATA" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_written_ends_in_one_sentence(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    arguments = [str(RECIPES / "tissue-encoder-small.toml"), "--out", str(tmp_path / "file" / "run")]
+    assert train.main(arguments) == 1
+    assert capsys.readouterr().err == "The run folder cannot be written: Not a directory.\n"
+
+
+def test_a_page_of_what_is_no_tissue_run_is_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for file, text in (("metrics.json", "{}"), ("manifest.json", "{}"), ("recipe.toml", 'system = "other"')):
+        (tmp_path / file).write_text(text)
+    assert evaluate.main([str(tmp_path), "--out", str(tmp_path / "page.md")]) == 1
+    assert "is not one of the tissue system" in capsys.readouterr().err
+    assert not (tmp_path / "page.md").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import numpy as np
 
 from gateway.operations.errors import PathserveError
 from training.data.common import Tiles
+from training.errors import RunInvalid
 from training.files import write_atomic
 from training.runs import read_json, read_toml
 from training.statistics import (
@@ -120,6 +121,8 @@ def page(folders: list[Path]) -> str:
 def _section(folder: Path) -> list[str]:
     metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
     recipe = read_toml(folder / "recipe.toml")
+    if recipe.get("system") != "tissue":
+        raise RunInvalid(f"The run folder {folder.name} is not one of the tissue system. Name one that is.")
     protocol = metrics["protocol"]
     changed = f" (with {count} changed files)" if (count := manifest["git_changed_files"]) else ""
     rows = [
@@ -170,11 +173,14 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         text = page(chosen.runs)
+        chosen.out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(chosen.out, text.encode())
     except PathserveError as error:
         print(error.detail, file=sys.stderr)
         return 1
-    chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(chosen.out, text.encode())
+    except OSError as error:
+        print(f"The page cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -45,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     except PathserveError as error:
         print(error.detail, file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"The run folder cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
     print(run.path)
     return 0
 
