@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from gateway.domain.slide import Level, SlideHeader
-from gateway.operations.errors import InvalidSlide
+from gateway.operations.errors import InvalidSlide, PathserveError
 from gateway.slides.decode import Decoder, check_transfer_syntax, decode_reduced, frame_decoder, visible
 from gateway.slides.frames import Instance, read_instance
 from gateway.slides.header import ImageFile, select_series, slide_header, spacing_um
 
 _MAX_LEVEL_PX = 64 * 1024 * 1024
+_MAX_FRAME_POSITIONS = 1 << 24
+"""Far above any slide (200,000² pixels in frames of 240² make 0.7 million), far below what a bad header can say."""
 _EXTENT_TOLERANCE = 0.02
 WHITE = 255
 
@@ -76,23 +78,29 @@ class Slide:
 
         Raises NotDicom, TruncatedFile, InvalidSlide, NoVolumeImage, MissingPixelSpacing, UnsupportedTransferSyntax.
         """
-        volumes = select_series(files, series)
-        groups: dict[tuple[int, int, float, float], list[ImageFile]] = defaultdict(list)
-        for volume in volumes:
-            check_transfer_syntax(str(volume.dataset.file_meta.TransferSyntaxUID))
-            x_um, y_um = spacing_um(volume)
-            size = int(volume.dataset.TotalPixelMatrixColumns), int(volume.dataset.TotalPixelMatrixRows)
-            groups[(*size, x_um, y_um)].append(volume)
         images: list[LevelImage] = []
         try:
+            groups: dict[tuple[int, int, float, float], list[ImageFile]] = defaultdict(list)
+            for volume in select_series(files, series):
+                check_transfer_syntax(str(volume.dataset.file_meta.TransferSyntaxUID))
+                x_um, y_um = spacing_um(volume)
+                size = int(volume.dataset.TotalPixelMatrixColumns), int(volume.dataset.TotalPixelMatrixRows)
+                groups[(*size, x_um, y_um)].append(volume)
             # Finest first: by pixel size, then by matrix size (two levels may give the same rounded spacing).
             for key in sorted(groups, key=lambda key: (key[2] + key[3], -key[0] * key[1])):
                 images.append(_open_level(len(images), groups[key]))
             _check_extents([image.level for image in images])
             return cls(images)
-        except BaseException:
+        except PathserveError:
             _close(images)
             raise
+        except Exception as error:
+            # Values are decoded when they are asked for, and pydicom raises nearly anything for a damaged one.
+            _close(images)
+            raise InvalidSlide(
+                f"The slide's header cannot be used ({type(error).__name__}). Check how the slide was converted, or "
+                "send it to the archive again."
+            ) from error
 
     def image(self, index: int) -> LevelImage:
         """The frames of one level."""
@@ -233,6 +241,11 @@ def _frame_map(level: Level, instances: tuple[Instance, ...], focal_planes: int)
     rows = -(-level.height_px // level.frame_height_px)
     columns = -(-level.width_px // level.frame_width_px)
     count = sum(len(instance.frames) for instance in instances)
+    if rows * columns > _MAX_FRAME_POSITIONS:
+        raise InvalidSlide(
+            f"A level of {level.width_px} × {level.height_px} pixels in frames of {level.frame_width_px} × "
+            f"{level.frame_height_px} cannot be a slide. Check how it was converted."
+        )
     expected = 0
     for instance in instances:
         if instance.frame_offset != expected:
@@ -250,11 +263,15 @@ def _frame_map(level: Level, instances: tuple[Instance, ...], focal_planes: int)
         positions = instance.positions
         if positions is None:
             raise InvalidSlide("The parts of one level differ in how they are tiled. Send the slide again.")
-        if (positions.rows_F >= rows).any() or (positions.columns_F >= columns).any():
+        if not (_within(positions.rows_F, rows) and _within(positions.columns_F, columns)):
             raise InvalidSlide("The slide has frames outside its pixel matrix. Check how it was converted.")
         numbers = instance.frame_offset + np.flatnonzero(positions.plane_F)
         frame_at_RC[positions.rows_F[positions.plane_F], positions.columns_F[positions.plane_F]] = numbers
     return frame_at_RC
+
+
+def _within(positions_F: NDArray[np.int64], count: int) -> bool:
+    return bool(((positions_F >= 0) & (positions_F < count)).all())
 
 
 def _check_extents(levels: Sequence[Level]) -> None:

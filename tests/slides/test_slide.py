@@ -274,6 +274,39 @@ def test_inconsistent_header(make_phantom, tmp_path, values):
         Slide.open([path])
 
 
+@pytest.mark.parametrize(
+    ("element", "damaged"),
+    [
+        (b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00\x55\x01"),
+        (b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00\x4c\x01"),
+        (b"\x20\x00\x13\x00IS\x02\x001 ", b"\x20\x00\x13\x00IS\x02\x00\x11 "),
+    ],
+)
+def test_damaged_values_in_the_header(make_phantom, tmp_path, element, damaged):
+    """They are decoded only when they are asked for, and pydicom raises errors of many kinds."""
+    data = make_phantom(levels=1).files[0].read_bytes()
+    assert data.count(element) == 1
+    (tmp_path / "damaged.dcm").write_bytes(data.replace(element, damaged))
+    with pytest.raises(InvalidSlide, match="header"):
+        Slide.open([tmp_path / "damaged.dcm"])
+
+
+def test_a_frame_left_of_the_slide(make_phantom, tmp_path):
+    dataset = pydicom.dcmread(make_phantom(levels=1, sparse=True).files[0])
+    position = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSlideSequence[0]
+    position.ColumnPositionInTotalImagePixelMatrix = 1 - 256
+    dataset.save_as(tmp_path / "left.dcm")
+    with pytest.raises(InvalidSlide, match="outside"):
+        Slide.open([tmp_path / "left.dcm"])
+
+
+def test_a_matrix_that_no_memory_holds(make_phantom, tmp_path):
+    path = make_phantom(levels=1, sparse=True).files[0]
+    size = {"TotalPixelMatrixColumns": 2**31, "TotalPixelMatrixRows": 2**31}
+    with pytest.raises(InvalidSlide, match="cannot be a slide"):
+        Slide.open([changed(path, tmp_path, **size)])
+
+
 def test_levels_that_do_not_cover_the_same_area(phantom, make_phantom, tmp_path):
     other = changed(make_phantom(2500, 1500, levels=1).files[0], tmp_path, SeriesInstanceUID=phantom.series_uid)
     with pytest.raises(InvalidSlide, match="same area"):
