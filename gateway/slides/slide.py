@@ -21,7 +21,7 @@ from gateway.slides.frames import Instance, read_instance
 from gateway.slides.header import ImageFile, select_series, slide_header, spacing_um
 
 _MAX_LEVEL_PX = 64 * 1024 * 1024
-_MAX_FRAME_POSITIONS = 1 << 24
+_MAX_FRAME_POSITIONS, _MAX_MATRIX_PX = 1 << 24, 1 << 40
 """Far above any slide (200,000² pixels in frames of 240² make 0.7 million), far below what a bad header can say."""
 _EXTENT_TOLERANCE = 0.02
 WHITE = 255
@@ -241,7 +241,7 @@ def _frame_map(level: Level, instances: tuple[Instance, ...], focal_planes: int)
     rows = -(-level.height_px // level.frame_height_px)
     columns = -(-level.width_px // level.frame_width_px)
     count = sum(len(instance.frames) for instance in instances)
-    if rows * columns > _MAX_FRAME_POSITIONS:
+    if rows * columns > _MAX_FRAME_POSITIONS or level.width_px * level.height_px > _MAX_MATRIX_PX:
         raise InvalidSlide(
             f"A level of {level.width_px} × {level.height_px} pixels in frames of {level.frame_width_px} × "
             f"{level.frame_height_px} cannot be a slide. Check how it was converted."
