@@ -37,8 +37,8 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What the index keeps of one file: `problem` is "not-dicom", "truncated" or "directory" (a DICOMDIR) where it has
-    no identity."""
+    """What the index keeps of one file: `problem` is "not-dicom", "truncated", "unreadable" (its permissions, its disk)
+    or "directory" (a DICOMDIR) where it has no identity."""
 
     study: str = ""
     series: str = ""
@@ -77,6 +77,8 @@ class FolderArchive:
         problems = {identity.problem for identity in index.values()}
         if not index:
             raise SlideNotInArchive("The folder is empty. Give a folder with the DICOM files of a slide.")
+        if "unreadable" in problems:
+            raise ArchiveUnavailable("A file in the folder cannot be read. Check its owner, its mode and its disk.")
         if "truncated" in problems:
             raise TruncatedFile("A DICOM file in the folder is incomplete. Copy the slide again.")
         if problems == {"not-dicom"}:
@@ -112,8 +114,14 @@ class FolderArchive:
             if identity.problem is None and (identity.study, identity.series) == (entry.study, entry.series)
         }
         folders = {path.parent for path in files.values()}
-        if damaged := [path.name for path, i in index.items() if i.problem == "truncated" and path.parent in folders]:
-            raise TruncatedFile(f"{damaged[0]}, beside the slide's files, is incomplete. Copy the slide again.")
+        for path, identity in index.items():
+            # It may be a part of the slide, so the slide is not read without it.
+            if path.parent in folders and identity.problem == "truncated":
+                raise TruncatedFile(f"{path.name}, beside the slide's files, is incomplete. Copy the slide again.")
+            if path.parent in folders and identity.problem == "unreadable":
+                raise ArchiveUnavailable(
+                    f"{path.name}, beside the slide's files, cannot be read. Check its owner, its mode and its disk."
+                )
         if not files:
             raise SlideNotInArchive(f"The slide series {entry.series} is no longer in the archive. Send it again.")
         paths = tuple(sorted(files.values()))
@@ -196,8 +204,13 @@ def _files_below(top: Path) -> Iterator[tuple[Path, os.stat_result]]:
     pending = [top]
     while pending:
         folder = pending.pop()
-        with os.scandir(folder) as listing:
-            entries = sorted(listing, key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as listing:
+                entries = sorted(listing, key=lambda entry: entry.name)
+        except PermissionError:
+            if folder == top:
+                raise
+            continue  # lost+found of a mounted disk, or somebody's own: not for us, and no harm to the rest
         for entry in entries:
             if entry.name.startswith(".") or (folder == top and entry.name == _RESULTS):
                 continue
@@ -227,16 +240,19 @@ def _identify(path: Path) -> _Identity:
     try:
         with path.open("rb") as stream:
             header = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >= _AFTER_IDENTITY)
+            # Values are decoded only here, by a parser that has no closed set of errors for damaged ones.
+            kind = header.file_meta.get("MediaStorageSOPClassUID")
+            study, series, sop, modality = (str(header.get(keyword) or "") for keyword in _IDENTITY)
     except InvalidDicomError:
         return _Identity(problem="not-dicom")
-    except OSError:
+    except FileNotFoundError:
         raise
+    except OSError as error:  # the system's own have a number; pydicom raises it without one for a damaged header
+        return _Identity(problem="truncated" if error.errno is None else "unreadable")
     except Exception:
-        # pydicom's parser has no closed set of errors for a header that breaks off.
         return _Identity(problem="truncated")
-    if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
+    if kind == _DICOMDIR:
         return _Identity(problem="directory")
-    study, series, sop, modality = (str(header.get(keyword) or "") for keyword in _IDENTITY)
     if not (study and series and sop):
         return _Identity(problem="truncated")
     return _Identity(study=study, series=series, sop=sop, modality=modality)

@@ -255,3 +255,48 @@ def test_links_that_leave_the_folder_are_not_followed(tmp_path, slide):
 def test_the_archive_itself_may_be_reached_by_a_link(tmp_path, slide):
     (tmp_path / "link").symlink_to(tmp_path / "archive")
     assert len(FolderArchive(tmp_path / "link").entries()) == 1
+
+
+def test_a_file_that_cannot_be_read_stops_its_slide_only(archive, slide, tmp_path, monkeypatch):
+    other = write_phantom(tmp_path / "archive" / "other", width_px=300, height_px=300, seed=8)
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: object):
+        if path.name == "label.dcm" and path.parent.name == "other":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    [mine] = archive.find_series(slide.study_uid)
+    assert len(archive.fetch(mine, tmp_path).files) == len(slide.files)
+    [theirs] = archive.find_series(other.study_uid)
+    with pytest.raises(ArchiveUnavailable, match=r"label\.dcm"):
+        archive.fetch(theirs, tmp_path)
+
+
+def test_a_folder_that_is_closed_to_us_is_passed_over(archive, slide, tmp_path, monkeypatch):
+    (tmp_path / "archive" / "lost+found").mkdir()
+    listed = os.scandir
+
+    def refuse(folder: Path):
+        if Path(folder).name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr("gateway.archive.folder.os.scandir", refuse)
+    assert archive.find_series(slide.study_uid)[0].instances == len(slide.files)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (b"\x20\x00\x0e\x00UI", b"\x20\x00\x0e\x00\x55\x03"),
+        (b"\x08\x00\x60\x00CS", b"\x08\x00\x60\x00\x43\x76"),
+    ],
+)
+def test_a_damaged_header_does_not_stop_the_archive(archive, slide, tmp_path, damage):
+    """A value representation that does not exist is told only when the value is asked for."""
+    data = slide.files[0].read_bytes()
+    assert data.count(damage[0]) == 1
+    (tmp_path / "archive" / "damaged.dcm").write_bytes(data.replace(*damage))
+    assert archive.find_series(slide.study_uid)[0].instances == len(slide.files)
