@@ -16,15 +16,28 @@ from typing import Any
 
 import alembic.command
 import alembic.config
+import alembic.util
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+import structlog
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from gateway.analyses.schema import ANALYSES, EVENTS, WORKERS
 from gateway.domain.analysis import Analysis, Failure, Progress, State, Step
 from gateway.domain.order import Order, Priority
 from gateway.domain.uids import new_analysis_id
 from gateway.operations import codec
-from gateway.operations.errors import Cancelled, Conflict, DiskFull, IdempotencyConflict, NotFound, StateError
+from gateway.operations.errors import (
+    Cancelled,
+    Conflict,
+    DiskFull,
+    IdempotencyConflict,
+    InvalidSetting,
+    NotFound,
+    StateError,
+)
+
+log = structlog.get_logger("gateway.analyses.ledger")
 
 _RANK = {Priority.STAT: 0, Priority.URGENT: 1, Priority.ROUTINE: 2}
 _MIGRATIONS = Path(__file__).with_name("migrations")
@@ -83,9 +96,13 @@ def _foreign_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
+        # The name alone: the message may quote a row.
+        log.error("the ledger's database failed", trouble=getattr(error.orig, "sqlite_errorname", type(error).__name__))
         if "disk is full" in str(error.orig) or "disk I/O" in str(error.orig):
             raise DiskFull("The ledger's disk is full; free some space and try again.") from error
         raise StateError("The ledger's database cannot be used now; see the server's log and try again.") from error
+    except PoolTimeout as error:
+        raise StateError("The ledger's database is busy; try again in a moment.") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskFull("The ledger's disk is full; free some space and try again.") from error
@@ -113,11 +130,16 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str, state: Path) -> "Ledger":
-        """Open (and create or migrate, one process at a time) the database. Raises StateError, DiskFull."""
+        """Open (create, migrate; one process at a time) the database. Raises InvalidSetting, StateError, DiskFull."""
         with _foreign_errors():
             state.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Parameters hold patient identifiers: no error message may carry them.
-            engine = sa.create_engine(url, hide_parameters=True)
+            try:
+                engine = sa.create_engine(url, hide_parameters=True)
+            except (ArgumentError, ImportError):
+                raise InvalidSetting(
+                    "PATHSERVE_DATABASE_URL is no SQLAlchemy address of a database that can be used here."
+                ) from None
             if engine.dialect.name == "sqlite":
                 sa.event.listen(engine, "connect", _sqlite_connected)
                 sa.event.listen(engine, "begin", _sqlite_begin)
@@ -127,7 +149,13 @@ class Ledger:
                     config = alembic.config.Config()
                     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
                     config.attributes["connection"] = connection
-                    alembic.command.upgrade(config, "head")
+                    try:
+                        alembic.command.upgrade(config, "head")
+                    except alembic.util.CommandError as error:
+                        raise StateError(
+                            "The ledger was written by another version of pathserve that this one does not know; "
+                            "start that version, or a newer one."
+                        ) from error
             return cls(engine)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@ import sqlite3
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gateway.analyses.ledger import Ledger
 from gateway.analyses.schema import METADATA
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order, Patient, Priority, SlideReference, Specimen
-from gateway.operations.errors import Cancelled, Conflict, IdempotencyConflict, NotFound, StateError
+from gateway.operations.errors import Cancelled, Conflict, IdempotencyConflict, InvalidSetting, NotFound, StateError
 
 
 def order(priority: Priority = Priority.ROUTINE, accession: str | None = None) -> Order:
@@ -244,6 +245,22 @@ def test_a_state_that_is_no_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot be"):
         open_ledger(tmp_path / "file")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuchdatabase://x/y"])
+def test_an_address_that_is_none_is_a_clear_error(tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidSetting, match="PATHSERVE_DATABASE_URL"):
+        Ledger.open(url, tmp_path)
+
+
+def test_a_ledger_of_a_newer_version_is_a_clear_error(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'pathserve.db'}"
+    Ledger.open(url, tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "pathserve.db")) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'r9999'")
+        database.commit()
+    with pytest.raises(StateError, match="version"):
+        Ledger.open(url, tmp_path)
 
 
 def test_a_file_that_is_no_database_is_a_clear_error(tmp_path: Path) -> None:
