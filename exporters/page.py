@@ -27,7 +27,7 @@ right on the weights that it was trained on, and the exporter compares their dig
 | G0 | the ONNX checker finds no fault; opset 20; only listed operators; names, types and dimensions are the config's |
 | G1 | the greatest difference from the training network at batch 1, 7, 64 is at most 1e-4 × max(1, greatest value) |
 | G4 | an input's answer alone, among others and twice is the same bit for bit |
-| G5 | a real Triton loads the folder and gives the same answers over its protocol |
+| G5 | a real Triton loads the folder and gives the same answers over its protocol, to 1e-3 |
 
 This page is made by `python -m exporters page model_repository --out docs/engines.md`.
 
