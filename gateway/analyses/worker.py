@@ -24,6 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.analyses.dispatcher import Dispatcher
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.workflow import APPLICATION_VERSION, QUEUE, AnalysisWorkflow, MakeCase, Retry
+from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import PathserveError, StateError, StateLocked
 from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener
@@ -80,8 +81,9 @@ def run_worker(
 def _work(settings: Settings, parts: Parts, ended: Callable[[], bool]) -> None:
     ledger = Ledger.open(settings.ledger_url, settings.state)
     analyses = settings.state / "analyses"
-    analyses.mkdir(mode=0o700, exist_ok=True)
-    executor_id = _executor_id(settings.state)
+    with disk_errors():
+        analyses.mkdir(mode=0o700, exist_ok=True)
+        executor_id = _executor_id(settings.state)
     retry = Retry(settings.retry_attempts, settings.retry_delay_s)
     workflow = AnalysisWorkflow(ledger, analyses, parts.make_case, retry)
     heart = _Heart(ledger, executor_id, parts)
@@ -125,7 +127,13 @@ def _launch(state: Path, executor_id: str) -> None:
     )
     DBOS(config=config)
     _own_dbos_logging()
-    DBOS.launch()
+    try:
+        DBOS.launch()
+    except SQLAlchemyError as error:
+        raise StateError(
+            "The workflow engine's database dbos.db in the state folder cannot be used. Make room or restore it; where "
+            "it is lost, move it away: the analyses that it knew then begin anew."
+        ) from error
     # Nothing is limited here: the dispatcher starts no more analyses than may run.
     DBOS.register_queue(QUEUE, polling_interval_sec=0.5)
 
@@ -141,9 +149,8 @@ def _executor_id(state: Path) -> str:
     """The stable name of this state folder's worker; the lock makes sure that only one process uses it."""
     path = state / "executor-id"
     if not path.exists():
-        made = path.with_suffix(".new")
-        made.write_text(f"worker-{uuid.uuid4()}\n")
-        made.replace(path)
+        with written_whole(path) as out:
+            out.write(f"worker-{uuid.uuid4()}\n".encode())
     return path.read_text().strip()
 
 
@@ -201,7 +208,8 @@ class _Heart:
         self._stop.set()
         self._looked.set()
         for thread in self._threads:
-            thread.join(timeout=1.0)
+            if thread.is_alive():
+                thread.join(timeout=1.0)
         try:
             self._ledger.leave(self._worker_id)
         except PathserveError as error:

@@ -322,6 +322,25 @@ def test_sigterm_while_the_ledger_is_full_leaves_the_analysis_resumable(place: P
     assert place.ended(analysis_id) is State.COMPLETED
 
 
+def test_a_workflow_database_that_is_none_is_a_clear_error_and_costs_no_analysis(place: Place) -> None:
+    analysis_id = place.accept(batches="60", batch_s="0.02")
+    worker = place.worker()
+    place.until(lambda: "batch 3" in place.calls(analysis_id))
+    worker.kill()
+    worker.wait()
+    for path in place.state.glob("dbos.db*"):
+        path.unlink()
+    (place.state / "dbos.db").write_bytes(os.urandom(5000))
+    assert place.worker().wait(20) == 1
+    said = (place.state / "stderr").read_text()
+    assert "move it away" in said
+    assert "Traceback" not in said
+    (place.state / "dbos.db").unlink()
+    place.worker()
+    assert place.ended(analysis_id) is State.COMPLETED
+    assert max(Counter(each for each in place.calls(analysis_id) if each.startswith("batch")).values()) <= 2
+
+
 def test_a_case_that_was_asked_to_end_while_no_worker_ran_is_cancelled(place: Place) -> None:
     analysis_id = place.accept(batches="60", batch_s="0.02")
     worker = place.worker()
