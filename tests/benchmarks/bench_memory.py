@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -63,4 +62,6 @@ async def _work(work: Path, slide: Path) -> None:
 
 if __name__ == "__main__":
     asyncio.run(_work(Path(sys.argv[1]), Path(sys.argv[2])))
-    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    # VmHWM starts afresh with the program; ru_maxrss begins at the size of the process that started it.
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(json.dumps({"peak_mb": int(status["VmHWM"].split()[0]) / 1024}))
