@@ -213,7 +213,8 @@ def _device(report: Report) -> hd.ObserverContext:
 
 def _specimen_uid(image: Dataset) -> str | None:
     specimens = image.get("SpecimenDescriptionSequence")
-    return specimens[0].get("SpecimenUID") if specimens else None
+    uid = specimens[0].get("SpecimenUID") if specimens else None
+    return uid if isinstance(uid, str) else None  # several values are none
 
 
 def _subject(image: Dataset) -> hd.SubjectContext | None:

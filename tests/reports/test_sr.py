@@ -287,6 +287,13 @@ def test_observer_specimen_algorithm_and_source(
     assert evidence.SeriesInstanceUID == image.SeriesInstanceUID
 
 
+@pytest.mark.parametrize("uid", ["", ["1.2.3", "1.2.4"]])
+def test_a_specimen_without_a_uid_of_its_own_is_not_named(report: Report, image: pydicom.Dataset, uid: object) -> None:
+    source = deepcopy(image)
+    source.SpecimenDescriptionSequence[0].SpecimenUID = uid
+    assert named(written(to_sr(report, [source])), "121039") == []
+
+
 def test_slides_of_one_study_share_a_document(
     two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset
 ) -> None:
