@@ -279,6 +279,7 @@ def test_inconsistent_header(make_phantom, tmp_path, values):
     [
         (b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00\x55\x01"),
         (b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00\x4c\x01"),
+        (b"\x08\x00\x20\x00DA", b"\x08\x00\x20\x00\x44\x01"),
         (b"\x20\x00\x13\x00IS\x02\x001 ", b"\x20\x00\x13\x00IS\x02\x00\x11 "),
     ],
 )
@@ -289,6 +290,15 @@ def test_damaged_values_in_the_header(make_phantom, tmp_path, element, damaged):
     (tmp_path / "damaged.dcm").write_bytes(data.replace(element, damaged))
     with pytest.raises(InvalidSlide, match="header"):
         Slide.open([tmp_path / "damaged.dcm"])
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+@pytest.mark.parametrize("uid", ["../../../tmp/x", "..", "1.2\\1.3", "1", "x"])
+def test_identifiers_that_are_no_uids(make_phantom, tmp_path, keyword, uid):
+    """They name folders and files."""
+    with pytest.raises(InvalidSlide, match=r"header|is not a UID"):
+        Slide.open([changed(make_phantom(levels=1).files[0], tmp_path, **{keyword: uid})])
 
 
 def test_a_frame_left_of_the_slide(make_phantom, tmp_path):
