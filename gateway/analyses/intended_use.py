@@ -24,7 +24,8 @@ class Use:
 
 
 def compare(specimen: Specimen, header: SlideHeader, card: ModelCard) -> Use:
-    """Compare organ and stain of order and header with the card. Unknown counts as outside, and so does a conflict."""
+    """Compare organ, specimen type (where the card names any) and stain of order and header with the card. Unknown
+    counts as outside, and so does a conflict."""
     header_stain = stain_name(header.stains)
     stain = specimen.stain or header_stain
     site = specimen.site or header.site
@@ -45,6 +46,24 @@ def compare(specimen: Specimen, header: SlideHeader, card: ModelCard) -> Use:
         )
     elif not any(site.same_as(organ) for organ in card.intended_use.organs):
         outside("organ-outside", f"The organ is {site.display!r}; the model is for {organs}.")
+
+    types = ", ".join(kind.display.lower() for kind in card.intended_use.specimen_types)
+    kind = specimen.type or header.specimen_type
+    if not types:
+        pass  # the model takes specimens of every type
+    elif kind is None:
+        outside(
+            "specimen-unknown",
+            f"Neither the order nor the image header states the type of specimen; the model is for {types}.",
+        )
+    elif specimen.type is not None and header.specimen_type is not None and not kind.same_as(header.specimen_type):
+        outside(
+            "specimen-conflict",
+            f"The order states {specimen.type.display!r}, the image header {header.specimen_type.display!r} as the "
+            "type of specimen.",
+        )
+    elif not any(kind.same_as(taken) for taken in card.intended_use.specimen_types):
+        outside("specimen-outside", f"The specimen is {kind.display!r}; the model is for {types}.")
 
     stains = ", ".join(card.intended_use.stains)
     if stain is None:

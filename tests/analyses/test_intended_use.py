@@ -15,6 +15,8 @@ from gateway.operations.errors import IdentityMismatch
 
 COLON = Code("71854001", "SCT", "Colon")
 STOMACH = Code("69695003", "SCT", "Stomach")
+RESECTION = Code("65801008", "SCT", "Excision")
+BIOPSY = Code("86273004", "SCT", "Biopsy")
 HE = (Code("12710003", "SCT", "hematoxylin stain"), Code("36879007", "SCT", "water soluble eosin stain"))
 PAP = (Code("12710003", "SCT", "hematoxylin stain"), Code("54221006", "SCT", "orange G stain"))
 CARD = ModelCard(
@@ -105,3 +107,23 @@ def test_slides_of_one_case_belong_to_one_patient() -> None:
     check_one_patient([one, dataclasses.replace(one, patient_id="A "), dataclasses.replace(one, patient_id=None)])
     with pytest.raises(IdentityMismatch):
         check_one_patient([one, dataclasses.replace(one, patient_id="B")])
+
+
+@pytest.mark.parametrize(
+    ("ordered", "read", "expected"),
+    [
+        (None, None, ["specimen-unknown"]),
+        (RESECTION, None, []),
+        (None, RESECTION, []),
+        (BIOPSY, None, ["specimen-outside"]),
+        (RESECTION, BIOPSY, ["specimen-conflict"]),
+    ],
+)
+def test_type_of_specimen_where_the_card_names_any(
+    ordered: Code | None, read: Code | None, expected: list[str]
+) -> None:
+    card = dataclasses.replace(CARD, intended_use=dataclasses.replace(CARD.intended_use, specimen_types=(RESECTION,)))
+    specimen = dataclasses.replace(SPECIMEN, type=ordered)
+    header = dataclasses.replace(HEADER, specimen_type=read)
+    assert [finding.code.code for finding in compare(specimen, header, card).findings] == expected
+    assert compare(specimen, header, CARD).findings == ()
