@@ -61,6 +61,12 @@ def test_schema_describes_itself() -> None:
         (("slides", 0, "series"), "not-a-uid"),
         (("state",), "signed by nobody"),
         (("surprise",), 1),
+        (("schema_version",), "2"),
+        (("slides", 0, "tissue_area_mm2"), -1),
+        (("slides", 0, "level_mpp"), 0),
+        (("tissue", 0, "classes", 0, "mean_probability"), 7),
+        (("tissue", 0, "classes", 0, "evidence", 0, "x_um"), -1),
+        (("order", "region"), {"x_um": 0, "y_um": 0, "width_um": -1, "height_um": 1}),
     ],
 )
 def test_schema_refuses(path: tuple[str | int, ...], value: object, validator, report: Report) -> None:
