@@ -74,8 +74,12 @@ packages:
 	  exit 1
 	fi
 
-## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json.
+## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json. Installs its PACS.
 bench: setup
+	@if ! PATH="$$PATH:/usr/sbin" command -v Orthanc > /dev/null || [ ! -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]; then
+	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends orthanc orthanc-dicomweb; } ||
+	    { echo "make bench measures a real PACS: install Debian's orthanc and orthanc-dicomweb first." >&2; exit 1; }
+	fi
 	.venv/bin/python -m tests.benchmarks
 
 ## Rebuild every model of model_repository from the released runs.
