@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from gateway import __version__
 from gateway.domain.analysis import Progress, Step
@@ -134,7 +135,9 @@ def _analyze_into(arguments: argparse.Namespace, out: Path) -> int:
     prepare_state(settings())
     # What libraries have to say may quote a header: it goes to the log's allow-list, never to the terminal.
     configure_logging("analyze", settings().log_level, settings().state / "logs", terminal=False)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # unwinds, so that Triton is stopped and nothing is left
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(ending, signal.default_int_handler)  # unwinds, so that Triton ends and nothing is left
 
     from gateway.analyses.local import analyze, case_of
     from gateway.archive import Archive, FolderArchive, open_archive
@@ -247,6 +250,8 @@ def _remove_own_outputs(out: Path) -> None:
         for path in out.iterdir():
             if OWN_OUTPUT.fullmatch(path.name):
                 path.unlink()
+        with TemporaryFile(dir=out):
+            pass  # a folder that takes no file is better known now than after an hour's work
     except OSError as error:
         raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
 

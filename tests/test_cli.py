@@ -85,6 +85,15 @@ def test_wrong_usage_leaves_no_earlier_report(tmp_path: Path, wrong: tuple[str, 
     assert {path.name for path in out.iterdir()} == {"notes.txt", "report.json.bak"}
 
 
+def test_an_output_folder_that_takes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the work, not after it."""
+    monkeypatch.setattr(cli, "_analyze_into", lambda arguments, out: 0)
+    assert cli.main(_analyze(tmp_path, Path("/proc/self"))) == 1
+    assert "--out" in capsys.readouterr().err
+
+
 def test_an_error_takes_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(arguments: object, out: Path) -> int:
         (out / "report.sr.dcm").write_text("half a report")
