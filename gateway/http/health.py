@@ -25,7 +25,8 @@ class Ready(BaseModel):
 
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="The process lives")
-def livez() -> Alive:
+async def livez() -> Alive:
+    # Never in a thread: it must answer while all of them wait for the database.
     return Alive(alive=True)
 
 

@@ -1,5 +1,8 @@
 """What lies around the API: the key, health for strangers, problems for every error, headers."""
 
+import asyncio
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,20 @@ async def test_nothing_is_told_without_the_key(stranger: httpx.AsyncClient, auth
             answer = await stranger.request(method, path, headers=headers)
             assert (answer.status_code, answer.json()["reason"]) == (401, "unauthenticated"), path
             assert answer.headers["www-authenticate"] == "Bearer"
+
+
+async def test_life_is_told_while_every_thread_waits_for_the_database(
+    client: httpx.AsyncClient, ledger: Ledger, state: Path, order: dict[str, Any]
+) -> None:
+    with closing(sqlite3.connect(state / "pathserve.db", isolation_level=None)) as locked:
+        locked.execute("BEGIN IMMEDIATE")
+        waiting = [asyncio.create_task(client.post("/v1/analyses", json=order)) for _ in range(60)]
+        await asyncio.sleep(0.5)
+        answer = await asyncio.wait_for(client.get("/livez"), 2)
+        assert not any(each.done() for each in waiting)
+        locked.execute("ROLLBACK")
+    assert answer.status_code == 200
+    assert {each.status_code for each in await asyncio.gather(*waiting)} == {202}
 
 
 async def test_the_key_in_any_case_of_the_scheme(stranger: httpx.AsyncClient) -> None:
