@@ -167,7 +167,12 @@ def page(here: Here, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: st
     return AnalysisPage(items=[summary_of(record) for record in records[:limit]], next=following)
 
 
-@router.get("/{analysis_id}", response_model=AnalysisView, summary="Show one analysis")
+@router.get(
+    "/{analysis_id}",
+    response_model=AnalysisView,
+    summary="Show one analysis",
+    responses={304: {"description": "Nothing has changed since the ETag in If-None-Match"}},
+)
 def show(here: Here, analysis_id: AnalysisId, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     record = here.ledger.get(analysis_id)
     body = view_of(record).model_dump(mode="json")
@@ -182,7 +187,13 @@ def show(here: Here, analysis_id: AnalysisId, if_none_match: Annotated[str | Non
     return JSONResponse(body, headers=headers)
 
 
-@router.delete("/{analysis_id}", response_model=AnalysisView, status_code=202, summary="Cancel an analysis")
+@router.delete(
+    "/{analysis_id}",
+    response_model=AnalysisView,
+    status_code=202,
+    summary="Cancel an analysis",
+    responses={200: {"model": AnalysisView, "description": "It is cancelled"}},
+)
 def cancel(here: Here, analysis_id: AnalysisId, response: Response) -> AnalysisView:
     """A waiting analysis is cancelled at once (200); a running one ends within seconds (202).
 

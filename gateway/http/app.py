@@ -29,7 +29,10 @@ def build_api(context: Context | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        responses={"4XX": {"description": "The request cannot be served as it is", **_PROBLEM}},
+        responses={
+            "4XX": {"description": "The request cannot be served as it is", **_PROBLEM},
+            "5XX": {"description": "The server cannot serve it now", **_PROBLEM},
+        },
     )
     app.state.context = context
     for module in (health, analyses, events, results, models):
