@@ -32,6 +32,7 @@ OUT = ROOT / "build" / "demo"
 START_S = 120.0
 
 console = Console()
+http = httpx.Client(trust_env=False, timeout=60)  # everything is on loopback: no proxy of the environment
 
 
 class DemoError(Exception):
@@ -171,7 +172,7 @@ def place_order(gateway: Gateway, headers: list[pydicom.Dataset]) -> str:
             }
         ],
     }
-    answer = httpx.post(
+    answer = http.post(
         f"{gateway.url}/v1/analyses",
         json=without_none(body),
         headers={**gateway.headers, "Idempotency-Key": secrets.token_hex(8)},
@@ -201,7 +202,7 @@ def follow(gateway: Gateway, analysis: str) -> None:
                     tasks[data["step"]] = bar.add_task(data["step"], unit=data["unit"])
                 bar.update(tasks[data["step"]], completed=data["done"], total=data["total"])
     url = f"{gateway.url}/v1/analyses/{analysis}"
-    ended = httpx.get(url, headers=gateway.headers, timeout=30).json()
+    ended = http.get(url, headers=gateway.headers, timeout=30).json()
     if ended["state"] != "completed":
         raise DemoError(f"the analysis ended {ended['state']}: {json.dumps(ended.get('failure'))}")
 
@@ -209,7 +210,7 @@ def follow(gateway: Gateway, analysis: str) -> None:
 def events(gateway: Gateway, analysis: str) -> Iterator[tuple[str, Any]]:
     """The server-sent events of an analysis, as (event, data), until the server ends the stream."""
     url = f"{gateway.url}/v1/analyses/{analysis}/events"
-    with httpx.stream("GET", url, headers=gateway.headers, timeout=httpx.Timeout(30, read=600)) as stream:
+    with http.stream("GET", url, headers=gateway.headers, timeout=httpx.Timeout(30, read=600)) as stream:
         stream.raise_for_status()
         event = ""
         for line in stream.iter_lines():
@@ -229,7 +230,7 @@ def show(gateway: Gateway, analysis: str, archive: str, study: str) -> None:
         ("text/html", "report.html"),
         ("application/dicom", "report.sr.dcm"),
     ):
-        answer = httpx.get(url, headers={**gateway.headers, "Accept": accept}, timeout=60)
+        answer = http.get(url, headers={**gateway.headers, "Accept": accept}, timeout=60)
         answer.raise_for_status()
         (OUT / name).write_bytes(answer.content)
     report = json.loads((OUT / "report.json").read_text())
@@ -283,7 +284,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, *, any_answe
     until = time.monotonic() + START_S
     while time.monotonic() < until and process.poll() is None:
         try:
-            answer = httpx.get(url, timeout=5)
+            answer = http.get(url, timeout=5)
         except httpx.TransportError:
             pass
         else:

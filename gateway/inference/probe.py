@@ -26,7 +26,7 @@ def probe(settings: Settings) -> tuple[Probe, ...]:
 
 def _server(settings: Settings) -> list[Probe]:
     if settings.triton_url:
-        up = asyncio.run(_ready(Endpoint(settings.triton_url)))
+        up = asyncio.run(_ready(Endpoint(settings.triton_url.removeprefix("grpc://"))))
         return [
             Probe("triton", up, "external server ready" if up else "external server (PATHSERVE_TRITON_URL) is silent")
         ]

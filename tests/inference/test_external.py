@@ -57,7 +57,8 @@ async def test_an_external_server_is_used_as_it_is(external: str, repository: Pa
     assert not (tmp_path / "state" / "triton.json").exists()
     async with Client(Endpoint(external)) as client:
         assert await client.model_ready("encoder"), "we must not unload what is not ours"
-    lines = await asyncio.to_thread(probe, settings)
+    with_scheme = settings.model_copy(update={"triton_url": f"grpc://{external}"})
+    lines = await asyncio.to_thread(probe, with_scheme)
     assert lines[0].name == "triton"
     assert lines[0].ok
 
