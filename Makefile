@@ -82,11 +82,12 @@ bench: setup
 	fi
 	.venv/bin/python -m tests.benchmarks
 
-## Rebuild every model of model_repository from the released runs.
+## Rebuild every model of model_repository from the released runs, and the page of them.
 engines: setup setup-training
 	for run in training/released/*/; do
 	  .venv-training/bin/python -m exporters build "$$run" --target onnx --out model_repository
 	done
+	.venv-training/bin/python -m exporters page model_repository --out docs/engines.md
 
 docs: setup
 	.venv/bin/python -m gateway.http.openapi > docs/openapi.json
