@@ -81,8 +81,8 @@ def run(slide: Path, *, keep: bool) -> None:
         follow(gateway, analysis)
         show(gateway, analysis, archive, headers[0].StudyInstanceUID)
         if keep:
-            console.print(f"\nGateway  {gateway.url}  (Authorization: Bearer {gateway.key})")
-            console.print(f"Archive  {archive}")
+            console.print(f"\nGateway  {gateway.url}  (Authorization: Bearer {gateway.key})", soft_wrap=True)
+            console.print(f"Archive  {archive}", soft_wrap=True)
             console.print("Running until Ctrl-C.")
             signal.pause()
 
