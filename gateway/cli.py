@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import json
 import logging
 import math
@@ -30,6 +31,8 @@ a kill left half-written."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status (0 done, 1 an error, 2 wrong usage, 130 interrupted). Never a stack trace."""
     arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path or a name that the terminal's encoding lacks
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         status = run(arguments)
@@ -116,10 +119,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _analyze(arguments: argparse.Namespace) -> int:
     with _own_outputs_replaced(arguments.out):
-        return _analyze_into(arguments, arguments.out)
+        files = _analyze_into(arguments, arguments.out)
+    for path in files:
+        print(path)
+    return 0
 
 
-def _analyze_into(arguments: argparse.Namespace, out: Path) -> int:
+def _analyze_into(arguments: argparse.Namespace, out: Path) -> tuple[Path, ...]:
     from gateway.analyses.protocols import protocol_named
     from gateway.operations.logging import configure_logging
     from gateway.operations.settings import settings
@@ -157,10 +163,7 @@ def _analyze_into(arguments: argparse.Namespace, out: Path) -> int:
         settings=changes,
     )
     with _bar() as show:
-        files = asyncio.run(analyze(order, archive, out, settings(), show))
-    for path in files:
-        print(path)
-    return 0
+        return asyncio.run(analyze(order, archive, out, settings(), show))
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -184,7 +187,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _schema(arguments: argparse.Namespace) -> int:
     from gateway.reports import report_schema
 
-    print(json.dumps(report_schema(), indent=2, ensure_ascii=False))
+    print(json.dumps(report_schema(), indent=2))
     return 0
 
 

@@ -1,5 +1,6 @@
 """The command line itself: options, errors and interruptions, where no model has to run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,6 +66,17 @@ def test_a_reader_who_has_seen_enough(tmp_path: Path) -> None:
     assert schema.wait(30) == 1
 
 
+def test_a_terminal_that_knows_ascii_only(tmp_path: Path) -> None:
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = run(tmp_path, "schema", "report", **plain)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["title"] == "pathserve report"
+    done = run(
+        tmp_path, "phantom", "--kind", "he", "--out", tmp_path / "Größe", "--width", 256, "--height", 256, **plain
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def _analyze(slide: Path, out: Path, *more: str) -> list[str]:
     return ["analyze", "--protocol", "tissue-classification", "--slide", str(slide), "--out", str(out), *more]
 
@@ -89,13 +101,28 @@ def test_an_output_folder_that_takes_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Said before the work, not after it."""
-    monkeypatch.setattr(cli, "_analyze_into", lambda arguments, out: 0)
+    monkeypatch.setattr(cli, "_analyze_into", lambda arguments, out: ())
     assert cli.main(_analyze(tmp_path, Path("/proc/self"))) == 1
     assert "--out" in capsys.readouterr().err
 
 
+def test_a_reader_who_has_gone_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def analysed(arguments: object, out: Path) -> tuple[Path, ...]:
+        (out / "report.json").write_text("{}")
+        return (out / "report.json",)
+
+    def gone(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_analyze_into", analysed)
+    monkeypatch.setattr("builtins.print", gone)
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(_analyze(tmp_path, tmp_path / "out"))
+    assert (tmp_path / "out" / "report.json").exists()
+
+
 def test_an_error_takes_back_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(arguments: object, out: Path) -> int:
+    def interrupted(arguments: object, out: Path) -> tuple[Path, ...]:
         (out / "report.sr.dcm").write_text("half a report")
         raise KeyboardInterrupt
 
