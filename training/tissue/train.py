@@ -95,7 +95,8 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
     save_weights(run.weights_path, encoder)
     run.log("saved", start=recipe.start)
     runs_RNC, _ = cross_validate(features, tiles.labels_N, tiles.groups_N, recipe.probe, recipe.seed)
-    metrics = evaluate.summary(tiles, {"probe": runs_RNC}, recipe.probe, recipe.seed)
+    rows = {"probe": runs_RNC, "colour statistics": _colour_baseline(tiles, recipe.probe, recipe.seed)}
+    metrics = evaluate.summary(tiles, rows, recipe.probe, recipe.seed)
     # An encoder that was only converted has seen none of the tiles: they are its evaluation, not its training data.
     return run.finish(metrics=metrics, seed=recipe.seed, data=data, pretraining=pretraining)
 
@@ -204,8 +205,7 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
 
     runs = {"head": _validate(features_NVD, tiles, recipe.probe, recipe.seed)}
     run.log("validated", part="head")
-    colour_NVD = np.stack([colour_statistics(image) for image in tiles.images_NHWC])[:, None]
-    runs["colour statistics"] = _validate(colour_NVD, tiles, recipe.probe, recipe.seed)
+    runs["colour statistics"] = _colour_baseline(tiles, recipe.probe, recipe.seed)
     # The controls do without jittered views, which doubles their speed.
     control = recipe.probe.model_copy(update={"augmentations": ("none", "orientations")})
     random_NVD = cached(
@@ -232,6 +232,11 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
 
 def _validate(features_NVD: np.ndarray, tiles: Tiles, protocol: Protocol, seed: int) -> np.ndarray:
     return cross_validate(lambda train_N: features_NVD, tiles.labels_N, tiles.groups_N, protocol, seed)[0]
+
+
+def _colour_baseline(tiles: Tiles, protocol: Protocol, seed: int) -> np.ndarray:
+    colour_NVD = np.stack([colour_statistics(image) for image in tiles.images_NHWC])[:, None]
+    return _validate(colour_NVD, tiles, protocol, seed)
 
 
 def random_encoder(tiles: Tiles, seed: int) -> TileEncoder:
