@@ -19,8 +19,11 @@ __all__ = [
 
 def open_archive(address: str) -> Archive:
     """The archive at `folder:DIR` or `dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH`. Raises InvalidSetting."""
-    if address.startswith("folder:"):
-        return FolderArchive(Path(address.removeprefix("folder:")))
+    if address.startswith("folder:") and (folder := address.removeprefix("folder:")):
+        try:
+            return FolderArchive(Path(folder))
+        except RuntimeError:  # what pathlib raises for a home folder that is none
+            raise InvalidSetting("The archive's folder begins with ~, but there is no such home folder.") from None
     if address.startswith("dicomweb://"):
         # Imported here so that work on local folders does not load the HTTP client.
         from gateway.archive.dicomweb import DicomWebArchive

@@ -67,6 +67,13 @@ def test_open_archive(tmp_path):
         open_archive("ftp://somewhere")
 
 
+@pytest.mark.parametrize("address", ["folder:", "folder:~no-such-user-here/slides", "/slides", ""])
+def test_an_address_that_is_none(address):
+    """Least of all does an empty folder mean the working directory."""
+    with pytest.raises(InvalidSetting):
+        open_archive(address)
+
+
 def test_finds_the_series_wherever_it_lies(archive, slide):
     found = archive.find_series(slide.study_uid)
     assert found == (SeriesEntry(slide.study_uid, slide.series_uid, len(slide.files)),)
