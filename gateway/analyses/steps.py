@@ -221,7 +221,13 @@ class CaseRun:
             reason, detail = unread.get(fetched.series, [fetched.reason, fetched.detail])
             if reason is not None:
                 readings.append(
-                    SlideReading(study=fetched.study, series=fetched.series, read=False, reason=f"{reason}: {detail}")
+                    SlideReading(
+                        study=fetched.study,
+                        series=fetched.series,
+                        read=False,
+                        reason=f"{reason}: {detail}",
+                        container=self.order.specimens[fetched.specimen].container,
+                    )
                 )
                 findings.append(
                     Finding(

@@ -1,6 +1,7 @@
 """`/metrics` on its own loopback port: this process's registry, and what the worker processes left in their folder."""
 
 import os
+import re
 import shutil
 import tempfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import psutil
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -15,6 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 log = structlog.get_logger("gateway.operations.metrics")
 
 WORKER_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_FOLDER = "pathserve-metrics-"
 
 
 class MetricsListener:
@@ -42,7 +45,8 @@ class WorkerMetrics:
     """A folder outside the state in which worker processes keep their metrics, so that they outlive a restart."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="pathserve-metrics-"))
+        _clear_abandoned()
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         self.registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(self.registry, path=str(self.folder))  # type: ignore[no-untyped-call]
 
@@ -52,6 +56,14 @@ class WorkerMetrics:
 
     def close(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _clear_abandoned() -> None:
+    """Remove the folders of servers of this user that a kill kept from removing them."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        owner = re.match(rf"{_FOLDER}(\d+)-", folder.name)
+        if owner is not None and not psutil.pid_exists(int(owner[1])) and folder.stat().st_uid == os.getuid():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _handler(registries: tuple[CollectorRegistry, ...]) -> type[BaseHTTPRequestHandler]:

@@ -1,10 +1,14 @@
 """The metrics listener, and the figures that worker processes leave behind."""
 
+import os
 import socket
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import httpx
+import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from gateway.operations.metrics import MetricsListener, WorkerMetrics
@@ -40,6 +44,21 @@ def test_the_figures_of_ended_workers_add_up() -> None:
             subprocess.run([sys.executable, "-c", code], env=workers.environment(), check=True)
         found = workers.registry.get_sample_value("step_attempts_total", {"step": "infer", "outcome": "ok"})
         assert found == 2.0
+    finally:
+        workers.close()
+    assert not workers.folder.exists()
+
+
+def test_folders_of_killed_servers_are_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    killed, alive = tmp_path / f"pathserve-metrics-{ended.pid}-x", tmp_path / f"pathserve-metrics-{os.getppid()}-x"
+    for folder in (killed, alive):
+        folder.mkdir()
+    workers = WorkerMetrics()
+    try:
+        assert (killed.exists(), alive.exists()) == (False, True)
     finally:
         workers.close()
     assert not workers.folder.exists()
