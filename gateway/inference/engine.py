@@ -313,7 +313,7 @@ class TritonEngine:
         if len(model.reloads) >= RELOADS:
             model.problem = ModelNotLoaded(
                 f"The model {model.name} failed {RELOADS + 1} times within {RELOAD_WINDOW_S / 60:.0f} minutes and is "
-                "not loaded again for now. See logs/triton.log in the state folder."
+                "not loaded again until that time has passed. See logs/triton.log in the state folder."
             )
             raise model.problem
 
