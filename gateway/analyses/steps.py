@@ -83,6 +83,7 @@ class CaseRun:
         self._protocol = protocol_named(order.protocol)
         self._options = options_of(self._protocol, order)
         self._half = _HALVES[order.protocol]
+        self._repository = ModelRepository(settings.model_repository)
 
     async def fetch(self) -> dict[str, Any]:
         """Bring every slide of the order within reach; one that is not in the archive is noted and the others go on.
@@ -173,12 +174,11 @@ class CaseRun:
     def _opened(self, fetched: _Fetched) -> Iterator[SlideTask]:
         """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
         specimen = self.order.specimens[fetched.specimen]
-        repository = ModelRepository(self._settings.model_repository)
         with Slide.open(fetched.files) as slide:
             check_identity(self.order, specimen, slide.header)
             yield SlideTask(
                 slide=slide,
-                card=repository.card(self._protocol.models[0]),
+                card=self._repository.card(self._protocol.models[0]),
                 order=self.order,
                 specimen=specimen,
                 options=self._options,
@@ -249,7 +249,7 @@ class CaseRun:
                 pictures.append(picture(role, file, encoded, outcome.reading.series))
                 data[file] = encoded
         exploratory = any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes)
-        use = ModelRepository(self._settings.model_repository).card(self._protocol.models[0]).intended_use
+        use = self._repository.card(self._protocol.models[0]).intended_use
         report = Report(
             schema_version=SCHEMA_VERSION,
             analysis_id=self.analysis_id,
@@ -275,9 +275,8 @@ class CaseRun:
 
     def _models(self) -> tuple[ModelVersion, ...]:
         """The protocol's models, an ensemble's steps before the ensemble itself."""
-        repository = ModelRepository(self._settings.model_repository)
-        names = [part for name in self._protocol.models for part in (*repository.contract(name).steps, name)]
-        return tuple(repository.card(name).version for name in names)
+        names = [part for name in self._protocol.models for part in (*self._repository.contract(name).steps, name)]
+        return tuple(self._repository.card(name).version for name in names)
 
     async def deliver(self) -> dict[str, Any]:
         """Store the report's DICOM objects in the archive. Raises ArchiveError, DiskFull, Cancelled."""

@@ -19,5 +19,4 @@ class Code:
 PRIVATE_SCHEME = "99PATHSERVE"
 MILLIMETRE_SQUARED = Code("mm2", "UCUM", "square millimeter")
 PERCENT = Code("%", "UCUM", "percent")
-MICROMETRE = Code("um", "UCUM", "micrometer")
 NO_UNITS = Code("1", "UCUM", "no units")

@@ -238,6 +238,8 @@ def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
         opened = list(pool.map(lambda _: open_ledger(tmp_path), range(4)))
     for each in opened:
         each.accept(order())
+    assert [len(each.page(10)) for each in opened] == [4, 4, 4, 4]
+    for each in opened:
         each.close()
 
 
