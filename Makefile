@@ -83,7 +83,7 @@ packages:
 	fi
 
 ## Speed and memory as ratios to a named floor in the same run: a table, and build/bench.json. Installs its PACS.
-bench: setup
+bench: setup setup-training
 	@if ! PATH="$$PATH:/usr/sbin" command -v Orthanc > /dev/null || [ ! -e /usr/share/orthanc/plugins/libOrthancDicomWeb.so ]; then
 	  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends orthanc orthanc-dicomweb; } ||
 	    { echo "make bench measures a real PACS: install Debian's orthanc and orthanc-dicomweb first." >&2; exit 1; }
@@ -92,9 +92,7 @@ bench: setup
 
 ## Rebuild every model of model_repository from the released runs, and the page of them.
 engines: setup setup-training
-	for run in training/released/*/; do
-	  .venv-training/bin/python -m exporters build "$$run" --target onnx --out model_repository
-	done
+	.venv-training/bin/python -m exporters rebuild training/released --out model_repository
 	.venv-training/bin/python -m exporters page model_repository --out docs/engines.md
 
 docs: setup

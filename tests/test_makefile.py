@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-training")
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-training", ".venv-tensorrt")
+SETUPS = ("setup", "setup-training", "setup-tensorrt")
 
 
 def checkout(folder: Path) -> Path:
-    for file in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-triton.txt", "constraints-training.txt"):
+    constraints = [f"constraints{name}.txt" for name in ("", "-triton", "-training", "-tensorrt")]
+    for file in ("Makefile", "pyproject.toml", *constraints):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
     return folder
@@ -36,7 +38,7 @@ def test_a_dry_run_of_the_tests_runs_nothing(tmp_path: Path) -> None:
 
 def test_environments_that_are_ready_are_left_alone(tmp_path: Path) -> None:
     stamp(checkout(tmp_path), tmp_path)
-    for target in ("setup", "setup-training"):
+    for target in SETUPS:
         assert f"Nothing to be done for '{target}'" in dry_run(tmp_path, target)
 
 
@@ -51,5 +53,5 @@ def test_a_changed_constraint_is_installed_into_the_same_environment(tmp_path: P
 
 def test_in_a_moved_checkout_the_environments_are_made_anew(tmp_path: Path) -> None:
     stamp(checkout(tmp_path / "here"), tmp_path / "there")
-    output = dry_run(tmp_path / "here", "setup") + dry_run(tmp_path / "here", "setup-training")
+    output = "".join(dry_run(tmp_path / "here", target) for target in SETUPS)
     assert all(f"-m venv --clear {environment}\n" in output for environment in ENVIRONMENTS)
