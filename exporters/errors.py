@@ -10,10 +10,16 @@ class ExportError(PathserveError):
 
 
 class GateFailed(ExportError):
-    """A gate's figure is out of bounds. `gates` holds every gate that was tried, the failed one last."""
+    """A gate's figure is out of bounds: `figures` are all that the gate measured.
+
+    `gates` holds every gate that was tried, the failed one last; the build sets it.
+    """
 
     reason, title = "gate-failed", "Gate failed"
 
-    def __init__(self, detail: str, gates: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, detail: str, gates: list[dict[str, Any]] | None = None, *, figures: dict[str, Any] | None = None
+    ) -> None:
         super().__init__(detail)
         self.gates = gates or []
+        self.figures = figures or {}
