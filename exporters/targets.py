@@ -1,7 +1,7 @@
 """The seam between the build and what an engine runs on: one small object per target.
 
-The build makes the fp32 ONNX and its gates; a target makes of it the engine of one version's folder; the build then runs
-G3 and G5, writes the sidecars and publishes.
+The build makes the fp32 ONNX and its gates; a target makes of it the engine of one version's folder; the build then
+runs G3 and G5 on what was written, adds the sidecars and publishes.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,6 @@ class TargetArtefact:
     names those that an answer comes from. `state` is how far the target itself brought it (never APPROVED: that is the
     build's word, after G3 and G5). `not_executed` says in a sentence what was never run. `gates` are the target's own,
     as they stand in gate.json: {"gate": "G2", "passed": True | None, "figures": {…}} or, not run, with a "reason".
-    `run` is the built engine, where it can run here: golden answers are its answers, and G3 asks it.
     `calibration` is {"sha256": …, "count": …} of what it was calibrated on. `tools` are names with versions.
     """
 
@@ -36,7 +35,6 @@ class TargetArtefact:
     engine: tuple[str, ...]
     config: str
     state: str
-    run: Engine | None
     not_executed: str | None = None
     gates: tuple[Mapping[str, Any], ...] = ()
     calibration: Mapping[str, Any] | None = None
@@ -54,6 +52,12 @@ The config's `name` is the folder, and the artefact's paths begin with the folde
 Raises GateFailed with figures where a gate of the target fails, ExportError where it cannot be built here.
 """
 
+Open = Callable[[Path], Engine | None]
+"""A written model folder to its engine, set as it will serve; None where it cannot run here. Raises ExportError.
+
+G3 asks this engine, and golden answers are its answers.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -62,6 +66,7 @@ class Target:
     name: str
     precisions: tuple[str, ...]
     build: Build
+    open: Open
 
 
 def engine_digest(files: Mapping[str, bytes]) -> str:
