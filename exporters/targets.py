@@ -1,7 +1,11 @@
 """The seam between the build and what an engine runs on: one small object per target.
 
 The build makes the fp32 ONNX and its gates; a target makes of it the engine of one version's folder; the build then
-runs G3 and G5 on what was written, adds the sidecars and publishes.
+runs G3 and G5 on what was written, adds the sidecars and publishes. G3 is `exporters.agreement.g3_agreement(graph,
+onnx, engine, repository)`: figures with "reduced" among them, or GateFailed with its figures; `repository` holds the
+heads that an encoder's answers are judged by.
+
+A GateFailed says its gate first ("G2: …"), so that gate-failed.json can name it.
 """
 
 from collections.abc import Callable, Mapping
