@@ -22,6 +22,7 @@ import structlog
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from gateway.analyses.choices import ChoiceLog
 from gateway.analyses.schema import ANALYSES, EVENTS, WORKERS
 from gateway.domain.analysis import Analysis, Failure, Progress, State, Step
 from gateway.domain.order import Order, Priority
@@ -34,6 +35,7 @@ from gateway.operations.errors import (
     IdempotencyConflict,
     InvalidSetting,
     NotFound,
+    StateBusy,
     StateError,
 )
 
@@ -100,9 +102,11 @@ def _foreign_errors() -> Iterator[None]:
         log.error("the ledger's database failed", trouble=getattr(error.orig, "sqlite_errorname", type(error).__name__))
         if "disk is full" in str(error.orig) or "disk I/O" in str(error.orig):
             raise DiskFull("The ledger's disk is full; free some space and try again.") from error
+        if getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise StateBusy("The ledger's database is locked by another program; try again in a moment.") from error
         raise StateError("The ledger's database cannot be used now; see the server's log and try again.") from error
     except PoolTimeout as error:
-        raise StateError("The ledger's database is busy; try again in a moment.") from error
+        raise StateBusy("The ledger's database is busy; try again in a moment.") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise DiskFull("The ledger's disk is full; free some space and try again.") from error
@@ -122,11 +126,12 @@ def _sqlite_begin(connection: sa.Connection) -> None:
 
 
 class Ledger:
-    """The ledger of one state folder. Thread-safe; every method is one transaction."""
+    """The ledger of one state folder. Thread-safe; every method is one transaction. `choices`: which models serve."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(ledger_writes=True)
+        self.choices = ChoiceLog(self._read, self._write)
 
     @classmethod
     def open(cls, url: str, state: Path) -> "Ledger":
@@ -274,6 +279,19 @@ class Ledger:
         )
         with self._read() as connection:
             return {row.id: bool(row.cancel_requested) for row in connection.execute(query)}
+
+    def pin(self, analysis_id: str, models: Mapping[str, Any]) -> None:
+        """Note which exact models an analysis uses, JSON-ready."""
+        with self._write() as connection:
+            connection.execute(ANALYSES.update().where(ANALYSES.c.id == analysis_id).values(models=dict(models)))
+
+    def pinned(self) -> tuple[Mapping[str, Any], ...]:
+        """What `pin` noted of every analysis that has begun and not ended."""
+        query = sa.select(ANALYSES.c.models).where(
+            ANALYSES.c.state.not_in((State.ACCEPTED.value, *_FINAL)), ANALYSES.c.models.is_not(None)
+        )
+        with self._read() as connection:
+            return tuple(connection.execute(query).scalars())
 
     def count_attempt(self, analysis_id: str) -> int:
         """Count one more begun run and return the count since the analysis last moved forward."""

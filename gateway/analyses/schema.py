@@ -1,4 +1,4 @@
-"""The tables of the ledger: the orders as accepted, what happened to each, and which worker lives."""
+"""The tables of the ledger: the orders as accepted, what happened to each, which worker lives, which models serve."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -68,6 +68,8 @@ ANALYSES = Table(
     Column("done", Integer),
     Column("total", Integer),
     Column("unit", String(16)),
+    # The exact models that it is pinned to since it started (`gateway.analyses.pins`).
+    Column("models", JSON),
     Index("ix_analyses_state_rank", "state", "rank", "number"),
 )
 
@@ -89,6 +91,21 @@ WORKERS = Table(
     Column("beat", UtcTime, nullable=False),
     # What the worker last found of its parts: {name: true | false}.
     Column("parts", JSON, nullable=False),
-    # The models it serves: [{name, version, ready, reason}].
+    # The versions of the models it knows: [{name, version, ready, reason, state, target, precision}].
     Column("models", JSON, nullable=False),
+)
+
+MODEL_DECISIONS = Table(
+    "model_decisions",
+    METADATA,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(128), nullable=False),
+    Column("version", String(16), nullable=False),
+    Column("action", String(16), nullable=False),
+    Column("who", String(128), nullable=False),
+    Column("time", UtcTime, nullable=False),
+    # Settled once, from `pending`; nothing else of a row is ever changed.
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text),
+    Column("settled", UtcTime),
 )

@@ -167,12 +167,22 @@ class ModelRefused(InferenceError):
     reason, title = "model-refused", "Model refused"
 
 
+class ModelChanged(InferenceError):
+    """A model's files are no longer those that the analysis began with: what was computed by them is done anew."""
+
+    reason, title, retryable = "model-changed", "Model changed meanwhile", True
+
+
 class StateError(PathserveError):
     reason, title = "state", "State folder not usable"
 
 
 class StateLocked(StateError):
     reason, title = "state-locked", "State folder in use"
+
+
+class StateBusy(StateError):
+    reason, title, retryable = "state-busy", "State in use, try again", True
 
 
 class DiskFull(StateError):
@@ -209,8 +219,10 @@ _RIM: dict[type[PathserveError], Rim] = {
     InferenceUnavailable: Rim(503, "UNAVAILABLE"),
     InferenceTimeout: Rim(504, "DEADLINE_EXCEEDED"),
     ModelNotLoaded: Rim(503, "UNAVAILABLE"),
+    ModelChanged: Rim(503, "UNAVAILABLE"),
     StateError: Rim(500, "INTERNAL"),
     StateLocked: Rim(503, "UNAVAILABLE"),
+    StateBusy: Rim(503, "UNAVAILABLE"),
     DiskFull: Rim(507, "RESOURCE_EXHAUSTED"),
 }
 
