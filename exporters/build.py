@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from exporters import gates
+from exporters import gates, shapes
 from exporters.card import SCHEMA_FILE, build_card, chain_digest, digests_of
-from exporters.config import EnsembleConfig, OnnxRuntimeConfig, check_config
+from exporters.config import EnsembleConfig, OnnxRuntimeConfig, Step, check_config
 from exporters.errors import ExportError, GateFailed
 from exporters.kinds import kind_of
 from exporters.onnx_graph import OPSET, export
@@ -28,7 +28,6 @@ from training.graphs import Arrays, Ensemble, Graph, TensorSpec, declare
 from training.runs import Run, open_run
 
 VERSION = "1"
-_GOLDEN = 3
 _TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tritonclient")
 
 Gate = tuple[str, Callable[[], dict[str, Any]]]
@@ -68,7 +67,9 @@ def build(run_path: Path, repository: Path) -> list[str]:
         staging = Path(temporary) / "staged"
         artefact.write(staging)
         built = [artefact]
-        questions = {graph.model: [_answered(artefact.engine, graph.samples(batch)) for batch in gates.BATCHES]}
+        engine = gates.onnx_runtime(artefact.engine)
+        asked = [shapes.inputs_of(graph, sizes) for sizes in shapes.proven(graph)]
+        questions = {graph.model: [(inputs, engine(inputs)) for inputs in asked]}
         if graph.ensemble:
             for step in graph.ensemble.steps:
                 if step != graph.model:
@@ -81,9 +82,9 @@ def build(run_path: Path, repository: Path) -> list[str]:
         passed = _pass(
             run,
             [
-                ("G0", lambda: gates.g0_export(artefact.engine, config)),
-                ("G1", lambda: gates.g1_parity(artefact.engine, graph, kind)),
-                ("G4", lambda: gates.g4_invariance(artefact.engine, graph)),
+                ("G0", lambda: gates.g0_export(artefact.engine, config, kind)),
+                ("G1", lambda: gates.g1_parity(engine, graph, kind)),
+                ("G4", lambda: gates.g4_invariance(engine, graph, kind)),
                 ("G5", lambda: g5_triton(staging, questions)),
             ],
         )
@@ -116,7 +117,7 @@ def network_artefact(run: Run, graph: Graph) -> Artefact:
         ((encoder, weights_sha256),) = graph.needs.items()
         more["encoder"] = {"model": encoder, "weights_sha256": weights_sha256}
     card = build_card(graph.model, graph.kind, graph.card, digests, **more)
-    golden = _golden(*_answered(engine, graph.samples(_GOLDEN)))
+    golden = _golden(*_answered(engine, shapes.inputs_of(graph, shapes.golden(graph))))
     return Artefact(
         graph.model,
         {
@@ -137,15 +138,15 @@ def ensemble_artefact(
     Raises ExportError where the steps do not fit one another.
     """
     contracts = [staged.contract(step) for step in ensemble.steps]
-    links = []
     for first, second in pairwise(contracts):
         if len(first.outputs) != 1 or first.outputs != second.inputs:
             raise ExportError(f"{second.name} does not take what {first.name} gives, so they cannot be chained.")
-        links.append(first.outputs[0].name)
     config = EnsembleConfig(
         name=ensemble.model,
-        steps=ensemble.steps,
-        links=tuple(links),
+        steps=tuple(
+            Step(each.name, tuple(spec.name for spec in each.inputs), tuple(spec.name for spec in each.outputs))
+            for each in contracts
+        ),
         inputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[0].inputs),
         outputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[-1].outputs),
         max_batch_size=min(contract.max_batch_size for contract in contracts),
@@ -165,7 +166,7 @@ def ensemble_artefact(
         raise ExportError(f"{ensemble.steps[0]} has no golden inputs. Build it again, then this one.")
     answers = golden.inputs
     for step in ensemble.steps:
-        answers = gates.run(gates.session((staged.path / step / VERSION / "model.onnx").read_bytes()), answers)
+        answers = gates.onnx_runtime((staged.path / step / VERSION / "model.onnx").read_bytes())(answers)
     packed = _golden(golden.inputs, answers)
     files = {
         f"{VERSION}/.gitkeep": b"",
@@ -193,11 +194,13 @@ def _check_needs(graph: Graph, repository: ModelRepository) -> None:
 
 
 def _config(graph: Graph) -> OnnxRuntimeConfig:
-    return OnnxRuntimeConfig(name=graph.model, inputs=graph.inputs, outputs=graph.outputs)
+    return OnnxRuntimeConfig(
+        name=graph.model, inputs=graph.inputs, outputs=graph.outputs, max_batch_size=graph.max_batch_size
+    )
 
 
 def _answered(engine: bytes, inputs: Arrays) -> tuple[Arrays, Arrays]:
-    return inputs, gates.run(gates.session(engine), inputs)
+    return inputs, gates.onnx_runtime(engine)(inputs)
 
 
 def _golden(inputs: Arrays, answers: Arrays) -> bytes:

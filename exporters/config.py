@@ -4,16 +4,37 @@ No queue policy and no priority: each stalls Triton for 500 ms a request; the ga
 """
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import onnx
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from exporters.errors import ExportError
-from exporters.kinds import MAX_BATCH
-from training.graphs import TensorSpec
+from training.graphs import Dim, TensorSpec
 
-_ELEMENT = {"UINT8": onnx.TensorProto.UINT8, "FP32": onnx.TensorProto.FLOAT}
+_ELEMENT = {
+    "BOOL": onnx.TensorProto.BOOL,
+    "FP32": onnx.TensorProto.FLOAT,
+    "INT32": onnx.TensorProto.INT32,
+    "INT64": onnx.TensorProto.INT64,
+    "UINT8": onnx.TensorProto.UINT8,
+}
+
+
+class Config(Protocol):
+    """A model's configuration; `name` is its folder's name, `max_batch_size` 0 means that there is no batch axis."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+    @property
+    def max_batch_size(self) -> int: ...
+
+    def text(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,82 +44,146 @@ class OnnxRuntimeConfig:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch_size: int = MAX_BATCH
+    max_batch_size: int
     instances: int = 2
 
     def text(self) -> str:
-        return "\n".join(
-            (
-                f'name: "{self.name}"',
-                'backend: "onnxruntime"',
-                f"max_batch_size: {self.max_batch_size}",
-                *_tensors("input", self.inputs),
-                *_tensors("output", self.outputs),
-                f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
-                "dynamic_batching { }",
-                'parameters { key: "intra_op_thread_count" value { string_value: "1" } }',
-                "",
-            )
+        return _text(
+            f'name: "{self.name}"',
+            'backend: "onnxruntime"',
+            *tensors(self),
+            f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
+            *batching(self),
+            parameter("intra_op_thread_count", "1"),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnsembleConfig:
-    """A chain of models; `links` are the tensors between them, one less than steps."""
+class OpenVinoConfig:
+    """A model for the backend `openvino` on CPUs: `instances` processes with `threads` threads each.
+
+    `file` is an ONNX file, or an IR whose weights lie beside it. The precision is always said: OpenVINO's own default
+    is bf16 on processors that have it.
+    """
 
     name: str
-    steps: tuple[str, ...]
-    links: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch_size: int = MAX_BATCH
+    max_batch_size: int
+    file: Literal["model.onnx", "model.xml"]
+    precision: Literal["f32", "bf16"]
+    instances: int = 2
+    threads: int = 1
 
     def text(self) -> str:
-        tensors = (self.inputs[0].name, *self.links, self.outputs[0].name)
-        steps = [
-            f'    {{ model_name: "{step}" model_version: -1 '
-            f'input_map {{ key: "{tensors[place]}" value: "{tensors[place]}" }} '
-            f'output_map {{ key: "{tensors[place + 1]}" value: "{tensors[place + 1]}" }} }}'
-            for place, step in enumerate(self.steps)
-        ]
-        return "\n".join(
-            (
-                f'name: "{self.name}"',
-                'platform: "ensemble"',
-                f"max_batch_size: {self.max_batch_size}",
-                *_tensors("input", self.inputs),
-                *_tensors("output", self.outputs),
-                "ensemble_scheduling {",
-                "  step [",
-                ",\n".join(steps),
-                "  ]",
-                "}",
-                "",
-            )
+        return _text(
+            f'name: "{self.name}"',
+            'backend: "openvino"',
+            f'default_model_filename: "{self.file}"',
+            *tensors(self),
+            f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
+            *batching(self),
+            parameter("INFERENCE_PRECISION_HINT", self.precision),
+            parameter("INFERENCE_NUM_THREADS", str(self.threads)),
         )
 
 
-Config = OnnxRuntimeConfig | EnsembleConfig
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A model of an ensemble, by its folder, with the names of its tensors."""
+
+    folder: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
-def _tensors(role: str, specs: tuple[TensorSpec, ...]) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnsembleConfig:
+    """Models in order; a step's inputs are the ensemble's, or outputs of the same name of an earlier step."""
+
+    name: str
+    steps: tuple[Step, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int
+
+    def text(self) -> str:
+        steps = [
+            " ".join(
+                (
+                    f'    {{ model_name: "{step.folder}" model_version: -1',
+                    *(f'input_map {{ key: "{name}" value: "{name}" }}' for name in step.inputs),
+                    *(f'output_map {{ key: "{name}" value: "{name}" }}' for name in step.outputs),
+                    "}",
+                )
+            )
+            for step in self.steps
+        ]
+        return _text(
+            f'name: "{self.name}"',
+            'platform: "ensemble"',
+            *tensors(self),
+            "ensemble_scheduling {",
+            "  step [",
+            ",\n".join(steps),
+            "  ]",
+            "}",
+        )
+
+
+def tensors(config: Config) -> list[str]:
+    """The greatest batch, the inputs and the outputs."""
     return [
-        f'{role} [ {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} dims: {list(spec.dims)} }} ]'
-        for spec in specs
+        f"max_batch_size: {config.max_batch_size}",
+        *(
+            f'{role} [ {{ name: "{spec.name}" data_type: TYPE_{spec.datatype} dims: {list(spec.shape)} }} ]'
+            for role, specs in (("input", config.inputs), ("output", config.outputs))
+            for spec in specs
+        ),
     ]
 
 
+def batching(config: Config) -> list[str]:
+    """Dynamic batching where there is a batch axis."""
+    return ["dynamic_batching { }"] if config.max_batch_size else []
+
+
+def parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def _text(*lines: str) -> str:
+    return "\n".join((*lines, ""))
+
+
 def check_config(config: Config) -> None:
-    """Raises ExportError where Triton's message does not take the text."""
+    """Raises ExportError where Triton's message does not take the text, or where an ensemble's tensors do not join."""
     try:
         parsed = text_format.Parse(config.text(), model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
         raise ExportError(f"The config.pbtxt of {config.name} is not one that Triton reads: {error}.") from None
     if parsed.name != config.name or parsed.max_batch_size != config.max_batch_size:
         raise ExportError(f"The config.pbtxt of {config.name} does not say what it was given.")
+    if isinstance(config, EnsembleConfig):
+        _check_steps(config)
 
 
-def check_against_graph(config: OnnxRuntimeConfig, model: onnx.ModelProto) -> None:
+def _check_steps(config: EnsembleConfig) -> None:
+    known, used = {spec.name for spec in config.inputs}, set[str]()
+    for step in config.steps:
+        if missing := sorted(set(step.inputs) - known):
+            raise ExportError(f"In {config.name}, nothing gives {', '.join(missing)} to {step.folder}.")
+        if twice := sorted(set(step.outputs) & known):
+            raise ExportError(f"In {config.name}, {step.folder} gives {', '.join(twice)}, which is there already.")
+        known |= set(step.outputs)
+        used |= set(step.inputs)
+    if missing := sorted({spec.name for spec in config.outputs} - known):
+        raise ExportError(f"In {config.name}, no step gives {', '.join(missing)}.")
+    if idle := sorted({spec.name for spec in config.inputs} - used):
+        raise ExportError(f"In {config.name}, no step takes {', '.join(idle)}.")
+
+
+def check_against_graph(config: Config, model: onnx.ModelProto) -> None:
     """Raises ExportError where a name, data type or dimension of the config is not the graph's, naming the first."""
     for role, specs, values in (
         ("input", config.inputs, model.graph.input),
@@ -111,11 +196,12 @@ def check_against_graph(config: OnnxRuntimeConfig, model: onnx.ModelProto) -> No
             )
         for spec in specs:
             tensor = found[spec.name]
-            dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
-            if tensor.elem_type != _ELEMENT[spec.datatype]:
+            if tensor.elem_type != _ELEMENT.get(spec.datatype):
                 raise ExportError(f"The {role} {spec.name} of {config.name} is not {spec.datatype} in the graph.")
-            if not dims or not isinstance(dims[0], str) or tuple(dims[1:]) != spec.dims:
+            dims = [dim.dim_param or dim.dim_value for dim in tensor.shape.dim]
+            batch = [-1] if config.max_batch_size else []
+            if [-1 if isinstance(dim, str) else dim for dim in dims] != [*batch, *spec.shape]:
                 raise ExportError(
-                    f"The {role} {spec.name} of {config.name} has the dimensions {dims} in the graph; "
-                    f"the config says a free batch and {list(spec.dims)}."
+                    f"The {role} {spec.name} of {config.name} has the dimensions {dims} in the graph; the config says "
+                    f"{'a free batch and ' if batch else ''}{[d.name if isinstance(d, Dim) else d for d in spec.dims]}."
                 )

@@ -1,4 +1,4 @@
-"""PyTorch to ONNX: opset 20, dynamic batch, weights as fp16 where that loses nothing, provenance stamped last."""
+"""PyTorch to ONNX: opset 20, free sizes, weights as fp16 where that loses nothing, provenance stamped last."""
 
 import logging
 import warnings
@@ -12,10 +12,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
-from exporters.kinds import MAX_BATCH
-from training.graphs import Graph
+from exporters.errors import ExportError
+from exporters.shapes import example, inputs_of
+from training.graphs import Dim, Graph
 
-OPSET = 20
+OPSET, BF16_OPSET = 20, 22
+"""Convolutions in bf16 need 22. From 23 attention becomes one operator that neither runtime takes in fp32."""
 _HALF_FROM = 1024
 """Elements from which a weight may be stored as fp16; smaller ones are not worth a Cast."""
 
@@ -32,26 +34,33 @@ class _Named(nn.Module):
         return answer if isinstance(answer, tuple) else (answer,)
 
 
-def export(graph: Graph, provenance: Mapping[str, str]) -> bytes:
-    """The graph as the bytes of an ONNX file; the same network and provenance give the same bytes."""
-    sample = tuple(torch.from_numpy(array) for array in graph.samples(2).values())
-    batch = torch.export.Dim("batch", min=1, max=MAX_BATCH)
+def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> bytes:
+    """The graph as the bytes of an ONNX file; the same network and provenance give the same bytes.
+
+    Raises ExportError where torch cannot export the network with the sizes that the graph declares as free.
+    """
+    sample = tuple(torch.from_numpy(array) for array in inputs_of(graph, example(graph)).values())
     # torch warns of its own deprecations, and of torchvision, which is not needed.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Named(graph.network).eval(),
-            sample,
-            dynamo=True,
-            opset_version=OPSET,
-            optimize=False,
-            dynamic_shapes=(tuple({0: batch} for _ in sample),),
-            input_names=[spec.name for spec in graph.inputs],
-            output_names=[spec.name for spec in graph.outputs],
-            external_data=False,
-            verbose=False,
-        )
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Named(graph.network).eval(),
+                sample,
+                dynamo=True,
+                opset_version=opset,
+                optimize=False,
+                dynamic_shapes=(_free_sizes(graph),),
+                input_names=[spec.name for spec in graph.inputs],
+                output_names=[spec.name for spec in graph.outputs],
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # torch raises what its tracer, its solver of sizes and its converter raise
+        raise ExportError(
+            f"The network of {graph.model} cannot be exported with the sizes that it declares as free: {_cause(error)}"
+        ) from error
     assert program is not None
     # Only constants are folded. Fusing batch norms into convolutions, as the full optimiser does, would change weights
     # that fp16 holds exactly; the runtimes fuse them when they load the graph.
@@ -59,9 +68,49 @@ def export(graph: Graph, provenance: Mapping[str, str]) -> bytes:
     RemoveUnusedNodesPass()(program.model)
     model = program.model_proto
     _strip(model)
+    _name_sizes(model, graph)
     _halve(model)
     helper.set_model_props(model, dict(sorted(provenance.items())))
     return model.SerializeToString(deterministic=True)
+
+
+def _free_sizes(graph: Graph) -> tuple[dict[int, object], ...]:
+    """Per input, torch's dimension for each free axis."""
+    known: dict[str, object] = {}
+    axes = []
+    for spec in graph.inputs:
+        dims = (*([graph.batch] if graph.batch else []), *spec.dims)
+        axes.append({axis: _free(dim, known) for axis, dim in enumerate(dims) if isinstance(dim, Dim)})
+    return tuple(axes)
+
+
+def _free(dim: Dim, known: dict[str, object]) -> object:
+    if dim.name not in known:
+        # torch knows multiples only as products of another dimension.
+        base = torch.export.Dim(
+            dim.name if dim.multiple == 1 else f"{dim.name}_steps",
+            min=dim.min // dim.multiple,
+            max=dim.max // dim.multiple,
+        )
+        known[dim.name] = base if dim.multiple == 1 else dim.multiple * base
+    return known[dim.name]
+
+
+def _name_sizes(model: onnx.ModelProto, graph: Graph) -> None:
+    """Call each free axis of the rim what the graph calls it."""
+    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
+    for value in (*model.graph.input, *model.graph.output):
+        dims = (*([graph.batch] if graph.batch else []), *specs[value.name].dims)
+        for axis, dim in zip(value.type.tensor_type.shape.dim, dims, strict=False):
+            if isinstance(dim, Dim) and axis.HasField("dim_param"):
+                axis.dim_param = dim.name
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong first: the exporter wraps it twice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -15,12 +15,37 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
+class Dim:
+    """A size that the caller chooses: from `min` to `max` in steps of `multiple`; engines are tuned for `opt`.
+
+    Tensors that hold the same Dim have the same size there.
+    """
+
+    name: str
+    min: int
+    opt: int
+    max: int
+    multiple: int = 1
+
+
+BATCH = Dim("batch", 1, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a graph: Triton's data type name, and dims without the batch axis."""
+    """One tensor of a graph: Triton's data type name, and dims without the batch axis.
+
+    A dim is a fixed size, a Dim, or (outputs only) -1 for a size that the network makes of its inputs' sizes.
+    """
 
     name: str
     datatype: str
-    dims: tuple[int, ...]
+    dims: tuple[int | Dim, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dims as config.pbtxt says them: -1 where the size is free."""
+        return tuple(-1 if isinstance(dim, Dim) else dim for dim in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +61,10 @@ class Ensemble:
 class Graph:
     """One network with its weights, its tensors and the texts of its card.
 
-    `samples(count)` gives inputs that look like real ones, by seed and without data files: for gates and golden inputs.
+    `batch` is the free first axis that every tensor has besides its dims; None = there is none (a bag, whose dims begin
+    with a fixed 1). `samples(sizes)` gives inputs that look like real ones, by seed and without data files, with the
+    sizes asked for by name ("batch", and each Dim): for gates and golden inputs. A mask in them is all true.
+    `unordered` names the Dims along which order means nothing: shuffled inputs give the same answer.
     `card` is the part of card.json that the recipe and its figures say. `needs` maps each model that must lie in the
     repository already to the digest of the weights that this network was trained on.
     """
@@ -46,10 +74,17 @@ class Graph:
     network: nn.Module
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    samples: Callable[[int], Arrays]
+    samples: Callable[[Mapping[str, int]], Arrays]
     card: Mapping[str, Any]
+    batch: Dim | None = BATCH
+    unordered: tuple[str, ...] = ()
     needs: Mapping[str, str] = field(default_factory=dict)
     ensemble: Ensemble | None = None
+
+    @property
+    def max_batch_size(self) -> int:
+        """Triton's: 0 where the tensors have no batch axis."""
+        return self.batch.max if self.batch else 0
 
 
 def declare(run: Run) -> Graph:

@@ -241,11 +241,11 @@ def test_where_the_run_cannot_be_written_the_figures_go_to_stderr(
 
 
 def test_golden_inputs_look_like_tissue_and_follow_the_seed(encoder_graph, head_graph) -> None:
-    tiles = encoder_graph.samples(3)["image"]
+    tiles = encoder_graph.samples({"batch": 3})["image"]
     assert tiles.shape == (3, 224, 224, 3)
-    assert np.array_equal(tiles, encoder_graph.samples(3)["image"])
+    assert np.array_equal(tiles, encoder_graph.samples({"batch": 3})["image"])
     assert len({tile.tobytes() for tile in tiles}) == 3
     red, green, blue = tiles.reshape(-1, 3).mean(0)
     assert green < blue < 230
     assert green < red
-    assert (head_graph.samples(2)["embedding"] >= 0).all()
+    assert (head_graph.samples({"batch": 2})["embedding"] >= 0).all()

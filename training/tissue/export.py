@@ -34,7 +34,7 @@ def _encoder(run: Run, recipe: EncoderRecipe) -> Graph:
         network=network.eval(),
         inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
         outputs=(_EMBEDDING,),
-        samples=lambda count: {"image": synthetic_tiles(count, side_px, recipe.seed)},
+        samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
         card=_card(run, recipe.publish, "probe") | {"embedding_size": EMBEDDING},
     )
 
@@ -74,7 +74,7 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
         network=network.eval(),
         inputs=(_EMBEDDING,),
         outputs=(TensorSpec("logits", "FP32", (len(labels),)),),
-        samples=lambda count: {"embedding": synthetic_embeddings(count, recipe.seed)},
+        samples=lambda sizes: {"embedding": synthetic_embeddings(sizes["batch"], recipe.seed)},
         card=card,
         needs={encoder: run.manifest["starts_from"]["encoder"]["weights_sha256"]},
         ensemble=Ensemble(**recipe.ensemble.model_dump()) if recipe.ensemble else None,
