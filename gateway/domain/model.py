@@ -1,8 +1,12 @@
 """A model as its `card.json` describes it, and the exact version that answered."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.domain.codes import Code
+
+Target = Literal["onnx", "cpu", "tensorrt"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,20 +35,29 @@ class IntendedUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint:
-    """A threshold with its origin. `min_probability` is the least top-class probability that counts as an answer."""
+    """A threshold with its origin. `min_probability` is the least top-class probability that counts as an answer.
+
+    A tile whose reference probability lies within `band` of it may change sides where the precision changes.
+    """
 
     name: str
     min_probability: float
     origin: str
+    band: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
-    """The exact model behind a figure: name, version and the digests (sha256, hex) of the chain of DESIGN.md law 5."""
+    """The exact model behind a figure: name, version and the digests (sha256, hex) of the chain of DESIGN.md law 5.
+
+    `target` is the runtime the engine was built for, `precision` that of its least precise step.
+    """
 
     name: str
     version: str
     kind: str
+    target: Target
+    precision: Precision
     engine_sha256: str
     weights_sha256: str
     recipe: str

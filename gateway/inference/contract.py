@@ -16,7 +16,10 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor. `datatype` is Triton's name (UINT8, FP32, …); `dims` lack the batch axis where the model batches."""
+    """One tensor. `datatype` is Triton's name (UINT8, FP32, …); `dims` lack the batch axis where the model batches.
+
+    A dim of -1 takes any size: the tiles of a bag, the length of a text.
+    """
 
     name: str
     datatype: str
@@ -54,7 +57,9 @@ class Contract:
             if self.max_batch_size:
                 rows.update(shape[:1])
                 shape = shape[1:]
-            wanted = ", ".join([*(["B"] if self.max_batch_size else []), *map(str, spec.dims)])
+            wanted = ", ".join(
+                [*(["B"] if self.max_batch_size else []), *("any" if dim == -1 else str(dim) for dim in spec.dims)]
+            )
             if array.dtype != spec.dtype or not _fits(shape, spec.dims):
                 raise InferenceError(
                     f"The input {spec.name} of the model {self.name} is {spec.datatype} ({wanted}), not {array.dtype} "
@@ -87,7 +92,7 @@ def parse_contract(name: str, text: str) -> Contract:
         max_batch_size=config.max_batch_size,
         instances=1 if ensemble else sum(group.count for group in config.instance_group),
         steps=tuple(dict.fromkeys(step.model_name for step in config.ensemble_scheduling.step)),
-        artefact=config.default_model_filename or ("model.plan" if _is_tensorrt(config) else "model.onnx"),
+        artefact=config.default_model_filename or _usual_artefact(config),
     )
 
 
@@ -107,6 +112,7 @@ def _refuse_traps(name: str, config: Any, ensemble: bool) -> None:
         f"it names itself {config.name!r}": config.name != name,
         f"{', '.join(stalls)} in dynamic_batching stalls Triton (the gateway queues and prioritises)": bool(stalls),
         "`runtime` pins one kind of host": bool(config.runtime),
+        "version_policy serves other versions than the folder's": config.HasField("version_policy"),
         "it names no inputs or outputs": not (config.input and config.output),
         "each instance_group needs a count": not ensemble
         and (not config.instance_group or any(group.count < 1 for group in config.instance_group)),
@@ -117,8 +123,11 @@ def _refuse_traps(name: str, config: Any, ensemble: bool) -> None:
             raise ModelRefused(f"The model {name} is refused: in its config.pbtxt, {problem}. Export it again.")
 
 
-def _is_tensorrt(config: Any) -> bool:
-    return bool(config.platform == "tensorrt_plan" or config.backend == "tensorrt")
+def _usual_artefact(config: Any) -> str:
+    """The file that Triton's core takes where the config names none."""
+    if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
+        return "model.plan"
+    return "model.xml" if config.backend == "openvino" else "model.onnx"
 
 
 def _specs(tensors: Any) -> tuple[TensorSpec, ...]:

@@ -20,7 +20,7 @@ class Probe(NamedTuple):
 
 
 def probe(settings: Settings) -> tuple[Probe, ...]:
-    """Triton first, then each model of the repository. Call it outside an event loop."""
+    """Triton first, then each version of each model of the repository. Call it outside an event loop."""
     return (*_server(settings), *_models(settings))
 
 
@@ -47,18 +47,24 @@ def _server(settings: Settings) -> list[Probe]:
 
 def _models(settings: Settings) -> list[Probe]:
     repository = ModelRepository(settings.model_repository)
-    if not repository.names:
+    if not repository.folders:
         return [Probe("models", False, "the model repository holds no model. Run `make engines`.")]
-    lines = []
-    for name in repository.names:
-        try:
-            repository.check(name)
-            lines.append(
-                Probe(f"model {name}", True, f"version {repository.served_version(name)}, digests as its card says")
-            )
-        except PathserveError as error:
-            lines.append(Probe(f"model {name}", False, error.detail))
-    return lines
+    return [_model(repository, folder) for folder in repository.folders]
+
+
+def _model(repository: ModelRepository, folder: str) -> Probe:
+    """A version that is not approved is no fault of the installation: it is whole, and does not serve."""
+    try:
+        repository.verify(folder)
+        card, gate = repository.card(folder), repository.gate(folder)
+    except PathserveError as error:
+        return Probe(f"model {folder}", False, error.detail)
+    state = "APPROVED" if gate.approved else f"{gate.state}, not approved, so it cannot serve"
+    return Probe(
+        f"model {folder}",
+        True,
+        f"{card.name} version {card.version.version}, {gate.target} {gate.precision}, {state}; every digest as sealed",
+    )
 
 
 async def _ready(endpoint: Endpoint) -> bool:

@@ -1,8 +1,10 @@
-"""The model repository as the gateway reads it: names, contracts, cards, golden answers; nothing unproven is loaded."""
+"""The model repository as the gateway reads it: versions, contracts, cards, golden answers, each proven by digest."""
 
 import hashlib
+import io
 import json
-import re
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +16,27 @@ from pydantic import ValidationError as MalformedCard
 
 from gateway.domain.model import ModelCard
 from gateway.inference.contract import Array, Contract, parse_contract
+from gateway.inference.names import folder_of, split_folder
+from gateway.inference.sidecars import (
+    GateReport,
+    Provenance,
+    demand_approved,
+    demand_sealed,
+    lines_digest,
+    parse_gate,
+    parse_provenance,
+)
 from gateway.operations import codec
 from gateway.operations.errors import ModelNotLoaded, ModelRefused
 
 SCHEMA = "pathserve-card-1"
 GOLDEN_TOLERANCE = 1e-4
 
-# Triton's stubs are started through a shell: any other character in a model's name could run as a command.
-_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_SIDECARS = ("config.pbtxt", "card.json", "gate.json", "provenance.json")
+_CHAIN = ("engine_sha256", "weights_sha256", "recipe", "recipe_sha256", "manifest_sha256")
 _EXPECTED = "expected."
+# A file may change twice within one tick of its clock: younger than this, it is hashed each time.
+_YOUNG_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,149 +49,312 @@ class Golden:
 
 
 class ModelRepository:
-    """The models under one folder. Reads afresh at every call: a new engine goes live without a new gateway."""
+    """The models under one folder, each version in a folder of its own (gateway/inference/names.py).
+
+    Reads afresh at every call, and proves what it gives: a card, a config or golden answers that are not those that
+    provenance.json names are never given out. Only large files are not hashed again while they lie unchanged.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Every model folder whose name is safe, sorted; whether each is sound is `check`'s answer."""
-        if not self.path.is_dir():
-            return ()
-        return tuple(
-            sorted(
-                entry.name
-                for entry in self.path.iterdir()
-                if _NAME.match(entry.name) and (entry / "config.pbtxt").is_file()
-            )
-        )
-
-    def contract(self, name: str) -> Contract:
-        """A model's inputs and outputs. Raises ModelNotLoaded where there is no such model, ModelRefused."""
-        return parse_contract(name, self._read(name, "config.pbtxt"))
-
-    def card(self, name: str) -> ModelCard:
-        """A model's card. Raises ModelNotLoaded where there is no such model, ModelRefused for a card not as agreed."""
-        document = self.document(name)
-        digests = document["digests"]
+    def folders(self) -> tuple[str, ...]:
+        """Every model folder whose name can be served, sorted; whether each is sound is `check`'s answer."""
         try:
-            version = {key: digests[key] for key in ("engine_sha256", "weights_sha256", "recipe", "recipe_sha256")}
+            return tuple(sorted(entry.name for entry in self.path.iterdir() if _is_model(entry)))
+        except OSError:
+            return ()
+
+    names = folders
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of the models, sorted; each has one version or several."""
+        return tuple(sorted({model for model, _ in self._split()}))
+
+    def versions(self, model: str) -> tuple[str, ...]:
+        """The versions of a model, in the order of their numbers; empty where there is no such model."""
+        return tuple(sorted((version for name, version in self._split() if name == model), key=int))
+
+    def approved(self, model: str) -> tuple[str, ...]:
+        """The versions whose gate.json says that they may serve, in the order of their numbers."""
+
+        def is_approved(folder: str) -> bool:
+            try:
+                return self.gate(folder).approved
+            except (ModelRefused, ModelNotLoaded):
+                return False
+
+        return tuple(version for version in self.versions(model) if is_approved(folder_of(model, version)))
+
+    def contract(self, folder: str) -> Contract:
+        """A version's inputs and outputs. Raises ModelNotLoaded where there is no such folder, ModelRefused."""
+        data = self._sealed(folder, "config.pbtxt")
+        try:
+            return _contract(folder, data.decode())
+        except UnicodeDecodeError:
+            raise ModelRefused(
+                f"The model {folder} is refused: its config.pbtxt is no text. Export it again."
+            ) from None
+
+    def card(self, folder: str) -> ModelCard:
+        """A version's card, as sealed: a label list that was exchanged is not used, not even later.
+
+        Raises ModelNotLoaded where there is no such folder, ModelRefused where the card is not as agreed.
+        """
+        document = self.document(folder)
+        try:
+            version = {key: document["digests"][key] for key in _CHAIN}
             version |= {key: document[key] for key in ("name", "version", "kind")}
-            version["manifest_sha256"] = digests["manifest_sha256"]
+            version |= {"target": document.get("target", "onnx"), "precision": document.get("precision", "fp32")}
             defaults: dict[str, Any] = {"labels": [], "operating_points": [], "limits": []}
             return codec.load(ModelCard, defaults | document | {"version": version})
         except (KeyError, MalformedCard) as error:
             raise ModelRefused(
-                f"The model {name} is refused: its card.json is not as agreed ({_first(error)}). Export it again."
+                f"The model {folder} is refused: its card.json is not as agreed ({_first(error)}). Export it again."
             ) from None
 
-    def document(self, name: str) -> dict[str, Any]:
-        """The whole of a model's card.json, valid by card.schema.json. Raises ModelNotLoaded, ModelRefused."""
+    def document(self, folder: str) -> dict[str, Any]:
+        """The whole of a version's card.json, valid by card.schema.json. Raises ModelNotLoaded, ModelRefused."""
+        data = self._sealed(folder, "card.json")
         try:
-            document = json.loads(self._read(name, "card.json"))
+            document = json.loads(data)
             if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-                raise ModelRefused(f"The model {name} is refused: its card.json is not a {SCHEMA}. Export it again.")
+                raise ModelRefused(f"The model {folder} is refused: its card.json is not a {SCHEMA}. Export it again.")
             schema = self.path / "card.schema.json"
             if schema.is_file():
-                Draft202012Validator(json.loads(schema.read_text("utf-8"))).validate(document)
+                _validate(data, schema.read_bytes())
         except (OSError, ValueError, ValidationError) as error:
             raise ModelRefused(
-                f"The model {name} is refused: its card.json is not valid ({_first(error)}). Export it again."
+                f"The model {folder} is refused: its card.json is not valid ({_first(error)}). Export it again."
             ) from None
-        if document.get("name") != name:
-            raise ModelRefused(f"The model {name} is refused: its card.json belongs to another model.")
+        if (document.get("name"), document.get("version")) != self._named(folder):
+            raise ModelRefused(
+                f"The model {folder} is refused: its card.json belongs to another model ({document.get('name')} "
+                f"version {document.get('version')}). Export it again."
+            )
         if not isinstance(document.get("digests"), dict):
-            raise ModelRefused(f"The model {name} is refused: its card.json has no digests. Export it again.")
+            raise ModelRefused(f"The model {folder} is refused: its card.json has no digests. Export it again.")
         return document
 
-    def golden(self, name: str) -> Golden | None:
-        """A model's known answers, or None where it has none. Raises ModelNotLoaded, ModelRefused."""
-        folder = self._folder(name)
-        if not (folder / "golden.npz").is_file():
+    def provenance(self, folder: str) -> Provenance:
+        """Where a version comes from, and the digests that seal it. Raises ModelNotLoaded, ModelRefused."""
+        data = self._read(folder, "provenance.json")
+        if b'"pathserve-provenance-1"' in data:
+            return self._unsealed(folder, data)
+        return parse_provenance(folder, data)
+
+    def gate(self, folder: str) -> GateReport:
+        """How far a version was proven. Raises ModelNotLoaded, ModelRefused."""
+        provenance = self.provenance(folder)
+        if provenance.schema == "pathserve-provenance-1":
+            return GateReport(
+                schema="pathserve-gate-2", model=folder, version="1", target="onnx", precision="fp32",
+                state="APPROVED", reduced=False, passed=True, engine_sha256=provenance.engine_sha256, gates=(),
+            )  # fmt: skip
+        return parse_gate(folder, self._read(folder, "gate.json"))
+
+    def golden(self, folder: str) -> Golden | None:
+        """A version's known answers, or None where it was sealed without. Raises ModelNotLoaded, ModelRefused."""
+        if "golden.npz" not in self.provenance(folder).files:
             return None
+        data = self._sealed(folder, "golden.npz")
         try:
-            # numpy leaves a file that it opened itself open where it is no archive.
-            with (folder / "golden.npz").open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = dict(archive)
         except Exception:  # a broken archive raises whatever numpy, zipfile, zlib and struct raise
             raise ModelRefused(
-                f"The model {name} is refused: its golden.npz cannot be read. Export it again."
+                f"The model {folder} is refused: its golden.npz cannot be read. Export it again."
             ) from None
         expected = {key.removeprefix(_EXPECTED): value for key, value in arrays.items() if key.startswith(_EXPECTED)}
         inputs = {key: value for key, value in arrays.items() if not key.startswith(_EXPECTED)}
-        if not expected or not expected.keys() <= {spec.name for spec in self.contract(name).outputs}:
-            raise ModelRefused(f"The model {name} is refused: its golden.npz does not fit its config. Export it again.")
-        tolerance = float(self.document(name).get("golden_tolerance", GOLDEN_TOLERANCE))
+        if not expected or not expected.keys() <= {spec.name for spec in self.contract(folder).outputs}:
+            raise ModelRefused(
+                f"The model {folder} is refused: its golden.npz does not fit its config. Export it again."
+            )
+        tolerance = float(self.document(folder).get("golden_tolerance", GOLDEN_TOLERANCE))
         return Golden(inputs, expected, tolerance)
 
-    def check(self, name: str) -> Contract:
-        """Prove that a model is what its card says, by digest, and safe to load, its steps too; gives its contract.
+    def check(self, folder: str) -> Contract:
+        """`verify`, and prove that the version and its steps may serve: APPROVED, no less. Gives its contract.
 
-        Raises ModelNotLoaded where there is no such model, ModelRefused with the reason.
+        Raises ModelNotLoaded where there is no such folder, ModelRefused with the reason.
         """
-        contract = self.contract(name)
-        card = self.card(name)
-        for step in contract.steps:
-            if self.check(step).steps:
-                raise ModelRefused(f"The model {name} is refused: its step {step} is an ensemble itself.")
-        if self.served_version(name) != card.version.version:
+        contract = self.verify(folder)
+        for name in (*contract.steps, folder):
+            demand_approved(name, self.gate(name))
+        return contract
+
+    def verify(self, folder: str) -> Contract:
+        """Prove that a version is what its sidecars say, by digest, its steps too, in whatever state; its contract.
+
+        Raises ModelNotLoaded where there is no such folder, ModelRefused with the reason.
+        """
+        provenance, gate, contract = self.provenance(folder), self.gate(folder), self.contract(folder)
+        document, card = self.document(folder), self.card(folder)
+        _agree(folder, card, provenance, gate)
+        if gate.approved and document.get("not_executed"):
             raise ModelRefused(
-                f"The model {name} is refused: its card is of version {card.version.version}, and version "
-                f"{self.served_version(name)} would be served. Export it again."
+                f"The model {folder} is refused: its card.json says that it was never executed, and its gate.json says "
+                "APPROVED. Approve it again."
             )
-        if self.engine_digest(contract, card.version.version) != card.version.engine_sha256:
+        for file in provenance.files:
+            demand_sealed(folder, file, self._digest(folder, self._folder(folder) / file), provenance)
+        if contract.steps:
+            self._verify_steps(folder, contract, document)
+        elif gate.state in ("BUILT", "APPROVED") and contract.artefact not in self._engine(folder):
+            raise ModelRefused(f"The model {folder} is refused: its engine file is missing. Export it again.")
+        self.served_version(folder)
+        if self.engine_digest(folder) != card.version.engine_sha256:
             raise ModelRefused(
-                f"The model {name} is refused: its engine is not the one that its card names (the digest differs). "
+                f"The model {folder} is refused: its engine is not the one that its card names (the digest differs). "
                 "Export it again, or restore the file."
             )
         return contract
 
-    def served_version(self, name: str) -> str:
-        """The version that Triton serves: the highest number. Raises ModelRefused where there is none."""
-        folder = self._folder(name)
-        versions = [int(entry.name) for entry in folder.iterdir() if re.fullmatch(r"[1-9][0-9]*", entry.name)]
-        if not versions:
-            raise ModelRefused(f"The model {name} is refused: it has no version folder. Export it again.")
-        return str(max(versions))
-
-    def engine_digest(self, contract: Contract, version: str) -> str:
-        """sha256 of a model's artefact; of an ensemble, over the sorted lines `step:digest` of its steps."""
-        if contract.steps:
-            lines = sorted(
-                f"{step}:{self.engine_digest(self.contract(step), self.served_version(step))}"
-                for step in contract.steps
-            )
-            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-        artefact = self._folder(contract.name) / version / contract.artefact
-        try:
-            status = artefact.stat()
-            return _sha256(artefact, (status.st_ino, status.st_mtime_ns, status.st_size))
-        except OSError:
+    def served_version(self, folder: str) -> str:
+        """The version that Triton serves of a folder: the only one in it. Raises ModelNotLoaded, ModelRefused."""
+        _, version = self._named(folder)
+        found = sorted(entry.name for entry in self._folder(folder).iterdir() if entry.name.isdecimal())
+        if not found:
+            raise ModelRefused(f"The model {folder} is refused: it has no version folder. Export it again.")
+        if found != [version]:
             raise ModelRefused(
-                f"The model {contract.name} is refused: its engine file is missing. Export it again."
-            ) from None
+                f"The model {folder} is refused: it is version {version}, and its version folder is "
+                f"{', '.join(found)}. Export it again."
+            )
+        return version
 
-    def _folder(self, name: str) -> Path:
-        if not _NAME.match(name):
-            raise ModelRefused("A model's name may hold letters, digits, dashes and underscores only.")
-        folder = self.path / name
-        if not folder.is_dir():
-            raise ModelNotLoaded(f"There is no model {name} in the model repository. Export it, or correct the name.")
-        return folder
+    def engine_digest(self, folder: str) -> str:
+        """sha256 of a version's engine, as it lies there; of several files, and of an ensemble's steps, by lines.
 
-    def _read(self, name: str, file: str) -> str:
+        The engine is every file of the version folder that provenance.json does not name: `model.xml` and its
+        `model.bin` are one engine. Raises ModelNotLoaded, ModelRefused.
+        """
+        contract = self.contract(folder)
+        if contract.steps:
+            return lines_digest({step: self.engine_digest(step) for step in contract.steps})
+        digests = {name: self._digest(folder, file) for name, file in self._engine(folder).items()}
+        return next(iter(digests.values())) if len(digests) == 1 else lines_digest(digests)
+
+    def _verify_steps(self, folder: str, contract: Contract, document: dict[str, Any]) -> None:
+        for step in contract.steps:
+            if self.verify(step).steps:
+                raise ModelRefused(f"The model {folder} is refused: its step {step} is an ensemble itself.")
+        if document.get("steps") != list(contract.steps):
+            raise ModelRefused(
+                f"The model {folder} is refused: its card.json and config.pbtxt name different steps. Export it again."
+            )
+
+    def _split(self) -> Iterator[tuple[str, str]]:
+        return (self._named(folder) for folder in self.folders)
+
+    def _named(self, folder: str) -> tuple[str, str]:
+        named = split_folder(folder)
+        if named is None:
+            raise ModelRefused(
+                "A model folder's name may hold letters, digits and underscores, then -v and the number of a version "
+                "from 2 on."
+            )
+        return named
+
+    def _folder(self, folder: str) -> Path:
+        self._named(folder)
+        path = self.path / folder
+        if not path.is_dir():
+            raise ModelNotLoaded(f"There is no model {folder} in the model repository. Export it, or correct the name.")
+        return path
+
+    def _engine(self, folder: str) -> dict[str, Path]:
+        """The files of a version's engine by their names in the version folder; hidden ones are none."""
+        version = self._folder(folder) / self._named(folder)[1]
+        others = self.provenance(folder).files
+        found = {file.relative_to(version).as_posix(): file for file in version.rglob("*") if file.is_file()}
+        return {
+            name: file
+            for name, file in found.items()
+            if not file.name.startswith(".") and f"{version.name}/{name}" not in others
+        }
+
+    def _read(self, folder: str, file: str) -> bytes:
         try:
-            return (self._folder(name) / file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise ModelRefused(f"The model {name} is refused: its {file} is missing or unreadable.") from None
+            return (self._folder(folder) / file).read_bytes()
+        except OSError:
+            raise _missing(folder, file) from None
+
+    def _unsealed(self, folder: str, data: bytes) -> Provenance:
+        """The provenance of a folder from before its files were sealed."""
+        files = [file for file in ("card.json", "config.pbtxt", "golden.npz") if (self.path / folder / file).is_file()]
+        document = json.loads(data)
+        return Provenance(
+            model=folder, version="1", target="onnx", precision="fp32",
+            files={file: self._digest(folder, self.path / folder / file) for file in files},
+            **{key: document[key] for key in ("schema", "kind", *_CHAIN)},
+        )  # fmt: skip
+
+    def _sealed(self, folder: str, file: str) -> bytes:
+        """The bytes of a file, which are those that provenance.json names."""
+        data = self._read(folder, file)
+        demand_sealed(folder, file, hashlib.sha256(data).hexdigest(), self.provenance(folder))
+        return data
+
+    def _digest(self, folder: str, file: Path) -> str:
+        try:
+            return _sha256(file)
+        except OSError:
+            raise _missing(folder, file.name) from None
+
+
+_digests: dict[Path, tuple[tuple[int, ...], str]] = {}
+
+
+def _sha256(file: Path) -> str:
+    """The digest of a file; computed again only where inode, times or size say that it changed. Raises OSError."""
+    with file.open("rb") as stream:
+        status = file.stat()
+        stamp = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        known = _digests.get(file)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if time.time() - status.st_ctime > _YOUNG_S:
+        _digests[file] = (stamp, digest)
+    return digest
+
+
+_contract = lru_cache(maxsize=256)(parse_contract)
 
 
 @lru_cache(maxsize=256)
-def _sha256(file: Path, stamp: tuple[int, int, int]) -> str:
-    """The digest of a file; computed again only where `stamp` (inode, time, size) says that it changed."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _validate(document: bytes, schema: bytes) -> None:
+    """Raises ValidationError. A document that passed is not looked at again: it takes milliseconds."""
+    Draft202012Validator(json.loads(schema)).validate(json.loads(document))
+
+
+def _is_model(entry: Path) -> bool:
+    return split_folder(entry.name) is not None and any((entry / file).is_file() for file in _SIDECARS)
+
+
+def _agree(folder: str, card: ModelCard, provenance: Provenance, gate: GateReport) -> None:
+    """Raise ModelRefused where card, gate and provenance are not of the same engine."""
+    for field in ("target", "precision", "engine_sha256"):
+        if not getattr(card.version, field) == getattr(gate, field) == getattr(provenance, field):
+            raise ModelRefused(
+                f"The model {folder} is refused: its card.json, gate.json and provenance.json differ in {field}. "
+                "Export it again."
+            )
+    for field in ("kind", *_CHAIN):
+        if getattr(card.version, field) != getattr(provenance, field):
+            raise ModelRefused(
+                f"The model {folder} is refused: its card.json and provenance.json differ in {field}. Export it again."
+            )
+
+
+def _missing(folder: str, file: str) -> ModelRefused:
+    return ModelRefused(
+        f"The model {folder} is refused: its {file} is missing or unreadable. Export it again, or restore the file."
+    )
 
 
 def _first(error: Exception) -> str:

@@ -1,12 +1,14 @@
 """Tiny models for the tests, made with onnx.helper: known answers, known durations, and known defects."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from gateway.inference.names import split_folder
+from tests.support.models import seal
 
 SIDE = 64
 WIDTH = 8
@@ -128,6 +130,7 @@ def write_picky(repository: Path, name: str) -> Path:
     config = folder / "config.pbtxt"
     together = "dynamic_batching { max_queue_delay_microseconds: 300000 preferred_batch_size: [ 64 ] }"
     config.write_text(config.read_text().replace("dynamic_batching { }", together))
+    seal(folder)
     return folder
 
 
@@ -137,17 +140,17 @@ def write_ensemble(repository: Path, name: str, first: str, second: str) -> Path
     (folder / "1").mkdir(parents=True)
     (folder / "1" / ".gitkeep").touch()
     (folder / "config.pbtxt").write_text(ENSEMBLE.format(name=name, side=SIDE, first=first, second=second))
-    lines = sorted(f"{step}:{digest(repository / step / '1' / 'model.onnx')}" for step in (first, second))
-    write_card(folder, hashlib.sha256("\n".join(lines).encode()).hexdigest(), kind="ensemble", steps=[first, second])
+    write_card(folder, kind="ensemble", steps=[first, second])
     return folder
 
 
-def write_card(folder: Path, engine_sha256: str, *, kind: str = "encoder", **more: object) -> None:
+def write_card(folder: Path, *, kind: str = "encoder", **more: object) -> None:
+    """The card of a folder whose engine and config.pbtxt are there, and what seals them all."""
     code = {"code": "85756007", "scheme": "SCT", "display": "Tissue"}
     label = {"code": code, "exploratory": code, "supported": True, "color": "#808080"}
     card = {
         "schema": "pathserve-card-1",
-        "name": folder.name,
+        "name": (split_folder(folder.name) or (folder.name,))[0],
         "title": "A test model",
         "kind": kind,
         "version": "1",
@@ -155,9 +158,8 @@ def write_card(folder: Path, engine_sha256: str, *, kind: str = "encoder", **mor
         "tile_px": SIDE,
         "labels": [label | {"index": index} for index in range(3)],
         "intended_use": {"statement": "Tests.", "organs": [code], "specimen_types": [code], "stains": ["HE"]},
-        "operating_points": [{"name": "default", "min_probability": 0.5, "origin": "none"}],
+        "operating_points": [{"name": "default", "min_probability": 0.5, "origin": "none", "band": 0.02}],
         "digests": {
-            "engine_sha256": engine_sha256,
             "weights_sha256": "1" * 64,
             "recipe": "tests",
             "recipe_sha256": "2" * 64,
@@ -167,12 +169,14 @@ def write_card(folder: Path, engine_sha256: str, *, kind: str = "encoder", **mor
         "research_use": "research use, not a medical device",
     }
     (folder / "card.json").write_text(json.dumps(card | more))
+    seal(folder)
 
 
 def write_golden(folder: Path, error: float = 0.0) -> None:
     """Golden inputs and the answers of direct onnxruntime, `error` added."""
     images = tiles(3, seed=7)
     np.savez(folder / "golden.npz", image=images, **{"expected.embedding": direct(folder, images) + np.float32(error)})
+    seal(folder)
 
 
 def tiles(count: int, seed: int = 0) -> np.ndarray:
@@ -227,9 +231,5 @@ def _write(repository: Path, name: str, model: onnx.ModelProto, count: int = 1) 
         count=count,
     )
     (folder / "config.pbtxt").write_text(config)
-    write_card(folder, digest(folder / "1" / "model.onnx"))
+    write_card(folder)
     return folder
-
-
-def digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

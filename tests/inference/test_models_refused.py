@@ -13,6 +13,7 @@ from gateway.inference import TritonEngine, embedded
 from gateway.inference.installation import find_installation
 from gateway.operations.errors import ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
+from tests.support.models import seal
 
 from . import models
 
@@ -25,7 +26,7 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
     # Not an ONNX file at all, but with the right digest.
     corrupt = models.write_encoder(folder, "corrupt")
     (corrupt / "1" / "model.onnx").write_bytes(b"no model")
-    models.write_card(corrupt, models.digest(corrupt / "1" / "model.onnx"))
+    seal(corrupt)
     # Its config.pbtxt promises other tensors than the model has.
     for name, old, new in (
         ("narrow", "dims: [ 8 ]", "dims: [ 9 ]"),
@@ -34,6 +35,7 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
     ):
         config = models.write_encoder(folder, name) / "config.pbtxt"
         config.write_text(config.read_text().replace(old, new))
+        seal(config.parent)
     models.write_golden(models.write_encoder(folder, "drifted"), error=1e-2)
     models.write_golden(models.write_encoder(folder, "close"), error=3e-5)
     # A flipped byte.

@@ -1,6 +1,8 @@
 """The repository refuses by name what it cannot prove."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 
 from gateway.inference import ModelRepository
+from gateway.inference import repository as repository_module
 from gateway.operations.errors import InferenceError, ModelNotLoaded, ModelRefused
+from tests.support.models import add_version, read, seal, write
 
 from . import models
 
@@ -21,15 +25,24 @@ def changeable(repository: Path, tmp_path: Path) -> ModelRepository:
 
 
 def edit(file: Path, old: str, new: str) -> None:
+    """Change a file, and seal its folder anew: what is refused is the content."""
     text = file.read_text()
     assert old in text
     file.write_text(text.replace(old, new, 1))
+    seal(file.parent)
+
+
+def accept(folder: Path, file: str) -> None:
+    """Make provenance.json name a file as it is now, and change nothing else."""
+    provenance = read(folder, "provenance.json")
+    provenance["files"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+    write(folder, "provenance.json", provenance)
 
 
 def test_every_model_is_listed_and_sound(repository: Path) -> None:
-    read = ModelRepository(repository)
-    assert read.names == ("both", "encoder", "head", "picky", "slow", "twin")
-    assert [read.check(name).name for name in read.names] == list(read.names)
+    opened = ModelRepository(repository)
+    assert opened.folders == opened.models == ("both", "encoder", "head", "picky", "slow", "twin")
+    assert [opened.check(folder).name for folder in opened.folders] == list(opened.folders)
 
 
 def test_a_contract_tells_names_types_dims_batch_and_instances(repository: Path) -> None:
@@ -65,6 +78,7 @@ def test_a_flipped_byte_is_refused_by_name(changeable: ModelRepository, model: s
 def test_an_ensemble_of_an_exchanged_step_is_refused(changeable: ModelRepository) -> None:
     shutil.rmtree(changeable.path / "head")
     models.write_encoder(changeable.path, "head")
+    assert changeable.check("head").name == "head"
     with pytest.raises(ModelRefused, match=r"both.*digest"):
         changeable.check("both")
 
@@ -119,25 +133,36 @@ def test_a_queue_delay_is_allowed(changeable: ModelRepository) -> None:
         (lambda card: card.update(mpp="fine"), "mpp"),
         (lambda card: card.update(schema="pathserve-card-9"), "pathserve-card-1"),
         (lambda card: card.update(name="other"), "another model"),
-        (lambda card: card.pop("digests"), "digests"),
+        (lambda card: card.update(digests=[]), "digests"),
         (lambda card: card["digests"].pop("weights_sha256"), "weights_sha256"),
+        (lambda card: card["digests"].update(weights_sha256="9" * 64), "differ in weights_sha256"),
+        (lambda card: card["digests"].update(engine_sha256="9" * 64), "differ in engine_sha256"),
         (lambda card: card.update(version="2"), "version 2"),
+        (lambda card: card.update(kind="head"), "differ in kind"),
+        (lambda card: card.update(target="cpu"), "differ in target"),
+        (lambda card: card.update(precision="bf16"), "differ in precision"),
+        (lambda card: card.update(precision="fp12"), "precision"),
+        (lambda card: card.update(not_executed="Never ran."), "never executed"),
         (lambda card: card["labels"][0].pop("code"), "code"),
     ],
 )
 def test_a_card_not_as_agreed_is_refused(changeable: ModelRepository, change, words: str) -> None:
-    file = changeable.path / "encoder" / "card.json"
-    card = json.loads(file.read_text())
+    folder = changeable.path / "encoder"
+    card = read(folder, "card.json")
     change(card)
-    file.write_text(json.dumps(card))
+    write(folder, "card.json", card)
+    accept(folder, "card.json")
     with pytest.raises(ModelRefused, match=words):
         changeable.check("encoder")
 
 
+@pytest.mark.parametrize("file", ["card.json", "gate.json", "provenance.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
-def test_a_card_that_is_no_json_object_is_refused(changeable: ModelRepository, text: str) -> None:
-    (changeable.path / "encoder" / "card.json").write_text(text)
-    with pytest.raises(ModelRefused, match="encoder"):
+def test_a_sidecar_that_is_no_json_object_is_refused(changeable: ModelRepository, file: str, text: str) -> None:
+    (changeable.path / "encoder" / file).write_text(text)
+    if file == "card.json":
+        accept(changeable.path / "encoder", file)
+    with pytest.raises(ModelRefused, match=f"encoder is refused: its {file}"):
         changeable.check("encoder")
 
 
@@ -153,12 +178,19 @@ def test_missing_files_and_models_are_told_apart(changeable: ModelRepository) ->
     (changeable.path / "encoder" / "1" / "model.onnx").unlink()
     with pytest.raises(ModelRefused, match="engine file is missing"):
         changeable.check("encoder")
-    (changeable.path / "encoder" / "1").rmdir()
+    (changeable.path / "slow" / "1").rename(changeable.path / "slow" / "away")
     with pytest.raises(ModelRefused, match="no version folder"):
-        changeable.check("encoder")
+        changeable.served_version("slow")
+    for file in ("config.pbtxt", "card.json", "gate.json", "provenance.json"):
+        (changeable.path / "head" / file).rename(changeable.path / "aside")
+        with pytest.raises(ModelRefused, match=f"head is refused: its {file} is missing"):
+            changeable.check("head")
+        (changeable.path / "aside").rename(changeable.path / "head" / file)
 
 
-@pytest.mark.parametrize("name", ["m$(touch X)", "../encoder", "a b", "a;b", "", ".", "encoder\n", "`id`", "ü"])
+@pytest.mark.parametrize(
+    "name", ["m$(touch X)", "../encoder", "a b", "a;b", "", ".", "encoder\n", "`id`", "ü", "a-b", "m-v1"]
+)
 def test_a_name_that_a_shell_could_run_is_refused(changeable: ModelRepository, name: str) -> None:
     with pytest.raises(ModelRefused, match="letters, digits"):
         changeable.check(name)
@@ -166,7 +198,8 @@ def test_a_name_that_a_shell_could_run_is_refused(changeable: ModelRepository, n
 
 def test_a_folder_with_such_a_name_is_not_listed(changeable: ModelRepository) -> None:
     shutil.copytree(changeable.path / "encoder", changeable.path / "m$(touch X)")
-    assert changeable.names == ("both", "encoder", "head", "picky", "slow", "twin")
+    (changeable.path / "notes").mkdir()
+    assert changeable.folders == ("both", "encoder", "head", "picky", "slow", "twin")
 
 
 def test_a_step_with_such_a_name_is_refused(changeable: ModelRepository) -> None:
@@ -183,15 +216,25 @@ def test_golden_answers_are_read_and_broken_ones_refused(changeable: ModelReposi
     assert changeable.golden("head") is None
     file = changeable.path / "encoder" / "golden.npz"
     file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ModelRefused, match=r"golden\.npz is not the one"):
+        changeable.golden("encoder")
+    with pytest.raises(ModelRefused, match=r"golden\.npz is not the one"):
+        changeable.check("encoder")
+    seal(file.parent)
     with pytest.raises(ModelRefused, match=r"golden\.npz cannot be read"):
         changeable.golden("encoder")
     np.savez(file, image=models.tiles(1))
+    seal(file.parent)
     with pytest.raises(ModelRefused, match=r"golden\.npz does not fit"):
         changeable.golden("encoder")
+    file.unlink()
+    for ask in (changeable.golden, changeable.check):
+        with pytest.raises(ModelRefused, match=r"golden\.npz is missing"):
+            ask("encoder")
 
 
 def test_an_unreadable_repository_holds_no_models(tmp_path: Path) -> None:
-    assert ModelRepository(tmp_path / "nowhere").names == ()
+    assert ModelRepository(tmp_path / "nowhere").folders == ()
 
 
 def test_a_batch_is_checked_against_the_contract(repository: Path) -> None:
@@ -199,3 +242,157 @@ def test_a_batch_is_checked_against_the_contract(repository: Path) -> None:
     contract.check({"image": models.tiles(64)})
     with pytest.raises(InferenceError, match=r"UINT8 \(B, 64, 64, 3\), not uint8 \(64, 64, 3\)"):
         contract.check({"image": models.tiles(1)[0]})
+
+
+def test_a_batch_of_any_size_is_checked_against_the_contract(changeable: ModelRepository) -> None:
+    folder = changeable.path / "head"
+    edit(folder / "config.pbtxt", "max_batch_size: 64", "max_batch_size: 0")
+    edit(folder / "config.pbtxt", "dims: [ 8 ]", "dims: [ 1, -1, 8 ]")
+    contract = changeable.check("head")
+    for tiles in (1, 20_000):
+        contract.check({"embedding": np.zeros((1, tiles, 8), np.float32)})
+    with pytest.raises(InferenceError, match=r"FP32 \(1, any, 8\), not float32 \(2, 5, 8\)"):
+        contract.check({"embedding": np.zeros((2, 5, 8), np.float32)})
+
+
+def test_versions_lie_side_by_side(changeable: ModelRepository) -> None:
+    add_version(changeable.path, "encoder", "10")
+    add_version(changeable.path, "encoder", "2", state="BUILT", reduced=True)
+    add_version(changeable.path, "head")
+    both = add_version(changeable.path, "both", steps={"encoder": "encoder-v10", "head": "head-v2"})
+    assert changeable.models == ("both", "encoder", "head", "picky", "slow", "twin")
+    assert changeable.versions("encoder") == ("1", "2", "10")
+    assert changeable.approved("encoder") == ("1", "10")
+    assert changeable.versions("absent") == ()
+    assert changeable.check(both.name).steps == ("encoder-v10", "head-v2")
+    card = changeable.card("encoder-v10")
+    assert (card.name, card.version.name, card.version.version) == ("encoder", "encoder", "10")
+    assert card.version.engine_sha256 != changeable.card("encoder").version.engine_sha256
+    shutil.copytree(changeable.path / "encoder-v10", changeable.path / "encoder-v3")
+    with pytest.raises(ModelRefused, match=r"encoder-v3 is refused: its provenance\.json is of encoder version 10"):
+        changeable.check("encoder-v3")
+    (changeable.path / "encoder-v10" / "11").mkdir()
+    with pytest.raises(
+        ModelRefused, match=r"encoder-v10 is refused: it is version 10, and its version folder is 10, 11"
+    ):
+        changeable.check("encoder-v10")
+
+
+@pytest.mark.parametrize(
+    ("gate", "words"),
+    [
+        ({"state": "EXPORTED"}, "never executed.*EXPORTED"),
+        ({"state": "PARSED"}, "never executed.*PARSED"),
+        ({"state": "BUILT"}, "not approved"),
+        ({"state": "BUILT", "reduced": True}, "too few tiles"),
+        ({"reduced": True}, "APPROVED after a reduced comparison"),
+        ({"passed": False}, "failed its gate"),
+        ({"passed": False, "gates": [{"gate": "G3", "passed": False, "figures": {"flips": 0.1}}]}, "failed G3"),
+        ({"gates": [{"gate": "G3", "passed": False}]}, "says passed, and G3 failed"),
+        ({"gates": []}, "APPROVED without G0"),
+        ({"state": "DONE"}, "state"),
+        ({"passed": "true"}, "passed"),
+        ({"model": "other"}, r"gate\.json is of other version 1"),
+        ({"engine_sha256": "0" * 64}, "differ in engine_sha256"),
+        ({"schema": "pathserve-gate-1"}, "schema"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_version_that_was_not_approved_is_refused(changeable: ModelRepository, gate: dict, words: str) -> None:
+    seal(changeable.path / "encoder", **gate)
+    with pytest.raises(ModelRefused, match=words):
+        changeable.check("encoder")
+    with pytest.raises(ModelRefused, match=words):
+        changeable.check("both")
+    assert changeable.check("head").name == "head"
+
+
+def test_a_lower_precision_needs_its_comparison(changeable: ModelRepository) -> None:
+    card = read(changeable.path / "encoder", "card.json")
+    write(changeable.path / "encoder", "card.json", card | {"precision": "int8", "target": "cpu"})
+    seal(changeable.path / "encoder", gates=[{"gate": "G0", "passed": True}, {"gate": "G3", "passed": None}])
+    with pytest.raises(ModelRefused, match="APPROVED without G3"):
+        changeable.check("encoder")
+    seal(changeable.path / "encoder", gates=[{"gate": "G0", "passed": True}, {"gate": "G3", "passed": True}])
+    assert changeable.check("encoder").name == "encoder"
+    version = changeable.card("encoder").version
+    assert (version.target, version.precision) == ("cpu", "int8")
+
+
+def test_what_is_whole_but_not_approved_can_be_looked_at(changeable: ModelRepository) -> None:
+    card = read(changeable.path / "encoder", "card.json")
+    write(changeable.path / "encoder", "card.json", card | {"not_executed": "There was no GPU."})
+    seal(changeable.path / "encoder", state="PARSED")
+    assert changeable.verify("encoder").name == "encoder"
+    assert changeable.gate("encoder").state == "PARSED"
+    assert not changeable.gate("encoder").approved
+
+
+def test_an_engine_of_two_files_is_proven_whole(changeable: ModelRepository) -> None:
+    folder = changeable.path / "encoder"
+    edit(folder / "config.pbtxt", 'backend: "onnxruntime"', 'backend: "openvino"')
+    (folder / "1" / "model.onnx").rename(folder / "1" / "model.xml")
+    (folder / "1" / "model.bin").write_bytes(b"\0" * 100)
+    seal(folder)
+    assert changeable.check("encoder").artefact == "model.xml"
+    lines = "\n".join(
+        f"{name}:{hashlib.sha256((folder / '1' / name).read_bytes()).hexdigest()}"
+        for name in ("model.bin", "model.xml")
+    )
+    assert changeable.engine_digest("encoder") == hashlib.sha256(lines.encode()).hexdigest()
+    (folder / "1" / "model.bin").write_bytes(b"\0" * 99 + b"\1")
+    with pytest.raises(ModelRefused, match=r"encoder is refused: its engine.*digest"):
+        changeable.check("encoder")
+
+
+def test_a_file_that_provenance_names_in_the_version_folder_is_no_engine(changeable: ModelRepository) -> None:
+    folder = changeable.path / "encoder"
+    (folder / "1" / "timing.cache").write_bytes(b"fast")
+    with pytest.raises(ModelRefused, match=r"engine.*digest"):
+        changeable.check("encoder")
+    accept(folder, "1/timing.cache")
+    assert changeable.check("encoder").name == "encoder"
+    (folder / "1" / "timing.cache").write_bytes(b"slow")
+    with pytest.raises(ModelRefused, match=r"its 1/timing\.cache is not the one"):
+        changeable.check("encoder")
+
+
+def test_an_exchanged_label_list_is_not_used_later_either(changeable: ModelRepository) -> None:
+    folder = changeable.path / "encoder"
+    assert changeable.check("encoder") == changeable.contract("encoder")
+    assert changeable.card("encoder").labels[0].code.display == "Tissue"
+    card = read(folder, "card.json")
+    first, second = card["labels"][:2]
+    first["code"], second["code"] = {"code": "1", "scheme": "SCT", "display": "Other"}, first["code"]
+    write(folder, "card.json", card)
+    for ask in (changeable.card, changeable.document, changeable.check):
+        with pytest.raises(ModelRefused, match=r"encoder is refused: its card\.json is not the one"):
+            ask("encoder")
+
+
+def test_a_flip_is_seen_although_size_and_time_are_as_before(changeable: ModelRepository) -> None:
+    artefact = changeable.path / "encoder" / "1" / "model.onnx"
+    changeable.check("encoder")
+    times, data = artefact.stat(), bytearray(artefact.read_bytes())
+    data[len(data) // 2] ^= 1
+    artefact.write_bytes(data)
+    os.utime(artefact, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ModelRefused, match="digest"):
+        changeable.check("encoder")
+
+
+def test_an_unchanged_engine_is_not_read_again(changeable: ModelRepository, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    whole = hashlib.file_digest
+
+    def counted(stream, kind):
+        hashed.append(Path(stream.name).name)
+        return whole(stream, kind)
+
+    monkeypatch.setattr(repository_module.hashlib, "file_digest", counted)
+    monkeypatch.setattr(repository_module, "_YOUNG_S", -1.0)
+    changeable.check("encoder")
+    assert hashed.count("model.onnx") == 1
+    changeable.check("encoder")
+    changeable.card("encoder")
+    assert hashed.count("model.onnx") == 1

@@ -154,6 +154,8 @@ def report_of(
             name=name,
             version="1",
             kind=kind,
+            target="onnx",
+            precision="fp32",
             engine_sha256=f"{number}a" * 32,
             weights_sha256=f"{number}b" * 32,
             recipe=f"{name}-small.toml",
