@@ -18,9 +18,11 @@ from gateway.domain.model import ModelCard
 from gateway.inference.contract import Array, Contract, parse_contract
 from gateway.inference.names import folder_of, split_folder
 from gateway.inference.sidecars import (
+    Gate,
     GateReport,
     Provenance,
     demand_approved,
+    demand_proven,
     demand_sealed,
     lines_digest,
     parse_gate,
@@ -151,7 +153,8 @@ class ModelRepository:
         if provenance.schema == "pathserve-provenance-1":
             return GateReport(
                 schema="pathserve-gate-2", model=folder, version="1", target="onnx", precision="fp32",
-                state="APPROVED", reduced=False, passed=True, engine_sha256=provenance.engine_sha256, gates=(),
+                state="APPROVED", reduced=False, passed=True, engine_sha256=provenance.engine_sha256,
+                gates=(Gate(gate="G0", passed=True),),
             )  # fmt: skip
         return parse_gate(folder, self._read(folder, "gate.json"))
 
@@ -203,8 +206,10 @@ class ModelRepository:
             demand_sealed(folder, file, self._digest(folder, self._folder(folder) / file), provenance)
         if contract.steps:
             self._verify_steps(folder, contract, document)
-        elif gate.state in ("BUILT", "APPROVED") and contract.artefact not in self._engine(folder):
-            raise ModelRefused(f"The model {folder} is refused: its engine file is missing. Export it again.")
+        else:
+            demand_proven(folder, gate)
+            if gate.state in ("BUILT", "APPROVED") and contract.artefact not in self._engine(folder):
+                raise ModelRefused(f"The model {folder} is refused: its engine file is missing. Export it again.")
         self.served_version(folder)
         if self.engine_digest(folder) != card.version.engine_sha256:
             raise ModelRefused(
