@@ -31,6 +31,8 @@ _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 _CONTROL_TIMEOUT_S = 10.0
+# A server that loads by itself, or one that keeps these calls for holders of a key that we do not have.
+_CONTROL_REFUSED = ("explicit model load / unload is not allowed", "This protocol is restricted")
 _FOLDER = re.compile(r"(?<![\w.])/(?:[^\s'\":,/]+/)+")
 
 
@@ -43,6 +45,7 @@ class Trouble(StrEnum):
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     INVALID = "invalid-argument"
+    REFUSED = "control-refused"
     OTHER = "internal"
 
 
@@ -130,6 +133,25 @@ class Client:
             if (failed := _failed(error)).trouble is not Trouble.NOT_LOADED:
                 raise failed from None
 
+    async def ready_models(self, timeout_s: float = _CONTROL_TIMEOUT_S) -> frozenset[str]:
+        """The models that are loaded, by Triton's word (a dead stub's too). Raises CallFailed."""
+        try:
+            index = await self._client.get_model_repository_index(headers=self._headers, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise _failed(error) from None
+        return frozenset(model.name for model in index.models if model.state == "READY")
+
+    async def answered(self, timeout_s: float = _CONTROL_TIMEOUT_S) -> dict[str, int]:
+        """How many requests each loaded model has answered since it was loaded, failed ones too. Raises CallFailed."""
+        try:
+            statistics = await self._client.get_inference_statistics(headers=self._headers, client_timeout=timeout_s)
+        except InferenceServerException as error:
+            raise _failed(error) from None
+        return {
+            model.name: model.inference_stats.success.count + model.inference_stats.fail.count
+            for model in statistics.model_stats
+        }
+
     async def infer(
         self, model: str, inputs: Sequence[InferInput], outputs: Sequence[str], deadline_s: float
     ) -> dict[str, np.ndarray[Any, Any]]:
@@ -203,6 +225,8 @@ def _failed(error: InferenceServerException) -> CallFailed:
     text = _without_paths(str(error.message()))
     if "is not healthy" in text:
         trouble = Trouble.DEAD_STUB
+    elif any(words in text for words in _CONTROL_REFUSED):
+        trouble = Trouble.REFUSED
     elif status == "UNAVAILABLE" or "Unable to find shared memory region" in text:
         # A region that the server does not know: it is not the server that we registered it with.
         trouble = Trouble.GONE

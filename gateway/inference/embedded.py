@@ -25,6 +25,7 @@ import psutil
 from gateway.inference import metrics, runtime
 from gateway.inference.client import Client, Endpoint
 from gateway.inference.installation import find_installation
+from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
@@ -71,6 +72,16 @@ class EmbeddedServer:
         """True while this process holds the lock."""
         return self._lock is not None
 
+    def stubs(self) -> tuple[Stub, ...]:
+        """The living processes of the server's models; none where no server is known."""
+        record = self._record
+        return living_stubs(record.pid, Path(record.directory)) if record is not None else ()
+
+    def kill(self) -> None:
+        """End our server at once: it hangs. `ensure` then starts another."""
+        if self._process is not None and self._process.poll() is None:
+            _kill_group(self._process)
+
     def needs_attention(self) -> bool:
         """True where `ensure` would act: our server has ended, or the owner of the one that we use is gone."""
         if self._process is not None:
@@ -108,8 +119,11 @@ class EmbeddedServer:
 
     async def _own(self, deadline: float) -> Endpoint:
         running = self._process is not None and self._process.poll() is None
-        if running and self._record is not None and await answers(self._record.endpoint):
-            return self._record.endpoint
+        if running and self._record is not None:
+            if await answers(self._record.endpoint):
+                return self._record.endpoint
+            # It would not obey SIGTERM either.
+            await _to_the_end(self.kill)
         try:
             await _to_the_end(self._end)
             return await self._start(deadline)
@@ -247,8 +261,12 @@ def _end_child(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(runtime.EXIT_TIMEOUT_S + 2)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 async def _to_the_end(function: Callable[[], T]) -> T:

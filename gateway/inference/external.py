@@ -1,21 +1,28 @@
-"""A Triton server that somebody else runs (PATHSERVE_TRITON_URL): we ask it, and never start, load or stop anything."""
+"""A Triton server that somebody else runs (PATHSERVE_TRITON_URL): we never start or stop it, nor heal its models."""
 
 import asyncio
 import time
 
 from gateway.inference.client import Client, Endpoint
+from gateway.inference.stubs import Stub
 from gateway.operations.errors import InferenceUnavailable
 
 WAIT_S = 10.0
 
 
 class ExternalServer:
-    """The same three methods as the embedded server has, for a server whose life is not ours."""
+    """The same methods as the embedded server has, for a server whose life is not ours."""
 
     owner = False
 
     def __init__(self, url: str) -> None:
         self._endpoint = Endpoint(url.removeprefix("grpc://"))
+
+    def stubs(self) -> tuple[Stub, ...]:
+        return ()
+
+    def kill(self) -> None:
+        """Not ours to end."""
 
     def needs_attention(self) -> bool:
         return False

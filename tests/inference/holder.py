@@ -15,7 +15,7 @@ from gateway.operations.settings import Settings
 async def main(state: Path, repository: Path, names: list[str]) -> None:
     settings = Settings(state=state, model_repository=repository)
     async with TritonEngine.open(settings, names) as engine:
-        _say(owner=engine.owner, models={status.name: status.reason for status in engine.status()})
+        _say(owner=engine.owner, models={status.folder: status.reason for status in engine.status()})
         while command := (await asyncio.to_thread(sys.stdin.readline)).split():
             try:
                 images = np.full((16, 64, 64, 3), int(command[1]) if len(command) > 1 else 100, np.uint8)

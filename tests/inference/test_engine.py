@@ -11,7 +11,7 @@ import psutil
 import pytest
 import tritonclient.grpc.aio as triton
 
-from gateway.inference import TritonEngine
+from gateway.inference import TritonEngine, served
 from gateway.inference.client import Client
 from gateway.inference.embedded import read_record
 from gateway.inference.runtime import KEY_HEADER
@@ -86,7 +86,7 @@ async def test_an_unknown_model_is_not_loaded(engine: TritonEngine) -> None:
 
 async def test_every_model_is_ready(engine: TritonEngine) -> None:
     assert engine.owner
-    assert [(status.name, status.version, status.ready) for status in engine.status()] == [
+    assert [(status.folder, status.version, status.ready) for status in engine.status()] == [
         (name, "1", True) for name in ("encoder", "twin", "slow", "picky", "both")
     ]
 
@@ -222,8 +222,9 @@ async def test_a_frozen_stub_that_takes_the_server_down_is_survived(engine: Trit
     assert answer["embedding"][0, 0] == 3.0
 
 
-async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> None:
+async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Last in this module: the model stays failed."""
+    monkeypatch.setattr(served, "RELOADS", 3)
     reasons = []
     for _ in range(6):
         for pid in _stubs(engine, "twin"):
@@ -233,7 +234,7 @@ async def test_a_model_that_keeps_dying_is_given_up(engine: TritonEngine) -> Non
         except ModelNotLoaded as error:
             reasons.append(error.detail)
     assert "times within 10 minutes" in reasons[-1]
-    assert {status.name: status.ready for status in engine.status()}["twin"] is False
+    assert {status.folder: status.ready for status in engine.status()}["twin"] is False
     assert (await engine.infer("encoder", {"image": models.tiles(1)}))["embedding"].shape == (1, models.WIDTH)
 
 

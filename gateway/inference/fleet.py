@@ -1,0 +1,354 @@
+"""The models of one engine on one server: each is checked, loaded, proven, healed, and put away.
+
+One lock a folder: while one model is loaded or healed, the others answer. Of an ensemble, the steps are folders of
+their own; Triton takes an ensemble out and back with its steps.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Literal
+
+import structlog
+
+from gateway.domain.model import ModelCard
+from gateway.inference import metrics, replay, stubs
+from gateway.inference.client import CallFailed, Trouble
+from gateway.inference.connection import Connection
+from gateway.inference.contract import Array, Contract
+from gateway.inference.embedded import EmbeddedServer
+from gateway.inference.external import ExternalServer
+from gateway.inference.repository import ModelRepository
+from gateway.inference.served import ModelStatus, Served
+from gateway.operations.errors import ModelChanged, ModelNotLoaded, ModelRefused, PathserveError
+
+LOAD_TIMEOUT_S = 120.0
+UNLOAD_TIMEOUT_S = 30.0
+
+Cause = Literal["dead", "hung"]
+"""Why a model is healed: a process is dead or stopped, or it lives and neither answers nor computes."""
+
+_LOAD_TRIES = 3
+# How long a guest waits for the server's owner to heal a model.
+_OWNER_HEALS_S = 30.0
+_SETTLE_PERIOD_S = 0.25
+
+log = structlog.get_logger(__name__)
+
+
+class Fleet:
+    """The folders that one engine was asked for, their steps, and those that its supervisor found loaded."""
+
+    def __init__(
+        self, repository: ModelRepository, server: EmbeddedServer | ExternalServer, threads: ThreadPoolExecutor
+    ) -> None:
+        self.repository = repository
+        self.server = server
+        self.connection: Connection | None = None
+        # A keeper takes a folder's new engine up: it decides what serves, and has no analysis whose answers could mix.
+        self.keeps = False
+        # Counts connections to servers: what was loaded on an earlier one is not loaded.
+        self.epoch = 0
+        self.asked: tuple[str, ...] = ()
+        self._folders: dict[str, Served] = {}
+        self._threads = threads
+        self._connecting = asyncio.Lock()
+        # What this engine loaded by itself: on a server of somebody else's, only that is unloaded.
+        self._loaded: set[str] = set()
+
+    def ask_for(self, folders: Sequence[str]) -> None:
+        """The folders that `bring_all` loads and `status` shows, in that order."""
+        self.asked = tuple(dict.fromkeys(folders))
+        for folder in self.asked:
+            self.get(folder)
+
+    def get(self, folder: str) -> Served:
+        """The state of a folder, new where it was never looked at."""
+        return self._folders.setdefault(folder, Served(folder))
+
+    def status(self) -> tuple[ModelStatus, ...]:
+        """Every folder asked for, in that order."""
+        return tuple(served.status(self.epoch, self.problem_of(served)) for served in map(self.get, self.asked))
+
+    def problem_of(self, served: Served) -> PathserveError | None:
+        """What keeps a folder from serving: its own problem, or that of a step."""
+        return next((part.problem for part in (served, *self._steps(served)) if part.problem is not None), None)
+
+    def is_proven(self, served: Served) -> bool:
+        """True where it was loaded and proven on the server that we are connected to."""
+        return served.epoch == self.epoch
+
+    def seen(self, served: Served) -> dict[str, int]:
+        """The generation of a folder and of its steps: `reload` and `heal` do nothing where it has passed."""
+        return {part.folder: part.generation for part in (*self._steps(served), served)}
+
+    async def ask(self, contract: Contract, batch: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
+        """One batch, asked for once. Raises CallFailed."""
+        if self.connection is None:
+            raise CallFailed(Trouble.GONE, "not connected")
+        return await self.connection.ask(contract, batch, deadline_s)
+
+    async def connect(self) -> None:
+        """Reach a server that answers. Raises InferenceUnavailable, StateError, DiskFull."""
+        async with self._connecting:
+            endpoint = await self.server.ensure()
+            connection = self.connection
+            if connection is not None and connection.endpoint == endpoint:
+                return
+            if connection is None or not connection.follow(endpoint):
+                await self.disconnect()
+                connection = Connection(endpoint, self._threads)
+            self.connection = connection
+            await connection.prepare()
+            self.epoch += 1
+            self._loaded.clear()
+
+    async def bring_all(self) -> None:
+        """Bring every folder that was asked for; one that is refused keeps none of the others from serving."""
+        for folder in self.asked:
+            await self.bring(self.get(folder))
+
+    async def bring(self, served: Served) -> None:
+        """Check, load and prove a folder after its steps; nothing where that is done and its files are the same.
+
+        What is wrong becomes its `problem`. An engine other than the one that was brought first is a ModelChanged, but
+        for a keeper: answers of two engines are never mixed.
+        """
+        async with served.lock:
+            with self._judge(served):
+                await self._prove(served)
+
+    async def reload(self, served: Served, seen: Mapping[str, int]) -> None:
+        """Load a folder again that Triton does not have, after its steps, once for all the calls that missed it."""
+        for part in (*self._steps(served), served):
+            async with part.lock:
+                if part.generation != seen.get(part.folder, part.generation):
+                    continue
+                with self._judge(part):
+                    part.admit_reload()
+                    part.epoch = -1
+                    await self._prove(part)
+                if part.problem is not None:
+                    part.count_reload()
+                part.generation += 1
+
+    async def heal(self, served: Served, generation: int, cause: Cause) -> None:
+        """End what is left of a folder's processes where it does not work, and load it anew; the owner's work alone.
+
+        What goes wrong becomes the folder's `problem`.
+        """
+        async with served.lock:
+            if served.generation != generation:
+                return
+            with self._judge(served):
+                served.admit_reload()
+                served.count_reload()
+                log.warning("inference.heal", model=served.folder, cause=cause)
+                metrics.STUB_DEATHS.labels(*served.labels, cause).inc()
+                with metrics.HEAL_DURATION.labels(*served.labels).time():
+                    await self._end(served, cause)
+                    await self._prove(served)
+            served.generation += 1
+
+    async def recover(self, served: Served, seen: Mapping[str, int]) -> None:
+        """After an answer that a process is dead: heal it as the owner, or wait for the owner to have healed it."""
+        parts = self._steps(served) or (served,)
+        if not self.server.owner:
+            await self._await_owner((*self._steps(served), served))
+            return
+        for part in [part for part in parts if await self.dead(part)] or parts:
+            await self.heal(part, seen[part.folder], "dead")
+            if part.problem is not None:
+                raise part.problem
+
+    async def dead(self, served: Served) -> bool:
+        """True where a folder has fewer working processes than instances (it may be loading, too)."""
+        instances = await self.instances(served)
+        working = [s for s in await asyncio.to_thread(self.server.stubs) if s.folder == served.folder and not s.frozen]
+        return len(working) < instances
+
+    async def instances(self, served: Served) -> int:
+        """How many processes a folder should have: none for an ensemble, or for one that cannot be read."""
+        if served.contract is None:
+            with contextlib.suppress(PathserveError):
+                served.contract = await asyncio.to_thread(self.repository.contract, served.folder)
+        contract = served.contract
+        return 0 if contract is None or contract.steps else contract.instances
+
+    async def put_away(self) -> None:
+        """Unload, through Triton alone, what is loaded and neither asked for nor a step of that.
+
+        Only the owner of an embedded server does so for all; elsewhere an engine unloads what it loaded itself.
+        """
+        connection = self.connection
+        if connection is None:
+            return
+        keep = {part.folder for folder in self.asked for part in (*self._steps(self.get(folder)), self.get(folder))}
+        try:
+            ready = await connection.client.ready_models()
+        except CallFailed:
+            return
+        gone = [self.get(folder) for folder in sorted(ready - keep) if self.server.owner or folder in self._loaded]
+        # Ensembles first: Triton would take them out with their steps.
+        for served in sorted(gone, key=lambda each: not self._steps(each)):
+            async with served.lock:
+                try:
+                    await connection.client.unload(served.folder, UNLOAD_TIMEOUT_S)
+                except CallFailed as failure:
+                    log.warning("inference.unload_failed", model=served.folder, detail=failure.text)
+                    continue
+            metrics.UNLOADS.labels(*served.labels).inc()
+            log.info("inference.unloaded", model=served.folder)
+            self._loaded.discard(served.folder)
+        for folder in [folder for folder in self._folders if folder not in keep]:
+            if not self._folders[folder].lock.locked():
+                del self._folders[folder]
+
+    def _steps(self, served: Served) -> tuple[Served, ...]:
+        return tuple(self.get(step) for step in served.contract.steps) if served.contract else ()
+
+    async def _await_owner(self, parts: Sequence[Served]) -> None:
+        """Wait for the server's owner, which looks at every process each second, to have healed a model."""
+        with contextlib.suppress(TimeoutError, CallFailed):
+            async with asyncio.timeout(_OWNER_HEALS_S):
+                await asyncio.sleep(_SETTLE_PERIOD_S)
+                while not await self._sound(parts):
+                    await asyncio.sleep(_SETTLE_PERIOD_S)
+
+    async def _sound(self, parts: Sequence[Served]) -> bool:
+        ready = await self._connected().client.ready_models()
+        return ready.issuperset(part.folder for part in parts) and not any([await self.dead(part) for part in parts])
+
+    async def disconnect(self) -> None:
+        """End the connection, if there is one. Calls in flight end as CallFailed."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
+
+    @contextmanager
+    def _judge(self, served: Served) -> Iterator[None]:
+        """What goes wrong with a folder inside becomes its problem."""
+        before = served.problem
+        try:
+            yield
+            served.problem = None
+            return
+        except PathserveError as error:
+            served.problem = error
+        except CallFailed as failure:
+            served.problem = ModelNotLoaded(
+                f"The model {served.folder} is not loaded: Triton says “{failure.text}”. Export it again, or see "
+                "logs/triton.log in the state folder."
+            )
+        if before is None or before.detail != served.problem.detail:
+            log.warning("inference.model_refused", model=served.folder, detail=served.problem.detail)
+
+    async def _prove(self, served: Served) -> None:
+        """`bring`, the folder's lock being held. Raises PathserveError, CallFailed."""
+        contract, card, digest = await asyncio.to_thread(self._read, served.folder)
+        if served.engine_sha256 not in (None, digest) and not self.keeps:
+            raise changed(served.folder)
+        known = (served.contract, served.engine_sha256)
+        if served.contract is None or served.contract != contract:
+            served.permits = asyncio.Semaphore(1 + self._width(contract))
+        served.contract, served.card = contract, card
+        if served.epoch == self.epoch and served.problem is None and known == (contract, digest):
+            return
+        for step in self._steps(served):
+            await self.bring(step)
+            if step.problem is not None:
+                raise step.problem
+        epoch = self.epoch
+        await self._load(served, contract)
+        if await asyncio.to_thread(self.repository.engine_digest, served.folder) != digest:
+            raise changed(served.folder)
+        served.engine_sha256, served.epoch = digest, epoch
+
+    def _read(self, folder: str) -> tuple[Contract, ModelCard, str]:
+        contract = self.repository.check(folder)
+        return contract, self.repository.card(folder), self.repository.engine_digest(folder)
+
+    def _width(self, contract: Contract) -> int:
+        steps = [self.repository.contract(step).instances for step in contract.steps]
+        return max([contract.instances, *steps])
+
+    async def _load(self, served: Served, contract: Contract) -> None:
+        """Load a folder and replay its golden inputs. Raises ModelRefused, CallFailed."""
+        served.golden = await asyncio.to_thread(self.repository.golden, served.folder)
+        for tries_left in reversed(range(_LOAD_TRIES)):
+            try:
+                await self._ask_to_load(served)
+                if served.golden is not None:
+                    await replay.replay(contract, served.golden, self.ask, LOAD_TIMEOUT_S)
+                return
+            except CallFailed as failure:
+                if failure.trouble is not Trouble.DEAD_STUB or not tries_left:
+                    raise
+            except ModelRefused:
+                # A wrong engine does not stay where others could take it for a proven one.
+                if self.server.owner:
+                    await self._unload(served)
+                raise
+            if not self.server.owner:
+                await self._await_owner((*self._steps(served), served))
+            elif contract.steps:
+                for step in self._steps(served):
+                    if await self.dead(step):
+                        await self.heal(step, step.generation, "dead")
+            else:
+                await self._end(served, "dead")
+
+    async def _ask_to_load(self, served: Served) -> None:
+        connection = self._connected()
+        outcome = "failed"
+        try:
+            await connection.client.load(served.folder, LOAD_TIMEOUT_S)
+            self._loaded.add(served.folder)
+            outcome = "loaded"
+        except CallFailed as failure:
+            if failure.trouble is not Trouble.REFUSED:
+                raise
+            version = await asyncio.to_thread(self.repository.served_version, served.folder)
+            if not await connection.client.model_ready(served.folder, version):
+                raise CallFailed(
+                    Trouble.NOT_LOADED, "this server loads its models by itself, and this version is not among them"
+                ) from None
+            outcome = "found"
+        finally:
+            metrics.LOADS.labels(*served.labels, outcome).inc()
+
+    async def _end(self, served: Served, cause: Cause) -> None:
+        """Unload a folder of which a process does not work, and end the processes that Triton would wait for.
+
+        `load` alone does nothing while Triton calls the model ready. A server that does not unload it is restarted.
+        """
+        served.epoch = -1
+        mine = [stub for stub in await asyncio.to_thread(self.server.stubs) if stub.folder == served.folder]
+        stubs.kill(stub for stub in mine if stub.frozen or cause == "hung")
+        try:
+            await self._unload(served)
+        except CallFailed as failure:
+            if failure.trouble is not Trouble.DEADLINE:
+                raise
+            await self.restart()
+
+    async def _unload(self, served: Served) -> None:
+        await self._connected().client.unload(served.folder, UNLOAD_TIMEOUT_S)
+
+    async def restart(self) -> None:
+        """End a server that hangs, and start another; what was loaded has to be brought again."""
+        log.error("inference.server_hangs")
+        await asyncio.to_thread(self.server.kill)
+        await self.connect()
+
+    def _connected(self) -> Connection:
+        if self.connection is None:
+            raise CallFailed(Trouble.GONE, "not connected")
+        return self.connection
+
+
+def changed(folder: str) -> ModelChanged:
+    """The error of a folder whose engine is another one than this engine brought first."""
+    return ModelChanged(f"The files of the model {folder} were replaced while it was in use. Start the analysis anew.")

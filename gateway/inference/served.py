@@ -1,0 +1,87 @@
+"""One version of a model as one engine knows it."""
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from gateway.domain.model import ModelCard, Precision, Target
+from gateway.inference.contract import Contract
+from gateway.inference.names import split_folder
+from gateway.inference.repository import Golden
+from gateway.operations.errors import ModelNotLoaded, PathserveError
+
+# A model that dies more often than this is broken: it stays failed until the window has passed.
+RELOADS, RELOAD_WINDOW_S = 10, 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One version of a model; `folder` is Triton's name of it. `reason` says why it is not ready: for operators.
+
+    `target` and `precision` are its card's, and None where that cannot be read.
+    """
+
+    folder: str
+    model: str
+    version: str
+    ready: bool
+    reason: str | None
+    target: Target | None = None
+    precision: Precision | None = None
+
+
+@dataclass(slots=True)
+class Served:
+    """A folder's state in one engine: what was proven of it, on which server, and what is wrong with it.
+
+    `generation` counts reloads: a call that failed before the latest one needs none of its own. `epoch` is that of the
+    connection on which the folder was proven last.
+    """
+
+    folder: str
+    contract: Contract | None = None
+    card: ModelCard | None = None
+    golden: Golden | None = None
+    engine_sha256: str | None = None
+    problem: PathserveError | None = None
+    epoch: int = -1
+    generation: int = 0
+    permits: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reloads: deque[float] = field(default_factory=deque)
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Model and version, as the metrics name them."""
+        return split_folder(self.folder) or (self.folder, "1")
+
+    def status(self, epoch: int, problem: PathserveError | None) -> ModelStatus:
+        """`problem`: its own, or that of a step."""
+        ready = problem is None and self.epoch == epoch
+        reason = None if ready else problem.detail if problem else "It is being loaded."
+        model, version = self.labels
+        card = self.card.version if self.card else None
+        return ModelStatus(
+            folder=self.folder,
+            model=model,
+            version=version,
+            ready=ready,
+            reason=reason,
+            target=card.target if card else None,
+            precision=card.precision if card else None,
+        )
+
+    def admit_reload(self) -> None:
+        """Raises ModelNotLoaded where the model was loaded anew too often of late."""
+        now = time.monotonic()
+        while self.reloads and now - self.reloads[0] > RELOAD_WINDOW_S:
+            self.reloads.popleft()
+        if len(self.reloads) >= RELOADS:
+            raise ModelNotLoaded(
+                f"The model {self.folder} failed {RELOADS + 1} times within {RELOAD_WINDOW_S / 60:.0f} minutes and is "
+                "not loaded again until that time has passed. See logs/triton.log in the state folder."
+            )
+
+    def count_reload(self) -> None:
+        self.reloads.append(time.monotonic())

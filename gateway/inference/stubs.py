@@ -1,0 +1,44 @@
+"""The processes that run an embedded Triton's models. Triton calls a model ready whose process is dead: we look."""
+
+import contextlib
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_PROGRAM = "triton_python_backend_stub"
+
+
+@dataclass(frozen=True, slots=True)
+class Stub:
+    """One living stub: the model folder that it runs, and the CPU time that it has used. `frozen`: it is stopped."""
+
+    pid: int
+    folder: str
+    frozen: bool
+    cpu_s: float
+
+
+def living_stubs(server_pid: int, directory: Path) -> tuple[Stub, ...]:
+    """The stubs of the server that runs in `directory`. A dead one stays a zombie without a command line: no stub."""
+    models = f"{directory / 'models'}/"
+    found = []
+    with contextlib.suppress(psutil.Error, ValueError):
+        for process in psutil.Process(server_pid).children():
+            with contextlib.suppress(psutil.Error):
+                arguments = process.cmdline()
+                if len(arguments) > 1 and Path(arguments[0]).name == _PROGRAM and arguments[1].startswith(models):
+                    folder = arguments[1].removeprefix(models).partition("/")[0]
+                    frozen = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+                    times = process.cpu_times()
+                    found.append(Stub(process.pid, folder, frozen, times.user + times.system))
+    return tuple(found)
+
+
+def kill(stubs: Iterable[Stub]) -> None:
+    """End stubs that no longer work; Triton would wait for them when it unloads their model."""
+    for stub in stubs:
+        with contextlib.suppress(psutil.Error):
+            psutil.Process(stub.pid).send_signal(signal.SIGKILL)

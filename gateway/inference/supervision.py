@@ -1,0 +1,116 @@
+"""Who looks after the models of an embedded Triton: its owner, without waiting for a request to fail.
+
+Triton calls a model ready whose process died, and never starts it again. So the owner looks at the processes each
+second; asks models that have been quiet for one golden row, since a process can live and hang; and gives the server
+itself a deadline. Guests report: they wait, and repeat what failed.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from gateway.inference import replay
+from gateway.inference.client import CallFailed, Trouble
+from gateway.inference.fleet import Cause, Fleet
+from gateway.inference.served import Served
+from gateway.inference.stubs import Stub
+
+LOOK_PERIOD_S = 1.0
+# A server that answers neither of two questions within this time hangs.
+SERVER_DEADLINE_S = 4.0
+# A model that answered nothing for this long is asked for a golden row, which takes at most this long.
+QUIET_S = 4.0
+CANARY_DEADLINE_S = 3.0
+# A process that lives, owes an answer and has used less CPU time than this meanwhile, hangs; a busy one uses more.
+_IDLE_CPU_S = 0.05
+
+log = structlog.get_logger(__name__)
+
+
+class Supervisor:
+    """Looks after every model that is loaded, whoever loaded it, while this process owns the server."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        # Folders that lacked a process at the last look: twice in a row is no reload on its way.
+        self._suspects: set[str] = set()
+        self._healing: dict[str, asyncio.Task[None]] = {}
+        self._answered: dict[str, tuple[int, float]] = {}
+
+    async def look(self) -> None:
+        """Heal what has fewer working processes than instances. Raises PathserveError where no server comes back."""
+        ready = await self._ready()
+        for folder in sorted(ready):
+            served = self._fleet.get(folder)
+            if served.lock.locked() or folder in self._healing:
+                self._suspects.discard(folder)
+                continue
+            if not await self._fleet.dead(served):
+                self._suspects.discard(folder)
+            elif folder in self._suspects:
+                self._suspects.discard(folder)
+                self._heal(served, "dead")
+            else:
+                self._suspects.add(folder)
+
+    async def listen(self) -> None:
+        """Ask the models that have been quiet. Raises CallFailed."""
+        connection = self._fleet.connection
+        if connection is None:
+            return
+        now = time.monotonic()
+        for folder, count in (await connection.client.answered(SERVER_DEADLINE_S)).items():
+            before = self._answered.get(folder)
+            if before is None or before[0] != count:
+                self._answered[folder] = (count, now)
+            elif now - before[1] >= QUIET_S:
+                self._answered[folder] = (count, now)
+                await self._ask(self._fleet.get(folder))
+
+    async def close(self) -> None:
+        """Give up what is being healed."""
+        for task in self._healing.values():
+            task.cancel()
+        await asyncio.gather(*self._healing.values(), return_exceptions=True)
+
+    async def _ready(self) -> frozenset[str]:
+        for _ in range(2):
+            connection = self._fleet.connection
+            if connection is None or self._fleet.server.needs_attention():
+                return frozenset()
+            try:
+                return await connection.client.ready_models(SERVER_DEADLINE_S)
+            except CallFailed as failure:
+                if failure.trouble not in (Trouble.DEADLINE, Trouble.GONE):
+                    raise
+        if not self._fleet.server.needs_attention():
+            await self._fleet.restart()
+        return frozenset()
+
+    async def _ask(self, served: Served) -> None:
+        """One golden row an instance; a wrong answer is not looked for here, but silence is."""
+        contract, golden = served.contract, served.golden
+        if contract is None or contract.steps or golden is None or served.lock.locked():
+            return
+        before = {stub.pid: stub.cpu_s for stub in await self._stubs(served)}
+        try:
+            await replay.canary(contract, golden, self._fleet.ask, CANARY_DEADLINE_S)
+        except CallFailed as failure:
+            log.warning("inference.canary_failed", model=served.folder, trouble=failure.trouble.value)
+            if failure.trouble is Trouble.DEAD_STUB:
+                self._heal(served, "dead")
+            elif failure.trouble is Trouble.DEADLINE and any(
+                stub.cpu_s - before[stub.pid] < _IDLE_CPU_S for stub in await self._stubs(served) if stub.pid in before
+            ):
+                self._heal(served, "hung")
+
+    async def _stubs(self, served: Served) -> list[Stub]:
+        return [stub for stub in await asyncio.to_thread(self._fleet.server.stubs) if stub.folder == served.folder]
+
+    def _heal(self, served: Served, cause: Cause) -> None:
+        if served.lock.locked() or served.folder in self._healing:
+            return
+        task = asyncio.create_task(self._fleet.heal(served, served.generation, cause))
+        self._healing[served.folder] = task
+        task.add_done_callback(lambda _: self._healing.pop(served.folder, None))
