@@ -13,7 +13,11 @@ from typing import ClassVar
 # Triton reaches this file through a link, beside which there is no `common`.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "common"))
 import batched
-import openvino
+
+try:
+    import openvino
+except ImportError:
+    raise ImportError("openvino is not installed beside the embedded Triton: run `make setup` again") from None
 
 PRECISION = "INFERENCE_PRECISION_HINT"
 PRECISIONS = {"f32": openvino.Type.f32, "bf16": openvino.Type.bf16, "f16": openvino.Type.f16}
