@@ -1,7 +1,7 @@
 """Which version of a model serves: a site's decisions, in the ledger (the model repository may be read-only).
 
-Decisions are only ever added. A promotion is first a wish (`pending`); the worker loads that version, replays its golden
-inputs, and settles the wish once: it serves from then on, or it was refused and the version before goes on.
+Decisions are only ever added. A promotion is first a wish (`pending`): the worker loads that version, replays its
+golden inputs, and settles the wish once: it serves from then on, or it was refused and the version before goes on.
 """
 
 from collections.abc import Callable, Iterable
@@ -159,9 +159,7 @@ class ChoiceLog:
             return _add(connection, model, version, Action.RETIRE, who, Outcome.RETIRED)
 
 
-def _add(
-    connection: sa.Connection, model: str, version: str, action: Action, who: str, outcome: Outcome
-) -> Decision:
+def _add(connection: sa.Connection, model: str, version: str, action: Action, who: str, outcome: Outcome) -> Decision:
     now = datetime.now(UTC)
     row = connection.execute(
         MODEL_DECISIONS.insert()

@@ -105,10 +105,8 @@ class TissueClassification:
         progress: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        model = task.card.name
-
         async def logits(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            answer: npt.NDArray[np.float32] = (await engine.infer(model, {"image": images_BHWC}))["logits"]
+            answer: npt.NDArray[np.float32] = (await engine.infer(task.model, {"image": images_BHWC}))["logits"]
             return answer
 
         with TileStore.open(task.folder / TILES, **_ownership(task, plan.digest)) as store:

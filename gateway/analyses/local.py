@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from gateway.analyses.choices import Choices
+from gateway.analyses.ledger import Ledger
 from gateway.analyses.protocols import check_order
 from gateway.analyses.steps import CaseRun
 from gateway.archive import Archive, SeriesEntry
@@ -47,6 +49,7 @@ async def analyze(
             archive=archive,
             progress=progress,
             cancelled=stopping.is_set,
+            choices=lambda: _choices(settings),
         )
         try:
             await run.fetch()
@@ -57,6 +60,17 @@ async def analyze(
             raise
         files = sorted(run.artifacts.iterdir(), key=lambda path: (path.name == _COMMITS, path.name))
         return tuple(_move(path, out) for path in files)
+
+
+def _choices(settings: Settings) -> Choices:
+    """The choices of the state's ledger; none where it has no ledger, which is not made for this."""
+    if settings.database_url is None and not (settings.state / "pathserve.db").exists():
+        return Choices()
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    try:
+        return ledger.choices.read()
+    finally:
+        ledger.close()
 
 
 @contextmanager

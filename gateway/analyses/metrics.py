@@ -16,3 +16,6 @@ TURNAROUND_SECONDS = Histogram(
     buckets=(1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400),
 )
 DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")
+MODEL_DECISIONS = Counter(
+    "model_decisions_total", "Wishes for a model's version that the worker settled", ["model", "action", "outcome"]
+)

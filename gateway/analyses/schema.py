@@ -91,7 +91,7 @@ WORKERS = Table(
     Column("beat", UtcTime, nullable=False),
     # What the worker last found of its parts: {name: true | false}.
     Column("parts", JSON, nullable=False),
-    # The versions of the models it knows: [{name, version, ready, reason, state, target, precision}].
+    # The versions of the models it knows: [{name, version, ready, reason, state, folder, …}].
     Column("models", JSON, nullable=False),
 )
 

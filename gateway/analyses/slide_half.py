@@ -36,9 +36,13 @@ class SlideOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTask:
-    """All that a protocol needs to know about one slide of one order. What must survive a kill goes into `folder`."""
+    """All that a protocol needs to know about one slide of one order. What must survive a kill goes into `folder`.
+
+    `model` is the folder of the pinned version of the protocol's first model (Triton's name of it); `card` is its card.
+    """
 
     slide: Slide
+    model: str
     card: ModelCard
     order: Order
     specimen: Specimen

@@ -17,20 +17,29 @@ from typing import Any
 import pydicom
 
 from gateway import __version__
+from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
 from gateway.analyses.identity import check_identity, check_one_patient
+from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.protocol import Archive, SeriesEntry
 from gateway.domain.analysis import Progress, Step
-from gateway.domain.model import ModelVersion
+from gateway.domain.model import ModelCard, ModelVersion
 from gateway.domain.order import Order, SlideReference
 from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_folder, written_whole
-from gateway.operations.errors import Cancelled, PathserveError, SlideError, SlideNotInArchive, StateError
+from gateway.operations.errors import (
+    Cancelled,
+    ModelChanged,
+    PathserveError,
+    SlideError,
+    SlideNotInArchive,
+    StateError,
+)
 from gateway.operations.settings import Settings
 from gateway.reports import encode_all, picture
 from gateway.slides import Slide, TilePlan
@@ -57,8 +66,9 @@ class _Fetched:
 class CaseRun:
     """One analysis at work in `folder`.
 
-    `progress` is told how far the running step is; `cancelled` is asked between batches. The steps raise
-    PathserveError only; `retryable` ones may be tried again.
+    `progress` is told how far the running step is; `cancelled` is asked between batches; `choices` says which models
+    serve when the analysis starts, and `note_pins` is told which it was pinned to. The steps raise PathserveError only;
+    `retryable` ones may be tried again.
     """
 
     def __init__(
@@ -71,6 +81,8 @@ class CaseRun:
         archive: Archive,
         progress: Callable[[Progress], None] = lambda progress: None,
         cancelled: Callable[[], bool] = lambda: False,
+        choices: Callable[[], Choices] = Choices,
+        note_pins: Callable[[Pins], None] = lambda pins: None,
     ) -> None:
         self.analysis_id = analysis_id
         self.order = order
@@ -80,6 +92,8 @@ class CaseRun:
         self._archive = archive
         self._progress = progress
         self._cancelled = cancelled
+        self._choices = choices
+        self._note_pins = note_pins
         self._protocol = protocol_named(order.protocol)
         self._options = options_of(self._protocol, order)
         self._half = _HALVES[order.protocol]
@@ -88,11 +102,14 @@ class CaseRun:
     async def fetch(self) -> dict[str, Any]:
         """Bring every slide of the order within reach; one that is not in the archive is noted and the others go on.
 
-        Raises ArchiveError (where none is there, the first one's reason), SlideError, DiskFull, Cancelled.
+        The models that serve now are those of the analysis from here on. Raises ArchiveError (where no slide is there,
+        the first one's reason), SlideError, ModelNotLoaded, ModelRefused, DiskFull, Cancelled.
         """
         return await asyncio.to_thread(self._fetch)
 
     def _fetch(self) -> dict[str, Any]:
+        if not self._models_file.exists():
+            self._pin()
         fetched: list[_Fetched] = []
         missing: SlideNotInArchive | SlideError | None = None
         for index, specimen in enumerate(self.order.specimens):
@@ -125,10 +142,11 @@ class CaseRun:
         A slide that cannot be read is noted and the others go on; where none can, its error is raised. Raises
         SlideError, IdentityMismatch, InferenceError, DiskFull, Cancelled.
         """
+        pins = await asyncio.to_thread(lambda: self._pins() or self._pin())
         fetched = await asyncio.to_thread(self._fetched)
-        async with TritonEngine.open(self._settings, self._protocol.models) as engine:
+        async with TritonEngine.open(self._settings, tuple(pins.folders.values())) as engine:
             with ExitStack() as slides:
-                planned = await asyncio.to_thread(self._plan, fetched, slides)
+                planned = await asyncio.to_thread(self._plan, pins, fetched, slides)
                 total = sum(len(plan.rows_N) for _, plan in planned)
                 before = 0
                 for task, plan in planned:
@@ -141,7 +159,7 @@ class CaseRun:
     def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
         return lambda done: self._progress(Progress(Step.INFER, before + done, total, "tiles"))
 
-    def _plan(self, fetched: list[_Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
+    def _plan(self, pins: Pins, fetched: list[_Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
         planned: list[tuple[SlideTask, TilePlan]] = []
         unread: dict[str, list[str]] = {}
         first_error: SlideError | None = None
@@ -154,7 +172,7 @@ class CaseRun:
 
         for slide in (slide for slide in fetched if slide.files):
             try:
-                tasks.append(slides.enter_context(self._opened(slide)))
+                tasks.append(slides.enter_context(self._opened(pins, slide)))
             except SlideError as error:
                 unreadable(slide.series, error)
         check_one_patient([task.slide.header for task in tasks])
@@ -171,14 +189,15 @@ class CaseRun:
         return planned
 
     @contextmanager
-    def _opened(self, fetched: _Fetched) -> Iterator[SlideTask]:
+    def _opened(self, pins: Pins, fetched: _Fetched) -> Iterator[SlideTask]:
         """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
         specimen = self.order.specimens[fetched.specimen]
         with Slide.open(fetched.files) as slide:
             check_identity(self.order, specimen, slide.header)
             yield SlideTask(
                 slide=slide,
-                card=self._repository.card(self._protocol.models[0]),
+                model=pins.folders[self._protocol.models[0]],
+                card=self._card(pins),
                 order=self.order,
                 specimen=specimen,
                 options=self._options,
@@ -188,28 +207,34 @@ class CaseRun:
     async def report(self) -> dict[str, Any]:
         """Build the report once and write every encoding of it, all or nothing, to `folder/artifacts`.
 
-        Raises DiskFull, SlideError, Cancelled.
+        Where a model was changed since the tiles were computed, they are computed again, by what serves now. Raises
+        DiskFull, SlideError, ModelChanged, Cancelled, and what `infer` raises.
         """
-        return await asyncio.to_thread(self._report)
-
-    def _report(self) -> dict[str, Any]:
-        if self._cancelled():
-            raise Cancelled("The analysis was cancelled.")
         if not self.artifacts.exists():
-            report, sources, pictures = self._build()
-            files = {**pictures, **encode_all(report, sources, pictures)}
-            part = self.folder / "artifacts.part"
-            with disk_errors():
-                shutil.rmtree(part, ignore_errors=True)
-                part.mkdir()
-                for name, data in files.items():
-                    with written_whole(part / name) as out:
-                        out.write(data)
-                part.rename(self.artifacts)
-                sync_folder(self.folder)
+            if await asyncio.to_thread(self._pins) is None:
+                await self.infer()
+            await asyncio.to_thread(self._report)
         return {"artifacts": sorted(path.name for path in self.artifacts.iterdir())}
 
-    def _build(self) -> tuple[Report, list[pydicom.Dataset], dict[str, bytes]]:
+    def _report(self) -> None:
+        if self._cancelled():
+            raise Cancelled("The analysis was cancelled.")
+        pins = self._pins()
+        if pins is None:
+            raise _changed()
+        report, sources, pictures = self._build(pins)
+        files = {**pictures, **encode_all(report, sources, pictures)}
+        part = self.folder / "artifacts.part"
+        with disk_errors():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            for name, data in files.items():
+                with written_whole(part / name) as out:
+                    out.write(data)
+            part.rename(self.artifacts)
+            sync_folder(self.folder)
+
+    def _build(self, pins: Pins) -> tuple[Report, list[pydicom.Dataset], dict[str, bytes]]:
         unread: dict[str, list[str]] = json.loads((self.folder / "unread.json").read_text())
         outcomes: list[SlideOutcome] = []
         sources: list[pydicom.Dataset] = []
@@ -238,7 +263,7 @@ class CaseRun:
                     )
                 )
                 continue
-            with self._opened(fetched) as task:
+            with self._opened(pins, fetched) as task:
                 outcome = self._half.outcome(task)
                 sources.append(task.slide.source_dataset(outcome.level))
             outcomes.append(outcome)
@@ -249,14 +274,13 @@ class CaseRun:
                 pictures.append(picture(role, file, encoded, outcome.reading.series))
                 data[file] = encoded
         exploratory = any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes)
-        use = self._repository.card(self._protocol.models[0]).intended_use
         report = Report(
             schema_version=SCHEMA_VERSION,
             analysis_id=self.analysis_id,
             protocol=self.order.protocol,
             state=ReportState.PRELIMINARY,
             issued=self._issued(),
-            statement=STATEMENT if exploratory else f"{STATEMENT} {use.statement}",
+            statement=STATEMENT if exploratory else f"{STATEMENT} {self._card(pins).intended_use.statement}",
             exploratory=exploratory,
             software=Software(
                 name="pathserve",
@@ -264,7 +288,7 @@ class CaseRun:
                 version=__version__,
                 device_uid=derive_uid("pathserve", f"device/{__version__}"),
             ),
-            models=self._models(),
+            models=self._versions(pins),
             order=self.order,
             slides=tuple(readings),
             findings=tuple(findings),
@@ -273,10 +297,41 @@ class CaseRun:
         )
         return report, sources, data
 
-    def _models(self) -> tuple[ModelVersion, ...]:
-        """The protocol's models, an ensemble's steps before the ensemble itself."""
-        names = [part for name in self._protocol.models for part in (*self._repository.contract(name).steps, name)]
-        return tuple(self._repository.card(name).version for name in names)
+    # The models
+
+    @property
+    def _models_file(self) -> Path:
+        return self.folder / "models.json"
+
+    def _pin(self) -> Pins:
+        """Pin the analysis to what serves now: on disk, and noted for whoever unloads old versions."""
+        pins = Pins.choose(self._protocol.models, self._choices(), self._repository)
+        self._write(self._models_file.name, pins.to_json())
+        self._note_pins(pins)
+        return pins
+
+    def _pins(self) -> Pins | None:
+        """The analysis's pins. None where it has none yet, or where a pinned version vanished or changed: then it is
+        pinned anew and every tile computed anew (those on disk belong to an engine), so that versions never mix."""
+        if not self._models_file.exists():
+            return None
+        with disk_errors():
+            pins = Pins.from_json(json.loads(self._models_file.read_text()))
+        return pins if pins.hold(self._repository) else None
+
+    def _card(self, pins: Pins) -> ModelCard:
+        """The card of the protocol's first model. Raises ModelChanged where a pinned model changed meanwhile."""
+        card = self._repository.card(pins.folders[self._protocol.models[0]])
+        if not pins.hold(self._repository):
+            raise _changed()
+        return card
+
+    def _versions(self, pins: Pins) -> tuple[ModelVersion, ...]:
+        """The exact models behind the report, an ensemble's steps before the ensemble. Raises ModelChanged."""
+        versions = tuple(self._repository.card(pin.folder).version for pin in pins.pins)
+        if not pins.hold(self._repository):
+            raise _changed()
+        return versions
 
     async def deliver(self) -> dict[str, Any]:
         """Store the report's DICOM objects in the archive. Raises ArchiveError, DiskFull, Cancelled."""
@@ -305,6 +360,10 @@ class CaseRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_whole(self.folder / name) as out:
                 out.write(json.dumps(value, indent=1).encode())
+
+
+def _changed() -> ModelChanged:
+    return ModelChanged("A model of this analysis was changed while it ran; its tiles are computed anew.")
 
 
 def _not_there(specimen: int, reference: SlideReference, error: PathserveError) -> list[_Fetched]:

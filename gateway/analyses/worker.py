@@ -45,7 +45,7 @@ STOP_S = 8.0
 class Parts:
     """What a worker works with: how a case is made, what to look at now and then, and the models it serves.
 
-    Each check raises PathserveError where its part is not ready.
+    Each check raises PathserveError where its part is not ready. `models` is asked at every heartbeat: it never waits.
     """
 
     make_case: MakeCase
@@ -191,7 +191,6 @@ class _Heart:
         self._checks = parts.checks
         self._list_models = parts.models
         self._passes: dict[str, bool] = dict.fromkeys(parts.checks, False)
-        self._models: Sequence[Mapping[str, Any]] = ()
         self._reasons: dict[str, str] = {}
         self._stop = threading.Event()
         self._looked = threading.Event()
@@ -219,7 +218,7 @@ class _Heart:
         started = datetime.now(UTC)
         while not self._stop.is_set():
             try:
-                self._ledger.beat(self._worker_id, started, self._passes, self._models)
+                self._ledger.beat(self._worker_id, started, self._passes, self._list_models())
             except PathserveError as error:
                 log.error("heartbeat could not be written", reason=error.reason)
             # Beat again at once when the parts have been looked at, so that readiness is not late.
@@ -229,10 +228,6 @@ class _Heart:
     def _look(self) -> None:
         while not self._stop.is_set():
             self._passes = {name: self._pass(name, check) for name, check in self._checks.items()}
-            try:
-                self._models = self._list_models()
-            except Exception:
-                log.exception("the models could not be listed")
             self._looked.set()
             # Until all is well, look more often: that is when somebody waits for it.
             self._stop.wait(CHECK_S if all(self._passes.values()) else 1.0)

@@ -1,5 +1,7 @@
 """The API put together: routers, error handlers, OpenAPI, and the shell around them."""
 
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,9 +44,14 @@ def build_api(context: Context | None = None) -> FastAPI:
     return app
 
 
-def create_app(settings: Settings, ledger: Ledger, key: ApiKey) -> tuple[Shell, Context]:
-    """The ASGI application that is served, and the context whose `stopping` ends its streams."""
-    context = Context(settings, ledger)
+def create_app(
+    settings: Settings, ledger: Ledger, key: ApiKey, worker_since: Callable[[], datetime | None] | None = None
+) -> tuple[Shell, Context]:
+    """The ASGI application that is served, and the context whose `stopping` ends its streams.
+
+    `worker_since`: when the worker that this server brought was started, None while it does not run.
+    """
+    context = Context(settings, ledger, worker_since=worker_since)
     return Shell(build_api(context), key), context
 
 

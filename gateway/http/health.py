@@ -1,7 +1,5 @@
 """`/livez` and `/readyz`: open to everybody, so they name parts and nothing else."""
 
-from datetime import UTC, datetime
-
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
@@ -16,7 +14,10 @@ class Alive(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether an order would be worked on now, and which part is missing; `refused` names models that may not serve."""
+    """Whether an order would be worked on now, and which part is missing.
+
+    `refused` names the models that should serve and may not, a later version as `NAME-vVERSION`.
+    """
 
     ready: bool
     parts: dict[str, bool]
@@ -40,13 +41,12 @@ def readyz(here: Here, response: Response) -> Ready:
     parts = {"database": False, "worker": False, "inference": False, "archive": False}
     refused: list[str] = []
     try:
-        worker = here.ledger.worker()
+        worker = here.worker()
         parts["database"] = True
-        # A heartbeat from before this process began may be that of a worker that was killed together with the last one.
-        if worker is not None and worker.beat >= here.started and worker.alive(datetime.now(UTC)):
+        if worker is not None:
             parts["worker"] = True
             parts |= {name: bool(passes) for name, passes in worker.parts.items()}
-            refused = sorted(str(each["name"]) for each in worker.models if not each["ready"])
+            refused = sorted(str(each["folder"]) for each in worker.models if each.get("state") == "refused")
     except PathserveError:
         # The parts say it; why is in the log.
         pass

@@ -56,11 +56,11 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     key, fresh = load_api_key(settings.api_key, settings.state)
     if fresh is not None:
         print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr, flush=True)
-    app, context = create_app(settings, ledger, key)
     REGISTRY.register(LedgerCollector(ledger))
     worker_metrics = WorkerMetrics()
     metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
+    app, context = create_app(settings, ledger, key, None if supervisor is None else lambda: supervisor.since)
     server = _Server(_config(app), supervisor, context.stopping, ended)
     address = f"http://{host}:{listener.getsockname()[1]}"
     print(f"pathserve: serving on {address}", file=sys.stderr)

@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 import structlog
 
@@ -23,6 +24,7 @@ class Supervisor:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = datetime.now(UTC)
         self._ends_s: float | None = None
         self._thread = threading.Thread(target=self._watch, name="supervisor", daemon=True)
 
@@ -31,6 +33,12 @@ class Supervisor:
         """The worker's process id while it runs."""
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
+
+    @property
+    def since(self) -> datetime | None:
+        """When the worker that runs now was started; None while none runs."""
+        with self._lock:
+            return self._started if self.pid is not None else None
 
     def start(self) -> None:
         self._thread.start()
@@ -61,6 +69,7 @@ class Supervisor:
             status: int | None = None
             # No room for one more process is no reason to have no worker ever after.
             with contextlib.suppress(OSError), self._lock:
+                self._started = datetime.now(UTC)
                 # Its own session: a Ctrl-C at the terminal reaches the server alone, which then ends the worker.
                 self._process = subprocess.Popen(
                     self._command, env=self._environment, stdin=subprocess.DEVNULL, start_new_session=True

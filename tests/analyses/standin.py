@@ -21,6 +21,17 @@ from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancel
 from gateway.operations.logging import configure_logging
 from gateway.operations.settings import Settings, settings
 
+MODEL = {
+    "name": "tile_encoder",
+    "version": "1",
+    "ready": True,
+    "reason": None,
+    "state": "serving",
+    "folder": "tile_encoder",
+    "target": "onnx",
+    "precision": "fp32",
+}
+
 
 class StandInCase:
     """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
@@ -116,7 +127,7 @@ def standin_parts(_: Settings) -> Iterator[Parts]:
     yield Parts(
         StandInCase,
         checks={"archive": lambda: None, "inference": lambda: None},
-        models=lambda: [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}],
+        models=lambda: [MODEL],
     )
 
 

@@ -12,8 +12,10 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.analyses.ledger import Ledger
-from gateway.http.app import build_api
+from gateway.http.app import build_api, create_app
 from gateway.http.shell import REGISTRY
+from gateway.operations.auth import ApiKey
+from gateway.operations.settings import Settings
 
 PATHS = sorted(path.replace("{analysis_id}", "x").replace("{name}", "y") for path in build_api().openapi()["paths"])
 
@@ -51,6 +53,21 @@ async def test_the_key_in_any_case_of_the_scheme(stranger: httpx.AsyncClient) ->
         assert answer.status_code == 200
 
 
+def model(name: str, **more: Any) -> dict[str, Any]:
+    """One version as a worker's heartbeat has it."""
+    return {
+        "name": name,
+        "version": "1",
+        "ready": True,
+        "reason": None,
+        "state": "serving",
+        "folder": name,
+        "target": "onnx",
+        "precision": "fp32",
+        **more,
+    }
+
+
 async def test_strangers_learn_health_and_nothing_more(stranger: httpx.AsyncClient, ledger: Ledger) -> None:
     assert (await stranger.get("/livez")).json() == {"alive": True}
     assert ((await stranger.head("/livez")).status_code, (await stranger.head("/readyz")).status_code) == (200, 503)
@@ -58,8 +75,9 @@ async def test_strangers_learn_health_and_nothing_more(stranger: httpx.AsyncClie
     answer = await stranger.get("/readyz")
     assert (answer.status_code, answer.json()) == (503, {"ready": False, "parts": parts, "refused": []})
     models = [
-        {"name": "tile_encoder", "version": "1", "ready": True, "reason": None},
-        {"name": "tissue_head", "version": None, "ready": False, "reason": "digest differs at 10.0.0.1"},
+        model("tile_encoder"),
+        model("tissue_head", ready=False, reason="digest differs at 10.0.0.1", state="refused"),
+        model("tissue_head", version="2", folder="tissue_head-v2", ready=False, state="standby"),
     ]
     for archive in (False, True):
         ledger.beat("w", datetime.now(UTC), {"inference": True, "archive": archive}, models)
@@ -87,16 +105,40 @@ async def test_a_heartbeat_from_before_the_start_is_a_dead_workers(stranger: htt
     assert (answer.status_code, answer.json()["parts"]["worker"]) == (503, False)
 
 
+async def test_a_worker_that_ended_is_known_at_once(ledger: Ledger, state: Path) -> None:
+    started: list[datetime | None] = [datetime.now(UTC)]
+    app, _ = create_app(Settings(state=state), ledger, ApiKey.of("the-key"), lambda: started[-1])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pathserve") as client:
+        ledger.beat("w", datetime.now(UTC), {"inference": True, "archive": True}, [])
+        assert (await client.get("/readyz")).status_code == 200
+        for following in (None, datetime.now(UTC)):  # it ended; the next one has not beaten yet
+            started.append(following)
+            answer = await client.get("/readyz")
+            assert (answer.status_code, answer.json()["parts"]["worker"]) == (503, False)
+
+
 async def test_models_answer_from_the_first_moment(client: httpx.AsyncClient, ledger: Ledger, state: Path) -> None:
     assert (await client.get("/v1/models")).json() == {"items": []}
     (state / "models" / "tile_encoder").mkdir(parents=True)
     (state / "models" / "tile_encoder" / "card.json").write_text("{}")
+    (state / "models" / "tile_encoder-v2").mkdir()
+    (state / "models" / "tile_encoder-v2" / "card.json").write_text("{}")
     [item] = (await client.get("/v1/models")).json()["items"]
-    assert (item["name"], item["ready"]) == ("tile_encoder", False)
+    assert (item["name"], item["version"], item["ready"], item["state"]) == ("tile_encoder", None, False, "pending")
     assert item["reason"]
-    served = [{"name": "tile_encoder", "version": "1", "ready": True, "reason": None}]
-    ledger.beat("w", datetime.now(UTC), {}, served)
+    ledger.choices.note_initial("tile_encoder", "1", "worker")
+    [item] = (await client.get("/v1/models")).json()["items"]
+    assert (item["version"], item["ready"]) == ("1", False)
+
+
+async def test_models_are_what_the_worker_serves(client: httpx.AsyncClient, ledger: Ledger) -> None:
+    served = [model("tile_encoder"), model("tile_encoder", version="2", ready=True, state="draining")]
+    others = [model("tile_encoder", version="3", ready=False, state=state) for state in ("standby", "retired")]
+    ledger.beat("w", datetime.now(UTC), {}, [*served, *others])
     assert (await client.get("/v1/models")).json()["items"] == served
+    assert (await client.get("/v1/models?versions=all")).json()["items"] == [*served, *others]
+    answer = await client.get("/v1/models?versions=some")
+    assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input")
 
 
 async def test_protocols(client: httpx.AsyncClient) -> None:
@@ -167,3 +209,15 @@ async def test_requests_are_measured_by_route_not_by_path(client: httpx.AsyncCli
     assert ("/v1/analyses/{analysis_id}", "404") in labels
     assert ("unmatched", "404") in labels
     assert not any("some" in route for route, _ in labels)
+
+
+async def test_a_locked_ledger_is_busy_not_broken(
+    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, state: Path
+) -> None:
+    sa.event.listen(ledger._engine, "connect", lambda connection, _: connection.execute("PRAGMA busy_timeout=100"))
+    ledger._engine.dispose()
+    with closing(sqlite3.connect(state / "pathserve.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        answer = await client.post("/v1/analyses", json=order)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "state-busy")
+    assert (await client.post("/v1/analyses", json=order)).status_code == 202

@@ -1,8 +1,10 @@
 """The supervisor alone: a worker that cannot be started yet, and one that does not want to end."""
 
 import os
+import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,32 @@ def test_the_time_to_end_counts_from_the_signal(monkeypatch: pytest.MonkeyPatch)
     supervised.join()
     assert time.monotonic() - began < 2.3
     assert supervised.pid is None
+
+
+def test_since_when_the_worker_runs() -> None:
+    supervised = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"], os.environ)
+    assert supervised.since is None
+    began = datetime.now(UTC)
+    supervised.start()
+    try:
+        first = until_running(supervised)
+        assert first >= began
+        os.kill(supervised.pid or 0, signal.SIGKILL)
+        until = time.monotonic() + 10
+        while supervised.since == first:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert supervised.since is None  # known at once, not when its heartbeat is old
+        second = until_running(supervised)
+        assert second > first
+    finally:
+        supervised.terminate()
+        supervised.join()
+
+
+def until_running(supervised: Supervisor) -> datetime:
+    until = time.monotonic() + 10
+    while (since := supervised.since) is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return since

@@ -1,0 +1,144 @@
+"""Keeps Triton running beside the cases, with the models loaded that serve, that are wished for, and that drain."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from gateway.analyses.choices import Outcome
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.metrics import MODEL_DECISIONS
+from gateway.analyses.protocols import PROTOCOLS
+from gateway.analyses.served import Wanted, listed
+from gateway.inference import ModelRepository, ModelStatus, TritonEngine
+from gateway.inference.client import Endpoint
+from gateway.inference.embedded import answers, read_record
+from gateway.operations.errors import InferenceUnavailable, PathserveError, StateError
+from gateway.operations.settings import Settings
+
+log = structlog.get_logger("gateway.analyses.keeper")
+
+LOOK_S = 0.5
+"""How often the site's choices are looked at; an old version stays loaded for one look after its last analysis."""
+AGAIN_S, REFUSED_AGAIN_S = 2.0, 15.0
+"""When the loaded models are compared with their files again; a refused one, which may have been restored, is loaded
+for that, so less often."""
+RETRY_S = 5.0
+ANSWER_S = 15.0
+
+
+class EngineKeeper:
+    """Holds one engine open in an event loop of its own, so that Triton is warm and watched whatever the cases do.
+
+    It alone settles the wishes of `pathserve models`, and unloads what no analysis uses any more.
+    """
+
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._repository = ModelRepository(settings.model_repository)
+        self._engine: TritonEngine | None = None
+        self._wanted: Wanted | None = None
+        self._models: Sequence[Mapping[str, Any]] = ()
+        self._trouble: PathserveError = InferenceUnavailable("Triton is starting; try again in a moment.")
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def check(self) -> None:
+        """Raise where Triton is not there, or no protocol has all its models."""
+        engine, wanted = self._engine, self._wanted
+        if engine is None or wanted is None:
+            raise self._trouble
+        if not asyncio.run_coroutine_threadsafe(self._answers(), self._loop).result(ANSWER_S):
+            raise InferenceUnavailable("Triton does not answer; it is started again, or see its own log.")
+        ready = {status.folder for status in engine.status() if status.ready}
+        if not any(
+            all(wanted.current.get(model) in ready for model in protocol.models) for protocol in PROTOCOLS.values()
+        ):
+            raise InferenceUnavailable("No protocol has all its models; see the models' reasons.")
+
+    def models(self) -> Sequence[Mapping[str, Any]]:
+        """Every version as it was at the last look, JSON-ready."""
+        return self._models
+
+    async def _answers(self) -> bool:
+        if self._settings.triton_url:
+            return await answers(Endpoint(self._settings.triton_url.removeprefix("grpc://")))
+        record = read_record(self._settings.state)
+        return record is not None and await answers(record.endpoint)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._keep())
+        finally:
+            self._loop.close()
+
+    async def _keep(self) -> None:
+        while not self._stop.is_set():
+            try:
+                wanted = await asyncio.to_thread(self._look, ())
+                async with TritonEngine.open(self._settings, wanted.folders) as engine:
+                    self._engine = engine
+                    await self._serve(engine, wanted)
+            except PathserveError as error:
+                self._trouble = error
+                log.warning("inference is not available", reason=error.reason, detail=error.detail)
+                await self._pause(RETRY_S)
+            except Exception:
+                log.exception("inference ended by an unexpected error")
+                await self._pause(RETRY_S)
+            finally:
+                self._engine = None
+
+    async def _serve(self, engine: TritonEngine, wanted: Wanted) -> None:
+        """Follow the site's choices until the end. Raises InferenceUnavailable where Triton cannot be had any more."""
+        served, served_s = wanted.folders, time.monotonic()
+        while not self._stop.is_set():
+            pause_s = AGAIN_S if all(status.ready for status in engine.status()) else REFUSED_AGAIN_S
+            if wanted.folders != served or time.monotonic() - served_s > pause_s:
+                await engine.serve(wanted.folders)
+                served, served_s = wanted.folders, time.monotonic()
+            try:
+                await asyncio.to_thread(self._settle, wanted, engine.status())
+                wanted = await asyncio.to_thread(self._look, engine.status())
+            except StateError as error:
+                log.warning("the models' choices cannot be read", reason=error.reason)
+            await self._pause(LOOK_S)
+
+    def _look(self, statuses: Sequence[ModelStatus]) -> Wanted:
+        wanted = Wanted.now(self._ledger.choices.read(), self._ledger.pinned(), self._repository)
+        trouble = None if self._engine is not None else self._trouble.detail
+        self._models = listed(wanted, {status.folder: status for status in statuses}, trouble, self._repository)
+        self._wanted = wanted
+        return wanted
+
+    def _settle(self, wanted: Wanted, statuses: Sequence[ModelStatus]) -> None:
+        """Write down what became of the wishes; a version serves only after it has proven that it answers rightly."""
+        found = {status.folder: status for status in statuses}
+        for model, folder in wanted.initial.items():
+            if found[folder].ready:
+                self._ledger.choices.note_initial(model, found[folder].version, "worker")
+        for folder, wish in wanted.wishes.items():
+            wrong = [found[name] for name in wanted.parts(folder) if not found[name].ready]
+            outcome = Outcome.REFUSED if wrong else Outcome.SERVING
+            if self._ledger.choices.settle(wish.number, outcome, wrong[0].reason if wrong else None):
+                MODEL_DECISIONS.labels(wish.model, wish.action.value, outcome.value).inc()
+                log.info("a model's version was settled", model=folder, state=outcome.value)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return

@@ -1,0 +1,86 @@
+"""The exact models of one analysis, fixed when it starts: no version ever changes in the middle of it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from gateway.analyses.choices import Choices
+from gateway.inference import ModelRepository
+from gateway.inference.names import folder_of
+from gateway.operations import codec
+from gateway.operations.errors import ModelNotLoaded, PathserveError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """One version of a model: its folder (Triton's name of it), and the sha256 of its engine and of its card."""
+
+    folder: str
+    model: str
+    version: str
+    engine_sha256: str
+    card_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """The models of a protocol and the steps of its ensembles, each step before its ensemble.
+
+    `folders`: model of the protocol -> its folder.
+    """
+
+    folders: Mapping[str, str]
+    pins: tuple[Pin, ...]
+
+    @classmethod
+    def choose(cls, models: Iterable[str], choices: Choices, repository: ModelRepository) -> Self:
+        """What serves now. Raises ModelNotLoaded where there is no such model, ModelRefused."""
+        return cls.of({model: folder_of(model, serving(model, choices, repository)) for model in models}, repository)
+
+    @classmethod
+    def of(cls, folders: Mapping[str, str], repository: ModelRepository) -> Self:
+        """The pins of these folders as they are now. Raises ModelNotLoaded, ModelRefused."""
+        names = [part for name in folders.values() for part in (*repository.contract(name).steps, name)]
+        return cls(folders=dict(folders), pins=tuple(_pin(name, repository) for name in dict.fromkeys(names)))
+
+    def hold(self, repository: ModelRepository) -> bool:
+        """Whether every pinned folder is still there, and still what it was."""
+        try:
+            return self.of(self.folders, repository) == self
+        except PathserveError:
+            return False
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = codec.dump(self)
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        return codec.load(cls, document)
+
+
+def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
+    """The version of a model that new analyses use: the site's choice, else the lowest approved one.
+
+    Where none is approved it is the lowest there is, which the engine then refuses with the reason. Raises
+    ModelNotLoaded where the repository has no version of the model.
+    """
+    current = choices.current(model)
+    if current is not None:
+        return current
+    versions = repository.approved(model) or repository.versions(model)
+    left = [version for version in versions if not choices.retired(model, version)]
+    if not left:
+        raise ModelNotLoaded(f"There is no model {model} in the model repository. Export it, or correct the name.")
+    return left[0]
+
+
+def _pin(folder: str, repository: ModelRepository) -> Pin:
+    version = repository.card(folder).version
+    return Pin(
+        folder=folder,
+        model=version.name,
+        version=version.version,
+        engine_sha256=version.engine_sha256,
+        card_sha256=repository.provenance(folder).files["card.json"],
+    )
