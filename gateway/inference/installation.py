@@ -36,19 +36,23 @@ def version(name):
 print(json.dumps({
     "python": list(sys.version_info[:2]), "site": sysconfig.get_path("platlib"),
     "libraries": [sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib"],
-    "numpy": version("numpy"), "onnxruntime": version("onnxruntime"),
+    "numpy": version("numpy"), "onnxruntime": version("onnxruntime"), "openvino": version("openvino"),
 }))
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """Where the pieces of the embedded Triton lie. `python` is the version as X.Y, `site` the site-packages folder."""
+    """Where the pieces of the embedded Triton lie. `python` is the version as X.Y, `site` the site-packages folder.
+
+    `openvino` says whether models of that backend can be served: without it the others still are.
+    """
 
     venv: Path
     site: Path
     python: str
     libpython: Path
+    openvino: bool
 
     @property
     def triton(self) -> Path:
@@ -114,7 +118,13 @@ def find_installation(venv: Path) -> Installation:
         )
     if facts["onnxruntime"] is None:
         raise InferenceUnavailable(f"onnxruntime is missing beside the embedded Triton. {REMEDY}")
-    installation = Installation(venv, Path(facts["site"]), ".".join(map(str, facts["python"])), libpython)
+    installation = Installation(
+        venv=venv,
+        site=Path(facts["site"]),
+        python=".".join(map(str, facts["python"])),
+        libpython=libpython,
+        openvino=facts["openvino"] is not None,
+    )
     if not (installation.server.is_file() and installation.stub.is_file()):
         raise InferenceUnavailable(f"The Triton server binary is not installed. {REMEDY}")
     return installation

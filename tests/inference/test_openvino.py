@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from gateway.inference import embedded
 from gateway.inference.client import CallFailed, Client, Trouble, plain_input
 from gateway.inference.embedded import EmbeddedServer
 from gateway.inference.installation import find_installation
+from gateway.inference.preflight import models_of_openvino
 from gateway.operations.settings import Settings
 from tests.conftest import ROOT
 
@@ -76,8 +78,7 @@ async def triton(state: Path, repository: Path) -> AsyncIterator[Client]:
 
 @pytest.fixture(scope="module")
 def openvino(installed: None) -> None:
-    python = Settings().triton_venv / "bin" / "python"
-    if subprocess.run([python, "-c", "import openvino"], capture_output=True).returncode:
+    if not find_installation(Settings().triton_venv).openvino:
         pytest.skip("openvino is not installed beside the embedded Triton")
 
 
@@ -237,18 +238,25 @@ async def test_a_precision_is_computed_in_or_refused(
     assert np.array_equal(await infer(client, precision, images[[5]]), lower[[5]])
 
 
-async def test_without_openvino_its_models_say_so_and_onnx_is_served(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # An environment with everything that stands beside the embedded Triton but openvino.
+@pytest.fixture(scope="module")
+def partial(openvino: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with everything that stands beside the embedded Triton but openvino."""
     complete = find_installation(Settings().triton_venv)
-    partial = tmp_path / "partial"
-    subprocess.run([complete.venv / "bin" / "python", "-m", "venv", "--without-pip", partial], check=True)
-    site = partial / complete.site.relative_to(complete.venv)
+    environment = tmp_path_factory.mktemp("partial")
+    subprocess.run([complete.venv / "bin" / "python", "-m", "venv", "--without-pip", environment], check=True)
+    site = environment / complete.site.relative_to(complete.venv)
     for entry in complete.site.iterdir():
         if "openvino" not in entry.name:
             (site / entry.name).symlink_to(entry)
-    monkeypatch.setattr(embedded, "find_installation", lambda venv: dataclasses.replace(complete, venv=partial))
+    return environment
+
+
+async def test_without_openvino_its_models_say_so_and_onnx_is_served(
+    folder: Path, partial: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the models' packages: the stubs get them by PATH.
+    without = dataclasses.replace(find_installation(Settings().triton_venv), venv=partial)
+    monkeypatch.setattr(embedded, "find_installation", lambda venv: without)
     async with triton(tmp_path / "state", folder) as connected:
         with pytest.raises(CallFailed, match=r"openvino is not installed beside the embedded Triton.*make setup"):
             await connected.load("ir", LOAD_S)
@@ -266,3 +274,25 @@ async def test_numpy_2_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
     async with triton(tmp_path / "state", folder) as connected:
         with pytest.raises(CallFailed, match="needs numpy 1 beside Triton's stub, found numpy 2"):
             await connected.load("ir", LOAD_S)
+
+
+async def test_the_preflight_asks_for_openvino_only_where_a_model_needs_it(
+    folder: Path, partial: Path, tmp_path: Path
+) -> None:
+    models.write_encoder(tmp_path, "small")
+    for repository, status, out, complaint in (
+        (folder, 1, "", "openvino is missing"),
+        (tmp_path, 0, "embedded Triton: ready", ""),
+    ):
+        environment = {"PATHSERVE_TRITON_VENV": str(partial), "PATHSERVE_MODEL_REPOSITORY": str(repository)}
+        result = subprocess.run(
+            [sys.executable, "-m", "gateway.inference.preflight"],
+            capture_output=True,
+            text=True,
+            env=os.environ | environment,
+        )
+        assert (result.returncode, result.stdout[:22]) == (status, out)
+        assert complaint in result.stderr
+        assert "small" not in result.stderr
+    assert models_of_openvino(tmp_path) == []
+    assert "by_openvino" in models_of_openvino(folder)
