@@ -1,107 +1,126 @@
-"""Run folder to model folders in a repository: stage beside it, pass the gates, rename; else nothing is written."""
+"""Run folder to a version's folder in a repository: stage beside it, pass the gates, rename; or write nothing."""
 
-import io
-import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from exporters import gates, shapes
-from exporters.card import SCHEMA_FILE, build_card, chain_digest, digests_of
-from exporters.config import EnsembleConfig, OnnxRuntimeConfig, Step, check_config
-from exporters.errors import ExportError, GateFailed
-from exporters.kinds import kind_of
-from exporters.onnx_graph import OPSET, export
-from exporters.triton_gate import g5_triton
+from exporters import ensembles, gates, golden, shapes
+from exporters.card import SCHEMA_FILE, build_card, digests_of, golden_tolerance
+from exporters.errors import ExportError
+from exporters.kinds import Kind, kind_of
+from exporters.model_folder import ModelFolder, publish
+from exporters.onnx_graph import export
+from exporters.onnx_target import config_of
+from exporters.provenance import sealed, tools
+from exporters.registry import precision_of, target_named
+from exporters.targets import Engine, Target, TargetArtefact
+from exporters.triton_gate import answering
+from exporters.verdict import Gates, merged, not_run, state_of
+from exporters.versions import folder_for, name_and_number, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
-from training.files import exchange, json_bytes, sha256_bytes, write_atomic
-from training.graphs import Arrays, Ensemble, Graph, TensorSpec, declare
+from training.files import sha256_bytes, write_atomic
+from training.graphs import Graph, declare
 from training.runs import Run, open_run
 
-VERSION = "1"
-_TOOLS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy", "tritonclient")
-
-Gate = tuple[str, Callable[[], dict[str, Any]]]
+_ENCODER = "encoder:"
 
 
 @dataclass(frozen=True, slots=True)
-class Artefact:
-    """One model folder's content: relative path to bytes."""
+class _Job:
+    """What is built, and as which version."""
 
-    model: str
-    files: dict[str, bytes]
-
-    @property
-    def engine(self) -> bytes:
-        return self.files[f"{VERSION}/model.onnx"]
-
-    def write(self, repository: Path) -> None:
-        for path, data in self.files.items():
-            (repository / self.model / path).parent.mkdir(parents=True, exist_ok=True)
-            (repository / self.model / path).write_bytes(data)
+    run: Run
+    graph: Graph
+    kind: Kind
+    target: Target
+    precision: str
+    folder: str
+    gates: Gates
 
 
-def build(run_path: Path, repository: Path) -> list[str]:
-    """Build the run's model, and its ensemble, into `repository`; the names of what was written.
+def build(source: Path, repository: Path, target_name: str = "onnx", precision: str | None = None) -> list[str]:
+    """Build a run's model for a target, and its ensembles, into `repository`; the folders that were written.
 
-    Raises TrainingError for a run that cannot be used, ExportError, GateFailed (with RUN/gate-failed.json written).
+    `source` is a run folder or `encoder:<id>`. Raises TrainingError for a run that cannot be used, ExportError,
+    GateFailed (with RUN/gate-failed.json written).
     """
     torch.set_num_threads(1)  # as the engines are served, and so that figures do not depend on the number of cores
-    run = open_run(run_path)
+    target = target_named(target_name)
+    precision = precision_of(target, precision)
+    run = _open(source)
     graph = declare(run)
     kind = kind_of(graph)
-    present = ModelRepository(repository)
-    _check_needs(graph, present)
-    artefact = network_artefact(run, graph)
+    links = _links(graph, repository, target.name, precision)
+    folder = folder_for(repository, graph.model, run.weights_sha256, target.name, precision)
+    job = _Job(run, graph, kind, target, precision, folder, Gates(run, folder, target.name, precision))
+    onnx = _export(job)
     repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
-        staging = Path(temporary) / "staged"
-        artefact.write(staging)
-        built = [artefact]
-        engine = gates.onnx_runtime(artefact.engine)
-        asked = [shapes.inputs_of(graph, sizes) for sizes in shapes.proven(graph)]
-        questions = {graph.model: [(inputs, engine(inputs)) for inputs in asked]}
-        if graph.ensemble:
-            for step in graph.ensemble.steps:
-                if step != graph.model:
-                    shutil.copytree(repository / step, staging / step)
-            ensemble, question = ensemble_artefact(run, graph, graph.ensemble, ModelRepository(staging))
-            ensemble.write(staging)
-            built.append(ensemble)
-            questions[graph.ensemble.model] = [question]
-        config = _config(graph)
-        passed = _pass(
-            run,
-            [
-                ("G0", lambda: gates.g0_export(artefact.engine, config, kind)),
-                ("G1", lambda: gates.g1_parity(engine, graph, kind)),
-                ("G4", lambda: gates.g4_invariance(engine, graph, kind)),
-                ("G5", lambda: g5_triton(staging, questions)),
-            ],
-        )
+        staging, work = Path(temporary) / "staged", Path(temporary) / "work"
+        work.mkdir()
+        with job.gates:
+            artefact = target.build(run, graph, onnx, folder, precision, work)
+        _write(artefact, staging / folder)
+        engine = target.open(staging / folder)
+        if target.name != "onnx":
+            _agree(job, onnx, engine, repository)
+        made = [_network(job, onnx, artefact, engine)]
+        made[0].write(staging)
+        for plan in ensembles.planned(graph, folder, run.weights_sha256, links, repository):
+            ensembles.bring_steps(plan, staging, repository)
+            if plan.declared or not ensembles.up_to_date(plan, staging, repository):
+                engines = {folder: engine or gates.onnx_runtime(onnx)}
+                made.append(ensembles.make(plan, staging, repository, engines))
+                made[-1].write(staging)
+        for model in answering(made, staging, job.gates):
+            model.write(staging)
         repository.mkdir(exist_ok=True)
         write_atomic(repository / SCHEMA_FILE.name, SCHEMA_FILE.read_bytes())
-        for model in built:
-            document = {"schema": "pathserve-gate-1", "model": model.model, "passed": True, "gates": passed}
-            (staging / model.model / "gate.json").write_bytes(json_bytes(document))
-            _publish(staging / model.model, repository / model.model)
+        for model in made:
+            publish(staging / model.folder, repository / model.folder)
     (run.path / "gate-failed.json").unlink(missing_ok=True)
-    return [model.model for model in built]
+    return [model.folder for model in made]
 
 
-def network_artefact(run: Run, graph: Graph) -> Artefact:
-    """A network's folder, but for its gate.json. Equal runs give equal bytes."""
-    config = _config(graph)
-    check_config(config)
+def _open(source: Path) -> Run:
+    if source.name.startswith(_ENCODER):
+        raise ExportError(
+            f"There is no encoder {source.name.removeprefix(_ENCODER)}: none is registered here. Name a run folder."
+        )
+    return open_run(source)
+
+
+def _links(graph: Graph, repository: Path, target: str, precision: str) -> dict[str, str]:
+    """The folder of each model that the graph needs: a version of the very weights that it was trained on.
+
+    Of several, one of the same target and precision, else the lowest number. Raises ExportError.
+    """
+    models, links = ModelRepository(repository), {}
+    for model, weights_sha256 in graph.needs.items():
+        present = [version for version in versions(repository) if version.model == model]
+        fitting = [version for version in present if version.weights_sha256 == weights_sha256]
+        if present and not fitting:
+            raise ExportError(
+                f"{graph.model} was trained on other weights than those of the {model} in the repository "
+                f"({weights_sha256[:12]}, not {present[0].weights_sha256[:12]}). Build that run's {model} first, or "
+                "train again."
+            )
+        fitting.sort(key=lambda version: (version.target != target, version.precision != precision, version.number))
+        links[model] = fitting[0].folder if fitting else model
+        try:
+            models.verify(links[model])
+        except PathserveError as error:
+            raise ExportError(f"{graph.model} needs {model} in the repository first. {error.detail}") from None
+    return links
+
+
+def _export(job: _Job) -> bytes:
+    """The fp32 ONNX, which every engine of the run comes from, through its gates. Equal runs give equal bytes."""
+    run, graph = job.run, job.graph
     stamp = {
         "pathserve.model": graph.model,
         "pathserve.kind": graph.kind,
@@ -110,148 +129,71 @@ def network_artefact(run: Run, graph: Graph) -> Artefact:
         "pathserve.recipe_sha256": run.manifest["recipe_sha256"],
         "pathserve.git_commit": run.manifest["git_commit"],
     }
-    engine = export(graph, stamp)
-    digests = digests_of(run, sha256_bytes(engine))
-    more: dict[str, Any] = {}
-    if graph.kind == "head":
-        ((encoder, weights_sha256),) = graph.needs.items()
-        more["encoder"] = {"model": encoder, "weights_sha256": weights_sha256}
-    card = build_card(graph.model, graph.kind, graph.card, digests, **more)
-    golden = _golden(*_answered(engine, shapes.inputs_of(graph, shapes.golden(graph))))
-    return Artefact(
-        graph.model,
-        {
-            f"{VERSION}/model.onnx": engine,
-            "config.pbtxt": config.text().encode(),
-            "card.json": json_bytes(card),
-            "golden.npz": golden,
-            "provenance.json": _provenance(run, graph.model, graph.kind, digests, golden),
-        },
+    with job.gates:
+        onnx = export(graph, stamp)
+    job.gates.measure("G0", lambda: gates.g0_export(onnx, config_of(graph, graph.model), job.kind))
+    with job.gates:
+        engine = gates.onnx_runtime(onnx)
+    job.gates.measure("G1", lambda: gates.g1_parity(engine, graph, job.kind))
+    job.gates.measure("G4", lambda: gates.g4_invariance(engine, graph, job.kind))
+    return onnx
+
+
+def _write(artefact: TargetArtefact, folder: Path) -> None:
+    for path, data in (dict(artefact.files) | {"config.pbtxt": artefact.config.encode()}).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+
+
+def _agree(job: _Job, onnx: bytes, engine: Engine | None, repository: Path) -> None:
+    if engine is None:
+        job.gates.entries.append(not_run("G3", "The engine cannot run on this machine, so it was asked nothing."))
+        return
+    from exporters.agreement import g3_agreement  # reads slides: not needed for the reference itself
+
+    job.gates.measure("G3", lambda: g3_agreement(job.graph, onnx, engine, repository))
+
+
+def _network(job: _Job, onnx: bytes, artefact: TargetArtefact, engine: Engine | None) -> ModelFolder:
+    """The network's folder. Golden answers are its engine's; those of the fp32 ONNX where it cannot run here."""
+    run, graph, entries = job.run, job.graph, job.gates.entries
+    asked_engine = engine or gates.onnx_runtime(onnx)
+    inputs = shapes.inputs_of(graph, shapes.golden(graph))
+    answers = asked_engine(inputs)
+    more: dict[str, Any] = {"not_executed": artefact.not_executed} if artefact.not_executed else {}
+    if "encoder" in job.kind.card:
+        ((model, weights_sha256),) = graph.needs.items()
+        more["encoder"] = {"model": model, "weights_sha256": weights_sha256}
+    card = build_card(
+        model=graph.model,
+        version=name_and_number(job.folder)[1],
+        kind=graph.kind,
+        target=job.target.name,
+        precision=job.precision,
+        texts=graph.card,
+        digests=digests_of(run, artefact.engine_sha256),
+        golden_tolerance=golden_tolerance(job.precision, answers),
+        **more,
     )
-
-
-def ensemble_artefact(
-    run: Run, graph: Graph, ensemble: Ensemble, staged: ModelRepository
-) -> tuple[Artefact, tuple[Arrays, Arrays]]:
-    """An ensemble's folder, and inputs with the answers due. Its card is its last step's, under its own name.
-
-    Raises ExportError where the steps do not fit one another.
-    """
-    contracts = [staged.contract(step) for step in ensemble.steps]
-    for first, second in pairwise(contracts):
-        if len(first.outputs) != 1 or first.outputs != second.inputs:
-            raise ExportError(f"{second.name} does not take what {first.name} gives, so they cannot be chained.")
-    config = EnsembleConfig(
-        name=ensemble.model,
-        steps=tuple(
-            Step(each.name, tuple(spec.name for spec in each.inputs), tuple(spec.name for spec in each.outputs))
-            for each in contracts
-        ),
-        inputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[0].inputs),
-        outputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[-1].outputs),
-        max_batch_size=min(contract.max_batch_size for contract in contracts),
+    beside = {path: data for path, data in artefact.files.items() if path not in artefact.engine}
+    files = sealed(
+        card,
+        {"config.pbtxt": artefact.config.encode(), "golden.npz": golden.pack(inputs, answers), **beside},
+        opset=entries[0]["figures"]["opset"],
+        onnx_sha256=sha256_bytes(onnx),
+        git_commit=run.manifest["git_commit"],
+        starts_from=run.manifest["starts_from"],
+        calibration=artefact.calibration,
+        made_with=tools(artefact.tools),
     )
-    check_config(config)
-    cards = {step: staged.document(step) for step in ensemble.steps}
-    digests = digests_of(run, chain_digest({step: card["digests"]["engine_sha256"] for step, card in cards.items()}))
-    digests["weights_sha256"] = chain_digest({s: card["digests"]["weights_sha256"] for s, card in cards.items()})
-    texts = dict(graph.card) | {
-        "title": ensemble.title,
-        "pretraining": [entry for card in cards.values() for entry in card["pretraining"]],
-        "limits": list(dict.fromkeys(limit for card in cards.values() for limit in card["limits"])),
-    }
-    card = build_card(ensemble.model, "ensemble", texts, digests, steps=list(ensemble.steps))
-    golden = staged.golden(ensemble.steps[0])
-    if golden is None:
-        raise ExportError(f"{ensemble.steps[0]} has no golden inputs. Build it again, then this one.")
-    answers = golden.inputs
-    for step in ensemble.steps:
-        answers = gates.onnx_runtime((staged.path / step / VERSION / "model.onnx").read_bytes())(answers)
-    packed = _golden(golden.inputs, answers)
-    files = {
-        f"{VERSION}/.gitkeep": b"",
-        "config.pbtxt": config.text().encode(),
-        "card.json": json_bytes(card),
-        "golden.npz": packed,
-        "provenance.json": _provenance(run, ensemble.model, "ensemble", digests, packed),
-    }
-    return Artefact(ensemble.model, files), (golden.inputs, answers)
-
-
-def _check_needs(graph: Graph, repository: ModelRepository) -> None:
-    """A head is only right on the very weights that it was trained on."""
-    for model, weights_sha256 in graph.needs.items():
-        try:
-            repository.check(model)
-            found = repository.card(model).version.weights_sha256
-        except PathserveError as error:
-            raise ExportError(f"{graph.model} needs {model} in the repository first. {error.detail}") from None
-        if found != weights_sha256:
-            raise ExportError(
-                f"{graph.model} was trained on other weights than those of the {model} in the repository "
-                f"({weights_sha256[:12]}, not {found[:12]}). Build that run's {model} first, or train again."
-            )
-
-
-def _config(graph: Graph) -> OnnxRuntimeConfig:
-    return OnnxRuntimeConfig(
-        name=graph.model, inputs=graph.inputs, outputs=graph.outputs, max_batch_size=graph.max_batch_size
+    asked = [] if engine is None else [shapes.inputs_of(graph, sizes) for sizes in shapes.proven(graph)]
+    reduced = any(entry.get("figures", {}).get("reduced", False) for entry in entries)
+    return ModelFolder(
+        folder=job.folder,
+        card=card,
+        files={**{path: artefact.files[path] for path in artefact.engine}, **files},
+        gates=merged(entries, artefact.gates),
+        state=state_of(artefact, reduced=reduced, served=engine is not None and job.target.name != "tensorrt"),
+        reduced=reduced,
+        questions=[(inputs, asked_engine(inputs)) for inputs in asked],
     )
-
-
-def _answered(engine: bytes, inputs: Arrays) -> tuple[Arrays, Arrays]:
-    return inputs, gates.onnx_runtime(engine)(inputs)
-
-
-def _golden(inputs: Arrays, answers: Arrays) -> bytes:
-    """golden.npz; numpy writes a fixed date into it, so equal arrays give equal bytes."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **inputs, **{f"expected.{name}": array for name, array in answers.items()})
-    return buffer.getvalue()
-
-
-def _provenance(run: Run, model: str, kind: str, digests: Mapping[str, str], golden: bytes) -> bytes:
-    return json_bytes(
-        {
-            "schema": "pathserve-provenance-1",
-            "model": model,
-            "kind": kind,
-            "opset": OPSET,
-            **digests,
-            "golden_sha256": sha256_bytes(golden),
-            "git_commit": run.manifest["git_commit"],
-            "starts_from": run.manifest["starts_from"],
-            "tools": {name: metadata.version(name) for name in _TOOLS},
-        }
-    )
-
-
-def _pass(run: Run, steps: list[Gate]) -> list[dict[str, Any]]:
-    """Every gate's figures; at the first that fails, gate-failed.json goes to the run folder (else to stderr)."""
-    passed: list[dict[str, Any]] = []
-    for name, gate in steps:
-        try:
-            passed.append({"gate": name, "passed": True, "figures": gate()})
-        except GateFailed as error:
-            tried = [*passed, {"gate": name, "passed": False, "reason": error.detail}]
-            document = json_bytes({"schema": "pathserve-gate-1", "passed": False, "gates": tried})
-            try:
-                write_atomic(run.path / "gate-failed.json", document)
-            except OSError:
-                sys.stderr.write(document.decode())
-            raise GateFailed(error.detail, tried) from None
-    return passed
-
-
-def _publish(staged: Path, target: Path) -> None:
-    """Put a whole folder in the place of another in one step: no reader, and no kill, finds neither or half of one."""
-    try:
-        if target.exists():
-            exchange(staged, target)
-        else:
-            staged.rename(target)
-    except OSError as error:
-        raise ExportError(
-            f"The folder of {target.name} cannot be replaced in the repository ({error.strerror}). Build into a "
-            "repository on a local file system, and copy it from there."
-        ) from None

@@ -10,28 +10,46 @@ from jsonschema import Draft202012Validator
 
 from exporters.errors import ExportError
 from training.files import sha256_bytes
+from training.graphs import Arrays
 from training.runs import Run
 
 SCHEMA_FILE = Path(__file__).resolve().parents[1] / "model_repository" / "card.schema.json"
 RESEARCH_USE = "research use, not a medical device"
 GOLDEN_TOLERANCE = 1e-3
-"""Another CPU's kernels sum in another order (1e-5 seen); a wrong constant or weight moves an output by 1e-2."""
+"""Of fp32: another CPU's kernels sum in another order (1e-5 seen); a wrong constant or weight moves it by 1e-2."""
+_GOLDEN_RELATIVE = {"fp16": 5e-2, "bf16": 2e-1, "int8": 2e-1, "fp8": 2e-1}
+"""Of lower precisions, over the answers' largest magnitude: what another processor's kernels may round elsewhere."""
+OPERATING_POINT_BAND = 0.02
+"""Probability around an operating point inside which an input may change sides on another engine (G3)."""
 
 
 def build_card(
-    model: str, kind: str, texts: Mapping[str, Any], digests: Mapping[str, str], **more: Any
+    *,
+    model: str,
+    version: str,
+    kind: str,
+    target: str,
+    precision: str,
+    texts: Mapping[str, Any],
+    digests: Mapping[str, str],
+    golden_tolerance: float,
+    **more: Any,
 ) -> dict[str, Any]:
-    """A card of version 1. Raises ExportError where it does not match the schema."""
+    """A card of one version. Raises ExportError where it does not match the schema."""
     card = {
         "schema": "pathserve-card-1",
         "name": model,
         "kind": kind,
-        "version": "1",
+        "version": version,
+        "target": target,
+        "precision": precision,
         "labels": [],
-        "operating_points": [],
         **texts,
+        "operating_points": [
+            point | {"band": point.get("band", OPERATING_POINT_BAND)} for point in texts.get("operating_points", ())
+        ],
         "digests": dict(digests),
-        "golden_tolerance": GOLDEN_TOLERANCE,
+        "golden_tolerance": golden_tolerance,
         "research_use": RESEARCH_USE,
         **more,
     }
@@ -53,6 +71,14 @@ def digests_of(run: Run, engine_sha256: str) -> dict[str, str]:
 def chain_digest(digests: Mapping[str, str]) -> str:
     """One digest of an ensemble's steps, whatever their order: over the sorted lines `step:digest`."""
     return sha256_bytes("\n".join(sorted(f"{name}:{digest}" for name, digest in digests.items())).encode())
+
+
+def golden_tolerance(precision: str, answers: Arrays) -> float:
+    """The greatest absolute difference from the golden answers at which an engine of this precision is the same one."""
+    if precision == "fp32":
+        return GOLDEN_TOLERANCE
+    greatest = max(float(abs(answer).max()) for answer in answers.values())
+    return float(f"{_GOLDEN_RELATIVE[precision] * greatest:.2g}")
 
 
 @cache

@@ -2,6 +2,7 @@
 
 import asyncio
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,31 @@ import numpy as np
 
 from exporters.card import GOLDEN_TOLERANCE
 from exporters.errors import GateFailed
+from exporters.model_folder import ModelFolder, Question, read_json
+from exporters.verdict import Entry, Gates, not_run
 from gateway.inference import TritonEngine
 from gateway.operations.errors import PathserveError
 from gateway.operations.settings import Settings
-from training.graphs import Arrays
+from training.files import json_bytes
 
-Questions = dict[str, list[tuple[Arrays, Arrays]]]
-"""Per model: inputs with the answers that are due."""
+_NO_SERVER = "A TensorRT engine runs on a GPU only, and the server that this gate starts has none."
 
 
-def g5_triton(repository: Path, questions: Questions) -> dict[str, Any]:
-    """Greatest difference from the due answers per model. Raises GateFailed."""
+def answering(made: Sequence[ModelFolder], staging: Path, gates: Gates) -> list[ModelFolder]:
+    """`made` with the gate G5 each: its figures, or why it was not run. Raises GateFailed."""
+    asked = {model.folder: model.questions for model in made if "tensorrt" not in _targets(model, staging)}
+    figures: dict[str, Any] = {}
+    if asked:
+        _pass_for_approved(staging)
+        figures = gates.measure("G5", lambda: g5_triton(staging, asked))
+    entries: dict[str, Entry] = {
+        folder: {"gate": "G5", "passed": True, "figures": found} for folder, found in figures.items()
+    }
+    return [model.with_gate(entries.get(model.folder) or not_run("G5", _NO_SERVER)) for model in made]
+
+
+def g5_triton(repository: Path, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
+    """Greatest difference from the due answers per folder. Raises GateFailed."""
     with tempfile.TemporaryDirectory(prefix="pathserve-gate-") as state:
         settings = Settings(state=Path(state), model_repository=repository, triton_url=None)
         try:
@@ -30,17 +45,17 @@ def g5_triton(repository: Path, questions: Questions) -> dict[str, Any]:
             raise GateFailed(f"G5: {error.detail}") from None
 
 
-async def _ask(settings: Settings, questions: Questions) -> dict[str, Any]:
+async def _ask(settings: Settings, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
     figures = {}
     async with TritonEngine.open(settings, sorted(questions)) as engine:
-        for model, pairs in questions.items():
+        for folder, pairs in questions.items():
             gaps, identical = [], True
             for inputs, expected in pairs:
-                answers = await engine.infer(model, inputs)
+                answers = await engine.infer(folder, inputs)
                 for name, due in expected.items():
                     gaps.append(float(np.abs(answers[name] - due).max()))
                     identical &= np.array_equal(answers[name], due)
-            figures[model] = {
+            figures[folder] = {
                 "max_abs_difference": max(gaps),
                 "bound": GOLDEN_TOLERANCE,
                 "bit_identical": bool(identical),
@@ -48,7 +63,20 @@ async def _ask(settings: Settings, questions: Questions) -> dict[str, Any]:
             }
             if not max(gaps) <= GOLDEN_TOLERANCE:
                 raise GateFailed(
-                    f"G5: {model} answers through Triton with a difference of {max(gaps):.2e}; "
-                    f"the bound is {GOLDEN_TOLERANCE:.0e}."
+                    f"G5: {folder} answers through Triton with a difference of {max(gaps):.2e}; "
+                    f"the bound is {GOLDEN_TOLERANCE:.0e}.",
+                    figures=figures,
                 )
     return figures
+
+
+def _targets(model: ModelFolder, staging: Path) -> set[str]:
+    """What the engines behind a model run on."""
+    steps = model.card.get("steps", ())
+    return {read_json(staging / step / "card.json")["target"] for step in steps} | {model.card["target"]}
+
+
+def _pass_for_approved(staging: Path) -> None:
+    """Let the server take what is staged, whatever its state: nothing but an approved engine is served by it."""
+    for path in staging.glob("*/gate.json"):
+        path.write_bytes(json_bytes(read_json(path) | {"state": "APPROVED"}))

@@ -31,3 +31,22 @@ def test_ensemble_says_what_its_head_says() -> None:
     ensemble, head = CARDS["tissue_classification"], CARDS["tissue_head"]
     for key in ("labels", "intended_use", "operating_points", "mpp", "tile_px"):
         assert ensemble[key] == head[key]
+
+
+def test_every_operating_point_says_its_band() -> None:
+    assert [point["band"] for card in CARDS.values() for point in card["operating_points"]] == [0.02, 0.02]
+
+
+@pytest.mark.parametrize("field", ["target", "precision"])
+def test_a_card_that_does_not_say_what_the_engine_runs_on_is_none(field: str) -> None:
+    card = copy.deepcopy(CARDS["tile_encoder"])
+    del card[field]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(card, SCHEMA)
+
+
+def test_only_a_lower_precision_may_have_a_wide_golden_tolerance() -> None:
+    card = copy.deepcopy(CARDS["tile_encoder"]) | {"golden_tolerance": 0.5}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(card, SCHEMA)
+    jsonschema.validate(card | {"precision": "bf16", "target": "cpu"}, SCHEMA)

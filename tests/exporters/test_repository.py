@@ -24,7 +24,7 @@ def read(model: str, file: str) -> dict[str, Any]:
 
 def test_it_holds_the_models_and_the_gateway_takes_them() -> None:
     models = ModelRepository(REPOSITORY)
-    assert models.names == MODELS
+    assert models.folders == MODELS
     for model in MODELS:
         models.check(model)
         check_card(read(model, "card.json"))
@@ -41,15 +41,39 @@ def test_every_digest_leads_back_to_the_run(model: str) -> None:
     assert provenance["golden_sha256"] == sha256_file(REPOSITORY / model / "golden.npz")
     assert provenance["git_commit"] == json.loads((run / "manifest.json").read_bytes())["git_commit"]
     assert {key: provenance[key] for key in digests} == digests
+    assert provenance["onnx_sha256"] == digests["engine_sha256"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_model_has_passed_its_gates(model: str) -> None:
+@pytest.mark.parametrize("model", ["tile_encoder", "tissue_head"])
+def test_every_network_has_passed_its_gates(model: str) -> None:
     gate = read(model, "gate.json")
-    assert gate["passed"]
+    assert (gate["state"], gate["passed"], gate["reduced"]) == ("APPROVED", True, False)
+    assert gate["engine_sha256"] == sha256_file(REPOSITORY / model / "1" / "model.onnx")
     assert [(entry["gate"], entry["passed"]) for entry in gate["gates"]] == [
         (g, True) for g in ("G0", "G1", "G4", "G5")
     ]
+
+
+def test_an_ensemble_holds_what_its_steps_hold_and_has_answered_through_triton() -> None:
+    gate = read("tissue_classification", "gate.json")
+    assert (gate["state"], gate["passed"]) == ("APPROVED", True)
+    gates = {entry["gate"]: entry for entry in gate["gates"]}
+    assert gates.pop("G5")["passed"] is True
+    assert all(
+        entry["passed"] is None and "tile_encoder and tissue_head" in entry["reason"] for entry in gates.values()
+    )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_sidecar_is_sealed(model: str) -> None:
+    files = read(model, "provenance.json")["files"]
+    assert set(files) == {"card.json", "config.pbtxt", "golden.npz"}
+    assert files == {name: sha256_file(REPOSITORY / model / name) for name in files}
+
+
+def test_the_engines_are_the_ones_that_were_released() -> None:
+    assert sha256_file(REPOSITORY / "tile_encoder" / "1" / "model.onnx").startswith("1501f9333e3e")
+    assert sha256_file(REPOSITORY / "tissue_head" / "1" / "model.onnx").startswith("685a1d29768f")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -1,0 +1,185 @@
+"""Ensembles: which ones a new artefact is a step of, and their folders, made of nothing but their steps' own files."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from exporters import golden
+from exporters.card import build_card, chain_digest, golden_tolerance
+from exporters.config import EnsembleConfig, Step, check_config
+from exporters.errors import ExportError
+from exporters.model_folder import ModelFolder, Question, read_json
+from exporters.provenance import sealed
+from exporters.registry import open_engine
+from exporters.targets import Engine
+from exporters.verdict import least, not_run
+from exporters.versions import Version, folder_for, least_precise, name_and_number, versions
+from gateway.inference import ModelRepository
+from gateway.inference.contract import parse_contract
+from gateway.operations.errors import PathserveError
+from training.graphs import Graph, TensorSpec
+
+_TEXTS = ("mpp", "tile_px", "labels", "operating_points", "intended_use", "data", "metrics")
+"""What an ensemble's card says after its last step's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One ensemble to build: its model, the title of its card, its steps' folders; whether the run declares it."""
+
+    model: str
+    title: str
+    steps: tuple[str, ...]
+    declared: bool = False
+
+
+def planned(graph: Graph, folder: str, weights_sha256: str, links: Mapping[str, str], repository: Path) -> list[Plan]:
+    """The ensembles of a new artefact in `folder`.
+
+    The one that its run declares, with the step versions of `links`; and a version of every ensemble of the repository
+    of which another version of this artefact (the same weights) is a step, so that one can promote the whole of it.
+    """
+    plans = []
+    if graph.ensemble:
+        steps = tuple(folder if step == graph.model else links[step] for step in graph.ensemble.steps)
+        plans.append(Plan(graph.ensemble.model, graph.ensemble.title, steps, declared=True))
+    present = {version.folder: version for version in versions(repository)}
+    for ensemble in present.values():
+        parts = [present.get(step) for step in ensemble.steps]
+        if not parts or None in parts:
+            continue
+        own = [part.folder for part in parts if part and part.is_of(graph.model, weights_sha256)]
+        steps = tuple(folder if step in own else step for step in ensemble.steps)
+        plan = Plan(ensemble.model, ensemble.title, steps)
+        if own and all((plan.model, plan.steps) != (other.model, other.steps) for other in plans):
+            plans.append(plan)
+    return plans
+
+
+def up_to_date(plan: Plan, staging: Path, repository: Path) -> bool:
+    """Whether the repository holds this very ensemble of the engines that lie in `staging`."""
+    engines = _chain(_cards(plan, staging), "engine_sha256")
+    return any(
+        (version.model, version.steps, version.engine_sha256) == (plan.model, plan.steps, engines)
+        for version in versions(repository)
+    )
+
+
+def bring_steps(plan: Plan, staging: Path, repository: Path) -> None:
+    """Copy the steps that are not new into `staging`. Raises ExportError where one is not what its sidecars say."""
+    for step in plan.steps:
+        if (staging / step).exists():
+            continue
+        try:
+            ModelRepository(repository).verify(step)
+        except PathserveError as error:
+            raise ExportError(f"{plan.model} needs {step} in the repository. {error.detail}") from None
+        shutil.copytree(repository / step, staging / step)
+
+
+def make(plan: Plan, staging: Path, repository: Path, engines: Mapping[str, Engine]) -> ModelFolder:
+    """The folder of an ensemble whose steps lie in `staging`; `engines` are those of new steps, by folder.
+
+    Raises ExportError where the steps do not fit one another.
+    """
+    known = {version.folder: version for version in versions(staging)}
+    steps = [known[step] for step in plan.steps]
+    cards = _cards(plan, staging)
+    origins = {step: read_json(staging / step / "provenance.json") for step in plan.steps}
+    gates = [read_json(staging / step / "gate.json") for step in plan.steps]
+    last, origin = cards[plan.steps[-1]], origins[plan.steps[-1]]
+    lowest, weights = least_precise(steps), _chain(cards, "weights_sha256")
+    folder = folder_for(repository, plan.model, weights, lowest.target, lowest.precision)
+    question = _answered(steps, staging, repository, engines)
+    unrun = [card["not_executed"] for card in cards.values() if "not_executed" in card]
+    card = build_card(
+        model=plan.model,
+        version=name_and_number(folder)[1],
+        kind="ensemble",
+        target=lowest.target,
+        precision=lowest.precision,
+        texts={key: last[key] for key in _TEXTS}
+        | {
+            "title": plan.title,
+            "limits": list(dict.fromkeys(limit for card in cards.values() for limit in card["limits"])),
+            "pretraining": [entry for card in cards.values() for entry in card["pretraining"]],
+        },
+        digests=last["digests"] | {"engine_sha256": _chain(cards, "engine_sha256"), "weights_sha256": weights},
+        golden_tolerance=golden_tolerance(lowest.precision, question[1]),
+        steps=list(plan.steps),
+        **({"not_executed": unrun[0]} if unrun else {}),
+    )
+    files = sealed(
+        card,
+        {"config.pbtxt": _config(folder, steps, staging).encode(), "golden.npz": golden.pack(*question)},
+        opset=max(entry["opset"] for entry in origins.values()),
+        onnx_sha256=chain_digest({step: entry["onnx_sha256"] for step, entry in origins.items()}),
+        git_commit=origin["git_commit"],
+        starts_from=origin["starts_from"],
+        calibration=None,
+        made_with=origin["tools"],
+    )
+    held = f"Held by each step: see the gate.json of {' and '.join(plan.steps)}."
+    return ModelFolder(
+        folder=folder,
+        card=card,
+        files={f"{card['version']}/.gitkeep": b"", **files},
+        gates=[not_run(gate, held) for gate in ("G0", "G1", "G3", "G4")],
+        state=least([gate["state"] for gate in gates]),
+        reduced=any(gate["reduced"] for gate in gates),
+        questions=[question],
+    )
+
+
+def _cards(plan: Plan, staging: Path) -> dict[str, dict[str, Any]]:
+    return {step: read_json(staging / step / "card.json") for step in plan.steps}
+
+
+def _chain(cards: Mapping[str, dict[str, Any]], digest: str) -> str:
+    return chain_digest({step: card["digests"][digest] for step, card in cards.items()})
+
+
+def _config(folder: str, steps: list[Version], staging: Path) -> str:
+    contracts = [
+        parse_contract(step.folder, (staging / step.folder / "config.pbtxt").read_text(encoding="utf-8"))
+        for step in steps
+    ]
+    for first, second in pairwise(contracts):
+        if len(first.outputs) != 1 or first.outputs != second.inputs:
+            raise ExportError(f"{second.name} does not take what {first.name} gives, so they cannot be chained.")
+    config = EnsembleConfig(
+        name=folder,
+        steps=tuple(
+            Step(each.name, tuple(spec.name for spec in each.inputs), tuple(spec.name for spec in each.outputs))
+            for each in contracts
+        ),
+        inputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[0].inputs),
+        outputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[-1].outputs),
+        max_batch_size=min(contract.max_batch_size for contract in contracts),
+    )
+    check_config(config)
+    return config.text()
+
+
+def _answered(steps: list[Version], staging: Path, repository: Path, engines: Mapping[str, Engine]) -> Question:
+    """The first step's golden inputs with the chain's answers to them.
+
+    An engine that cannot run here is spoken for by a version with the same weights that can.
+    """
+    inputs, answers = golden.unpack((staging / steps[0].folder / "golden.npz").read_bytes())
+    for step in steps[1:]:
+        engine = engines.get(step.folder) or open_engine(step, staging)
+        others = (other for other in versions(repository) if other.is_of(step.model, step.weights_sha256))
+        while engine is None:
+            other = next(others, None)
+            if other is None:
+                raise ExportError(
+                    f"{step.folder} cannot run here and no other version of its weights can, so an ensemble with it "
+                    f"has no golden answers. Build {step.model} for the target onnx first."
+                )
+            engine = open_engine(other, repository)
+        answers = engine(answers)
+    return inputs, answers

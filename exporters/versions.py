@@ -1,0 +1,96 @@
+"""Which version of a model lies in which folder of a repository, and which folder a new artefact gets.
+
+Read from the cards alone. A folder whose card cannot be read keeps its number and is otherwise passed over: one corrupt
+model never keeps the others from being built.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gateway.inference.names import folder_of, split_folder
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+"""From the most precise to the least."""
+TARGETS = ("onnx", "cpu", "tensorrt")
+"""The reference first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of a model as its card says. `weights_sha256` of an ensemble is over its steps."""
+
+    folder: str
+    kind: str
+    target: str
+    precision: str
+    weights_sha256: str
+    engine_sha256: str
+    title: str
+    steps: tuple[str, ...]
+
+    @property
+    def model(self) -> str:
+        return name_and_number(self.folder)[0]
+
+    @property
+    def number(self) -> int:
+        return int(name_and_number(self.folder)[1])
+
+    def is_of(self, model: str, weights_sha256: str) -> bool:
+        return (self.model, self.weights_sha256) == (model, weights_sha256)
+
+
+def name_and_number(folder: str) -> tuple[str, str]:
+    """Model and version of a folder that can be served."""
+    split = split_folder(folder)
+    assert split is not None, folder
+    return split
+
+
+def versions(repository: Path) -> tuple[Version, ...]:
+    """Every version whose card can be read, by model and number."""
+    if not repository.is_dir():
+        return ()
+    found = [version for entry in repository.iterdir() if (version := _version(entry)) is not None]
+    return tuple(sorted(found, key=lambda version: (version.model, version.number)))
+
+
+def _version(folder: Path) -> Version | None:
+    if split_folder(folder.name) is None or not folder.is_dir():
+        return None
+    try:
+        card: dict[str, Any] = json.loads((folder / "card.json").read_bytes())
+        version = Version(
+            folder=folder_of(card["name"], card["version"]),
+            kind=card["kind"],
+            target=card["target"],
+            precision=card["precision"],
+            weights_sha256=card["digests"]["weights_sha256"],
+            engine_sha256=card["digests"]["engine_sha256"],
+            title=card["title"],
+            steps=tuple(card.get("steps", ())),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = version.target in TARGETS and version.precision in PRECISIONS
+    return version if known and version.folder == folder.name else None
+
+
+def folder_for(repository: Path, model: str, weights_sha256: str, target: str, precision: str) -> str:
+    """The folder of an artefact: its own where the same was built before, else the next free number's.
+
+    Numbers of folders that cannot be read are taken, too: an approved version's folder never gets other content.
+    """
+    for version in versions(repository):
+        if version.is_of(model, weights_sha256) and (version.target, version.precision) == (target, precision):
+            return version.folder
+    entries = repository.iterdir() if repository.is_dir() else ()
+    taken = [int(split[1]) for entry in entries if (split := split_folder(entry.name)) and split[0] == model]
+    return folder_of(model, str(max(taken, default=0) + 1))
+
+
+def least_precise(versions: list[Version]) -> Version:
+    """The step that an ensemble's target and precision are named by."""
+    return max(versions, key=lambda version: (PRECISIONS.index(version.precision), TARGETS.index(version.target)))
