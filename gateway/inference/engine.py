@@ -32,6 +32,7 @@ from gateway.operations.settings import Settings
 
 ATTEMPTS = 4
 
+_REPAIRABLE = (Trouble.GONE, Trouble.DEAD_STUB, Trouble.NOT_LOADED)
 _WATCH_BACKOFF_S = 10.0
 
 log = structlog.get_logger(__name__)
@@ -67,10 +68,8 @@ class TritonEngine:
             await engine._fleet.connect()
             await engine._fleet.bring_all()
             supervisor = Supervisor(engine._fleet)
-            watching += [
-                asyncio.create_task(engine._watch(supervisor)),
-                asyncio.create_task(engine._listen(supervisor)),
-            ]
+            loops = (engine._watch(supervisor), engine._listen(supervisor), engine._restore())
+            watching += [asyncio.create_task(loop) for loop in loops]
             yield engine
         finally:
             for task in watching:
@@ -148,16 +147,16 @@ class TritonEngine:
     async def _repaired(self, served: Served, trouble: Trouble, seen: Mapping[str, int], attempt: int) -> bool:
         """Bring the server or the model back; False where the trouble is none to repair. Raises its problem."""
         fleet = self._fleet
-        match trouble:
-            case Trouble.GONE:
-                await fleet.connect()
-                await fleet.bring(served)
-            case Trouble.NOT_LOADED:
-                await fleet.reload(served, seen)
-            case Trouble.DEAD_STUB:
-                await fleet.recover(served, seen)
-            case _:
-                return False
+        if trouble not in _REPAIRABLE:
+            return False
+        epoch = fleet.epoch
+        await fleet.connect()
+        if fleet.epoch != epoch or trouble is Trouble.GONE:
+            await fleet.bring(served)
+        elif trouble is Trouble.NOT_LOADED:
+            await fleet.reload(served, seen)
+        else:
+            await fleet.recover(served, seen)
         log.warning("inference.repeat", model=served.folder, trouble=trouble.value, attempt=attempt)
         problem = fleet.problem_of(served)
         if problem is not None:
@@ -175,19 +174,14 @@ class TritonEngine:
 
     async def _watch(self, supervisor: Supervisor) -> None:
         """Look after the server and its models as their owner; take over when the owner dies. Waits for no request."""
-        fleet = self._fleet
-        brought = fleet.epoch
         try:
             while True:
                 await asyncio.sleep(LOOK_PERIOD_S)
                 try:
                     if self._server.needs_attention():
-                        await fleet.connect()
+                        await self._fleet.connect()
                     if self._server.owner:
                         await supervisor.look()
-                    if fleet.epoch != brought:
-                        brought = fleet.epoch
-                        await fleet.bring_all()
                 except PathserveError as error:
                     log.error("inference.server_lost", reason=error.reason, detail=error.detail)
                     await asyncio.sleep(_WATCH_BACKOFF_S)
@@ -198,6 +192,7 @@ class TritonEngine:
             await supervisor.close()
 
     async def _listen(self, supervisor: Supervisor) -> None:
+        """Ask the models that are quiet, as their owner."""
         while True:
             await asyncio.sleep(LOOK_PERIOD_S)
             if self._server.owner:
@@ -205,6 +200,13 @@ class TritonEngine:
                     await supervisor.listen()
                 except CallFailed as failure:
                     log.warning("inference.listen_failed", trouble=failure.trouble.value, detail=failure.text)
+
+    async def _restore(self) -> None:
+        """Bring what was loaded on a server that is gone, whether it is asked for or not."""
+        while True:
+            await asyncio.sleep(LOOK_PERIOD_S)
+            if self._fleet.lacks_any():
+                await self._fleet.bring_all()
 
     def _publish(self) -> None:
         """The keeper's metric: what serves, what should and does not, and what is not wanted any more."""

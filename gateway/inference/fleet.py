@@ -84,6 +84,10 @@ class Fleet:
         """The generation of a folder and of its steps: `reload` and `heal` do nothing where it has passed."""
         return {part.folder: part.generation for part in (*self._steps(served), served)}
 
+    def lacks_any(self) -> bool:
+        """True where a folder that was asked for was not tried on the server that we are connected to."""
+        return any(not self.is_proven(served) and served.problem is None for served in map(self.get, self.asked))
+
     async def ask(self, contract: Contract, batch: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
         """One batch, asked for once. Raises CallFailed."""
         if self.connection is None:
@@ -238,6 +242,10 @@ class Fleet:
         except PathserveError as error:
             served.problem = error
         except CallFailed as failure:
+            if failure.trouble is Trouble.GONE:
+                # Says nothing of the model: it is brought once there is a server again.
+                served.epoch = -1
+                return
             served.problem = ModelNotLoaded(
                 f"The model {served.folder} is not loaded: Triton says “{failure.text}”. Export it again, or see "
                 "logs/triton.log in the state folder."
