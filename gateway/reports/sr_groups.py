@@ -127,8 +127,8 @@ class SlideGroups:
     def _models(self) -> Iterator[str]:
         for model in self.report.models:
             yield (
-                f"model {model.name} version {model.version}, engine sha256 {model.engine_sha256}, "
-                f"weights sha256 {model.weights_sha256}, recipe {model.recipe} sha256 {model.recipe_sha256}, "
+                f"model {model.name} version {model.version}, {model.target} {model.precision}, "
+                f"engine sha256 {model.engine_sha256}, weights sha256 {model.weights_sha256}, recipe {model.recipe} sha256 {model.recipe_sha256}, "
                 f"data manifest sha256 {model.manifest_sha256}"
             )
 

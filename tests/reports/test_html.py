@@ -87,6 +87,7 @@ def test_says_what_the_reader_must_know_first(report: Report, exploratory: Repor
             report.findings[0].text,
             "Tissue map",
             "Mean probability",
+            "onnx fp32",
             report.models[0].engine_sha256,
         )
     ]

@@ -279,6 +279,7 @@ def test_observer_specimen_algorithm_and_source(
     for model in report.models:
         for part in (model.name, model.engine_sha256, model.weights_sha256, model.recipe_sha256, model.manifest_sha256):
             assert part in parameters
+        assert f"{model.name} version {model.version}, {model.target} {model.precision}" in parameters
     sources = {item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in named(document, "121112")}
     assert sources == {image.SOPInstanceUID}
     scanner = document.ContributingEquipmentSequence[0]
