@@ -9,6 +9,9 @@ import numpy as np
 from training.data.common import Tiles, data_root, decode_jpeg, near_duplicate_groups, read_source, sources_under
 from training.errors import DataMissing
 
+DATASET = "CRC-VAL-HE-7K (Kather 2018, zenodo 1214456)"
+"""The set's name in MANIFEST.csv."""
+
 CLASSES = (
     "adipose",
     "lymphocytes",
