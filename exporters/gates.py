@@ -1,5 +1,6 @@
 """The gates that need no server: G0 export, G1 parity, G4 invariance. Each gives its figures or raises GateFailed."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from exporters.errors import ExportError, GateFailed
 from exporters.kinds import Kind
 from exporters.onnx_graph import BF16_OPSET, OPSET
 from exporters.operators import QUANTISED
-from exporters.shapes import inputs_of, odd, proven, text
+from exporters.ranks import aligned
+from exporters.shapes import dims_of, inputs_of, odd, proven, text
 from exporters.targets import Engine
-from training.graphs import Arrays, Dim, Graph
+from training.graphs import Arrays, Dim, Graph, TensorSpec
 
 Figures = dict[str, Any]
 
@@ -89,19 +91,21 @@ def _check_names(model: onnx.ModelProto) -> None:
 
 def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:
     """Against the training network at the least, odd, usual and greatest sizes (`shapes.proven`)."""
-    figures = {}
+    figures: Figures = {}
     for sizes in proven(graph):
         inputs = inputs_of(graph, sizes)
-        with torch.inference_mode():
-            answer = graph.network(*(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs))
-        answers = answer if isinstance(answer, tuple) else (answer,)
-        found = engine(inputs)
-        for spec, tensor in zip(graph.outputs, answers, strict=True):
-            due, place = tensor.numpy(), f"{spec.name} at {text(sizes)}"
-            if not np.isfinite(found[spec.name]).all() or not np.isfinite(due).all():
-                raise GateFailed(f"G1: {place} holds NaN or infinite values.")
-            gap, bound = _gap(found[spec.name], due), _bound(kind, due)
-            figures[place] = {"max_abs_difference": gap, "bound": bound}
+        found, due = engine(inputs), _reference(graph, inputs)
+        for spec in graph.outputs:
+            if not np.isfinite(found[spec.name]).all() or not np.isfinite(due[spec.name]).all():
+                raise GateFailed(f"G1: {spec.name} at {text(sizes)} holds NaN or infinite values.")
+        cut: Figures = {}
+        if kind.ranked and all(found[name].shape == due[name].shape for name in due):
+            bounds = {name: _bound(kind, array) for name, array in due.items()}
+            found, given = aligned(found, due, kind.ranked, bounds)
+            cut = {"rows_at_the_cut": given}
+        for spec in graph.outputs:
+            gap, bound = _gap(found[spec.name], due[spec.name]), _bound(kind, due[spec.name])
+            figures[f"{spec.name} at {text(sizes)}"] = {"max_abs_difference": gap, "bound": bound, **cut}
             if not gap <= bound:
                 raise GateFailed(
                     f"G1: {spec.name} differs from the training network by {gap:.2e} at {text(sizes)} "
@@ -110,13 +114,20 @@ def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:
     return figures
 
 
-def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) -> Figures:
-    """What must not matter does not: being asked twice, neighbours in the batch, padding, order.
+def _reference(graph: Graph, inputs: Arrays) -> Arrays:
+    with torch.inference_mode():
+        answer = graph.network(*(torch.from_numpy(inputs[spec.name]) for spec in graph.inputs))
+    answers = answer if isinstance(answer, tuple) else (answer,)
+    return {spec.name: tensor.numpy() for spec, tensor in zip(graph.outputs, answers, strict=True)}
 
-    Answers are equal within `bound`, 0 = bit for bit; other lengths and orders sum in another sequence and are held to
-    the kind's parity bound.
+
+def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) -> Figures:
+    """What must not matter does not: being asked twice, neighbours in the batch, what padding holds, order.
+
+    Answers are equal within `bound`, 0 = bit for bit. Another number of neighbours is held to the kind's `rounding`;
+    other lengths and orders, which sum in another sequence, to its parity.
     """
-    sizes = {dim.name: odd(dim) for dim in _free(graph)}
+    sizes = {name: odd(dim) for name, dim in dims_of(graph).items()}
     if graph.batch:
         sizes["batch"] = min(_NEIGHBOURS, graph.batch.max)
     inputs = inputs_of(graph, sizes)
@@ -124,22 +135,87 @@ def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) 
     figures: Figures = {"sizes": sizes, "bound": bound}
     figures["twice"] = _hold(engine(inputs), first, bound, "differs between two runs on the same inputs")
     if graph.batch:
-        figures["neighbours"] = _neighbours(engine, inputs, first, bound)
+        figures |= _neighbours(engine, kind, inputs, first, bound)
+    figures |= _padding(engine, graph, kind, inputs, bound)
+    for name in graph.unordered:
+        figures[f"order of {name}"] = _order(engine, graph, kind, inputs, first, name)
     return figures
 
 
-def _neighbours(engine: Engine, inputs: Arrays, together: Arrays, bound: float) -> float:
+def _neighbours(engine: Engine, kind: Kind, inputs: Arrays, together: Arrays, bound: float) -> Figures:
+    """Three rows of a batch: among quite other neighbours, and alone."""
     last = len(next(iter(inputs.values()))) - 1
-    gaps = []
+    sentence = "of an input depends on its neighbours in the batch"
+    others, gaps, alone = {name: _other(array, 0) for name, array in inputs.items()}, [0.0], [0.0]
     for place in sorted({0, last // 2, last}):
-        alone = engine({name: array[place : place + 1] for name, array in inputs.items()})
+        own = np.arange(last + 1) == place
+        among = engine(
+            {name: np.where(_column(own, array.ndim), array, others[name]) for name, array in inputs.items()}
+        )
         due = {name: answer[place : place + 1] for name, answer in together.items()}
-        gaps.append(_hold(alone, due, bound, "of an input depends on its neighbours in the batch"))
-    return max(gaps)
+        gaps.append(_hold({name: answer[place : place + 1] for name, answer in among.items()}, due, bound, sentence))
+        answers = engine({name: array[place : place + 1] for name, array in inputs.items()})
+        for name, answer in answers.items():
+            near = max(bound, kind.rounding / kind.parity * _bound(kind, due[name]))
+            alone.append(_hold({name: answer}, {name: due[name]}, near, sentence))
+    return {"neighbours": max(gaps), "alone": max(alone)}
 
 
-def _free(graph: Graph) -> list[Dim]:
-    return [dim for spec in graph.inputs for dim in spec.dims if isinstance(dim, Dim)]
+def _padding(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, bound: float) -> Figures:
+    """Where the kind has a mask: other content under it, and (for a free length) none of it, give the same answer."""
+    slots = {spec.name: kind.slot(spec, graph) for spec in (*graph.inputs, *graph.outputs)}
+    mask = next((spec for spec in graph.inputs if slots[spec.name].mask), None)
+    if mask is None:
+        return {}
+    length, size = inputs[mask.name].shape[-1], mask.dims[-1]
+    valid = max(1, length * 3 // 5)
+    if isinstance(size, Dim):
+        valid = max(size.min, valid // size.multiple * size.multiple)
+    axes = {name: slot.masked for name, slot in slots.items() if slot.masked is not None}
+    padded, other = dict(inputs), dict(inputs)
+    for name, array in inputs.items():
+        if name not in axes or array.shape[axes[name]] != length:
+            continue
+        padding = _column(np.arange(length) >= valid, -axes[name])
+        if slots[name].mask:
+            padded[name] = other[name] = np.where(padding, np.zeros_like(array), array)
+        else:
+            other[name] = np.where(padding, _other(array, axes[name]), array)
+    first, second = (_valid(engine(each), axes, valid) for each in (padded, other))
+    found: Figures = {"valid": valid, "of": length}
+    found["content"] = _hold(second, first, bound, "depends on what the padding holds")
+    if isinstance(size, Dim) and valid < length:
+        without = {name: _cut(array, axes.get(name), valid, length) for name, array in padded.items()}
+        alone = _valid(engine(without), axes, valid)
+        found["length"] = _near(kind, alone, first, "depends on the length of the padding")
+    return {"padding": found}
+
+
+def _order(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, first: Arrays, name: str) -> float:
+    """Shuffled along one size, the answer is the same, its rows along that size shuffled alike."""
+
+    def shuffled(specs: tuple[TensorSpec, ...], arrays: Arrays) -> Arrays:
+        turned = dict(arrays)
+        for spec in specs:
+            for axis, dim in enumerate(spec.dims, start=graph.batch is not None):
+                if isinstance(dim, Dim) and dim.name == name:
+                    order = np.random.default_rng(0).permutation(turned[spec.name].shape[axis])
+                    turned[spec.name] = np.take(turned[spec.name], order, axis)
+        return turned
+
+    answer = engine(shuffled(graph.inputs, inputs))
+    return _near(kind, answer, shuffled(graph.outputs, first), f"depends on the order of {name}")
+
+
+def _valid(answers: Arrays, axes: Mapping[str, int], valid: int) -> Arrays:
+    """The answers without what stands under the mask."""
+    return {name: _cut(array, axes.get(name), valid) for name, array in answers.items()}
+
+
+def _cut(array: np.ndarray, axis: int | None, valid: int, length: int | None = None) -> np.ndarray:
+    if axis is None or (length is not None and array.shape[axis] != length):
+        return array
+    return np.ascontiguousarray(np.take(array, np.arange(min(valid, array.shape[axis])), axis))
 
 
 def _hold(found: Arrays, due: Arrays, bound: float, sentence: str) -> float:
@@ -149,6 +225,26 @@ def _hold(found: Arrays, due: Arrays, bound: float, sentence: str) -> float:
         if not gap <= bound:
             raise GateFailed(f"G4: {name} {sentence} (by {gap:.2e}).")
     return max(gaps.values())
+
+
+def _other(array: np.ndarray, axis: int) -> np.ndarray:
+    """Quite other values that the input can have: the negative image, far greater features, other tokens."""
+    match array.dtype.kind:
+        case "f":
+            return np.flip(array, axis) * np.float32(-100)
+        case "u":
+            return 255 - array
+    return np.flip(array, axis)
+
+
+def _column(flags: np.ndarray, axes: int) -> np.ndarray:
+    """Flags along the first of so many axes."""
+    return flags.reshape(-1, *(1,) * (axes - 1))
+
+
+def _near(kind: Kind, found: Arrays, due: Arrays, sentence: str) -> float:
+    """As `_hold`, within the kind's parity."""
+    return max(_hold({name: found[name]}, {name: due[name]}, _bound(kind, due[name]), sentence) for name in due)
 
 
 def _gap(found: np.ndarray, due: np.ndarray) -> float:

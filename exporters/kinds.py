@@ -39,14 +39,18 @@ class Kind:
     """A kind's contract.
 
     `parity` bounds the greatest absolute difference from the training network, in units of max(1, greatest absolute
-    reference value): fp32 sums round in proportion to what they sum. `ranked` is the output by which rows are sorted:
-    rows whose scores differ by less than the bound may change places. `card` says the fields of the kind's card block.
+    reference value): fp32 sums round in proportion to what they sum. `rounding` bounds, in the same units, what an
+    answer alone may differ from the same in a batch; 0 = bit for bit: ONNX Runtime sums some reductions and small
+    products in another sequence for another number of rows. What the neighbours hold never counts. `ranked` is the
+    output by which rows are sorted: rows whose scores are nearly equal may change places. `card` says the fields of the
+    kind's card block.
     """
 
     inputs: tuple[Slot, ...]
     outputs: tuple[Slot, ...]
     operators: frozenset[str]
     parity: float = 1e-4
+    rounding: float = 1e-5
     ranked: str | None = None
     card: Mapping[str, str] = field(default_factory=dict)
 
@@ -76,12 +80,14 @@ KINDS: Mapping[str, Kind] = {
         inputs=(_image(),),
         outputs=(Slot("embedding", ("FP32",), (2,)),),
         operators=CORE | CONVOLUTION | SAMPLING,
+        rounding=0.0,
         card={"embedding_size": "length of the embedding"},
     ),
     "head": Kind(
         inputs=(Slot("embedding", ("FP32",), (2,)),),
         outputs=(Slot("logits", ("FP32",), (2,), compared="logits"),),
         operators=CORE,
+        rounding=0.0,
         card={"encoder": _ENCODER, "labels": _LABELS, "operating_points": _POINTS},
     ),
     # Gated attention, TransMIL; with a mask and per-slide constants also the cervical slide head.

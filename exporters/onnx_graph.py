@@ -64,7 +64,8 @@ def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> b
     assert program is not None
     # Only constants are folded. Fusing batch norms into convolutions, as the full optimiser does, would change weights
     # that fp16 holds exactly; the runtimes fuse them when they load the graph.
-    fold_constants_ir(program.model)
+    # Types are inferred so that CastLike, which the exporter writes into attention, becomes Cast or nothing.
+    fold_constants_ir(program.model, onnx_shape_inference=True)
     RemoveUnusedNodesPass()(program.model)
     model = program.model_proto
     _strip(model)
