@@ -100,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="say what is installed, reachable and ready")
     doctor.set_defaults(run=_doctor)
 
+    models = commands.add_parser("models", help="say which versions of the models serve, and decide it")
+    models.set_defaults(run=_models)
+    _add_models(models.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
     schema = commands.add_parser("schema", help="print a JSON Schema")
     schema.add_argument("what", choices=("report",))
     schema.set_defaults(run=_schema)
@@ -112,6 +116,23 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
     return parser
+
+
+def _add_models(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listing = actions.add_parser("list", help="every version of every model")
+    listing.add_argument("--json", action="store_true", help="as JSON, like GET /v1/models?versions=all")
+    show = actions.add_parser("show", help="one version: card, gates, digests, decisions")
+    show.add_argument("model", metavar="MODEL")
+    show.add_argument("version", metavar="VERSION", nargs="?", help="default: the one that serves")
+    promote = actions.add_parser("promote", help="let a version serve, once it has proven itself in the worker")
+    promote.add_argument("model", metavar="MODEL")
+    promote.add_argument("version", metavar="VERSION")
+    promote.add_argument("--retired", action="store_true", help="also one that was retired")
+    retire = actions.add_parser("retire", help="take a version that does not serve out of the choice")
+    retire.add_argument("model", metavar="MODEL")
+    retire.add_argument("version", metavar="VERSION")
+    rollback = actions.add_parser("rollback", help="let the version serve again that served before")
+    rollback.add_argument("model", metavar="MODEL")
 
 
 # The commands import what they need themselves: `pathserve --help` and a wrong option must not wait for numpy.
@@ -182,6 +203,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from gateway.analyses.doctor import doctor
 
     return doctor()
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from gateway.analyses import models_command
+
+    match arguments.action:
+        case "list":
+            return models_command.list_models(as_json=arguments.json)
+        case "show":
+            return models_command.show(arguments.model, arguments.version)
+        case "promote":
+            return models_command.promote(arguments.model, arguments.version, retired=arguments.retired)
+        case "retire":
+            return models_command.retire(arguments.model, arguments.version)
+        case _:
+            return models_command.rollback(arguments.model)
 
 
 def _schema(arguments: argparse.Namespace) -> int:
