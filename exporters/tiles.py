@@ -150,13 +150,20 @@ class TileSet:
                 yield Batch(origin.name, np.stack(images), np.array(labels))
 
 
+def whole_slide(folder: Path, mpp: float, tile_px: int) -> WholeSlide:
+    """The tiles of a folder of DICOM files. Raises what gateway.slides raises of a slide that cannot be read."""
+    files = tuple(sorted(folder.glob("*.dcm")))
+    with Slide.open(files) as slide:
+        return WholeSlide(folder.name, files, plan_tiles(slide, find_tissue(slide), mpp=mpp, tile_px=tile_px))
+
+
 def agreement_tiles(mpp: float, tile_px: int) -> TileSet:
     """What engines are compared on: every slide's tiles, and the patches that are not held back.
 
     Raises DataMissing where there are no data, or where a file is not as MANIFEST.csv says.
     """
     root = data_root()
-    slides = [_slide(root / "slides" / name, mpp, tile_px) for name in SLIDES if (root / "slides" / name).is_dir()]
+    slides = [whole_slide(root / "slides" / name, mpp, tile_px) for name in SLIDES if (root / "slides" / name).is_dir()]
     patches = [_pictures(root, name, tile_px) for name in PATCHES]
     chosen = [np.arange(len(slide)) for slide in slides] + [_thinned(_judged(patch), _MOST) for patch in patches]
     return TileSet((*slides, *patches), tuple(chosen))
@@ -196,9 +203,3 @@ def _pictures(root: Path, name: str, tile_px: int) -> Pictures:
             for left in range(0, width_px - tile_px + 1, tile_px)
         ]
     return Pictures(name, root, pictures, np.array(places, np.int64).reshape(-1, 3), tile_px)
-
-
-def _slide(folder: Path, mpp: float, tile_px: int) -> WholeSlide:
-    files = tuple(sorted(folder.glob("*.dcm")))
-    with Slide.open(files) as slide:
-        return WholeSlide(folder.name, files, plan_tiles(slide, find_tissue(slide), mpp=mpp, tile_px=tile_px))
