@@ -18,7 +18,6 @@ from gateway.domain.model import ModelCard
 from gateway.inference.contract import Array, Contract, parse_contract
 from gateway.inference.names import folder_of, split_folder
 from gateway.inference.sidecars import (
-    Gate,
     GateReport,
     Provenance,
     demand_approved,
@@ -108,8 +107,7 @@ class ModelRepository:
         document = self.document(folder)
         try:
             version = {key: document["digests"][key] for key in _CHAIN}
-            version |= {key: document[key] for key in ("name", "version", "kind")}
-            version |= {"target": document.get("target", "onnx"), "precision": document.get("precision", "fp32")}
+            version |= {key: document[key] for key in ("name", "version", "kind", "target", "precision")}
             defaults: dict[str, Any] = {"labels": [], "operating_points": [], "limits": []}
             return codec.load(ModelCard, defaults | document | {"version": version})
         except (KeyError, MalformedCard) as error:
@@ -142,20 +140,10 @@ class ModelRepository:
 
     def provenance(self, folder: str) -> Provenance:
         """Where a version comes from, and the digests that seal it. Raises ModelNotLoaded, ModelRefused."""
-        data = self._read(folder, "provenance.json")
-        if b'"pathserve-provenance-1"' in data:
-            return self._unsealed(folder, data)
-        return parse_provenance(folder, data)
+        return parse_provenance(folder, self._read(folder, "provenance.json"))
 
     def gate(self, folder: str) -> GateReport:
         """How far a version was proven. Raises ModelNotLoaded, ModelRefused."""
-        provenance = self.provenance(folder)
-        if provenance.schema == "pathserve-provenance-1":
-            return GateReport(
-                schema="pathserve-gate-2", model=folder, version="1", target="onnx", precision="fp32",
-                state="APPROVED", reduced=False, passed=True, engine_sha256=provenance.engine_sha256,
-                gates=(Gate(gate="G0", passed=True),),
-            )  # fmt: skip
         return parse_gate(folder, self._read(folder, "gate.json"))
 
     def golden(self, folder: str) -> Golden | None:
@@ -287,16 +275,6 @@ class ModelRepository:
             return (self._folder(folder) / file).read_bytes()
         except OSError:
             raise _missing(folder, file) from None
-
-    def _unsealed(self, folder: str, data: bytes) -> Provenance:
-        """The provenance of a folder from before its files were sealed."""
-        files = [file for file in ("card.json", "config.pbtxt", "golden.npz") if (self.path / folder / file).is_file()]
-        document = json.loads(data)
-        return Provenance(
-            model=folder, version="1", target="onnx", precision="fp32",
-            files={file: self._digest(folder, self.path / folder / file) for file in files},
-            **{key: document[key] for key in ("schema", "kind", *_CHAIN)},
-        )  # fmt: skip
 
     def _sealed(self, folder: str, file: str) -> bytes:
         """The bytes of a file, which are those that provenance.json names."""

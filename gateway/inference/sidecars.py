@@ -27,7 +27,7 @@ State = Literal["EXPORTED", "PARSED", "BUILT", "APPROVED"]
 class Provenance:
     """`provenance.json` (pathserve-provenance-2): where a version comes from. `files` maps base names to sha256."""
 
-    schema: Literal["pathserve-provenance-1", "pathserve-provenance-2"]
+    schema: Literal["pathserve-provenance-2"]
     model: str
     version: str
     kind: str

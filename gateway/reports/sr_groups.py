@@ -128,8 +128,8 @@ class SlideGroups:
         for model in self.report.models:
             yield (
                 f"model {model.name} version {model.version}, {model.target} {model.precision}, "
-                f"engine sha256 {model.engine_sha256}, weights sha256 {model.weights_sha256}, recipe {model.recipe} sha256 {model.recipe_sha256}, "
-                f"data manifest sha256 {model.manifest_sha256}"
+                f"engine sha256 {model.engine_sha256}, weights sha256 {model.weights_sha256}, "
+                f"recipe {model.recipe} sha256 {model.recipe_sha256}, data manifest sha256 {model.manifest_sha256}"
             )
 
 

@@ -1,6 +1,5 @@
 """What the fault tests share: a PACS with slides to analyse, and a Triton that survives what is killed."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
+from tests.support.models import without_golden
 from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
 
@@ -41,11 +41,7 @@ def small_study(pacs: Orthanc, cmu_slide: Path) -> str:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model repository without golden inputs, so that every row that goes through a model is a tile."""
-    return shutil.copytree(
-        Settings().model_repository,
-        tmp_path_factory.mktemp("models") / "repository",
-        ignore=shutil.ignore_patterns("golden.npz"),
-    )
+    return without_golden(Settings().model_repository, tmp_path_factory.mktemp("models") / "repository")
 
 
 @pytest.fixture(scope="module")

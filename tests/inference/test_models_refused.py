@@ -43,8 +43,8 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
     flipped.write_bytes(flipped.read_bytes().replace(b"embedding", b"embeddinf", 1))
     names = ["corrupt", "narrow", "typed", "renamed", "drifted", "flipped", "absent", "m$(touch X)", "close", "encoder"]
     async with TritonEngine.open(Settings(state=tmp_path / "state", model_repository=folder), names) as engine:
-        reasons = {status.name: status.reason for status in engine.status()}
-        ready = [status.name for status in engine.status() if status.ready]
+        reasons = {status.folder: status.reason for status in engine.status()}
+        ready = [status.folder for status in engine.status() if status.ready]
         assert ready == ["close", "encoder"]
         assert "model.onnx failed:Protobuf parsing failed" in reasons["corrupt"]
         assert not any(re.search(r"(?<![\w.])/\w", reason) for reason in reasons.values() if reason), (

@@ -67,21 +67,35 @@ def add_version(
     A network is changed by `change` (by default `shifted`, so that its answers can be told apart); an ensemble takes
     the folder `steps[step]` instead of a step. `gate` changes fields of gate.json.
     """
-    first, folder = repository / model, repository / folder_of(model, version)
-    shutil.copytree(first, folder)
-    (folder / "1").rename(folder / version)
+    folder = _copy(repository / model, model, version)
     card, config = read(folder, "card.json"), (folder / "config.pbtxt").read_text()
-    config = config.replace(f'name: "{model}"', f'name: "{folder.name}"', 1)
     if "steps" in card:
         for old, new in (steps or {}).items():
             config = config.replace(f'model_name: "{old}"', f'model_name: "{new}"')
-        card["steps"] = [(steps or {}).get(step, step) for step in card["steps"]]
+        write(folder, "card.json", card | {"steps": [(steps or {}).get(step, step) for step in card["steps"]]})
+        (folder / "config.pbtxt").write_text(config)
     else:
         change_engine(folder, change or shifted)
-    write(folder, "card.json", card | {"version": version})
-    (folder / "config.pbtxt").write_text(config)
     answer_golden(folder)
     seal(folder, **gate)
+    return folder
+
+
+def add_model(repository: Path, model: str, name: str) -> Path:
+    """The same as version 1 of a model under another name; its folder."""
+    folder = _copy(repository / model, name, "1")
+    seal(folder)
+    return folder
+
+
+def _copy(first: Path, model: str, version: str) -> Path:
+    folder = first.with_name(folder_of(model, version))
+    shutil.copytree(first, folder)
+    if version != "1":
+        (folder / "1").rename(folder / version)
+    config = (folder / "config.pbtxt").read_text()
+    (folder / "config.pbtxt").write_text(config.replace(f'name: "{first.name}"', f'name: "{folder.name}"', 1))
+    write(folder, "card.json", read(folder, "card.json") | {"name": model, "version": version})
     return folder
 
 
