@@ -1,11 +1,14 @@
-"""`python -m exporters build RUN --target onnx --out REPOSITORY`; `python -m exporters page REPOSITORY --out FILE`."""
+"""`python -m exporters build | rebuild | approve | page`: the ways into a model repository, each through the gates."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from exporters.approve import approve
 from exporters.build import build
 from exporters.page import page
+from exporters.rebuild import rebuild
+from exporters.versions import PRECISIONS, TARGETS
 from gateway.operations.errors import PathserveError
 from training.files import write_atomic
 
@@ -15,19 +18,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m exporters")
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="build a run's model into a repository, through the gates")
-    building.add_argument("run", type=Path)
-    building.add_argument("--target", choices=["onnx"], required=True)
+    building.add_argument("run", type=Path, help="a run folder, or encoder:ID")
+    building.add_argument("--target", choices=TARGETS, required=True)
+    building.add_argument("--precision", choices=PRECISIONS, help="default: fp32; fp16 for tensorrt")
     building.add_argument("--out", type=Path, required=True, metavar="REPOSITORY")
+    rebuilding = commands.add_parser("rebuild", help="build all released runs; replace only what is not as built")
+    rebuilding.add_argument("released", type=Path, help="the folder of the released runs")
+    rebuilding.add_argument("--out", type=Path, required=True, metavar="REPOSITORY")
+    approving = commands.add_parser("approve", help="approve a TensorRT artefact by what a GPU made of it")
+    approving.add_argument("folder", type=Path, help="the model folder in its repository")
+    approving.add_argument("--gpu-check", type=Path, required=True, metavar="FILE", help="gpu-check.json")
     paging = commands.add_parser("page", help="write the table of a repository's models")
     paging.add_argument("repository", type=Path)
     paging.add_argument("--out", type=Path, required=True, metavar="FILE")
-    chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "build":
-            for model in build(chosen.run, chosen.out.resolve()):
-                print(chosen.out / model)
-        else:
-            write_atomic(chosen.out, page(chosen.repository).encode())
+        _run(parser.parse_args(arguments))
     except PathserveError as error:
         print(error.detail, file=sys.stderr)
         return 1
@@ -35,6 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"The repository cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(chosen: argparse.Namespace) -> None:
+    if chosen.command == "build":
+        for folder in build(chosen.run, chosen.out.resolve(), chosen.target, chosen.precision):
+            print(chosen.out / folder)
+    elif chosen.command == "rebuild":
+        for folder in rebuild(chosen.released, chosen.out.resolve()):
+            print(chosen.out / folder)
+    elif chosen.command == "approve":
+        for folder in approve(chosen.folder.resolve(), chosen.gpu_check):
+            print(chosen.folder.parent / folder)
+    else:
+        write_atomic(chosen.out, page(chosen.repository).encode())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Run folder to a version's folder in a repository: stage beside it, pass the gates, rename; or write nothing."""
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,14 @@ import torch
 from exporters import ensembles, gates, golden, shapes
 from exporters.card import SCHEMA_FILE, build_card, digests_of, golden_tolerance
 from exporters.errors import ExportError
+from exporters.gates import onnx_runtime
 from exporters.kinds import Kind, kind_of
 from exporters.model_folder import ModelFolder, publish
 from exporters.onnx_graph import export
 from exporters.onnx_target import config_of
 from exporters.provenance import sealed, tools
 from exporters.registry import precision_of, target_named
-from exporters.targets import Engine, Target, TargetArtefact
+from exporters.targets import Target, TargetArtefact
 from exporters.triton_gate import answering
 from exporters.verdict import Gates, merged, not_run, state_of
 from exporters.versions import folder_for, name_and_number, versions
@@ -64,17 +65,11 @@ def build(source: Path, repository: Path, target_name: str = "onnx", precision: 
         work.mkdir()
         with job.gates:
             artefact = target.build(run, graph, onnx, folder, precision, work)
-        _write(artefact, staging / folder)
-        engine = target.open(staging / folder)
-        if target.name != "onnx":
-            _agree(job, onnx, engine, repository)
-        made = [_network(job, onnx, artefact, engine)]
+        made = [_judged(job, onnx, artefact, _network(job, onnx, artefact), staging, repository)]
         made[0].write(staging)
         for plan in ensembles.planned(graph, folder, run.weights_sha256, links, repository):
-            ensembles.bring_steps(plan, staging, repository)
-            if plan.declared or not ensembles.up_to_date(plan, staging, repository):
-                engines = {folder: engine or gates.onnx_runtime(onnx)}
-                made.append(ensembles.make(plan, staging, repository, engines))
+            if ensembles.bring_steps(plan, staging, repository):
+                made.append(ensembles.make(plan, staging, repository, {folder: onnx_runtime(onnx)}))
                 made[-1].write(staging)
         for model in answering(made, staging, job.gates):
             model.write(staging)
@@ -133,33 +128,17 @@ def _export(job: _Job) -> bytes:
         onnx = export(graph, stamp)
     job.gates.measure("G0", lambda: gates.g0_export(onnx, config_of(graph, graph.model), job.kind))
     with job.gates:
-        engine = gates.onnx_runtime(onnx)
+        engine = onnx_runtime(onnx)
     job.gates.measure("G1", lambda: gates.g1_parity(engine, graph, job.kind))
     job.gates.measure("G4", lambda: gates.g4_invariance(engine, graph, job.kind))
     return onnx
 
 
-def _write(artefact: TargetArtefact, folder: Path) -> None:
-    for path, data in (dict(artefact.files) | {"config.pbtxt": artefact.config.encode()}).items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-
-
-def _agree(job: _Job, onnx: bytes, engine: Engine | None, repository: Path) -> None:
-    if engine is None:
-        job.gates.entries.append(not_run("G3", "The engine cannot run on this machine, so it was asked nothing."))
-        return
-    from exporters.agreement import g3_agreement  # reads slides: not needed for the reference itself
-
-    job.gates.measure("G3", lambda: g3_agreement(job.graph, onnx, engine, repository))
-
-
-def _network(job: _Job, onnx: bytes, artefact: TargetArtefact, engine: Engine | None) -> ModelFolder:
-    """The network's folder. Golden answers are its engine's; those of the fp32 ONNX where it cannot run here."""
-    run, graph, entries = job.run, job.graph, job.gates.entries
-    asked_engine = engine or gates.onnx_runtime(onnx)
+def _network(job: _Job, onnx: bytes, artefact: TargetArtefact) -> ModelFolder:
+    """The network's folder before its engine was asked anything. Golden answers are those of its fp32 ONNX."""
+    run, graph = job.run, job.graph
     inputs = shapes.inputs_of(graph, shapes.golden(graph))
-    answers = asked_engine(inputs)
+    answers = onnx_runtime(onnx)(inputs)
     more: dict[str, Any] = {"not_executed": artefact.not_executed} if artefact.not_executed else {}
     if "encoder" in job.kind.card:
         ((model, weights_sha256),) = graph.needs.items()
@@ -179,21 +158,42 @@ def _network(job: _Job, onnx: bytes, artefact: TargetArtefact, engine: Engine | 
     files = sealed(
         card,
         {"config.pbtxt": artefact.config.encode(), "golden.npz": golden.pack(inputs, answers), **beside},
-        opset=entries[0]["figures"]["opset"],
+        opset=job.gates.figures("G0")["opset"],
         onnx_sha256=sha256_bytes(onnx),
         git_commit=run.manifest["git_commit"],
         starts_from=run.manifest["starts_from"],
         calibration=artefact.calibration,
         made_with=tools(artefact.tools),
     )
-    asked = [] if engine is None else [shapes.inputs_of(graph, sizes) for sizes in shapes.proven(graph)]
-    reduced = any(entry.get("figures", {}).get("reduced", False) for entry in entries)
     return ModelFolder(
         folder=job.folder,
         card=card,
         files={**{path: artefact.files[path] for path in artefact.engine}, **files},
-        gates=merged(entries, artefact.gates),
-        state=state_of(artefact, reduced=reduced, served=engine is not None and job.target.name != "tensorrt"),
+        gates=merged(job.gates.entries, artefact.gates),
+        state=artefact.state,
+        reduced=False,
+        questions=[],
+    )
+
+
+def _judged(
+    job: _Job, onnx: bytes, artefact: TargetArtefact, network: ModelFolder, staging: Path, repository: Path
+) -> ModelFolder:
+    """The network's folder with G3, where its engine is not the fp32 ONNX itself, and the questions for G5."""
+    network.write(staging)
+    engine = job.target.open(staging / job.folder)
+    if engine is None:
+        return network.with_gate(not_run("G3", "The engine cannot run on this machine, so it was asked nothing."))
+    reduced = False
+    if job.target.name != "onnx":
+        from exporters.agreement import g3_agreement  # it reads slides, which the reference itself does not need
+
+        reduced = job.gates.measure("G3", lambda: g3_agreement(job.graph, onnx, engine, repository))["reduced"]
+        network = network.with_gate(job.gates.entries[-1])
+    asked = [shapes.inputs_of(job.graph, sizes) for sizes in shapes.proven(job.graph)]
+    return replace(
+        network,
+        state=state_of(artefact, reduced=reduced),
         reduced=reduced,
-        questions=[(inputs, asked_engine(inputs)) for inputs in asked],
+        questions=[(inputs, engine(inputs)) for inputs in asked],
     )

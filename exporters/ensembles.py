@@ -1,6 +1,7 @@
 """Ensembles: which ones a new artefact is a step of, and their folders, made of nothing but their steps' own files."""
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +17,7 @@ from exporters.provenance import sealed
 from exporters.registry import open_engine
 from exporters.targets import Engine
 from exporters.verdict import least, not_run
-from exporters.versions import Version, folder_for, least_precise, name_and_number, versions
+from exporters.versions import TARGETS, Version, folder_for, least_precise, name_and_number, versions
 from gateway.inference import ModelRepository
 from gateway.inference.contract import parse_contract
 from gateway.operations.errors import PathserveError
@@ -59,29 +60,32 @@ def planned(graph: Graph, folder: str, weights_sha256: str, links: Mapping[str, 
     return plans
 
 
-def up_to_date(plan: Plan, staging: Path, repository: Path) -> bool:
-    """Whether the repository holds this very ensemble of the engines that lie in `staging`."""
-    engines = _chain(_cards(plan, staging), "engine_sha256")
-    return any(
-        (version.model, version.steps, version.engine_sha256) == (plan.model, plan.steps, engines)
-        for version in versions(repository)
-    )
+def bring_steps(plan: Plan, staging: Path, repository: Path) -> bool:
+    """Copy the steps that are not new into `staging`; whether the ensemble is to be built then.
 
-
-def bring_steps(plan: Plan, staging: Path, repository: Path) -> None:
-    """Copy the steps that are not new into `staging`. Raises ExportError where one is not what its sidecars say."""
+    One that the run itself declares always is, and a step that is not what its sidecars say raises ExportError. Any
+    other is passed over where the repository holds it already, or where another of its steps is not sound.
+    """
     for step in plan.steps:
         if (staging / step).exists():
             continue
         try:
             ModelRepository(repository).verify(step)
         except PathserveError as error:
-            raise ExportError(f"{plan.model} needs {step} in the repository. {error.detail}") from None
+            if plan.declared:
+                raise ExportError(f"{plan.model} needs {step} in the repository. {error.detail}") from None
+            print(f"No version of {plan.model} is built with the new engine. {error.detail}", file=sys.stderr)
+            return False
         shutil.copytree(repository / step, staging / step)
+    engines = _chain(_cards(plan, staging), "engine_sha256")
+    return plan.declared or all(
+        (version.model, version.steps, version.engine_sha256) != (plan.model, plan.steps, engines)
+        for version in versions(repository)
+    )
 
 
-def make(plan: Plan, staging: Path, repository: Path, engines: Mapping[str, Engine]) -> ModelFolder:
-    """The folder of an ensemble whose steps lie in `staging`; `engines` are those of new steps, by folder.
+def make(plan: Plan, staging: Path, repository: Path, references: Mapping[str, Engine]) -> ModelFolder:
+    """The folder of an ensemble whose steps lie in `staging`; `references` are the fp32 ONNX of new steps, by folder.
 
     Raises ExportError where the steps do not fit one another.
     """
@@ -93,7 +97,7 @@ def make(plan: Plan, staging: Path, repository: Path, engines: Mapping[str, Engi
     last, origin = cards[plan.steps[-1]], origins[plan.steps[-1]]
     lowest, weights = least_precise(steps), _chain(cards, "weights_sha256")
     folder = folder_for(repository, plan.model, weights, lowest.target, lowest.precision)
-    question = _answered(steps, staging, repository, engines)
+    question = _answered(steps, staging, repository, references)
     unrun = [card["not_executed"] for card in cards.values() if "not_executed" in card]
     card = build_card(
         model=plan.model,
@@ -164,22 +168,27 @@ def _config(folder: str, steps: list[Version], staging: Path) -> str:
     return config.text()
 
 
-def _answered(steps: list[Version], staging: Path, repository: Path, engines: Mapping[str, Engine]) -> Question:
+def _answered(steps: list[Version], staging: Path, repository: Path, references: Mapping[str, Engine]) -> Question:
     """The first step's golden inputs with the chain's answers to them.
 
-    An engine that cannot run here is spoken for by a version with the same weights that can.
+    An engine that cannot run here is spoken for by the fp32 ONNX of its weights.
     """
     inputs, answers = golden.unpack((staging / steps[0].folder / "golden.npz").read_bytes())
+    if (engine := open_engine(steps[0], staging)) is not None:
+        answers = engine(inputs)
     for step in steps[1:]:
-        engine = engines.get(step.folder) or open_engine(step, staging)
-        others = (other for other in versions(repository) if other.is_of(step.model, step.weights_sha256))
-        while engine is None:
-            other = next(others, None)
-            if other is None:
-                raise ExportError(
-                    f"{step.folder} cannot run here and no other version of its weights can, so an ensemble with it "
-                    f"has no golden answers. Build {step.model} for the target onnx first."
-                )
-            engine = open_engine(other, repository)
-        answers = engine(answers)
+        answers = (open_engine(step, staging) or references.get(step.folder) or _reference(step, repository))(answers)
     return inputs, answers
+
+
+def _reference(step: Version, repository: Path) -> Engine:
+    """The fp32 ONNX of a step's weights, which is another version in the repository. Raises ExportError."""
+    for version in versions(repository):
+        if version.is_of(step.model, step.weights_sha256) and version.target == TARGETS[0]:
+            engine = open_engine(version, repository)
+            assert engine is not None
+            return engine
+    raise ExportError(
+        f"{step.folder} cannot run here, so an ensemble with it has no golden answers. Build {step.model} for the "
+        "target onnx first."
+    )

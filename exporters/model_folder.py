@@ -28,7 +28,7 @@ class ModelFolder:
     questions: list[Question]
 
     def with_gate(self, entry: Entry) -> "ModelFolder":
-        return replace(self, gates=[*self.gates, entry])
+        return replace(self, gates=sorted([*self.gates, entry], key=lambda held: held["gate"]))
 
     def write(self, repository: Path) -> None:
         verdict = gate_json(self.card, self.gates, state=self.state, reduced=self.reduced)

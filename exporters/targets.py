@@ -57,9 +57,9 @@ Raises GateFailed with figures where a gate of the target fails, ExportError whe
 """
 
 Open = Callable[[Path], Engine | None]
-"""A written model folder to its engine, set as it will serve; None where it cannot run here. Raises ExportError.
+"""A written model folder, gate.json excepted, to its engine as it will serve; None where it cannot run here.
 
-G3 asks this engine, and golden answers are its answers.
+G3 asks this engine, and G5 holds Triton's answers against its answers. Raises ExportError.
 """
 
 

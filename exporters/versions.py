@@ -1,10 +1,12 @@
 """Which version of a model lies in which folder of a repository, and which folder a new artefact gets.
 
-Read from the cards alone. A folder whose card cannot be read keeps its number and is otherwise passed over: one corrupt
-model never keeps the others from being built.
+Read from the cards; where one cannot be read, from provenance.json, so that a damaged folder is built anew in its own
+place. A folder with neither keeps its number and is otherwise passed over: one corrupt model never keeps the others
+from being built.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,22 +62,41 @@ def versions(repository: Path) -> tuple[Version, ...]:
 def _version(folder: Path) -> Version | None:
     if split_folder(folder.name) is None or not folder.is_dir():
         return None
+    return _of_card(folder) or _of_provenance(folder)
+
+
+def _of_card(folder: Path) -> Version | None:
     try:
         card: dict[str, Any] = json.loads((folder / "card.json").read_bytes())
-        version = Version(
-            folder=folder_of(card["name"], card["version"]),
-            kind=card["kind"],
-            target=card["target"],
-            precision=card["precision"],
-            weights_sha256=card["digests"]["weights_sha256"],
-            engine_sha256=card["digests"]["engine_sha256"],
-            title=card["title"],
-            steps=tuple(card.get("steps", ())),
-        )
+        return _checked(folder, card["name"], card, card["digests"], card["title"], tuple(card.get("steps", ())))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    known = version.target in TARGETS and version.precision in PRECISIONS
-    return version if known and version.folder == folder.name else None
+
+
+def _of_provenance(folder: Path) -> Version | None:
+    try:
+        document: dict[str, Any] = json.loads((folder / "provenance.json").read_bytes())
+        return _checked(folder, document["model"], document, document, "", ())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checked(
+    folder: Path, model: str, said: Mapping[str, Any], digests: Mapping[str, str], title: str, steps: tuple[str, ...]
+) -> Version | None:
+    known = said["target"] in TARGETS and said["precision"] in PRECISIONS
+    if not known or folder_of(model, said["version"]) != folder.name:
+        return None
+    return Version(
+        folder=folder.name,
+        kind=said["kind"],
+        target=said["target"],
+        precision=said["precision"],
+        weights_sha256=digests["weights_sha256"],
+        engine_sha256=digests["engine_sha256"],
+        title=title,
+        steps=steps,
+    )
 
 
 def folder_for(repository: Path, model: str, weights_sha256: str, target: str, precision: str) -> str:

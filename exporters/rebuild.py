@@ -1,0 +1,103 @@
+"""Every released run built again beside a repository, and only what is not as built put into it.
+
+Some bytes are not the same on every machine: PyTorch's reference in G1 differs by its last bits, golden answers by the
+processor's kernels. Those alone never replace a folder, so that a clean checkout stays as it is.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from exporters import golden
+from exporters.build import build
+from exporters.card import SCHEMA_FILE
+from exporters.errors import ExportError
+from exporters.model_folder import publish, read_json
+from gateway.inference import ModelRepository
+from gateway.operations.errors import PathserveError
+from training.files import write_atomic
+from training.graphs import declare
+from training.runs import open_run
+
+_OF_THE_MACHINE = ("golden_sha256", "files", "tools")
+"""Of provenance.json: what differs where the answers' last bits do, and what the next version of a tool changes."""
+
+
+def rebuild(released: Path, repository: Path) -> list[str]:
+    """Build the runs below `released` for ONNX Runtime; the folders of `repository` that were replaced or added.
+
+    Raises TrainingError, ExportError or GateFailed where a run cannot be built, or where this machine does not give the
+    golden answers of a sound folder: then nothing is replaced.
+    """
+    repository.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-rebuild-") as temporary:
+        beside = Path(temporary) / repository.name
+        shutil.copytree(repository, beside)
+        built = dict.fromkeys(folder for run in _in_order(released) for folder in build(run, beside))
+        stale = [folder for folder in built if not _stands(repository, beside, folder)]
+        for folder in stale:
+            publish(beside / folder, repository / folder)
+    if not (repository / SCHEMA_FILE.name).is_file():
+        write_atomic(repository / SCHEMA_FILE.name, SCHEMA_FILE.read_bytes())
+    return stale
+
+
+def _in_order(released: Path) -> Iterator[Path]:
+    """The run folders, each after those whose models it needs. Raises ExportError where that cannot be."""
+    waiting = {path: declare(open_run(path)) for path in sorted(file.parent for file in released.glob("*/recipe.toml"))}
+    if not waiting:
+        raise ExportError(f"There is no run folder in {released.name}. Name the folder that holds the released runs.")
+    while waiting:
+        models = {graph.model for graph in waiting.values()}
+        ready = [path for path, graph in waiting.items() if not models & set(graph.needs)]
+        if not ready:
+            raise ExportError(f"The runs {', '.join(path.name for path in waiting)} need one another.")
+        for path in ready:
+            del waiting[path]
+        yield from ready
+
+
+def _stands(repository: Path, beside: Path, folder: str) -> bool:
+    """Whether a folder of the repository is what was built, but for what differs between machines."""
+    try:
+        ModelRepository(repository).verify(folder)
+    except PathserveError:
+        return False
+    here, new = repository / folder, beside / folder
+    if any((here / file).read_bytes() != (new / file).read_bytes() for file in ("card.json", "config.pbtxt")):
+        return False
+    if _origin(here) != _origin(new) or _verdict(here) != _verdict(new):
+        return False
+    _hold_answers(here, new)
+    return True
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    document = read_json(folder / "provenance.json")
+    return {key: value for key, value in document.items() if key not in _OF_THE_MACHINE}
+
+
+def _verdict(folder: Path) -> dict[str, Any]:
+    """gate.json without its figures."""
+    document = read_json(folder / "gate.json")
+    return document | {"gates": [(entry["gate"], entry["passed"]) for entry in document["gates"]]}
+
+
+def _hold_answers(here: Path, new: Path) -> None:
+    """Raises ExportError where this machine does not answer the golden inputs as the folder says."""
+    tolerance = read_json(here / "card.json")["golden_tolerance"]
+    (inputs, answers), (asked, found) = (golden.unpack((at / "golden.npz").read_bytes()) for at in (here, new))
+    if inputs.keys() != asked.keys() or not all(np.array_equal(inputs[name], asked[name]) for name in inputs):
+        raise ExportError(
+            f"The golden inputs of {here.name} are not those that its run gives. Remove its folder first."
+        )
+    gap = max(float(np.abs(answers[name] - found[name]).max()) for name in answers)
+    if not gap <= tolerance:
+        raise ExportError(
+            f"{here.name} answers its golden inputs on this machine with a difference of {gap:.2e}; the bound is "
+            f"{tolerance:.0e}. Its folder is left as it is: look for what is wrong with this machine or its runtime."
+        )
