@@ -6,7 +6,9 @@ from typing import Literal
 from gateway.domain.codes import Code
 
 Target = Literal["onnx", "cpu", "tensorrt"]
+"""What an engine was built for; the reference first."""
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+"""From the most precise to the least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

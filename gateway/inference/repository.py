@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.exceptions import best_match
 from pydantic import ValidationError as MalformedCard
 
-from gateway.domain.model import ModelCard
+from gateway.domain.model import ModelCard, Precision, Target
 from gateway.inference.contract import Array, Contract, parse_contract
 from gateway.inference.names import folder_of, split_folder
 from gateway.inference.sidecars import (
@@ -119,13 +120,13 @@ class ModelRepository:
         """The whole of a version's card.json, valid by card.schema.json. Raises ModelNotLoaded, ModelRefused."""
         data = self._sealed(folder, "card.json")
         try:
-            document = json.loads(data)
+            document = json.loads(data, parse_constant=_no_number)
             if not isinstance(document, dict) or document.get("schema") != SCHEMA:
                 raise ModelRefused(f"The model {folder} is refused: its card.json is not a {SCHEMA}. Export it again.")
             schema = self.path / "card.schema.json"
             if schema.is_file():
                 _validate(data, schema.read_bytes())
-        except (OSError, ValueError, ValidationError) as error:
+        except (OSError, ValueError, RecursionError, ValidationError) as error:
             raise ModelRefused(
                 f"The model {folder} is refused: its card.json is not valid ({_first(error)}). Export it again."
             ) from None
@@ -160,12 +161,15 @@ class ModelRepository:
             ) from None
         expected = {key.removeprefix(_EXPECTED): value for key, value in arrays.items() if key.startswith(_EXPECTED)}
         inputs = {key: value for key, value in arrays.items() if not key.startswith(_EXPECTED)}
-        if not expected or not expected.keys() <= {spec.name for spec in self.contract(folder).outputs}:
-            raise ModelRefused(
-                f"The model {folder} is refused: its golden.npz does not fit its config. Export it again."
-            )
-        tolerance = float(self.document(folder).get("golden_tolerance", GOLDEN_TOLERANCE))
-        return Golden(inputs, expected, tolerance)
+        tolerance = self.document(folder).get("golden_tolerance", GOLDEN_TOLERANCE)
+        problem = None
+        if expected.keys() != {spec.name for spec in self.contract(folder).outputs}:
+            problem = "its golden.npz does not fit its config: it has to answer for each output"
+        elif not isinstance(tolerance, int | float) or not tolerance > 0:
+            problem = "the golden_tolerance of its card.json is no number above 0"
+        if problem:
+            raise ModelRefused(f"The model {folder} is refused: {problem}. Export it again.")
+        return Golden(inputs, expected, float(tolerance))
 
     def check(self, folder: str) -> Contract:
         """`verify`, and prove that the version and its steps may serve: APPROVED, no less. Gives its contract.
@@ -185,6 +189,11 @@ class ModelRepository:
         provenance, gate, contract = self.provenance(folder), self.gate(folder), self.contract(folder)
         document, card = self.document(folder), self.card(folder)
         _agree(folder, card, provenance, gate)
+        if (card.kind == "ensemble") != bool(contract.steps):
+            raise ModelRefused(
+                f"The model {folder} is refused: its card.json calls it {card.kind}, and its config.pbtxt makes it "
+                f"{'an ensemble' if contract.steps else 'none'}. Export it again."
+            )
         if gate.approved and document.get("not_executed"):
             raise ModelRefused(
                 f"The model {folder} is refused: its card.json says that it was never executed, and its gate.json says "
@@ -209,7 +218,10 @@ class ModelRepository:
     def served_version(self, folder: str) -> str:
         """The version that Triton serves of a folder: the only one in it. Raises ModelNotLoaded, ModelRefused."""
         _, version = self._named(folder)
-        found = sorted(entry.name for entry in self._folder(folder).iterdir() if entry.name.isdecimal())
+        try:
+            found = sorted(entry.name for entry in self._folder(folder).iterdir() if entry.name.isdecimal())
+        except OSError:
+            raise _missing(folder, "folder") from None
         if not found:
             raise ModelRefused(f"The model {folder} is refused: it has no version folder. Export it again.")
         if found != [version]:
@@ -232,13 +244,20 @@ class ModelRepository:
         return next(iter(digests.values())) if len(digests) == 1 else lines_digest(digests)
 
     def _verify_steps(self, folder: str, contract: Contract, document: dict[str, Any]) -> None:
+        problem = None
         for step in contract.steps:
-            if self.verify(step).steps:
-                raise ModelRefused(f"The model {folder} is refused: its step {step} is an ensemble itself.")
+            # Before the step is verified: two ensembles may name each other.
+            if self.contract(step).steps:
+                raise ModelRefused(
+                    f"The model {folder} is refused: its step {step} is an ensemble itself. Export it again."
+                )
+            self.verify(step)
         if document.get("steps") != list(contract.steps):
-            raise ModelRefused(
-                f"The model {folder} is refused: its card.json and config.pbtxt name different steps. Export it again."
-            )
+            problem = "its card.json and config.pbtxt name different steps"
+        elif _engine_of(self.card(folder)) != max(_engine_of(self.card(step)) for step in contract.steps):
+            problem = "its card.json does not carry target and precision of its least precise step"
+        if problem:
+            raise ModelRefused(f"The model {folder} is refused: {problem}. Export it again.")
 
     def _split(self) -> Iterator[tuple[str, str]]:
         return (self._named(folder) for folder in self.folders)
@@ -311,12 +330,31 @@ _contract = lru_cache(maxsize=256)(parse_contract)
 
 @lru_cache(maxsize=256)
 def _validate(document: bytes, schema: bytes) -> None:
-    """Raises ValidationError. A document that passed is not looked at again: it takes milliseconds."""
-    Draft202012Validator(json.loads(schema)).validate(json.loads(document))
+    """Raises ValidationError, ModelRefused. What passed is not looked at again: it takes milliseconds."""
+    try:
+        rules = json.loads(schema)
+        Draft202012Validator.check_schema(rules)
+        errors = list(Draft202012Validator(rules).iter_errors(json.loads(document)))
+    except Exception:  # a schema that names what is not there raises what its libraries raise
+        raise ModelRefused("The model repository's card.schema.json is no schema. Restore the file.") from None
+    if errors:
+        raise best_match(errors)
 
 
 def _is_model(entry: Path) -> bool:
-    return split_folder(entry.name) is not None and any((entry / file).is_file() for file in _SIDECARS)
+    try:
+        return split_folder(entry.name) is not None and any((entry / file).is_file() for file in _SIDECARS)
+    except OSError:
+        return True  # It cannot be looked into, which `check` says; the others are listed all the same.
+
+
+def _engine_of(card: ModelCard) -> tuple[int, int]:
+    """A version's precision and target as numbers; the least precise is the greatest."""
+    return get_args(Precision).index(card.version.precision), get_args(Target).index(card.version.target)
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
 
 
 def _agree(folder: str, card: ModelCard, provenance: Provenance, gate: GateReport) -> None:

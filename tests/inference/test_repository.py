@@ -396,3 +396,62 @@ def test_an_unchanged_engine_is_not_read_again(changeable: ModelRepository, monk
     changeable.check("encoder")
     changeable.card("encoder")
     assert hashed.count("model.onnx") == 1
+
+
+@pytest.mark.parametrize("step", ["both", "other"], ids=["itself", "one that has it as a step"])
+def test_an_ensemble_of_ensembles_is_refused(changeable: ModelRepository, step: str) -> None:
+    models.write_ensemble(changeable.path, "other", "both", "head")
+    config = changeable.path / "both" / "config.pbtxt"
+    config.write_text(config.read_text().replace("encoder", step))
+    accept(config.parent, config.name)
+    with pytest.raises(ModelRefused, match=f"both is refused: its step {step} is an ensemble itself"):
+        changeable.check("both")
+
+
+def test_an_ensemble_of_a_lower_precision_says_so(changeable: ModelRepository) -> None:
+    add_version(changeable.path, "encoder")
+    card = read(changeable.path / "encoder-v2", "card.json")
+    write(changeable.path / "encoder-v2", "card.json", card | {"target": "cpu", "precision": "bf16"})
+    seal(changeable.path / "encoder-v2")
+    folder = add_version(changeable.path, "both", steps={"encoder": "encoder-v2"})
+    assert changeable.check("both-v2").steps == ("encoder-v2", "head")
+    version = changeable.card("both-v2").version
+    assert (version.target, version.precision) == ("cpu", "bf16")
+    write(folder, "card.json", read(folder, "card.json") | {"target": "onnx", "precision": "fp32"})
+    seal(folder)
+    with pytest.raises(ModelRefused, match=r"both-v2 is refused: .*least precise step"):
+        changeable.check("both-v2")
+
+
+def test_golden_answers_are_due_for_every_output(changeable: ModelRepository) -> None:
+    folder = changeable.path / "encoder"
+    edit(
+        folder / "config.pbtxt",
+        "output [",
+        'output [ { name: "attention" data_type: TYPE_FP32 dims: [ 1 ] } ]\noutput [',
+    )
+    with pytest.raises(ModelRefused, match="it has to answer for each output"):
+        changeable.golden("encoder")
+
+
+@pytest.mark.parametrize("tolerance", ["much", None, 0, -1, float("inf"), float("nan")])
+def test_a_tolerance_that_lets_everything_pass_is_refused(changeable: ModelRepository, tolerance: object) -> None:
+    folder = changeable.path / "encoder"
+    write(folder, "card.json", read(folder, "card.json") | {"golden_tolerance": tolerance})
+    seal(folder)
+    with pytest.raises(ModelRefused, match=r"golden_tolerance|no number"):
+        changeable.golden("encoder")
+
+
+@pytest.mark.parametrize("schema", ["", "{", '{"type": 5}', '{"$ref": "#/$defs/absent"}', '{"$ref": "urn:absent"}'])
+def test_a_broken_schema_is_said_of_the_schema(changeable: ModelRepository, schema: str) -> None:
+    (changeable.path / "card.schema.json").write_text(schema)
+    with pytest.raises(ModelRefused, match=r"card\.schema\.json is no schema"):
+        changeable.check("encoder")
+
+
+def test_a_card_of_another_kind_than_the_config_is_refused(changeable: ModelRepository) -> None:
+    write(changeable.path / "head", "card.json", read(changeable.path / "head", "card.json") | {"kind": "ensemble"})
+    seal(changeable.path / "head")
+    with pytest.raises(ModelRefused, match=r"head is refused: its card\.json calls it ensemble"):
+        changeable.check("head")

@@ -72,7 +72,9 @@ def add_version(
     if "steps" in card:
         for old, new in (steps or {}).items():
             config = config.replace(f'model_name: "{old}"', f'model_name: "{new}"')
-        write(folder, "card.json", card | {"steps": [(steps or {}).get(step, step) for step in card["steps"]]})
+        names = [(steps or {}).get(step, step) for step in card["steps"]]
+        least = max((read(repository / name, "card.json") for name in names), key=_precision)
+        write(folder, "card.json", card | {"steps": names, **{key: least[key] for key in ("target", "precision")}})
         (folder / "config.pbtxt").write_text(config)
     else:
         change_engine(folder, change or shifted)
@@ -86,6 +88,11 @@ def add_model(repository: Path, model: str, name: str) -> Path:
     folder = _copy(repository / model, name, "1")
     seal(folder)
     return folder
+
+
+def _precision(card: Mapping[str, Any]) -> tuple[int, int]:
+    precisions, targets = ("fp32", "fp16", "bf16", "int8", "fp8"), ("onnx", "cpu", "tensorrt")
+    return precisions.index(card["precision"]), targets.index(card["target"])
 
 
 def _copy(first: Path, model: str, version: str) -> Path:
