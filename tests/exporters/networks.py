@@ -1,6 +1,7 @@
 """Tiny networks with random weights, one or more of every kind of model, as later systems will declare them."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from exporters.onnx_graph import export
+from exporters.targets import Engine
 from training.graphs import Arrays, Dim, Graph, TensorSpec
 
 WIDTH, HEADS, VOCABULARY, BOXES = 16, 2, 11, 12
@@ -331,3 +334,26 @@ EVERY = {
     "prefill": prefill,
     "step": step,
 }
+
+
+@cache
+def made(name: str) -> Graph:
+    return EVERY[name]()
+
+
+@cache
+def exported(name: str) -> bytes:
+    """The ONNX file of one of EVERY; exported once, as that takes seconds."""
+    return export(made(name), {})
+
+
+def torch_engine(graph: Graph) -> Engine:
+    """The training network as an engine: no export is needed to see what a gate says of it."""
+
+    def answer(inputs: Arrays) -> Arrays:
+        with torch.inference_mode():
+            answers = graph.network(*(torch.from_numpy(inputs[spec.name].copy()) for spec in graph.inputs))
+        answers = answers if isinstance(answers, tuple) else (answers,)
+        return {spec.name: tensor.numpy() for spec, tensor in zip(graph.outputs, answers, strict=True)}
+
+    return answer

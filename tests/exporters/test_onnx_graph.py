@@ -1,12 +1,18 @@
-"""The exported file: the same bytes every time, half-size weights, provenance, and nothing of the machine."""
+"""The exported file: the same bytes every time, half-size weights, named sizes, provenance; nothing of the machine."""
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from exporters.build import network_artefact
+from exporters import gates
+from exporters.errors import ExportError, GateFailed
+from exporters.kinds import kind_of
+from exporters.onnx_graph import BF16_OPSET, export
+from exporters.onnx_target import config_of
+from tests.exporters import networks
 from tests.exporters.conftest import ROOT
 from training.graphs import Graph
 from training.runs import Run
@@ -14,16 +20,29 @@ from training.runs import Run
 pytestmark = pytest.mark.training
 
 
-def test_rebuilding_the_encoder_gives_the_committed_bytes(
+def stamp(run: Run, graph: Graph) -> dict[str, str]:
+    return {
+        "pathserve.model": graph.model,
+        "pathserve.kind": graph.kind,
+        "pathserve.weights_sha256": run.weights_sha256,
+        "pathserve.recipe": run.name,
+        "pathserve.recipe_sha256": run.manifest["recipe_sha256"],
+        "pathserve.git_commit": run.manifest["git_commit"],
+    }
+
+
+def test_exporting_the_encoder_gives_the_committed_bytes(
     encoder_run: Run, encoder_graph: Graph, encoder_engine: bytes
 ) -> None:
-    assert network_artefact(encoder_run, encoder_graph).engine == encoder_engine
+    assert export(encoder_graph, stamp(encoder_run, encoder_graph)) == encoder_engine
 
 
-def test_rebuilding_the_head_gives_the_same_files(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
-    first, second = network_artefact(head_run, head_graph), network_artefact(head_run, head_graph)
-    assert first.files == second.files
-    assert first.engine == head_engine
+def test_exporting_the_head_gives_the_committed_bytes(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
+    assert export(head_graph, stamp(head_run, head_graph)) == head_engine
+
+
+def test_exporting_twice_gives_the_same_bytes() -> None:
+    assert export(networks.bag(), {}) == networks.exported("bag")
 
 
 def test_weights_are_stored_as_fp16_without_loss(encoder_graph: Graph, encoder_engine: bytes) -> None:
@@ -59,3 +78,39 @@ def test_normalisation_is_in_the_graph(encoder_engine: bytes, encoder_graph: Gra
     with torch.inference_mode():
         due = encoder_graph.network.network(torch.zeros(1, 3, 224, 224))[0].mean((2, 3))
     np.testing.assert_allclose(found[:, :1280], due.numpy(), atol=1e-4)
+
+
+def dims(values: object) -> dict[str, list[str | int]]:
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values
+    }
+
+
+def test_free_sizes_have_the_names_that_the_graph_gives_them() -> None:
+    detector = onnx.load_from_string(networks.exported("detector")).graph
+    assert dims(detector.input) == {"image": ["batch", "height", "width", 3]}
+    assert dims(detector.output)["boxes"] == ["batch", networks.BOXES, 4]
+    bag = onnx.load_from_string(networks.exported("bag")).graph
+    assert dims(bag.input) == {"features": [1, "tiles", networks.WIDTH], "xy_um": [1, "tiles", 2]}
+    assert dims(bag.output) == {"logits": [1, 3], "attention": [1, "tiles"]}
+
+
+def test_a_size_that_the_network_fixes_cannot_be_declared_free() -> None:
+    class Fixed(nn.Module):
+        def forward(self, features: torch.Tensor, xy_um: torch.Tensor) -> torch.Tensor:
+            return features.reshape(1, -1, 4 * networks.WIDTH).mean(1)[:, :3] + xy_um.mean()
+
+    graph = networks.graph("bag", Fixed(), networks.made("bag").inputs, [networks.fp32("logits", 1, 3)], batch=None)
+    with pytest.raises(ExportError, match="tiny_bag cannot be exported with the sizes that it declares as free: "):
+        export(graph, {})
+
+
+def test_bf16_has_a_newer_opset_and_fp32_has_not() -> None:
+    graph = networks.made("encoder")
+    config, kind, newer = config_of(graph, "m"), kind_of(graph), export(graph, {}, BF16_OPSET)
+    assert gates.g0_export(newer, config, kind, "bf16")["opset"] == 22
+    gates.g1_parity(gates.onnx_runtime(newer), graph, kind)
+    with pytest.raises(GateFailed, match=r"G0: the graph uses opset 22; in fp32, runtimes are held to 20\."):
+        gates.g0_export(newer, config, kind)
+    with pytest.raises(GateFailed, match=r"G0: the graph uses opset 20; in bf16, runtimes are held to 22\."):
+        gates.g0_export(networks.exported("encoder"), config, kind, "bf16")

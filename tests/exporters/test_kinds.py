@@ -1,0 +1,130 @@
+"""Every kind of model goes through the door: declared, exported, gated; and what is not its kind's is refused."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from exporters import gates, shapes
+from exporters.errors import ExportError
+from exporters.kinds import KINDS, kind_of
+from exporters.onnx_target import config_of
+from tests.exporters import networks
+from tests.exporters.networks import EVERY, TILES, exported, fp32, int64, made
+from training.graphs import Dim
+
+pytestmark = pytest.mark.training
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_kind_is_exported_and_passes_its_gates(name: str) -> None:
+    graph, engine = made(name), exported(name)
+    kind = kind_of(graph)
+    checked = gates.g0_export(engine, config_of(graph, "m-v2"), kind)
+    assert checked["opset"] == 20
+    assert set(checked["operators"]) <= kind.operators
+    loaded = gates.onnx_runtime(engine)
+    parity = gates.g1_parity(loaded, graph, kind)
+    for dim in shapes.dims_of(graph).values():
+        for size in (dim.min, dim.max):
+            assert any(f"{dim.name} {size}" in place for place in parity), (dim.name, size, list(parity))
+    invariance = gates.g4_invariance(loaded, graph, kind)
+    assert invariance["twice"] == 0
+    assert ("neighbours" in invariance) == (graph.batch is not None)
+    assert invariance.get("neighbours", 0) == 0
+    assert ("padding" in invariance) == any("mask" in spec.name and spec.datatype != "FP32" for spec in graph.inputs)
+    assert ("order of tiles" in invariance) == ("tiles" in graph.unordered)
+
+
+def test_every_kind_is_tried_here_and_has_a_card_block() -> None:
+    assert {made(name).kind for name in EVERY} == set(KINDS)
+    for kind in KINDS.values():
+        assert kind.card
+        assert not kind.operators & {"NonZero", "NonMaxSuppression", "If", "Loop", "Scan", "Unique", "Compress"}
+
+
+def test_what_the_gate_of_precision_compares_is_declared() -> None:
+    def compared(name: str) -> dict[str, str]:
+        graph = made(name)
+        return {spec.name: kind_of(graph).slot(spec, graph).compared for spec in graph.outputs}
+
+    assert compared("encoder") == {"embedding": "cosine"}
+    assert compared("head") == {"logits": "logits"}
+    assert compared("bag") == {"logits": "logits", "attention": "cosine"}
+    assert compared("detector") == {"boxes": "cosine", "scores": "cosine", "labels": "labels"}
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "sentence"),
+    [
+        ("head", {"kind": "oracle"}, "kind oracle; known kinds are encoder, head, bag"),
+        (
+            "head",
+            {"kind": "encoder"},
+            r"input embedding \(FP32, 2 axes with the batch\), but a model of kind",
+        ),
+        ("head", {"outputs": (fp32("scores", 3),)}, "declares the output scores"),
+        ("head", {"outputs": (int64("logits", 3),)}, r"logits \(INT64, 2 axes"),
+        ("head", {"outputs": (fp32("logits", 3),) * 2}, "declares an output twice"),
+        ("head", {"inputs": (fp32("embedding", -1),)}, "only outputs may say -1"),
+        ("head", {"batch": replace(networks.BATCH, name="rows")}, "its name is batch"),
+        ("detector", {"outputs": (fp32("boxes", 12, 4),)}, "of the kind detector and lacks the output scores"),
+        ("mask_decoder", {"inputs": (fp32("mask_features", 16, 8, 8),)}, "lacks the input text_tokens"),
+        ("bag", {"unordered": ("rows",)}, "order along rows means nothing; no input has it"),
+        ("bag", {"outputs": (fp32("logits", 1, Dim("other", 1, 2, 3)),)}, "size other, which no input has"),
+        (
+            "bag",
+            {"inputs": (fp32("features", 1, replace(TILES, max=9, opt=9), 16), fp32("xy_um", 1, TILES, 2))},
+            "twice",
+        ),
+        ("bag", {"inputs": (fp32("features", 1, Dim("tiles", 0, 1, 2), 16),)}, "1 ≤ min ≤ opt ≤ max, min < max"),
+        ("bag", {"inputs": (fp32("features", 1, Dim("tiles", 5, 5, 5), 16),)}, "1 ≤ min ≤ opt ≤ max, min < max"),
+        ("bag", {"inputs": (fp32("features", 1, Dim("tiles", 8, 20, 40, 8), 16),)}, "not multiples of 8"),
+    ],
+)
+def test_a_graph_that_is_not_what_its_kind_is_is_refused(name: str, change: dict, sentence: str) -> None:
+    with pytest.raises(ExportError, match=sentence):
+        kind_of(replace(made(name), **change))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda samples: {"features": samples["features"]},
+        lambda samples: samples | {"xy_um": samples["xy_um"].astype(np.float64)},
+        lambda samples: samples | {"features": samples["features"][:, 1:]},
+    ],
+)
+def test_samples_must_be_as_declared(wrong: Callable[[dict], dict]) -> None:
+    graph = made("bag")
+    with pytest.raises(ExportError, match=r"The samples of tiny_bag give .* at tiles 5; it is declared as FP32"):
+        shapes.inputs_of(replace(graph, samples=lambda sizes: wrong(graph.samples(sizes))), {"tiles": 5})
+
+
+def test_a_cache_carries_what_the_whole_text_would_say() -> None:
+    """Prefill and three steps against prefill of the longer text."""
+    first, more = (gates.onnx_runtime(exported(name)) for name in ("prefill", "step"))
+    tokens = np.random.default_rng(5).integers(0, networks.VOCABULARY, (2, 9))
+    answer = first({"token_ids": tokens[:, :6], "mask": np.ones((2, 6), np.int64)})
+    for place in (6, 7, 8):
+        past = {f"past_{name}": answer[f"present_{name}"] for name in ("key", "value")}
+        answer = more({"token_ids": tokens[:, place : place + 1], **past})
+    whole = first({"token_ids": tokens, "mask": np.ones((2, 9), np.int64)})
+    for name in whole:
+        np.testing.assert_allclose(answer[name], whole[name], atol=1e-5)
+
+
+def test_text_is_a_prompt_for_masks() -> None:
+    """The three engines of a text-prompted segmentation take one another's outputs by name."""
+    image, text, masks = (made(name) for name in ("image_encoder", "text_encoder", "mask_decoder"))
+    sizes = {"batch": 2, "tokens": 5}
+    tokens = shapes.inputs_of(text, sizes)
+    given = gates.onnx_runtime(exported("image_encoder"))(shapes.inputs_of(image, {"batch": 2}))
+    given |= gates.onnx_runtime(exported("text_encoder"))(tokens) | {"text_mask": tokens["token_mask"]}
+    asked = {spec.name: given[spec.name] for spec in masks.inputs}
+    answer = gates.onnx_runtime(exported("mask_decoder"))(asked)
+    with torch.inference_mode():
+        due = masks.network(*map(torch.from_numpy, asked.values()))[0].numpy()
+    np.testing.assert_allclose(answer["mask_logits"], due, atol=1e-5)
