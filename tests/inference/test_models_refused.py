@@ -13,7 +13,7 @@ from gateway.inference import TritonEngine, embedded
 from gateway.inference.installation import find_installation
 from gateway.operations.errors import ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
-from tests.support.models import seal
+from tests.support.models import add_version, change_engine, seal, shifted
 
 from . import models
 
@@ -41,11 +41,17 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
     # A flipped byte.
     flipped = models.write_encoder(folder, "flipped") / "1" / "model.onnx"
     flipped.write_bytes(flipped.read_bytes().replace(b"embedding", b"embeddinf", 1))
+    # Versions of a model are models of their own: one is refused, another serves.
+    add_version(folder, "encoder", "2")
+    add_version(folder, "encoder", "3", state="BUILT", reduced=True)
+    change_engine(add_version(folder, "encoder", "4", change=lambda model: None), shifted)
+    seal(folder / "encoder-v4")
     names = ["corrupt", "narrow", "typed", "renamed", "drifted", "flipped", "absent", "m$(touch X)", "close", "encoder"]
+    names += ["encoder-v2", "encoder-v3", "encoder-v4"]
     async with TritonEngine.open(Settings(state=tmp_path / "state", model_repository=folder), names) as engine:
         reasons = {status.folder: status.reason for status in engine.status()}
         ready = [status.folder for status in engine.status() if status.ready]
-        assert ready == ["close", "encoder"]
+        assert ready == ["close", "encoder", "encoder-v2"]
         assert "model.onnx failed:Protobuf parsing failed" in reasons["corrupt"]
         assert not any(re.search(r"(?<![\w.])/\w", reason) for reason in reasons.values() if reason), (
             "paths are for logs"
@@ -55,6 +61,8 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
         assert "outputs ['features'], which the model does not have" in reasons["renamed"]
         assert "golden.npz are not the exporter's" in reasons["drifted"]
         assert "digest" in reasons["flipped"]
+        assert "built but compared on too few tiles" in reasons["encoder-v3"]
+        assert "golden.npz are not the exporter's" in reasons["encoder-v4"]
         assert "There is no model absent" in reasons["absent"]
         assert "letters, digits" in reasons["m$(touch X)"]
         for name, error in (("corrupt", ModelNotLoaded), ("drifted", ModelRefused), ("absent", ModelNotLoaded)):
@@ -62,7 +70,10 @@ async def test_wrong_models_are_refused_and_the_others_serve(installed: None, re
                 await engine.infer(name, {"image": models.tiles(1)})
         images = models.tiles(32)
         answer = await engine.infer("encoder", {"image": images})
-        assert np.array_equal(answer["embedding"], models.direct(folder / "encoder", images))
+        first = models.direct(folder / "encoder", images)
+        assert np.array_equal(answer["embedding"], first)
+        second = (await engine.infer("encoder-v2", {"image": images}))["embedding"]
+        assert np.allclose(second - first, [0.25, *[0] * (models.WIDTH - 1)], atol=1e-4)
 
 
 async def test_the_backend_refuses_numpy_2(
