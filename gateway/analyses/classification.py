@@ -111,6 +111,8 @@ class TissueClassification:
 
         with TileStore.open(task.folder / TILES, **_ownership(task, plan.digest)) as store:
             progress(store.done)
+            if store.done == len(plan.rows_N):
+                return  # killed between the last tile and the end of the step
             batches = stream_tiles(task.slide, plan, batch=REQUEST_TILES, skip=store.done, cancelled=cancelled)
             await run_batches(batches, logits, store, progress=progress, cancelled=cancelled)
 

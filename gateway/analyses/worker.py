@@ -135,7 +135,7 @@ def _launch(state: Path, executor_id: str) -> None:
             "it is lost, move it away: the analyses that it knew then begin anew."
         ) from error
     # Nothing is limited here: the dispatcher starts no more analyses than may run.
-    DBOS.register_queue(QUEUE, polling_interval_sec=0.5)
+    DBOS.register_queue(QUEUE, polling_interval_sec=0.2)
 
 
 def _own_dbos_logging() -> None:
