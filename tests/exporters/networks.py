@@ -15,7 +15,7 @@ from training.graphs import Arrays, Dim, Graph, TensorSpec
 
 WIDTH, HEADS, VOCABULARY, BOXES = 16, 2, 11, 12
 BATCH = Dim("batch", 1, 4, 8)
-TILES = Dim("tiles", 1, 64, 700)
+TILES = Dim("tiles", 1, 64, 5000)
 TOKENS = Dim("tokens", 2, 8, 16)
 HEIGHT, SPAN = Dim("height", 64, 96, 128, 32), Dim("width", 64, 96, 160, 32)
 FILL = -1e4

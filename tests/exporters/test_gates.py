@@ -166,7 +166,7 @@ def test_an_image_cropped_by_one_pixel_fails_parity() -> None:
         gates.g1_parity(shifted, graph, kind_of(graph))
 
 
-@pytest.mark.parametrize("size", [1, 64, 700])
+@pytest.mark.parametrize("size", [1, 64, 5000])
 def test_every_size_counts(size: int) -> None:
     graph = made("bag")
     engine = torch_engine(graph)

@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from exporters import gates, shapes
+from exporters import gates, golden, shapes
+from exporters.config import EnsembleConfig, Step, check_config
 from exporters.errors import ExportError
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
+from gateway.inference import TritonEngine
+from gateway.operations.settings import Settings
 from tests.exporters import networks
 from tests.exporters.networks import EVERY, TILES, exported, fp32, int64, made
-from training.graphs import Dim
+from tests.inference.models import write_card
+from training.graphs import Arrays, Dim
 
 pytestmark = pytest.mark.training
 
@@ -128,3 +133,65 @@ def test_text_is_a_prompt_for_masks() -> None:
     with torch.inference_mode():
         due = masks.network(*map(torch.from_numpy, asked.values()))[0].numpy()
     np.testing.assert_allclose(answer["mask_logits"], due, atol=1e-5)
+
+
+def write(repository: Path, name: str) -> None:
+    """A sealed model folder, its golden answers at small sizes."""
+    graph, folder = made(name), repository / name
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.onnx").write_bytes(exported(name))
+    config = config_of(graph, name)
+    check_config(config)
+    (folder / "config.pbtxt").write_text(config.text())
+    inputs = shapes.inputs_of(graph, shapes.golden(graph))
+    (folder / "golden.npz").write_bytes(golden.pack(inputs, gates.onnx_runtime(exported(name))(inputs)))
+    write_card(folder, kind=graph.kind)
+
+
+def write_masks(repository: Path) -> None:
+    """image and a text's tokens to masks: the features between its two engines never leave Triton."""
+    image, masks = made("image_encoder"), made("mask_decoder")
+    steps = [
+        Step(name, tuple(spec.name for spec in made(name).inputs), tuple(spec.name for spec in made(name).outputs))
+        for name in ("image_encoder", "mask_decoder")
+    ]
+    text = tuple(spec for spec in masks.inputs if spec.name.startswith("text_"))
+    config = EnsembleConfig(
+        name="masks", steps=tuple(steps), inputs=(*image.inputs, *text), outputs=masks.outputs, max_batch_size=8
+    )
+    check_config(config)
+    (repository / "masks" / "1").mkdir(parents=True)
+    (repository / "masks" / "config.pbtxt").write_text(config.text())
+    write_card(repository / "masks", kind="ensemble", steps=["image_encoder", "mask_decoder"])
+
+
+def same(found: Arrays, due: Arrays) -> bool:
+    return found.keys() == due.keys() and all(np.array_equal(found[name], due[name]) for name in due)
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(240)
+async def test_bags_steps_and_joined_engines_are_served(tmp_path: Path) -> None:
+    """Any number of tiles without a batch axis, a growing cache, and features handed from engine to engine."""
+    repository = tmp_path / "repository"
+    for name in ("bag", "step", "image_encoder", "mask_decoder"):
+        write(repository, name)
+    write_masks(repository)
+    direct = {name: gates.onnx_runtime(exported(name)) for name in ("bag", "step", "image_encoder", "mask_decoder")}
+    settings = Settings(state=tmp_path / "state", model_repository=repository, triton_url=None)
+    async with TritonEngine.open(settings, ["bag", "step", "masks"]) as engine:
+        assert [model.reason for model in engine.status()] == [None] * 3
+        for tiles in (1, 64, 5000):
+            bag = shapes.inputs_of(made("bag"), {"tiles": tiles})
+            assert same(await engine.infer("bag", bag), direct["bag"](bag)), tiles
+        inputs = shapes.inputs_of(made("step"), {"batch": 3, "past": 1})
+        for length in (2, 3, 4):
+            answer = await engine.infer("step", inputs)
+            assert same(answer, direct["step"](inputs))
+            assert answer["present_key"].shape == (3, 2, length, 8)
+            inputs |= {f"past_{name}": answer[f"present_{name}"] for name in ("key", "value")}
+        text = shapes.inputs_of(made("mask_decoder"), {"batch": 2, "tokens": 5})
+        image = shapes.inputs_of(made("image_encoder"), {"batch": 2})
+        asked = image | {name: text[name] for name in ("text_tokens", "text_mask")}
+        due = direct["mask_decoder"](text | direct["image_encoder"](image))
+        assert same(await engine.infer("masks", asked), due)
