@@ -1,6 +1,5 @@
 """A corrupt model is refused by its name, with the reason, and never answers; the others serve on."""
 
-import json
 import os
 import re
 import shutil
@@ -202,17 +201,23 @@ def test_the_doctor_names_every_corrupt_model(gateway: Gateway, corrupt: Path) -
 
 
 @pytest.mark.triton
-def test_labels_swapped_under_a_running_server_are_never_used(gateway: Gateway, corrupt: Path, slide: Path) -> None:
-    card = corrupt / ENSEMBLE / "card.json"
-    right = card.read_bytes()
+def test_a_model_corrupted_under_a_running_server_is_never_used(gateway: Gateway, corrupt: Path, slide: Path) -> None:
+    files = [corrupt / ENSEMBLE / "card.json", corrupt / ENCODER / "1" / "model.onnx"]
+    right = {file: file.read_bytes() for file in files}
     swap_labels(corrupt / ENSEMBLE)
     # At once, whatever the server has noticed of it.
     analysis = gateway.finish(gateway.order(study_of(slide)))
     assert (analysis["state"], analysis["failure"]["reason"]) == ("failed", ModelRefused.reason), analysis
     assert ENSEMBLE in analysis["failure"]["detail"]
     assert gateway.request("GET", f"/v1/analyses/{analysis['id']}/report").status_code == 409
-    eventually(lambda: ENSEMBLE in refused(gateway), "/readyz names the model", 30)
-    assert "card.json" in json.dumps(models(gateway)[ENSEMBLE]["reason"])
-    card.write_bytes(right)
-    eventually(lambda: ENSEMBLE not in refused(gateway), "the model serves again", 40)
+    flip(corrupt / ENCODER)
+    eventually(lambda: {ENCODER, ENSEMBLE} <= refused(gateway), "/readyz names the models", 30)
+    eventually(lambda: gateway.request("GET", "/readyz").status_code == 503, "no protocol is left")
+    shown = models(gateway)
+    assert "card.json" in shown[ENSEMBLE]["reason"]
+    assert "engine" in shown[ENCODER]["reason"]
+    assert shown[HEAD]["ready"]
+    for file, data in right.items():
+        file.write_bytes(data)
+    eventually(lambda: gateway.request("GET", "/readyz").status_code == 200, "the models serve again", 40)
     assert gateway.finish(gateway.order(study_of(slide)))["state"] == "completed"
