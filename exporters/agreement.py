@@ -63,20 +63,26 @@ class _Record:
 
 
 def g3_agreement(
-    graph: Graph, onnx: bytes, engine: Engine, repository: Path, tiles: TileSet | None = None
+    graph: Graph,
+    onnx: bytes,
+    engine: Engine,
+    repository: Path,
+    tiles: TileSet | None = None,
+    reference: Engine | None = None,
 ) -> dict[str, Any]:
     """The figures of an engine that agrees; `reduced` says whether there were too few tiles, or no head, to approve it.
 
-    `tiles` are the agreement tiles unless others are given; without data, the graph's own golden inputs. The engine is
-    called from two threads at once. Raises GateFailed with all figures, ExportError where a head that should judge
-    cannot be used.
+    `tiles` are the agreement tiles unless others are given; without data, the graph's own golden inputs. `reference` is
+    an engine of `onnx` that the caller holds already. Engines are called from two threads at once. Raises GateFailed
+    with all figures, ExportError where a head that should judge cannot be used.
     """
     models = ModelRepository(repository)
     judges = judges_of(graph, onnx, models)
     tiles = tiles_for(graph) if tiles is None else tiles
     kind = kind_of(graph)
     integers = frozenset(spec.name for spec in graph.outputs if kind.slot(spec, graph).compared == "labels")
-    record = _compare(onnx, engine, questions_of(graph, models, tiles), judges, _Record(integers))
+    questions = questions_of(graph, models, tiles)
+    record = _compare(reference or onnx_runtime(onnx), engine, questions, judges, _Record(integers))
     real = 0 if tiles is None else len(tiles)
     figures: dict[str, Any] = {
         "reduced": real < THRESHOLDS.tiles or (graph.kind == "encoder" and not judges),
@@ -163,10 +169,9 @@ def _changes(
 
 
 def _compare(
-    onnx: bytes, engine: Engine, asked: Iterable[Question], judges: tuple[Judge, ...], record: _Record
+    reference: Engine, engine: Engine, asked: Iterable[Question], judges: tuple[Judge, ...], record: _Record
 ) -> _Record:
     """Both engines' answers to every question, two at a time; never more than a few batches are held."""
-    reference = onnx_runtime(onnx)
     waiting: deque[tuple[Question, Future[tuple[Arrays, Arrays]]]] = deque()
 
     def both(inputs: Arrays) -> tuple[Arrays, Arrays]:

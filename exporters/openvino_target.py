@@ -11,7 +11,7 @@ import os
 import threading
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import openvino
 
@@ -65,8 +65,10 @@ def open_engine(model: Path, hint: str, callers: int = CALLERS) -> Engine:
     return answer
 
 
-def quantise(onnx: bytes, graph: Graph, work: Path) -> tuple[dict[str, bytes], dict[str, object]]:
-    """(model.xml and model.bin, what it was calibrated on). The same graph and tiles give the same bytes.
+def quantise(onnx: bytes, graph: Graph, work: Path, **options: Any) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """(model.xml and model.bin, what it was calibrated on), written to `work` too. `options` are nncf.quantize's own.
+
+    The same graph, tiles and options give the same bytes.
 
     Raises ExportError for a graph that does not take tiles, DataMissing where there are no tiles to calibrate on.
     """
@@ -79,9 +81,8 @@ def quantise(onnx: bytes, graph: Graph, work: Path) -> tuple[dict[str, bytes], d
 
     nncf.set_log_level(40)
     with contextlib.redirect_stdout(io.StringIO()):  # progress bars
-        quantised = nncf.quantize(
-            openvino.Core().read_model(onnx), nncf.Dataset(images), subset_size=len(images), fast_bias_correction=True
-        )
+        model = openvino.Core().read_model(onnx)
+        quantised = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images), **options)
     # Names that OpenVINO makes up count on through a process; these say the same in every one.
     for place, node in enumerate(quantised.get_ordered_ops()):
         if node.get_type_name() not in ("Parameter", "Result"):

@@ -140,7 +140,7 @@ def _judge(name: str, card: Mapping[str, Any], logits: Callable[[Arrays], np.nda
 
 def _cards(models: ModelRepository) -> Iterator[tuple[str, dict[str, Any]]]:
     """Folders with their cards; one whose card cannot be read is of no model, and is passed over."""
-    for name in models.names:
+    for name in models.folders:
         try:
             yield name, models.document(name)
         except PathserveError:

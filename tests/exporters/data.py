@@ -1,15 +1,18 @@
-"""A data folder of a test's own: smooth coloured pictures, named as MANIFEST.csv names them."""
+"""A data folder of a test's own: coloured pictures, named as MANIFEST.csv names them; and a graph that takes them."""
 
 import csv
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from torch import nn
 
 from exporters.tiles import LABELLED
 from training.data.crc9 import CLASSES, DATASET
 from training.files import sha256_bytes
+from training.graphs import Graph, TensorSpec
 
+TILE_PX = 32
 FIELDS = ("path", "dataset", "sha256", "licence", "licence_tier", "label")
 
 
@@ -41,3 +44,18 @@ def write_data(root: Path, sets: dict[str, int], side_px: int, seed: int = 0) ->
         writer.writeheader()
         writer.writerows(rows)
     return root
+
+
+def tile_graph(network: nn.Module) -> Graph:
+    """An encoder of tiles of TILE_PX."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (64, TILE_PX, TILE_PX, 3), dtype=np.uint8)
+    return Graph(
+        model="small",
+        kind="encoder",
+        network=network,
+        inputs=(TensorSpec("image", "UINT8", (TILE_PX, TILE_PX, 3)),),
+        outputs=(TensorSpec("embedding", "FP32", (8,)),),
+        samples=lambda sizes: {"image": images[: sizes["batch"]]},
+        card={"tile_px": TILE_PX, "mpp": 0.5, "labels": [], "operating_points": [], "data": []},
+    )

@@ -22,7 +22,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Three sets: 7 labelled tiles, 16 + 32 tiles of two unlabelled sets."""
     root = write_data(tmp_path, {LABELLED: 7, "he_oral": 16, "seg_consep": 8}, 40)
     monkeypatch.setenv("PATHSERVE_DATA", str(root))
-    common._manifest.cache_clear()
     return root
 
 
