@@ -46,6 +46,7 @@ class Trouble(StrEnum):
     CANCELLED = "cancelled"
     INVALID = "invalid-argument"
     REFUSED = "control-refused"
+    STUCK = "load-never-ends"
     OTHER = "internal"
 
 

@@ -192,14 +192,13 @@ class TritonEngine:
             await supervisor.close()
 
     async def _listen(self, supervisor: Supervisor) -> None:
-        """Ask the models that are quiet, as their owner."""
+        """Ask the models that are quiet."""
         while True:
             await asyncio.sleep(LOOK_PERIOD_S)
-            if self._server.owner:
-                try:
-                    await supervisor.listen()
-                except CallFailed as failure:
-                    log.warning("inference.listen_failed", trouble=failure.trouble.value, detail=failure.text)
+            try:
+                await supervisor.listen()
+            except CallFailed as failure:
+                log.warning("inference.listen_failed", trouble=failure.trouble.value, detail=failure.text)
 
     async def _restore(self) -> None:
         """Bring what was loaded on a server that is gone, whether it is asked for or not."""

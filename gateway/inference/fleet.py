@@ -6,6 +6,7 @@ their own; Triton takes an ensemble out and back with its steps.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ import structlog
 
 from gateway.domain.model import ModelCard
 from gateway.inference import metrics, replay, stubs
-from gateway.inference.client import CallFailed, Trouble
+from gateway.inference.client import CallFailed, Client, Trouble
 from gateway.inference.connection import Connection
 from gateway.inference.contract import Array, Contract
 from gateway.inference.embedded import EmbeddedServer
 from gateway.inference.external import ExternalServer
 from gateway.inference.repository import ModelRepository
 from gateway.inference.served import ModelStatus, Served
+from gateway.inference.stubs import Stub
 from gateway.operations.errors import ModelChanged, ModelNotLoaded, ModelRefused, PathserveError
 
 LOAD_TIMEOUT_S = 120.0
@@ -31,6 +33,9 @@ Cause = Literal["dead", "hung"]
 """Why a model is healed: a process is dead or stopped, or it lives and neither answers nor computes."""
 
 _LOAD_TRIES = 3
+_LOOK_AT_LOAD_S = 0.25
+_STUCK_AFTER_S = 4.0
+_STUCK = "its process ended before it had reported that it runs, and Triton waits for it for ever"
 # How long a guest waits for the server's owner to heal a model.
 _OWNER_HEALS_S = 30.0
 _SETTLE_PERIOD_S = 0.25
@@ -46,6 +51,7 @@ class Fleet:
     ) -> None:
         self.repository = repository
         self.server = server
+        self._foreign = isinstance(server, ExternalServer)
         self.connection: Connection | None = None
         # A keeper takes a folder's new engine up: it decides what serves, and has no analysis whose answers could mix.
         self.keeps = False
@@ -57,6 +63,8 @@ class Fleet:
         self._connecting = asyncio.Lock()
         # What this engine loaded by itself: on a server of somebody else's, only that is unloaded.
         self._loaded: set[str] = set()
+        # Processes of models that were unloaded to be healed: ids and start times.
+        self.unloaded: set[tuple[int, float]] = set()
 
     def ask_for(self, folders: Sequence[str]) -> None:
         """The folders that `bring_all` loads and `status` shows, in that order."""
@@ -159,7 +167,7 @@ class Fleet:
     async def recover(self, served: Served, seen: Mapping[str, int]) -> None:
         """After an answer that a process is dead: heal it as the owner, or wait for the owner to have healed it."""
         parts = self._steps(served) or (served,)
-        if not self.server.owner:
+        if not all(map(self.tends, parts)):
             await self._await_owner((*self._steps(served), served))
             return
         for part in [part for part in parts if await self.dead(part)] or parts:
@@ -167,19 +175,39 @@ class Fleet:
             if part.problem is not None:
                 raise part.problem
 
+    @property
+    def tends_any(self) -> bool:
+        """True where healing models is this engine's work: the server's owner's; a keeper's on a foreign server."""
+        return self.server.owner or (self._foreign and self.keeps)
+
+    def tends(self, served: Served) -> bool:
+        """True where healing this folder is; on a foreign server, only what the engine was let load itself."""
+        return self.server.owner or (self.tends_any and served.folder in self._loaded)
+
     async def dead(self, served: Served) -> bool:
         """True where a folder has fewer working processes than instances (it may be loading, too)."""
+        if self._foreign:
+            return False
         instances = await self.instances(served)
-        working = [s for s in await asyncio.to_thread(self.server.stubs) if s.folder == served.folder and not s.frozen]
+        working = [stub for stub in await self.stubs_of(served) if not stub.frozen]
         return len(working) < instances
+
+    async def stubs_of(self, served: Served) -> list[Stub]:
+        """The living processes of a folder, those that still leave after it was unloaded too."""
+        return [stub for stub in await asyncio.to_thread(self.server.stubs) if stub.folder == served.folder]
 
     async def instances(self, served: Served) -> int:
         """How many processes a folder should have: none for an ensemble, or for one that cannot be read."""
-        if served.contract is None:
-            with contextlib.suppress(PathserveError):
-                served.contract = await asyncio.to_thread(self.repository.contract, served.folder)
+        await self.read(served)
         contract = served.contract
         return 0 if contract is None or contract.steps else contract.instances
+
+    async def read(self, served: Served) -> None:
+        """Contract and golden answers of a folder that another engine loaded, where they can be read."""
+        if served.contract is None:
+            with contextlib.suppress(PathserveError):
+                served.golden = await asyncio.to_thread(self.repository.golden, served.folder)
+                served.contract = await asyncio.to_thread(self.repository.contract, served.folder)
 
     async def put_away(self) -> None:
         """Unload, through Triton alone, what is loaded and neither asked for nor a step of that.
@@ -292,14 +320,20 @@ class Fleet:
                     await replay.replay(contract, served.golden, self.ask, LOAD_TIMEOUT_S)
                 return
             except CallFailed as failure:
-                if failure.trouble is not Trouble.DEAD_STUB or not tries_left:
+                if not tries_left:
+                    raise
+                if failure.trouble is Trouble.STUCK and served.engine_sha256 is not None:
+                    # It was sound before: an accident. Of one that never was, a restart would disturb the others.
+                    await self.restart()
+                    continue
+                if failure.trouble is not Trouble.DEAD_STUB:
                     raise
             except ModelRefused:
                 # A wrong engine does not stay where others could take it for a proven one.
-                if self.server.owner:
+                if self.tends(served):
                     await self._unload(served)
                 raise
-            if not self.server.owner:
+            if not self.tends(served):
                 await self._await_owner((*self._steps(served), served))
             elif contract.steps:
                 for step in self._steps(served):
@@ -312,7 +346,7 @@ class Fleet:
         connection = self._connected()
         outcome = "failed"
         try:
-            await connection.client.load(served.folder, LOAD_TIMEOUT_S)
+            await self._load_watched(served, connection.client)
             self._loaded.add(served.folder)
             outcome = "loaded"
         except CallFailed as failure:
@@ -327,14 +361,40 @@ class Fleet:
         finally:
             metrics.LOADS.labels(*served.labels, outcome).inc()
 
+    async def _load_watched(self, served: Served, client: Client) -> None:
+        """A load whose process dies before it has reported never ends, and only a new server helps. Raises CallFailed.
+
+        Where the server is not ours to restart, its owner ends the waiting.
+        """
+        if served.stuck_epoch == self.epoch:
+            raise CallFailed(Trouble.STUCK, _STUCK)
+        loading = asyncio.ensure_future(client.load(served.folder, LOAD_TIMEOUT_S))
+        try:
+            if self.server.owner and await self.instances(served):
+                before = {stub.pid for stub in await self.stubs_of(served)}
+                born: set[int] = set()
+                well_s = time.monotonic()
+                while not (await asyncio.wait({loading}, timeout=_LOOK_AT_LOAD_S))[0]:
+                    living = {stub.pid for stub in await self.stubs_of(served)} - before
+                    born |= living
+                    if born == living and living:
+                        well_s = time.monotonic()
+                    elif time.monotonic() - well_s > _STUCK_AFTER_S:
+                        served.stuck_epoch = self.epoch
+                        raise CallFailed(Trouble.STUCK, _STUCK)
+            await loading
+        finally:
+            loading.cancel()
+
     async def _end(self, served: Served, cause: Cause) -> None:
         """Unload a folder of which a process does not work, and end the processes that Triton would wait for.
 
         `load` alone does nothing while Triton calls the model ready. A server that does not unload it is restarted.
         """
         served.epoch = -1
-        mine = [stub for stub in await asyncio.to_thread(self.server.stubs) if stub.folder == served.folder]
+        mine = await self.stubs_of(served)
         stubs.kill(stub for stub in mine if stub.frozen or cause == "hung")
+        self.unloaded |= {(stub.pid, stub.started_s) for stub in mine}
         try:
             await self._unload(served)
         except CallFailed as failure:

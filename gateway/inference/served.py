@@ -36,7 +36,7 @@ class Served:
     """A folder's state in one engine: what was proven of it, on which server, and what is wrong with it.
 
     `generation` counts reloads: a call that failed before the latest one needs none of its own. `epoch` is that of the
-    connection on which the folder was proven last.
+    connection on which the folder was proven last, `stuck_epoch` of one whose server will never have loaded it.
     """
 
     folder: str
@@ -46,6 +46,7 @@ class Served:
     engine_sha256: str | None = None
     problem: PathserveError | None = None
     epoch: int = -1
+    stuck_epoch: int = -1
     generation: int = 0
     permits: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -13,9 +13,13 @@ _PROGRAM = "triton_python_backend_stub"
 
 @dataclass(frozen=True, slots=True)
 class Stub:
-    """One living stub: the model folder that it runs, and the CPU time that it has used. `frozen`: it is stopped."""
+    """One living stub: the model folder that it runs, and the CPU time that it has used. `frozen`: it is stopped.
+
+    `started_s` (since the epoch) tells it from another process that was given its id later.
+    """
 
     pid: int
+    started_s: float
     folder: str
     frozen: bool
     cpu_s: float
@@ -33,7 +37,8 @@ def living_stubs(server_pid: int, directory: Path) -> tuple[Stub, ...]:
                     folder = arguments[1].removeprefix(models).partition("/")[0]
                     frozen = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
                     times = process.cpu_times()
-                    found.append(Stub(process.pid, folder, frozen, times.user + times.system))
+                    cpu_s = times.user + times.system
+                    found.append(Stub(process.pid, process.create_time(), folder, frozen, cpu_s))
     return tuple(found)
 
 

@@ -10,11 +10,10 @@ import time
 
 import structlog
 
-from gateway.inference import replay
+from gateway.inference import replay, stubs
 from gateway.inference.client import CallFailed, Trouble
 from gateway.inference.fleet import Cause, Fleet
 from gateway.inference.served import Served
-from gateway.inference.stubs import Stub
 
 LOOK_PERIOD_S = 1.0
 # A server that answers neither of two questions within this time hangs.
@@ -22,6 +21,8 @@ SERVER_DEADLINE_S = 4.0
 # A model that answered nothing for this long is asked for a golden row, which takes at most this long.
 QUIET_S = 4.0
 CANARY_DEADLINE_S = 3.0
+# A process whose model was unloaded, and that computes nothing, may take this long to leave.
+LEAVE_S = 3.0
 # A process that lives, owes an answer and has used less CPU time than this meanwhile, hangs; a busy one uses more.
 _IDLE_CPU_S = 0.05
 
@@ -33,34 +34,41 @@ class Supervisor:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        # Folders that lacked a process at the last look: twice in a row is no reload on its way.
-        self._suspects: set[str] = set()
+        # Folders that lacked a process at the last look, with their generation: twice is no reload on its way.
+        self._suspects: dict[str, int] = {}
         self._healing: dict[str, asyncio.Task[None]] = {}
+        # CPU time of processes that should leave, and since when it is the same.
+        self._leaving: dict[tuple[int, float], tuple[float, float]] = {}
         self._answered: dict[str, tuple[int, float]] = {}
 
     async def look(self) -> None:
         """Heal what has fewer working processes than instances. Raises PathserveError where no server comes back."""
         ready = await self._ready()
+        await self._dismiss()
+        suspects, self._suspects = self._suspects, {}
         for folder in sorted(ready):
             served = self._fleet.get(folder)
-            if served.lock.locked() or folder in self._healing:
-                self._suspects.discard(folder)
+            generation = served.generation
+            if served.lock.locked() or folder in self._healing or not await self._fleet.dead(served):
                 continue
-            if not await self._fleet.dead(served):
-                self._suspects.discard(folder)
-            elif folder in self._suspects:
-                self._suspects.discard(folder)
-                self._heal(served, "dead")
+            if suspects.get(folder) == generation:
+                self._heal(served, generation, "dead")
             else:
-                self._suspects.add(folder)
+                self._suspects[folder] = generation
 
     async def listen(self) -> None:
         """Ask the models that have been quiet. Raises CallFailed."""
         connection = self._fleet.connection
-        if connection is None:
+        if connection is None or not self._fleet.tends_any:
             return
         now = time.monotonic()
-        for folder, count in (await connection.client.answered(SERVER_DEADLINE_S)).items():
+        try:
+            answered = await connection.client.answered(SERVER_DEADLINE_S)
+        except CallFailed as failure:
+            if failure.trouble is Trouble.REFUSED:
+                return
+            raise
+        for folder, count in answered.items():
             before = self._answered.get(folder)
             if before is None or before[0] != count:
                 self._answered[folder] = (count, now)
@@ -90,27 +98,45 @@ class Supervisor:
 
     async def _ask(self, served: Served) -> None:
         """One golden row an instance; a wrong answer is not looked for here, but silence is."""
+        await self._fleet.read(served)
         contract, golden = served.contract, served.golden
-        if contract is None or contract.steps or golden is None or served.lock.locked():
+        if contract is None or contract.steps or golden is None:
             return
-        before = {stub.pid: stub.cpu_s for stub in await self._stubs(served)}
+        if served.lock.locked() or not self._fleet.tends(served):
+            return
+        generation = served.generation
+        before = {stub.pid: stub.cpu_s for stub in await self._fleet.stubs_of(served)}
         try:
             await replay.canary(contract, golden, self._fleet.ask, CANARY_DEADLINE_S)
         except CallFailed as failure:
             log.warning("inference.canary_failed", model=served.folder, trouble=failure.trouble.value)
             if failure.trouble is Trouble.DEAD_STUB:
-                self._heal(served, "dead")
+                self._heal(served, generation, "dead")
             elif failure.trouble is Trouble.DEADLINE and any(
-                stub.cpu_s - before[stub.pid] < _IDLE_CPU_S for stub in await self._stubs(served) if stub.pid in before
+                stub.cpu_s - before.get(stub.pid, 0.0) < _IDLE_CPU_S for stub in await self._fleet.stubs_of(served)
             ):
-                self._heal(served, "hung")
+                self._heal(served, generation, "hung")
 
-    async def _stubs(self, served: Served) -> list[Stub]:
-        return [stub for stub in await asyncio.to_thread(self._fleet.server.stubs) if stub.folder == served.folder]
+    async def _dismiss(self) -> None:
+        """End processes of unloaded models that have nothing to do and do not leave.
 
-    def _heal(self, served: Served, cause: Cause) -> None:
-        if served.lock.locked() or served.folder in self._healing:
+        Triton waits for ever for a dead process that was asked for something, and with it for its healthy siblings.
+        """
+        unloaded = self._fleet.unloaded
+        living = {(stub.pid, stub.started_s): stub for stub in await asyncio.to_thread(self._fleet.server.stubs)}
+        unloaded &= living.keys()
+        now = time.monotonic()
+        idle = {}
+        for key in unloaded:
+            cpu_s, since = self._leaving.get(key, (-1.0, now))
+            idle[key] = (living[key].cpu_s, since if cpu_s == living[key].cpu_s else now)
+        self._leaving = idle
+        stubs.kill(living[key] for key, (_, since) in idle.items() if now - since >= LEAVE_S)
+
+    def _heal(self, served: Served, generation: int, cause: Cause) -> None:
+        """`generation` is that of the evidence: what was loaded anew since then is not what was seen."""
+        if served.folder in self._healing:
             return
-        task = asyncio.create_task(self._fleet.heal(served, served.generation, cause))
+        task = asyncio.create_task(self._fleet.heal(served, generation, cause))
         self._healing[served.folder] = task
         task.add_done_callback(lambda _: self._healing.pop(served.folder, None))

@@ -1,0 +1,257 @@
+"""What dies, freezes or hangs is noticed without a request, healed, and costs no answer."""
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+from prometheus_client import REGISTRY
+
+from gateway.inference import TritonEngine, supervision
+from gateway.inference.embedded import read_record
+from gateway.inference.stubs import Stub, living_stubs
+from gateway.operations.settings import Settings
+from tests.support.models import seal
+
+from . import models
+
+pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
+
+# Answers like the encoder; its next request after the file `hang` appears never ends, and uses no CPU.
+STICKY = """
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        self.folder = Path(args["model_repository"])
+        self.session = onnxruntime.InferenceSession(str(self.folder / args["model_version"] / "model.onnx"))
+
+    def execute(self, requests):
+        try:
+            (self.folder / "hang").unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            threading.Event().wait()
+        answers = []
+        for request in requests:
+            image = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()
+            (embedding,) = self.session.run(None, {"image": image})
+            answers.append(pb_utils.InferenceResponse([pb_utils.Tensor("embedding", np.ascontiguousarray(embedding))]))
+        return answers
+"""
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """encoder, twin (two instances), head, the ensemble `both`, slow, and sticky, which can be made to hang."""
+    folder = tmp_path_factory.mktemp("fragile")
+    for name, count in (("encoder", 1), ("twin", 2), ("sticky", 1)):
+        models.write_encoder(folder, name, count=count, golden=True)
+    models.write_head(folder, "head")
+    models.write_ensemble(folder, "both", "encoder", "head")
+    slow = models.write_slow(folder, "slow")
+    tiles = models.slow_tiles(1, 0)
+    np.savez(slow / "golden.npz", image=tiles, **{"expected.embedding": models.direct(slow, tiles)})
+    seal(slow)
+    config = folder / "sticky" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"onnxruntime"', '"sticky"'))
+    seal(config.parent)
+    return folder
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def owner(
+    installed: None, fragile: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[TritonEngine]:
+    backends = tmp_path_factory.mktemp("backends")
+    for backend in Settings().triton_backends.iterdir():
+        shutil.copytree(backend, backends / backend.name)
+    (backends / "sticky").mkdir()
+    (backends / "sticky" / "model.py").write_text(STICKY)
+    settings = Settings(state=tmp_path_factory.mktemp("state"), model_repository=fragile, triton_backends=backends)
+    async with TritonEngine.open(settings, []) as opened:
+        await opened.serve(["encoder", "twin", "both", "slow", "sticky"])
+        assert [status.reason for status in opened.status()] == [None] * 5
+        yield opened
+
+
+async def test_each_killed_stub_is_replaced_in_time_without_any_request(owner: TritonEngine, fragile: Path) -> None:
+    images = models.tiles(2)
+    for folder, place, instances in (("encoder", 0, 1), ("twin", 0, 2), ("twin", 1, 2), ("head", 0, 1)):
+        # What was unloaded for another's sake takes a moment to leave.
+        await _until(lambda f=folder, i=instances: len(_stubs(owner, f)) == i, 10)
+        deaths, heals = _deaths(folder, "dead"), _healed(folder)
+        os.kill(_stubs(owner, folder)[place].pid, signal.SIGKILL)
+        await _until(lambda f=folder, d=deaths: _deaths(f, "dead") == d + 1, 10)
+        await _until(lambda f=folder, h=heals: _healed(f) == h + 1, 10)
+        await _until(lambda: all(status.ready for status in owner.status()), 10)
+    for name in ("encoder", "twin"):
+        answer = await owner.infer(name, {"image": images})
+        assert np.array_equal(answer["embedding"], models.direct(fragile / name, images))
+    embedding = models.direct(fragile / "encoder", images)
+    answer = await owner.infer("both", {"image": images})
+    assert np.array_equal(answer["logits"], models.direct(fragile / "head", embedding))
+
+
+async def test_a_frozen_stub_is_replaced_and_the_server_lives(owner: TritonEngine) -> None:
+    server = _server(owner)
+    (victim, _) = _stubs(owner, "twin")
+    deaths = _deaths("twin", "dead")
+    os.kill(victim.pid, signal.SIGSTOP)
+    await _until(lambda: _deaths("twin", "dead") == deaths + 1, 10)
+    await _until(lambda: len(_stubs(owner, "twin")) == 2, 10)
+    assert (await owner.infer("twin", {"image": models.tiles(1)}))["embedding"].any()
+    assert _server(owner) == server
+
+
+@pytest.mark.parametrize("asked", ["by the owner", "by a guest"])
+async def test_a_stub_that_ends_in_the_middle_of_a_request_costs_no_answer(owner: TritonEngine, asked: str) -> None:
+    async with TritonEngine.open(owner.settings, ["slow"]) as guest:
+        engine = owner if asked == "by the owner" else guest
+        asking = asyncio.create_task(engine.infer("slow", {"image": models.slow_tiles(2, 60)}))
+        await asyncio.sleep(0.3)
+        (victim,) = _stubs(owner, "slow")
+        os.kill(victim.pid, signal.SIGKILL)
+        assert (await asking)["embedding"][0, 0] == 60.0
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["unasked", "asked"])
+async def test_a_stub_that_lives_and_hangs_is_replaced(
+    owner: TritonEngine, fragile: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asked:
+        monkeypatch.setattr(supervision, "QUIET_S", 1.0)
+    deaths = _deaths("sticky", "hung")
+    (fragile / "sticky" / "hang").touch()
+    images = models.tiles(3)
+    if asked:
+        answer = await asyncio.wait_for(owner.infer("sticky", {"image": images}), 25)
+        assert np.array_equal(answer["embedding"], models.direct(fragile / "sticky", images))
+    else:
+        await _until(lambda: _deaths("sticky", "hung") == deaths + 1, 12)
+        await _until(lambda: owner.status()[-1].ready, 10)
+    assert _deaths("sticky", "hung") == deaths + 1
+    assert (await owner.infer("sticky", {"image": images}))["embedding"].any()
+
+
+async def test_a_busy_model_is_not_taken_for_one_that_hangs(
+    owner: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "QUIET_S", 0.5)
+    monkeypatch.setattr(supervision, "CANARY_DEADLINE_S", 0.5)
+    (before,) = _stubs(owner, "slow")
+    assert (await owner.infer("slow", {"image": models.slow_tiles(1, 150)}))["embedding"][0, 0] == 150.0
+    (after,) = _stubs(owner, "slow")
+    assert before.pid == after.pid
+
+
+async def test_a_server_that_hangs_is_restarted_and_no_request_fails(owner: TritonEngine, fragile: Path) -> None:
+    images = models.tiles(40)
+    async with TritonEngine.open(owner.settings, ["encoder"]) as guest:
+        server = _server(owner)
+        os.kill(server, signal.SIGSTOP)
+        start = time.monotonic()
+        answers = await asyncio.gather(
+            guest.infer("encoder", {"image": images}), owner.infer("twin", {"image": images})
+        )
+        assert time.monotonic() - start < 40
+        for answer, name in zip(answers, ("encoder", "twin"), strict=True):
+            assert np.array_equal(answer["embedding"], models.direct(fragile / name, images))
+    assert owner.owner
+    assert _server(owner) != server
+    assert not psutil.pid_exists(server)
+    await _until(lambda: all(status.ready for status in owner.status()), 30)
+
+
+async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEngine, fragile: Path) -> None:
+    """Triton waits for it for ever: only another server can load the model."""
+    server = _server(owner)
+    images = models.tiles(4)
+    (first,) = _stubs(owner, "encoder")
+    os.kill(first.pid, signal.SIGKILL)
+    await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
+    (second,) = _stubs(owner, "encoder")
+    os.kill(second.pid, signal.SIGKILL)
+    answer = await owner.infer("encoder", {"image": images})
+    assert np.array_equal(answer["embedding"], models.direct(fragile / "encoder", images))
+    assert _server(owner) != server, "it should have been caught before it had reported"
+    await _until(lambda: all(status.ready for status in owner.status()), 30)
+
+
+async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragile: Path) -> None:
+    seed = 5
+    images = models.tiles(24, seed=seed)
+    embedding = models.direct(fragile / "encoder", images)
+    due = {
+        "twin": ("embedding", models.direct(fragile / "twin", images)),
+        "both": ("logits", models.direct(fragile / "head", embedding)),
+    }
+    end = time.monotonic() + 20
+    counts = dict.fromkeys(due, 0)
+
+    async def keep_asking(engine: TritonEngine, model: str) -> None:
+        output, answer = due[model]
+        while time.monotonic() < end:
+            assert np.array_equal((await engine.infer(model, {"image": images}))[output], answer)
+            counts[model] += 1
+
+    kills = 0
+    dice = random.Random(seed)
+    async with TritonEngine.open(owner.settings, ["twin", "both"]) as guest:
+        asking = [asyncio.create_task(keep_asking(guest, "twin")), asyncio.create_task(keep_asking(guest, "both"))]
+        while time.monotonic() < end:
+            await asyncio.sleep(dice.uniform(1.0, 3.5))
+            victims = _stubs(owner, "encoder", "twin", "head")
+            if victims:
+                os.kill(dice.choice(victims).pid, signal.SIGKILL)
+                kills += 1
+        await asyncio.gather(*asking)
+    assert kills >= 5
+    assert min(counts.values()) > 10
+
+
+async def _until(condition: Callable[[], bool], timeout_s: float) -> float:
+    """Wait for a condition; the seconds that it took."""
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < timeout_s, "it does not come true"
+        await asyncio.sleep(0.05)
+    return time.monotonic() - start
+
+
+def _server(engine: TritonEngine) -> int:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    return record.pid
+
+
+def _stubs(engine: TritonEngine, *folders: str) -> list[Stub]:
+    record = read_record(engine.settings.state)
+    assert record is not None
+    found = living_stubs(record.pid, Path(record.directory))
+    return sorted((stub for stub in found if stub.folder in folders), key=lambda stub: stub.pid)
+
+
+def _deaths(model: str, cause: str) -> float:
+    labels = {"model": model, "version": "1", "cause": cause}
+    return REGISTRY.get_sample_value("pathserve_model_stub_deaths_total", labels) or 0
+
+
+def _healed(model: str) -> float:
+    labels = {"model": model, "version": "1"}
+    return REGISTRY.get_sample_value("pathserve_model_heal_duration_seconds_count", labels) or 0
