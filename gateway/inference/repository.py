@@ -68,8 +68,6 @@ class ModelRepository:
         except OSError:
             return ()
 
-    names = folders
-
     @property
     def models(self) -> tuple[str, ...]:
         """The names of the models, sorted; each has one version or several."""
