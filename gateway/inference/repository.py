@@ -368,6 +368,12 @@ def _agree(folder: str, card: ModelCard, provenance: Provenance, gate: GateRepor
             raise ModelRefused(
                 f"The model {folder} is refused: its card.json and provenance.json differ in {field}. Export it again."
             )
+    is_its_onnx = card.version.target == "onnx" and card.kind != "ensemble"
+    if is_its_onnx and provenance.onnx_sha256 != provenance.engine_sha256:
+        raise ModelRefused(
+            f"The model {folder} is refused: its engine is an ONNX, and its provenance.json names another one. Export "
+            "it again."
+        )
 
 
 def _missing(folder: str, file: str) -> ModelRefused:

@@ -25,7 +25,11 @@ State = Literal["EXPORTED", "PARSED", "BUILT", "APPROVED"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """`provenance.json` (pathserve-provenance-2): where a version comes from. `files` maps base names to sha256."""
+    """`provenance.json` (pathserve-provenance-2): where a version comes from.
+
+    `files` maps the names of the files beside it to their sha256; `onnx_sha256` is of the fp32 ONNX that the engine was
+    made of, of an ensemble over its steps.
+    """
 
     schema: Literal["pathserve-provenance-2"]
     model: str
@@ -37,9 +41,9 @@ class Provenance:
     recipe_sha256: Sha256
     manifest_sha256: Sha256
     weights_sha256: Sha256
+    onnx_sha256: Sha256
     engine_sha256: Sha256
     files: Mapping[str, Sha256]
-    onnx_sha256: Sha256 | None = None
     golden_sha256: Sha256 | None = None
     git_commit: str | None = None
 

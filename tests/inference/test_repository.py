@@ -408,6 +408,48 @@ def test_an_ensemble_of_ensembles_is_refused(changeable: ModelRepository, step: 
         changeable.check("both")
 
 
+def damaged(data: bytes, random: np.random.Generator) -> bytes:
+    """The bytes with one bit flipped, or cut off, or with a few others in the middle."""
+    place = int(random.integers(len(data)))
+    match random.integers(3):
+        case 0:
+            return data[:place] + bytes([data[place] ^ 1 << int(random.integers(8))]) + data[place + 1 :]
+        case 1:
+            return data[:place]
+        case _:
+            return data[:place] + random.bytes(4) + data[place + 4 :]
+
+
+@pytest.mark.parametrize("file", ["1/model.onnx", "card.json", "config.pbtxt", "golden.npz"])
+def test_no_damage_to_a_sealed_file_is_taken(changeable: ModelRepository, file: str) -> None:
+    path, random = changeable.path / "encoder" / file, np.random.default_rng(5)
+    right = path.read_bytes()
+    for _ in range(100):
+        path.write_bytes(damaged(right, random))
+        with pytest.raises(ModelRefused, match="encoder is refused"):
+            changeable.check("encoder")
+    path.write_bytes(right)
+    assert changeable.check("encoder").name == "encoder"
+
+
+@pytest.mark.parametrize("file", ["gate.json", "provenance.json"])
+def test_no_damage_to_what_seals_changes_what_is_served(changeable: ModelRepository, file: str) -> None:
+    """A figure or a tool's version may change in them: what the gateway acts on may not."""
+    path, random = changeable.path / "encoder" / file, np.random.default_rng(6)
+    right, card = path.read_bytes(), changeable.card("encoder")
+    refused = 0
+    for _ in range(300):
+        path.write_bytes(damaged(right, random))
+        try:
+            changeable.check("encoder")
+        except ModelRefused as error:
+            refused += "encoder is refused" in error.detail
+        else:
+            assert changeable.card("encoder") == card
+            assert changeable.gate("encoder").approved
+    assert refused > 200
+
+
 def test_an_ensemble_of_a_lower_precision_says_so(changeable: ModelRepository) -> None:
     add_version(changeable.path, "encoder")
     card = read(changeable.path / "encoder-v2", "card.json")

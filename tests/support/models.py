@@ -44,10 +44,13 @@ def seal(folder: Path, **gate: Any) -> None:
     write(folder, "gate.json", report)
     files = [file for file in ("card.json", "config.pbtxt", "golden.npz") if (folder / file).exists()]
     digests = {file: digest(folder / file) for file in files}
+    old = {"onnx_sha256": engine} | _old(folder, "provenance.json")
+    if card["target"] == "onnx":
+        old["onnx_sha256"] = engine
     write(
         folder,
         "provenance.json",
-        _old(folder, "provenance.json")
+        old
         | {"schema": "pathserve-provenance-2", **same, "kind": card["kind"], **card["digests"]}
         | {"golden_sha256": digests.get("golden.npz"), "files": digests},
     )
