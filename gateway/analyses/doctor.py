@@ -1,4 +1,4 @@
-"""What `pathserve doctor` looks at: the state folder, the ledger, the worker, the archive, inference."""
+"""What `pathserve doctor` looks at: the state folder, the ledger, the worker, the archive, inference, what serves."""
 
 import shutil
 import tempfile
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from gateway.analyses.ledger import Ledger
 from gateway.operations import doctor as operations_doctor
 from gateway.operations.doctor import Finding
-from gateway.operations.errors import StateError
+from gateway.operations.errors import PathserveError, StateError
 from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
@@ -25,6 +25,7 @@ def doctor() -> int:
             "database": lambda: _database(settings),
             "archive": lambda: _archive(settings),
             "inference": lambda: _inference(settings),
+            "choices": lambda: _choices(settings),
         }
     )
 
@@ -53,6 +54,29 @@ def _database(settings: Settings) -> Iterable[Finding]:
     yield "database", True, "the ledger opens"
     alive = worker is not None and worker.alive(datetime.now(UTC))
     yield "worker", True, "runs" if alive else "not running; `pathserve serve` brings one"
+
+
+def _choices(settings: Settings) -> Iterable[Finding]:
+    from gateway.analyses.served import Wanted
+    from gateway.inference import ModelRepository
+
+    repository = ModelRepository(settings.model_repository)
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    try:
+        wanted = Wanted.now(ledger.choices.read(), ledger.pinned(), repository)
+    finally:
+        ledger.close()
+    for model, folder in wanted.current.items():
+        try:
+            card = repository.card(folder)
+            repository.check(folder)
+        except PathserveError as error:
+            yield f"serving {model}", False, error.detail
+            continue
+        pending, refused = wanted.choices.pending(model), wanted.choices.refused(model)
+        more = f"; version {pending.version} waits for a worker" if pending else ""
+        more += f"; version {refused.version} was refused: {refused.reason}" if refused else ""
+        yield f"serving {model}", True, f"version {card.version.version}{more}"
 
 
 def _archive(settings: Settings) -> Iterable[Finding]:

@@ -21,9 +21,9 @@ from gateway.operations.settings import Settings
 
 log = structlog.get_logger("gateway.analyses.keeper")
 
-LOOK_S = 0.5
+LOOK_S = 1.0
 """How often the site's choices are looked at; an old version stays loaded for one look after its last analysis."""
-AGAIN_S, REFUSED_AGAIN_S = 2.0, 15.0
+AGAIN_S, REFUSED_AGAIN_S = 2.0, 8.0
 """When the loaded models are compared with their files again; a refused one, which may have been restored, is loaded
 for that, so less often."""
 RETRY_S = 5.0
