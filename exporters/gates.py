@@ -62,6 +62,7 @@ def g0_export(engine: bytes, config: Config, kind: Kind, precision: str = "fp32"
     if opset != due:
         raise GateFailed(f"G0: the graph uses opset {opset}; in {precision}, runtimes are held to {due}.")
     _check_names(model)
+    _check_pixels(model)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -87,6 +88,17 @@ def _check_names(model: onnx.ModelProto) -> None:
     clash |= outputs & {value.name for value in (*model.graph.input, *model.graph.initializer)}
     if clash:
         raise GateFailed(f"G0: inputs, outputs or weights share a name: {', '.join(sorted(clash))}. Rename them.")
+
+
+def _check_pixels(model: onnx.ModelProto) -> None:
+    """TensorRT takes the values of UINT8 into a Cast and into nothing else."""
+    pixels = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == onnx.TensorProto.UINT8}
+    for node in model.graph.node:
+        if node.op_type not in ("Cast", "Shape") and (straight := sorted(pixels & set(node.input))):
+            raise GateFailed(
+                f"G0: the UINT8 input {straight[0]} goes into {node.op_type}, which TensorRT refuses. Make it float "
+                "before anything else."
+            )
 
 
 def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:

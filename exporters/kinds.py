@@ -18,7 +18,8 @@ flips, operating point) and by cosine; or as integers that must be equal."""
 class Slot:
     """A tensor of a kind. `name` is a regular expression for the whole name, so that one slot may stand for several.
 
-    `ranks` count every axis, the batch (or a bag's fixed leading 1) too. `masked` is the axis, from the end, that the
+    `ranks` count every axis, the batch (or a bag's fixed leading 1) too: at least 2, as Triton takes no tensor that has
+    a batch axis alone. `masked` is the axis, from the end, that the
     kind's mask covers.
     """
 
@@ -189,8 +190,8 @@ KINDS: Mapping[str, Kind] = {
     # One more token. Caches are (…, heads, length, size of a head), of dynamic length or of a fixed one with `length`.
     "step": Kind(
         inputs=(
-            Slot("token_ids?", ("INT64",), (1, 2)),
-            Slot("length", ("INT64",), (1, 2), needed=False),
+            Slot("token_ids?", ("INT64",), (2,)),
+            Slot("length", ("INT64",), (2,), needed=False),
             Slot("gates", ("FP32",), (2,), needed=False),
             Slot("(past|cache)_[a-z0-9_]+", ("FP32",), (4, 5)),
         ),
@@ -207,9 +208,7 @@ KINDS: Mapping[str, Kind] = {
         },
     ),
 }
-"""Besides these there is `ensemble`: models of the repository in a chain, without a network of its own."""
-
-ENSEMBLE_CARD: Mapping[str, str] = {"steps": "folders of its models, in order", "labels": _LABELS}
+"""Besides these there is `ensemble`: models of the repository, joined by their tensors' names, without a network."""
 
 
 def kind_of(graph: Graph) -> Kind:

@@ -18,6 +18,8 @@ from training.graphs import Dim, Graph
 
 OPSET, BF16_OPSET = 20, 22
 """Convolutions in bf16 need 22. From 23 attention becomes one operator that neither runtime takes in fp32."""
+_FILE_LIMIT_BYTES = (1 << 31) - (1 << 24)
+"""What one protobuf message holds, less room for the nodes."""
 _HALF_FROM = 1024
 """Elements from which a weight may be stored as fp16; smaller ones are not worth a Cast."""
 
@@ -71,6 +73,11 @@ def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> b
     _strip(model)
     _name_sizes(model, graph)
     _halve(model)
+    if sum(weight.ByteSize() for weight in model.graph.initializer) > _FILE_LIMIT_BYTES:
+        raise ExportError(
+            f"The weights of {graph.model} do not fit into one ONNX file, which holds 2 GiB. Round them to fp16 in "
+            "training, so that they are stored as such."
+        )
     helper.set_model_props(model, dict(sorted(provenance.items())))
     return model.SerializeToString(deterministic=True)
 

@@ -238,6 +238,31 @@ def test_padding_that_leaks_fails() -> None:
         gates.g4_invariance(torch_engine(leaking), leaking, KINDS["bag"])
 
 
+def test_padding_of_a_fixed_length_is_held_too() -> None:
+    """A prompt of always eight tokens whose caches have room for more."""
+    free = made("prefill")
+    graph = replace(
+        free,
+        inputs=tuple(replace(spec, dims=(8,)) for spec in free.inputs),
+        samples=lambda sizes: free.samples(sizes | {"tokens": 8}),
+    )
+    engine = torch_engine(graph)
+
+    def roomy(inputs: Arrays) -> Arrays:
+        answer = engine(inputs)
+        keys = np.pad(answer["present_key"], ((0, 0), (0, 0), (0, 4), (0, 0)))
+        return answer | {"present_key": keys}
+
+    figures = gates.g4_invariance(roomy, graph, KINDS["prefill"])
+    assert figures["padding"] == {"valid": 4, "of": 8, "content": 0.0}
+
+    def leaking(inputs: Arrays) -> Arrays:
+        return roomy(inputs | {"mask": np.ones_like(inputs["mask"])})
+
+    with pytest.raises(GateFailed, match="G4: logits depends on what the padding holds"):
+        gates.g4_invariance(leaking, graph, KINDS["prefill"])
+
+
 def test_padding_that_is_counted_fails() -> None:
     graph = made("padded_bag")
     engine = torch_engine(graph)
@@ -291,6 +316,17 @@ def test_what_ends_in_another_shape_or_domain_fails(node: tuple, sentence: str) 
     graph = made("detector")
     with pytest.raises(GateFailed, match=sentence):
         gates.g0_export(changed(exported("detector"), add), config_of(graph), KINDS["detector"])
+
+
+def test_pixels_that_are_moved_before_they_are_cast_fail() -> None:
+    def early(model: onnx.ModelProto) -> None:
+        cast = next(node for node in model.graph.node if node.op_type == "Cast" and "image" in node.input)
+        model.graph.node.insert(0, helper.make_node("Identity", ["image"], ["moved"]))
+        cast.input[0] = "moved"
+
+    graph = made("detector")
+    with pytest.raises(GateFailed, match="G0: the UINT8 input image goes into Identity, which TensorRT refuses"):
+        gates.g0_export(changed(exported("detector"), early), config_of(graph), KINDS["detector"])
 
 
 def test_one_name_for_two_tensors_fails() -> None:

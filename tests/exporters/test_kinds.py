@@ -1,10 +1,11 @@
 """Every kind of model goes through the door: declared, exported, gated; and what is not its kind's is refused."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from exporters.config import EnsembleConfig, Step, check_config
 from exporters.errors import ExportError
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
+from exporters.tensorrt_gate import g2_tensorrt
 from gateway.inference import TritonEngine
 from gateway.operations.settings import Settings
 from tests.exporters import networks
@@ -41,6 +43,23 @@ def test_a_kind_is_exported_and_passes_its_gates(name: str) -> None:
     assert invariance.get("neighbours", 0) == 0
     assert ("padding" in invariance) == any("mask" in spec.name and spec.datatype != "FP32" for spec in graph.inputs)
     assert ("order of tiles" in invariance) == ("tiles" in graph.unordered)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tensorrt_can_build_a_kind_with_its_free_sizes(name: str, tmp_path: Path) -> None:
+    built = g2_tensorrt(exported(name), shapes.profile(made(name)), tmp_path)
+    if built.reason is not None:
+        pytest.skip(built.reason)
+    sizes = dims_of(onnx.load_from_string(exported(name)).graph.input)
+    assert {name: tensor["dims"] for name, tensor in built.figures["inputs"].items()} == sizes
+
+
+def dims_of(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int]]:
+    """-1 where the size is free."""
+    return {
+        value.name: [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in values
+    }
 
 
 def test_every_kind_is_tried_here_and_has_a_card_block() -> None:
@@ -74,6 +93,7 @@ def test_what_the_gate_of_precision_compares_is_declared() -> None:
         ("head", {"outputs": (int64("logits", 3),)}, r"logits \(INT64, 2 axes"),
         ("head", {"outputs": (fp32("logits", 3),) * 2}, "declares an output twice"),
         ("head", {"inputs": (fp32("embedding", -1),)}, "only outputs may say -1"),
+        ("step", {"inputs": (int64("token"), *made("step").inputs[1:])}, r"token \(INT64, 1 axes"),
         ("head", {"batch": replace(networks.BATCH, name="rows")}, "its name is batch"),
         ("detector", {"outputs": (fp32("boxes", 12, 4),)}, "of the kind detector and lacks the output scores"),
         ("mask_decoder", {"inputs": (fp32("mask_features", 16, 8, 8),)}, "lacks the input text_tokens"),

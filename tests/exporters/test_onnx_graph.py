@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporters import gates
+from exporters import gates, onnx_graph
 from exporters.errors import ExportError, GateFailed
 from exporters.kinds import kind_of
 from exporters.onnx_graph import BF16_OPSET, export
@@ -103,6 +103,12 @@ def test_a_size_that_the_network_fixes_cannot_be_declared_free() -> None:
     graph = networks.graph("bag", Fixed(), networks.made("bag").inputs, [networks.fp32("logits", 1, 3)], batch=None)
     with pytest.raises(ExportError, match="tiny_bag cannot be exported with the sizes that it declares as free: "):
         export(graph, {})
+
+
+def test_weights_that_one_file_cannot_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_graph, "_FILE_LIMIT_BYTES", 1000)
+    with pytest.raises(ExportError, match="The weights of tiny_bag do not fit into one ONNX file"):
+        export(networks.bag(), {})
 
 
 def test_bf16_has_a_newer_opset_and_fp32_has_not() -> None:
