@@ -18,6 +18,7 @@ from gateway.inference.contract import Array, Contract
 from gateway.inference.embedded import EmbeddedServer
 from gateway.inference.external import ExternalServer
 from gateway.inference.fleet import Fleet, changed
+from gateway.inference.link import Link
 from gateway.inference.repository import ModelRepository
 from gateway.inference.served import ModelStatus, Served
 from gateway.inference.supervision import LOOK_PERIOD_S, Supervisor
@@ -49,7 +50,8 @@ class TritonEngine:
         self.repository = ModelRepository(settings.model_repository)
         self._server = ExternalServer(settings.triton_url) if settings.triton_url else EmbeddedServer(settings)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="inference")
-        self._fleet = Fleet(self.repository, self._server, self._threads)
+        self._link = Link(self._server, self._threads)
+        self._fleet = Fleet(self.repository, self._link)
         self._fleet.ask_for(models)
         self._serving = asyncio.Lock()
         self._published: set[tuple[str, str]] = set()
@@ -65,7 +67,7 @@ class TritonEngine:
         engine = cls(settings, models)
         watching: list[asyncio.Task[None]] = []
         try:
-            await engine._fleet.connect()
+            await engine._link.connect()
             await engine._fleet.bring_all()
             supervisor = Supervisor(engine._fleet)
             loops = (engine._watch(supervisor), engine._listen(supervisor), engine._restore())
@@ -97,7 +99,7 @@ class TritonEngine:
         async with self._serving:
             self._fleet.keeps = True
             self._fleet.ask_for(models)
-            await self._fleet.connect()
+            await self._link.connect()
             await self._fleet.bring_all()
             await self._fleet.put_away()
             self._publish()
@@ -120,7 +122,7 @@ class TritonEngine:
                 for attempt in range(1, ATTEMPTS + 1):
                     seen, engine_sha256 = self._fleet.seen(served), served.engine_sha256
                     try:
-                        answer = await self._fleet.ask(contract, batch, deadline_s)
+                        answer = await self._link.ask(contract, batch, deadline_s)
                     except CallFailed as failure:
                         metrics.FAILURES.labels(model, failure.trouble.value).inc()
                         if attempt == ATTEMPTS or not await self._repaired(served, failure.trouble, seen, attempt):
@@ -149,9 +151,9 @@ class TritonEngine:
         fleet = self._fleet
         if trouble not in _REPAIRABLE:
             return False
-        epoch = fleet.epoch
-        await fleet.connect()
-        if fleet.epoch != epoch or trouble is Trouble.GONE:
+        epoch = self._link.epoch
+        await self._link.connect()
+        if self._link.epoch != epoch or trouble is Trouble.GONE:
             await fleet.bring(served)
         elif trouble is Trouble.NOT_LOADED:
             await fleet.reload(served, seen)
@@ -179,7 +181,7 @@ class TritonEngine:
                 await asyncio.sleep(LOOK_PERIOD_S)
                 try:
                     if self._server.needs_attention():
-                        await self._fleet.connect()
+                        await self._link.connect()
                     if self._server.owner:
                         await supervisor.look()
                 except PathserveError as error:
@@ -220,7 +222,7 @@ class TritonEngine:
 
     async def _close(self) -> None:
         try:
-            await self._fleet.disconnect()
+            await self._link.disconnect()
         finally:
             await self._server.stop()
             self._threads.shutdown()

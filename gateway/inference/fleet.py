@@ -6,36 +6,25 @@ their own; Triton takes an ensemble out and back with its steps.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal
 
 import structlog
 
 from gateway.domain.model import ModelCard
-from gateway.inference import metrics, replay, stubs
-from gateway.inference.client import CallFailed, Client, Trouble
-from gateway.inference.connection import Connection
-from gateway.inference.contract import Array, Contract
-from gateway.inference.embedded import EmbeddedServer
-from gateway.inference.external import ExternalServer
+from gateway.inference import metrics, replay
+from gateway.inference.client import CallFailed, Trouble
+from gateway.inference.contract import Contract
+from gateway.inference.link import LOAD_TIMEOUT_S, Link
 from gateway.inference.repository import ModelRepository
 from gateway.inference.served import ModelStatus, Served
-from gateway.inference.stubs import Stub
 from gateway.operations.errors import ModelChanged, ModelNotLoaded, ModelRefused, PathserveError
-
-LOAD_TIMEOUT_S = 120.0
-UNLOAD_TIMEOUT_S = 30.0
 
 Cause = Literal["dead", "hung"]
 """Why a model is healed: a process is dead or stopped, or it lives and neither answers nor computes."""
 
 _LOAD_TRIES = 3
-_LOOK_AT_LOAD_S = 0.25
-_STUCK_AFTER_S = 4.0
-_STUCK = "its process ended before it had reported that it runs, and Triton waits for it for ever"
 # How long a guest waits for the server's owner to heal a model.
 _OWNER_HEALS_S = 30.0
 _SETTLE_PERIOD_S = 0.25
@@ -46,25 +35,13 @@ log = structlog.get_logger(__name__)
 class Fleet:
     """The folders that one engine was asked for, their steps, and those that its supervisor found loaded."""
 
-    def __init__(
-        self, repository: ModelRepository, server: EmbeddedServer | ExternalServer, threads: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, repository: ModelRepository, link: Link) -> None:
         self.repository = repository
-        self.server = server
-        self._foreign = isinstance(server, ExternalServer)
-        self.connection: Connection | None = None
+        self.link = link
         # A keeper takes a folder's new engine up: it decides what serves, and has no analysis whose answers could mix.
         self.keeps = False
-        # Counts connections to servers: what was loaded on an earlier one is not loaded.
-        self.epoch = 0
         self.asked: tuple[str, ...] = ()
         self._folders: dict[str, Served] = {}
-        self._threads = threads
-        self._connecting = asyncio.Lock()
-        # What this engine loaded by itself: on a server of somebody else's, only that is unloaded.
-        self._loaded: set[str] = set()
-        # Processes of models that were unloaded to be healed: ids and start times.
-        self.unloaded: set[tuple[int, float]] = set()
 
     def ask_for(self, folders: Sequence[str]) -> None:
         """The folders that `bring_all` loads and `status` shows, in that order."""
@@ -78,7 +55,10 @@ class Fleet:
 
     def status(self) -> tuple[ModelStatus, ...]:
         """Every folder asked for, in that order."""
-        return tuple(served.status(self.epoch, self.problem_of(served)) for served in map(self.get, self.asked))
+        return tuple(
+            served.status(self.problem_of(served), proven=all(map(self.is_proven, (served, *self._steps(served)))))
+            for served in map(self.get, self.asked)
+        )
 
     def problem_of(self, served: Served) -> PathserveError | None:
         """What keeps a folder from serving: its own problem, or that of a step."""
@@ -86,7 +66,7 @@ class Fleet:
 
     def is_proven(self, served: Served) -> bool:
         """True where it was loaded and proven on the server that we are connected to."""
-        return served.epoch == self.epoch
+        return served.epoch == self.link.epoch
 
     def seen(self, served: Served) -> dict[str, int]:
         """The generation of a folder and of its steps: `reload` and `heal` do nothing where it has passed."""
@@ -95,27 +75,6 @@ class Fleet:
     def lacks_any(self) -> bool:
         """True where a folder that was asked for was not tried on the server that we are connected to."""
         return any(not self.is_proven(served) and served.problem is None for served in map(self.get, self.asked))
-
-    async def ask(self, contract: Contract, batch: Mapping[str, Array], deadline_s: float) -> dict[str, Array]:
-        """One batch, asked for once. Raises CallFailed."""
-        if self.connection is None:
-            raise CallFailed(Trouble.GONE, "not connected")
-        return await self.connection.ask(contract, batch, deadline_s)
-
-    async def connect(self) -> None:
-        """Reach a server that answers. Raises InferenceUnavailable, StateError, DiskFull."""
-        async with self._connecting:
-            endpoint = await self.server.ensure()
-            connection = self.connection
-            if connection is not None and connection.endpoint == endpoint:
-                return
-            if connection is None or not connection.follow(endpoint):
-                await self.disconnect()
-                connection = Connection(endpoint, self._threads)
-            self.connection = connection
-            await connection.prepare()
-            self.epoch += 1
-            self._loaded.clear()
 
     async def bring_all(self) -> None:
         """Bring every folder that was asked for; one that is refused keeps none of the others from serving."""
@@ -160,7 +119,7 @@ class Fleet:
                 log.warning("inference.heal", model=served.folder, cause=cause)
                 metrics.STUB_DEATHS.labels(*served.labels, cause).inc()
                 with metrics.HEAL_DURATION.labels(*served.labels).time():
-                    await self._end(served, cause)
+                    await self._end(served, hung=cause == "hung")
                     await self._prove(served)
             served.generation += 1
 
@@ -178,25 +137,20 @@ class Fleet:
     @property
     def tends_any(self) -> bool:
         """True where healing models is this engine's work: the server's owner's; a keeper's on a foreign server."""
-        return self.server.owner or (self._foreign and self.keeps)
+        return self.link.server.owner or (self.link.foreign and self.keeps)
 
     def tends(self, served: Served) -> bool:
         """True where healing this folder is; on a foreign server, only what the engine was let load itself."""
-        return self.server.owner or (self.tends_any and served.folder in self._loaded)
+        return self.link.server.owner or (self.tends_any and served.folder in self.link.loaded)
 
     async def dead(self, served: Served) -> bool:
         """True where a folder has fewer working processes than instances (it may be loading, too)."""
-        if self._foreign:
+        if self.link.foreign:
             return False
-        instances = await self.instances(served)
-        working = [stub for stub in await self.stubs_of(served) if not stub.frozen]
-        return len(working) < instances
+        instances = await self._instances(served)
+        return len([stub for stub in await self.link.stubs(served.folder) if not stub.frozen]) < instances
 
-    async def stubs_of(self, served: Served) -> list[Stub]:
-        """The living processes of a folder, those that still leave after it was unloaded too."""
-        return [stub for stub in await asyncio.to_thread(self.server.stubs) if stub.folder == served.folder]
-
-    async def instances(self, served: Served) -> int:
+    async def _instances(self, served: Served) -> int:
         """How many processes a folder should have: none for an ensemble, or for one that cannot be read."""
         await self.read(served)
         contract = served.contract
@@ -214,26 +168,23 @@ class Fleet:
 
         Only the owner of an embedded server does so for all; elsewhere an engine unloads what it loaded itself.
         """
-        connection = self.connection
-        if connection is None:
-            return
+        link = self.link
         keep = {part.folder for folder in self.asked for part in (*self._steps(self.get(folder)), self.get(folder))}
         try:
-            ready = await connection.client.ready_models()
+            ready = await link.client.ready_models()
         except CallFailed:
             return
-        gone = [self.get(folder) for folder in sorted(ready - keep) if self.server.owner or folder in self._loaded]
+        gone = [self.get(folder) for folder in sorted(ready - keep) if link.server.owner or folder in link.loaded]
         # Ensembles first: Triton would take them out with their steps.
         for served in sorted(gone, key=lambda each: not self._steps(each)):
             async with served.lock:
                 try:
-                    await connection.client.unload(served.folder, UNLOAD_TIMEOUT_S)
+                    await link.unload(served.folder)
                 except CallFailed as failure:
                     log.warning("inference.unload_failed", model=served.folder, detail=failure.text)
                     continue
             metrics.UNLOADS.labels(*served.labels).inc()
             log.info("inference.unloaded", model=served.folder)
-            self._loaded.discard(served.folder)
         for folder in [folder for folder in self._folders if folder not in keep]:
             if not self._folders[folder].lock.locked():
                 del self._folders[folder]
@@ -250,14 +201,8 @@ class Fleet:
                     await asyncio.sleep(_SETTLE_PERIOD_S)
 
     async def _sound(self, parts: Sequence[Served]) -> bool:
-        ready = await self._connected().client.ready_models()
+        ready = await self.link.client.ready_models()
         return ready.issuperset(part.folder for part in parts) and not any([await self.dead(part) for part in parts])
-
-    async def disconnect(self) -> None:
-        """End the connection, if there is one. Calls in flight end as CallFailed."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            await connection.close()
 
     @contextmanager
     def _judge(self, served: Served) -> Iterator[None]:
@@ -290,13 +235,13 @@ class Fleet:
         if served.contract is None or served.contract != contract:
             served.permits = asyncio.Semaphore(1 + self._width(contract))
         served.contract, served.card = contract, card
-        if served.epoch == self.epoch and served.problem is None and known == (contract, digest):
+        if self.is_proven(served) and served.problem is None and known == (contract, digest):
             return
         for step in self._steps(served):
             await self.bring(step)
             if step.problem is not None:
                 raise step.problem
-        epoch = self.epoch
+        epoch = self.link.epoch
         await self._load(served, contract)
         if await asyncio.to_thread(self.repository.engine_digest, served.folder) != digest:
             raise changed(served.folder)
@@ -313,25 +258,27 @@ class Fleet:
     async def _load(self, served: Served, contract: Contract) -> None:
         """Load a folder and replay its golden inputs. Raises ModelRefused, CallFailed."""
         served.golden = await asyncio.to_thread(self.repository.golden, served.folder)
+        version = await asyncio.to_thread(self.repository.served_version, served.folder)
         for tries_left in reversed(range(_LOAD_TRIES)):
+            epoch = self.link.epoch
             try:
-                await self._ask_to_load(served)
+                await self.link.load(served, version)
                 if served.golden is not None:
-                    await replay.replay(contract, served.golden, self.ask, LOAD_TIMEOUT_S)
+                    await replay.replay(contract, served.golden, self.link.ask, LOAD_TIMEOUT_S)
                 return
             except CallFailed as failure:
                 if not tries_left:
                     raise
                 if failure.trouble is Trouble.STUCK and served.engine_sha256 is not None:
                     # It was sound before: an accident. Of one that never was, a restart would disturb the others.
-                    await self.restart()
+                    await self.link.restart(epoch)
                     continue
                 if failure.trouble is not Trouble.DEAD_STUB:
                     raise
             except ModelRefused:
                 # A wrong engine does not stay where others could take it for a proven one.
                 if self.tends(served):
-                    await self._unload(served)
+                    await self.link.unload(served.folder)
                 raise
             if not self.tends(served):
                 await self._await_owner((*self._steps(served), served))
@@ -340,81 +287,11 @@ class Fleet:
                     if await self.dead(step):
                         await self.heal(step, step.generation, "dead")
             else:
-                await self._end(served, "dead")
+                await self._end(served)
 
-    async def _ask_to_load(self, served: Served) -> None:
-        connection = self._connected()
-        outcome = "failed"
-        try:
-            await self._load_watched(served, connection.client)
-            self._loaded.add(served.folder)
-            outcome = "loaded"
-        except CallFailed as failure:
-            if failure.trouble is not Trouble.REFUSED:
-                raise
-            version = await asyncio.to_thread(self.repository.served_version, served.folder)
-            if not await connection.client.model_ready(served.folder, version):
-                raise CallFailed(
-                    Trouble.NOT_LOADED, "this server loads its models by itself, and this version is not among them"
-                ) from None
-            outcome = "found"
-        finally:
-            metrics.LOADS.labels(*served.labels, outcome).inc()
-
-    async def _load_watched(self, served: Served, client: Client) -> None:
-        """A load whose process dies before it has reported never ends, and only a new server helps. Raises CallFailed.
-
-        Where the server is not ours to restart, its owner ends the waiting.
-        """
-        if served.stuck_epoch == self.epoch:
-            raise CallFailed(Trouble.STUCK, _STUCK)
-        loading = asyncio.ensure_future(client.load(served.folder, LOAD_TIMEOUT_S))
-        try:
-            if self.server.owner and await self.instances(served):
-                before = {stub.pid for stub in await self.stubs_of(served)}
-                born: set[int] = set()
-                well_s = time.monotonic()
-                while not (await asyncio.wait({loading}, timeout=_LOOK_AT_LOAD_S))[0]:
-                    living = {stub.pid for stub in await self.stubs_of(served)} - before
-                    born |= living
-                    if born == living and living:
-                        well_s = time.monotonic()
-                    elif time.monotonic() - well_s > _STUCK_AFTER_S:
-                        served.stuck_epoch = self.epoch
-                        raise CallFailed(Trouble.STUCK, _STUCK)
-            await loading
-        finally:
-            loading.cancel()
-
-    async def _end(self, served: Served, cause: Cause) -> None:
-        """Unload a folder of which a process does not work, and end the processes that Triton would wait for.
-
-        `load` alone does nothing while Triton calls the model ready. A server that does not unload it is restarted.
-        """
+    async def _end(self, served: Served, *, hung: bool = False) -> None:
         served.epoch = -1
-        mine = await self.stubs_of(served)
-        stubs.kill(stub for stub in mine if stub.frozen or cause == "hung")
-        self.unloaded |= {(stub.pid, stub.started_s) for stub in mine}
-        try:
-            await self._unload(served)
-        except CallFailed as failure:
-            if failure.trouble is not Trouble.DEADLINE:
-                raise
-            await self.restart()
-
-    async def _unload(self, served: Served) -> None:
-        await self._connected().client.unload(served.folder, UNLOAD_TIMEOUT_S)
-
-    async def restart(self) -> None:
-        """End a server that hangs, and start another; what was loaded has to be brought again."""
-        log.error("inference.server_hangs")
-        await asyncio.to_thread(self.server.kill)
-        await self.connect()
-
-    def _connected(self) -> Connection:
-        if self.connection is None:
-            raise CallFailed(Trouble.GONE, "not connected")
-        return self.connection
+        await self.link.unload_broken(served.folder, hung=hung)
 
 
 def changed(folder: str) -> ModelChanged:

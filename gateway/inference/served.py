@@ -29,6 +29,8 @@ class ModelStatus:
     reason: str | None
     target: Target | None = None
     precision: Precision | None = None
+    pending: bool = False
+    """Not ready, and nothing is wrong either: it is being loaded or healed."""
 
 
 @dataclass(slots=True)
@@ -57,9 +59,9 @@ class Served:
         """Model and version, as the metrics name them."""
         return split_folder(self.folder) or (self.folder, "1")
 
-    def status(self, epoch: int, problem: PathserveError | None) -> ModelStatus:
-        """`problem`: its own, or that of a step."""
-        ready = problem is None and self.epoch == epoch
+    def status(self, problem: PathserveError | None, *, proven: bool) -> ModelStatus:
+        """`problem`: its own, or that of a step. `proven`: it and its steps, on the server that runs now."""
+        ready = problem is None and proven
         reason = None if ready else problem.detail if problem else "It is being loaded."
         model, version = self.labels
         card = self.card.version if self.card else None
@@ -71,6 +73,7 @@ class Served:
             reason=reason,
             target=card.target if card else None,
             precision=card.precision if card else None,
+            pending=not ready and problem is None,
         )
 
     def admit_reload(self) -> None:

@@ -37,8 +37,8 @@ class Supervisor:
         # Folders that lacked a process at the last look, with their generation: twice is no reload on its way.
         self._suspects: dict[str, int] = {}
         self._healing: dict[str, asyncio.Task[None]] = {}
-        # CPU time of processes that should leave, and since when it is the same.
-        self._leaving: dict[tuple[int, float], tuple[float, float]] = {}
+        # Since when processes that should leave have computed nothing.
+        self._idle_since: dict[tuple[int, float], float] = {}
         self._answered: dict[str, tuple[int, float]] = {}
 
     async def look(self) -> None:
@@ -58,12 +58,11 @@ class Supervisor:
 
     async def listen(self) -> None:
         """Ask the models that have been quiet. Raises CallFailed."""
-        connection = self._fleet.connection
-        if connection is None or not self._fleet.tends_any:
+        if not self._fleet.tends_any:
             return
         now = time.monotonic()
         try:
-            answered = await connection.client.answered(SERVER_DEADLINE_S)
+            answered = await self._fleet.link.client.answered(SERVER_DEADLINE_S)
         except CallFailed as failure:
             if failure.trouble is Trouble.REFUSED:
                 return
@@ -83,17 +82,18 @@ class Supervisor:
         await asyncio.gather(*self._healing.values(), return_exceptions=True)
 
     async def _ready(self) -> frozenset[str]:
+        link = self._fleet.link
+        epoch = link.epoch
         for _ in range(2):
-            connection = self._fleet.connection
-            if connection is None or self._fleet.server.needs_attention():
+            if link.server.needs_attention():
                 return frozenset()
             try:
-                return await connection.client.ready_models(SERVER_DEADLINE_S)
+                return await link.client.ready_models(SERVER_DEADLINE_S)
             except CallFailed as failure:
                 if failure.trouble not in (Trouble.DEADLINE, Trouble.GONE):
                     raise
-        if not self._fleet.server.needs_attention():
-            await self._fleet.restart()
+        if not link.server.needs_attention():
+            await link.restart(epoch)
         return frozenset()
 
     async def _ask(self, served: Served) -> None:
@@ -105,15 +105,16 @@ class Supervisor:
         if served.lock.locked() or not self._fleet.tends(served):
             return
         generation = served.generation
-        before = {stub.pid: stub.cpu_s for stub in await self._fleet.stubs_of(served)}
+        before = {stub.pid: stub.cpu_s for stub in await self._fleet.link.stubs(served.folder)}
         try:
-            await replay.canary(contract, golden, self._fleet.ask, CANARY_DEADLINE_S)
+            await replay.canary(contract, golden, self._fleet.link.ask, CANARY_DEADLINE_S)
         except CallFailed as failure:
             log.warning("inference.canary_failed", model=served.folder, trouble=failure.trouble.value)
             if failure.trouble is Trouble.DEAD_STUB:
                 self._heal(served, generation, "dead")
             elif failure.trouble is Trouble.DEADLINE and any(
-                stub.cpu_s - before.get(stub.pid, 0.0) < _IDLE_CPU_S for stub in await self._fleet.stubs_of(served)
+                stub.cpu_s - before.get(stub.pid, 0.0) < _IDLE_CPU_S
+                for stub in await self._fleet.link.stubs(served.folder)
             ):
                 self._heal(served, generation, "hung")
 
@@ -122,16 +123,21 @@ class Supervisor:
 
         Triton waits for ever for a dead process that was asked for something, and with it for its healthy siblings.
         """
-        unloaded = self._fleet.unloaded
-        living = {(stub.pid, stub.started_s): stub for stub in await asyncio.to_thread(self._fleet.server.stubs)}
-        unloaded &= living.keys()
+        leaving = self._fleet.link.leaving
+        if not leaving:
+            return
         now = time.monotonic()
-        idle = {}
-        for key in unloaded:
-            cpu_s, since = self._leaving.get(key, (-1.0, now))
-            idle[key] = (living[key].cpu_s, since if cpu_s == living[key].cpu_s else now)
-        self._leaving = idle
-        stubs.kill(living[key] for key, (_, since) in idle.items() if now - since >= LEAVE_S)
+        living = {(stub.pid, stub.started_s): stub for stub in await asyncio.to_thread(self._fleet.link.server.stubs)}
+        for key, before in tuple(leaving.items()):
+            stub = living.get(key)
+            if stub is None:
+                del leaving[key]
+                self._idle_since.pop(key, None)
+            elif stub.cpu_s != before.cpu_s:
+                leaving[key] = stub
+                self._idle_since[key] = now
+            elif now - self._idle_since.setdefault(key, now) >= LEAVE_S:
+                stubs.kill([stub])
 
     def _heal(self, served: Served, generation: int, cause: Cause) -> None:
         """`generation` is that of the evidence: what was loaded anew since then is not what was seen."""

@@ -160,7 +160,10 @@ async def test_a_busy_model_is_not_taken_for_one_that_hangs(
     assert before.pid == after.pid
 
 
-async def test_a_server_that_hangs_is_restarted_and_no_request_fails(owner: TritonEngine, fragile: Path) -> None:
+async def test_a_server_that_hangs_is_restarted_and_no_request_fails(
+    owner: TritonEngine, fragile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervision, "SERVER_DEADLINE_S", 1.5)
     images = models.tiles(40)
     async with TritonEngine.open(owner.settings, ["encoder"]) as guest:
         server = _server(owner)
@@ -182,14 +185,18 @@ async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEng
     """Triton waits for it for ever: only another server can load the model."""
     server = _server(owner)
     images = models.tiles(4)
-    (first,) = _stubs(owner, "encoder")
-    os.kill(first.pid, signal.SIGKILL)
-    await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
-    (second,) = _stubs(owner, "encoder")
-    os.kill(second.pid, signal.SIGKILL)
-    answer = await owner.infer("encoder", {"image": images})
-    assert np.array_equal(answer["embedding"], models.direct(fragile / "encoder", images))
-    assert _server(owner) != server, "it should have been caught before it had reported"
+    due = models.direct(fragile / "encoder", images)
+    # Whether it is killed before it has reported is a matter of milliseconds.
+    for _ in range(5):
+        await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
+        (first,) = _stubs(owner, "encoder")
+        os.kill(first.pid, signal.SIGKILL)
+        await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10, period_s=0.002)
+        os.kill(_stubs(owner, "encoder")[0].pid, signal.SIGKILL)
+        assert np.array_equal((await owner.infer("encoder", {"image": images}))["embedding"], due)
+        if _server(owner) != server:
+            break
+    assert _server(owner) != server
     await _until(lambda: all(status.ready for status in owner.status()), 30)
 
 
@@ -225,13 +232,11 @@ async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragil
     assert min(counts.values()) > 10
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> float:
-    """Wait for a condition; the seconds that it took."""
+async def _until(condition: Callable[[], bool], timeout_s: float, period_s: float = 0.05) -> None:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < timeout_s, "it does not come true"
-        await asyncio.sleep(0.05)
-    return time.monotonic() - start
+        await asyncio.sleep(period_s)
 
 
 def _server(engine: TritonEngine) -> int:
