@@ -9,7 +9,7 @@ set of tiles is a list of places, streamed in batches, and the same data give th
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -92,12 +92,12 @@ class WholeSlide:
         return "".join(f"{sha256_file(file)}\n" for file in self.files) + self.plan.digest + str(chosen_N.tolist())
 
     def read(self, chosen_N: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        wanted = np.zeros(len(self), bool)
-        wanted[chosen_N] = True
+        """Only the frames under the chosen tiles are decoded. Raises what gateway.slides raises."""
+        kept = {name: getattr(self.plan, name)[chosen_N] for name in ("rows_N", "columns_N", "tissue_N")}
         with Slide.open(self.files) as slide:
-            for batch in stream_tiles(slide, self.plan, batch=BATCH):
-                for place in np.flatnonzero(wanted[batch.start : batch.start + len(batch.images_BHWC)]):
-                    yield batch.images_BHWC[place], -1
+            for batch in stream_tiles(slide, replace(self.plan, **kept), batch=BATCH):
+                for image_HWC in batch.images_BHWC:
+                    yield image_HWC, -1
 
 
 Origin = Pictures | WholeSlide
