@@ -22,7 +22,18 @@ OFFLINE = BUILDER.parents[1] / ".venv-tensorrt" / "bin" / "python"
 """The interpreter that has TensorRT-RTX (`make setup-tensorrt`): for development only, no part of the product."""
 TIMEOUT_S = 3600.0
 
-_PLACE_IN_SOURCE = re.compile(r"\.?\s*\(?\b[Ii]n \w+ at /\S+")
+_SOURCE = re.compile(
+    "|".join(
+        (
+            r"IBuilder::\w+: ",
+            r"Error Code \d+: [\w ]+\((?!s\))",
+            r"\[[^\]]*\.(?:cpp|h)\b[^\]]*\] ?",
+            r"\.? ?\(?\b[Ii]n \w+ at /\S+",
+            r"\(See http\S+[^)]*\)?",
+        )
+    )
+)
+"""Where in its own source code TensorRT stood: of no use to who reads the sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +79,7 @@ def _figures(report: dict[str, Any]) -> dict[str, Any]:
     stage = report.get("refused_at")
     if stage is None:
         return report
-    said = _PLACE_IN_SOURCE.sub("", " ".join(str(report["message"]).split())).rstrip(". ")[:400]
+    said = " ".join(_SOURCE.sub("", str(report["message"])).split()).strip(". ")[:400]
     text = {
         "parse": "cannot parse the graph",
         "build": "parses the graph but cannot build it",
