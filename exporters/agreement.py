@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from exporters.card import OPERATING_POINT_BAND
 from exporters.errors import GateFailed
 from exporters.gates import onnx_runtime
 from exporters.kinds import kind_of
-from exporters.questions import BAND, Judge, Question, judges_of, questions_of, tiles_for
+from exporters.questions import Judge, Question, judges_of, questions_of, tiles_for
 from exporters.targets import Engine
 from exporters.tiles import LABELLED, TileSet
 from gateway.inference import ModelRepository
@@ -39,7 +40,7 @@ class Thresholds:
     max_answered_flips: int = 0
     max_crossings_outside: int = 0
     tiles: int = 5000
-    band: float = BAND
+    band: float = OPERATING_POINT_BAND
 
 
 THRESHOLDS = Thresholds()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx as onnx_format
 
+from exporters.card import OPERATING_POINT_BAND
 from exporters.errors import ExportError
 from exporters.gates import onnx_runtime
 from exporters.kinds import kind_of
@@ -24,8 +25,6 @@ from training.errors import DataMissing
 from training.graphs import Arrays, Dim, Graph
 
 BAG_TILES = 256
-BAND = 0.02
-"""A probability: a tile whose reference is this near to an operating point may change sides."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,10 +129,11 @@ def _bags(graph: Graph, vectors: Iterator[Question]) -> Iterator[Question]:
 
 def _judge(name: str, card: Mapping[str, Any], logits: Callable[[Arrays], np.ndarray]) -> Judge:
     points = tuple(
-        Point(point["name"], point["min_probability"], point.get("band", BAND)) for point in card["operating_points"]
+        Point(point["name"], point["min_probability"], point.get("band", OPERATING_POINT_BAND))
+        for point in card["operating_points"]
     )
     # A model without an operating point always answers: its labels are compared all the same.
-    points = points or (Point("always", 0.0, BAND),)
+    points = points or (Point("always", 0.0, OPERATING_POINT_BAND),)
     datasets = frozenset(entry["dataset"] for entry in card["data"])
     return Judge(name, points, len(card["labels"]), datasets, logits)
 
