@@ -3,6 +3,7 @@
 No queue policy and no priority: each stalls Triton for 500 ms a request; the gateway queues.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from exporters.errors import ExportError
+from gateway.inference.contract import Contract
 from training.graphs import Dim, TensorSpec
 
 _ELEMENT = {
@@ -129,6 +131,40 @@ class EnsembleConfig:
             "  ]",
             "}",
         )
+
+
+def joined(name: str, models: Sequence[Contract]) -> EnsembleConfig:
+    """Models in order, joined by the names of their tensors.
+
+    What no earlier model gives is an input of the ensemble; its outputs are the last model's. Raises ExportError where
+    tensors of one name are not alike.
+    """
+    inputs: dict[str, TensorSpec] = {}
+    known: dict[str, TensorSpec] = {}
+    for model in models:
+        for role, specs in (("takes", model.inputs), ("gives", model.outputs)):
+            for each in specs:
+                spec = TensorSpec(each.name, each.datatype, each.dims)
+                other = known.setdefault(spec.name, spec)
+                if other != spec:
+                    raise ExportError(
+                        f"{model.name} {role} {spec.name} as {spec.datatype} {list(spec.dims)}, and a model before it "
+                        f"{other.datatype} {list(other.dims)}, so they cannot be joined."
+                    )
+                if role == "takes" and other is spec:
+                    inputs[spec.name] = spec
+    config = EnsembleConfig(
+        name=name,
+        steps=tuple(
+            Step(model.name, tuple(spec.name for spec in model.inputs), tuple(spec.name for spec in model.outputs))
+            for model in models
+        ),
+        inputs=tuple(inputs.values()),
+        outputs=tuple(known[spec.name] for spec in models[-1].outputs),
+        max_batch_size=min(model.max_batch_size for model in models),
+    )
+    check_config(config)
+    return config
 
 
 def tensors(config: Config) -> list[str]:

@@ -15,7 +15,7 @@ from exporters.kinds import Kind
 from exporters.onnx_graph import BF16_OPSET, OPSET
 from exporters.operators import QUANTISED
 from exporters.ranks import aligned
-from exporters.shapes import dims_of, inputs_of, odd, proven, text
+from exporters.shapes import dims_of, inputs_of, odd, proven, shape_of, text
 from exporters.targets import Engine
 from training.graphs import Arrays, Dim, Graph, TensorSpec
 
@@ -108,6 +108,12 @@ def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:
         inputs = inputs_of(graph, sizes)
         found, due = engine(inputs), _reference(graph, inputs)
         for spec in graph.outputs:
+            declared = shape_of(spec, graph, sizes)
+            if not _fits(found[spec.name].shape, declared):
+                raise GateFailed(
+                    f"G1: {spec.name} at {text(sizes)} has the shape {list(found[spec.name].shape)}; it is declared as "
+                    f"{list(declared)}."
+                )
             if not np.isfinite(found[spec.name]).all() or not np.isfinite(due[spec.name]).all():
                 raise GateFailed(f"G1: {spec.name} at {text(sizes)} holds NaN or infinite values.")
         cut: Figures = {}
@@ -124,6 +130,10 @@ def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:
                     f"(bound {bound:.2e})."
                 )
     return figures
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    return len(shape) == len(declared) and all(due in (-1, size) for size, due in zip(shape, declared, strict=True))
 
 
 def _reference(graph: Graph, inputs: Arrays) -> Arrays:

@@ -105,13 +105,17 @@ def _free(dim: Dim, known: dict[str, object]) -> object:
 
 
 def _name_sizes(model: onnx.ModelProto, graph: Graph) -> None:
-    """Call each free axis of the rim what the graph calls it."""
-    specs = {spec.name: spec for spec in (*graph.inputs, *graph.outputs)}
-    for value in (*model.graph.input, *model.graph.output):
+    """Call each free axis of the inputs what the graph calls it, and so the outputs' that are of the same size."""
+    specs, names = {spec.name: spec for spec in graph.inputs}, {}
+    for value in model.graph.input:
         dims = (*([graph.batch] if graph.batch else []), *specs[value.name].dims)
-        for axis, dim in zip(value.type.tensor_type.shape.dim, dims, strict=False):
-            if isinstance(dim, Dim) and axis.HasField("dim_param"):
-                axis.dim_param = dim.name
+        for axis, dim in zip(value.type.tensor_type.shape.dim, dims, strict=True):
+            if isinstance(dim, Dim):
+                names[axis.dim_param] = dim.name
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in names:
+                axis.dim_param = names[axis.dim_param]
 
 
 def _cause(error: BaseException) -> str:

@@ -22,7 +22,7 @@ def dims_of(graph: Graph) -> dict[str, Dim]:
 
 
 def shape_of(spec: TensorSpec, graph: Graph, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """An input's whole shape at some sizes, the batch first."""
+    """A tensor's whole shape at some sizes, the batch first; -1 where the network makes the size."""
     dims = (*([graph.batch] if graph.batch else []), *spec.dims)
     return tuple(sizes[dim.name] if isinstance(dim, Dim) else dim for dim in dims)
 

@@ -4,8 +4,10 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from exporters.config import Config, EnsembleConfig, OnnxRuntimeConfig, OpenVinoConfig, Step, check_config
+from exporters.config import Config, EnsembleConfig, OnnxRuntimeConfig, OpenVinoConfig, Step, check_config, joined
 from exporters.errors import ExportError
+from gateway.inference import contract as contracts
+from gateway.inference.contract import Contract
 from training.graphs import Dim, TensorSpec
 
 pytestmark = pytest.mark.training
@@ -88,6 +90,42 @@ def test_an_ensemble_hands_each_output_to_the_steps_that_take_it() -> None:
 def test_steps_that_do_not_join_are_refused(steps: tuple[Step, ...], sentence: str) -> None:
     with pytest.raises(ExportError, match=sentence):
         check_config(ensemble(*steps))
+
+
+def contract(name: str, inputs: dict[str, int], outputs: dict[str, int], batch: int = 64) -> Contract:
+    """A model whose tensors are FP32 vectors of these sizes."""
+    given, made = (
+        tuple(contracts.TensorSpec(key, "FP32", (size,)) for key, size in each.items()) for each in (inputs, outputs)
+    )
+    return Contract(name, given, made, batch, 1, (), "model.onnx")
+
+
+def test_models_are_joined_by_the_names_of_their_tensors() -> None:
+    image = contract("image-v2", {"pixels": 8}, {"coarse": 2, "fine": 4})
+    masks = contract("masks", {"coarse": 2, "fine": 4, "text": 3}, {"mask": 8}, batch=16)
+    config = joined("both-v2", [image, masks])
+    assert config == EnsembleConfig(
+        name="both-v2",
+        steps=(Step("image-v2", ("pixels",), ("coarse", "fine")), Step("masks", ("coarse", "fine", "text"), ("mask",))),
+        inputs=(TensorSpec("pixels", "FP32", (8,)), TensorSpec("text", "FP32", (3,))),
+        outputs=(TensorSpec("mask", "FP32", (8,)),),
+        max_batch_size=16,
+    )
+
+
+def test_tensors_of_one_name_must_be_alike() -> None:
+    encoder, head = (
+        contract("encoder", {"image": 8}, {"embedding": 4}),
+        contract("head", {"embedding": 5}, {"logits": 3}),
+    )
+    with pytest.raises(ExportError, match=r"head takes embedding as FP32 \[5\], and a model before it FP32 \[4\]"):
+        joined("both", [encoder, head])
+
+
+def test_a_step_that_nothing_joins_is_refused_as_it_gives_nothing_new() -> None:
+    twice = contract("again", {"image": 8}, {"embedding": 4})
+    with pytest.raises(ExportError, match="again gives embedding, which is there already"):
+        joined("both", [contract("encoder", {"image": 8}, {"embedding": 4}), twice])
 
 
 def test_a_config_that_triton_cannot_read_is_refused() -> None:

@@ -179,6 +179,16 @@ def test_every_size_counts(size: int) -> None:
         gates.g1_parity(wrong, graph, kind_of(graph))
 
 
+def test_a_shape_that_is_not_the_declared_one_fails() -> None:
+    graph = made("step")
+    present = tuple(replace(spec, dims=(2, networks.PAST, 8)) for spec in graph.outputs[1:])
+    graph = replace(graph, outputs=(graph.outputs[0], *present))
+    with pytest.raises(
+        GateFailed, match=r"present_key at batch 1, past 1 has the shape \[1, 2, 2, 8\]; .* \[1, 2, 1, 8\]"
+    ):
+        gates.g1_parity(torch_engine(graph), graph, KINDS["step"])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_an_answer_that_is_no_number_fails(value: float) -> None:
     graph = made("head")

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from exporters import gates, golden, shapes
-from exporters.config import EnsembleConfig, Step, check_config
+from exporters.config import check_config, joined
 from exporters.errors import ExportError
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
 from exporters.tensorrt_gate import g2_tensorrt
-from gateway.inference import TritonEngine
+from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.settings import Settings
 from tests.exporters import networks
 from tests.exporters.networks import EVERY, TILES, exported, fp32, int64, made
@@ -170,16 +170,8 @@ def write(repository: Path, name: str) -> None:
 
 def write_masks(repository: Path) -> None:
     """image and a text's tokens to masks: the features between its two engines never leave Triton."""
-    image, masks = made("image_encoder"), made("mask_decoder")
-    steps = [
-        Step(name, tuple(spec.name for spec in made(name).inputs), tuple(spec.name for spec in made(name).outputs))
-        for name in ("image_encoder", "mask_decoder")
-    ]
-    text = tuple(spec for spec in masks.inputs if spec.name.startswith("text_"))
-    config = EnsembleConfig(
-        name="masks", steps=tuple(steps), inputs=(*image.inputs, *text), outputs=masks.outputs, max_batch_size=8
-    )
-    check_config(config)
+    contracts = [ModelRepository(repository).contract(name) for name in ("image_encoder", "mask_decoder")]
+    config = joined("masks", contracts)
     (repository / "masks" / "1").mkdir(parents=True)
     (repository / "masks" / "config.pbtxt").write_text(config.text())
     write_card(repository / "masks", kind="ensemble", steps=["image_encoder", "mask_decoder"])
