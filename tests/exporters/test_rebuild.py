@@ -1,0 +1,106 @@
+"""The released runs built again: a sound repository keeps every byte, and whatever was harmed comes back."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from exporters import __main__ as command
+from exporters import golden
+from exporters.rebuild import _in_order, rebuild
+from gateway.inference import ModelRepository
+from tests.exporters.conftest import RELEASED, REPOSITORY
+from tests.exporters.test_versions import tree
+from training.files import json_bytes, sha256_bytes
+
+pytestmark = [pytest.mark.training, pytest.mark.timeout(300)]
+
+MODELS = ("tile_encoder", "tissue_classification", "tissue_head")
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    return shutil.copytree(REPOSITORY, tmp_path / "repository")
+
+
+def reseal(folder: Path, card: dict) -> None:
+    """Another card with a provenance that agrees with it."""
+    provenance = json.loads((folder / "provenance.json").read_bytes())
+    (folder / "card.json").write_bytes(json_bytes(card))
+    provenance["files"]["card.json"] = sha256_bytes(json_bytes(card))
+    (folder / "provenance.json").write_bytes(json_bytes(provenance))
+
+
+@pytest.mark.triton
+def test_a_sound_repository_keeps_every_byte(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["rebuild", str(RELEASED), "--out", str(copied)]) == 0
+    assert tree(copied) == tree(REPOSITORY)
+    assert capsys.readouterr().out == ""
+    assert [path.name for path in copied.parent.iterdir()] == ["repository"]
+
+
+@pytest.fixture
+def head_only(tmp_path: Path) -> Path:
+    """Released runs without the encoder's: its model lies in the repository already."""
+    shutil.copytree(RELEASED / "tissue_head", tmp_path / "released" / "tissue_head")
+    return tmp_path / "released"
+
+
+@pytest.mark.triton
+def test_what_was_harmed_or_is_stale_is_replaced_and_nothing_else(copied: Path, head_only: Path) -> None:
+    engine = copied / "tissue_head" / "1" / "model.onnx"
+    engine.write_bytes(engine.read_bytes()[:-1] + b"\0")
+    card = json.loads((copied / "tissue_classification" / "card.json").read_bytes())
+    reseal(copied / "tissue_classification", card | {"title": "An older title"})
+    before = (copied / "tile_encoder").stat().st_ino
+    assert sorted(rebuild(head_only, copied)) == ["tissue_classification", "tissue_head"]
+    assert (copied / "tile_encoder").stat().st_ino == before
+    models = ModelRepository(copied)
+    for folder in MODELS:
+        models.check(folder)
+        assert (copied / folder / "card.json").read_bytes() == (REPOSITORY / folder / "card.json").read_bytes()
+
+
+def _other_bits(answer: np.ndarray) -> np.ndarray:
+    return np.nextafter(answer, np.float32(np.inf))
+
+
+def _another_answer(answer: np.ndarray) -> np.ndarray:
+    return answer + np.float32(0.1)
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize(("change", "refused"), [(_other_bits, False), (_another_answer, True)])
+def test_golden_answers_of_another_processor_stay_and_wrong_ones_stop_it(
+    copied: Path,
+    head_only: Path,
+    change: Callable[[np.ndarray], np.ndarray],
+    refused: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copied / "tissue_head"
+    inputs, answers = golden.unpack((folder / "golden.npz").read_bytes())
+    packed = golden.pack(inputs, {"logits": change(answers["logits"])})
+    (folder / "golden.npz").write_bytes(packed)
+    provenance = json.loads((folder / "provenance.json").read_bytes())
+    provenance["golden_sha256"] = provenance["files"]["golden.npz"] = sha256_bytes(packed)
+    (folder / "provenance.json").write_bytes(json_bytes(provenance))
+    before = tree(copied)
+    assert command.main(["rebuild", str(head_only), "--out", str(copied)]) == int(refused)
+    assert tree(copied) == before
+    error = capsys.readouterr().err
+    assert ("tissue_head answers its golden inputs on this machine with a difference of 1.00e-01" in error) is refused
+
+
+def test_runs_are_built_after_those_that_they_need(tmp_path: Path) -> None:
+    shutil.copytree(RELEASED / "tissue_head", tmp_path / "a_head")
+    shutil.copytree(RELEASED / "tile_encoder", tmp_path / "z_encoder")
+    assert [path.name for path in _in_order(tmp_path)] == ["z_encoder", "a_head"]
+
+
+def test_a_folder_without_runs_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["rebuild", str(tmp_path), "--out", str(tmp_path / "repository")]) == 1
+    assert capsys.readouterr().err.startswith("There is no run folder in ")
