@@ -25,7 +25,7 @@ import psutil
 from gateway.inference import metrics, runtime
 from gateway.inference.client import Client, Endpoint
 from gateway.inference.installation import find_installation
-from gateway.inference.stubs import Stub, living_stubs
+from gateway.inference.stubs import Stub, dead_children, living_stubs
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
@@ -76,6 +76,10 @@ class EmbeddedServer:
         """The living processes of the server's models; none where no server is known."""
         record = self._record
         return living_stubs(record.pid, Path(record.directory)) if record is not None else ()
+
+    def dead(self) -> frozenset[int]:
+        """The ids of the server's dead processes."""
+        return dead_children(self._record.pid) if self._record is not None else frozenset()
 
     def kill(self) -> None:
         """End our server at once: it hangs. `ensure` then starts another."""

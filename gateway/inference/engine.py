@@ -128,7 +128,7 @@ class TritonEngine:
                         if attempt == ATTEMPTS or not await self._repaired(served, failure.trouble, seen, attempt):
                             raise _typed(model, failure, deadline_s) from None
                     else:
-                        await self._demand_unchanged(served, engine_sha256)
+                        await asyncio.to_thread(self._demand_unchanged, model, engine_sha256)
                         return answer
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -165,14 +165,14 @@ class TritonEngine:
             raise problem
         return True
 
-    async def _demand_unchanged(self, served: Served, engine_sha256: str | None) -> None:
-        """Nothing was loaded from other files before this answer, if the files are the same after it."""
+    def _demand_unchanged(self, folder: str, engine_sha256: str | None) -> None:
+        """Nothing was loaded from other files before an answer, if the files are the same after it."""
         try:
-            if await asyncio.to_thread(self.repository.engine_digest, served.folder) == engine_sha256:
+            if self.repository.engine_digest(folder) == engine_sha256:
                 return
         except PathserveError as error:
-            log.warning("inference.model_vanished", model=served.folder, detail=error.detail)
-        raise changed(served.folder)
+            log.warning("inference.model_vanished", model=folder, detail=error.detail)
+        raise changed(folder)
 
     async def _watch(self, supervisor: Supervisor) -> None:
         """Look after the server and its models as their owner; take over when the owner dies. Waits for no request."""
@@ -188,7 +188,7 @@ class TritonEngine:
                     log.error("inference.server_lost", reason=error.reason, detail=error.detail)
                     await asyncio.sleep(_WATCH_BACKOFF_S)
                 except CallFailed as failure:
-                    log.warning("inference.look_failed", trouble=failure.trouble.value, detail=failure.text)
+                    _note("inference.look_failed", failure)
                 self._publish()
         finally:
             await supervisor.close()
@@ -200,7 +200,7 @@ class TritonEngine:
             try:
                 await supervisor.listen()
             except CallFailed as failure:
-                log.warning("inference.listen_failed", trouble=failure.trouble.value, detail=failure.text)
+                _note("inference.listen_failed", failure)
 
     async def _restore(self) -> None:
         """Bring what was loaded on a server that is gone, whether it is asked for or not."""
@@ -226,6 +226,11 @@ class TritonEngine:
         finally:
             await self._server.stop()
             self._threads.shutdown()
+
+
+def _note(event: str, failure: CallFailed) -> None:
+    if failure.trouble is not Trouble.GONE:  # a server that is being restarted is noted once, where that is done
+        log.warning(event, trouble=failure.trouble.value, detail=failure.text)
 
 
 def _typed(model: str, failure: CallFailed, deadline_s: float) -> PathserveError:

@@ -21,6 +21,9 @@ class ExternalServer:
     def stubs(self) -> tuple[Stub, ...]:
         return ()
 
+    def dead(self) -> frozenset[int]:
+        return frozenset()
+
     def kill(self) -> None:
         """Not ours to end."""
 

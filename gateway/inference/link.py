@@ -123,15 +123,15 @@ class Link:
         """
         if served.stuck_epoch == self.epoch:
             raise CallFailed(Trouble.STUCK, _STUCK)
-        before = {stub.pid for stub in await self.stubs(served.folder)}
         has_stubs = self.server.owner and served.contract is not None and not served.contract.steps
+        known = await asyncio.to_thread(self._known) if has_stubs else frozenset()
         loading = asyncio.ensure_future(self.client.load(served.folder, LOAD_TIMEOUT_S))
         try:
             born: set[int] = set()
             well_s = time.monotonic()
             while has_stubs and not (await asyncio.wait({loading}, timeout=_LOOK_AT_LOAD_S))[0]:
-                living = {stub.pid for stub in await self.stubs(served.folder)} - before
-                born |= living
+                living = {stub.pid for stub in await self.stubs(served.folder)} - known
+                born |= living | (await asyncio.to_thread(self.server.dead) - known)
                 if born == living and born:
                     well_s = time.monotonic()
                 elif time.monotonic() - well_s > (_GONE_S if born else _UNBORN_S):
@@ -140,6 +140,10 @@ class Link:
             await loading
         finally:
             loading.cancel()
+
+    def _known(self) -> frozenset[int]:
+        """The processes that are there already, of whichever model: their end says nothing of a load."""
+        return frozenset(stub.pid for stub in self.server.stubs()) | self.server.dead()
 
     async def _connect(self) -> None:
         endpoint = await self.server.ensure()

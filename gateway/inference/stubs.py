@@ -42,6 +42,20 @@ def living_stubs(server_pid: int, directory: Path) -> tuple[Stub, ...]:
     return tuple(found)
 
 
+def dead_children(server_pid: int) -> frozenset[int]:
+    """The server's zombies: it never waits for a stub while its model is loaded."""
+    with contextlib.suppress(psutil.Error, ValueError):
+        children = psutil.Process(server_pid).children()
+        return frozenset(child.pid for child in children if _is_zombie(child))
+    return frozenset()
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return False
+
+
 def kill(stubs: Iterable[Stub]) -> None:
     """End stubs that no longer work; Triton would wait for them when it unloads their model."""
     for stub in stubs:
