@@ -13,6 +13,7 @@ import pytest
 from gateway.inference import TritonEngine
 from gateway.inference.embedded import EmbeddedServer, Record, kill_orphans, read_record, write_record
 from gateway.inference.runtime import shared_memory_files
+from gateway.inference.stubs import living_stubs
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
@@ -31,6 +32,10 @@ def test_two_that_start_at_once_share_one_server_and_a_copied_state_has_its_own(
     assert [holder.ask("slow 1")["value"] for holder in (first, second)] == [1.0, 1.0]
     programs = [Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0] for pid in servers_of(first.record())]
     assert sum(program.endswith(b"/tritonserver") for program in programs) == 1
+    # A process that only uses the server waits for the one that owns it to heal a model.
+    kill_stub(first.record(), "slow")
+    guest = (first, second)[owners.index(False)]
+    assert guest.ask("slow 3")["value"] == 3.0
 
     copy = tmp_path_factory.mktemp("copies") / "state"
     shutil.copytree(tmp_path, copy)
@@ -60,6 +65,9 @@ async def test_killed_owners_are_succeeded_and_their_orphans_cleared(
     assert second.shm_prefix != first.shm_prefix
     assert not servers_of(first)
     assert not shared_memory_files(first.shm_prefix)
+    # Whoever took over looks after the models too.
+    kill_stub(second, "slow")
+    assert guest.ask("slow 4")["value"] == 4.0
     # Nobody is there to take over, and the orphan obeys no SIGTERM: whoever comes next ends it.
     os.kill(second.pid, signal.SIGSTOP)
     guest.kill()
@@ -112,6 +120,11 @@ def test_orphans_are_known_by_their_prefix_not_by_a_process_id(tmp_path: Path) -
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def kill_stub(record: Record, folder: str) -> None:
+    (stub,) = [stub for stub in living_stubs(record.pid, Path(record.directory)) if stub.folder == folder]
+    os.kill(stub.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null"])
