@@ -7,14 +7,13 @@ golden answers.
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from exporters.errors import ExportError
-from exporters.model_folder import publish, read_json
+from exporters.model_folder import bring, publish, read_json
 from exporters.verdict import least
 from exporters.versions import versions
 from gateway.inference import ModelRepository
@@ -115,7 +114,7 @@ def _figures(
 
 def _restate(folder: Path, staged: Path, state: str, entries: list[dict[str, Any]]) -> None:
     """A copy of a folder in another state; what is approved was executed. Card, gate and seal change together."""
-    shutil.copytree(folder, staged)
+    bring(folder, staged)
     card, gate, origin = (read_json(folder / file) for file in ("card.json", "gate.json", "provenance.json"))
     if state == "APPROVED":
         card.pop("not_executed", None)

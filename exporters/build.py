@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from exporters import ensembles, gates, golden, shapes
-from exporters.card import SCHEMA_FILE, build_card, digests_of, golden_tolerance
+from exporters.card import build_card, digests_of, golden_tolerance
 from exporters.errors import ExportError
 from exporters.gates import onnx_runtime
 from exporters.kinds import Kind, kind_of
-from exporters.model_folder import ModelFolder, publish
+from exporters.model_folder import ModelFolder, keep_schema, publish
 from exporters.onnx_graph import export
 from exporters.onnx_target import config_of
 from exporters.provenance import sealed, tools
@@ -23,7 +23,7 @@ from exporters.verdict import Gates, merged, not_run, state_of
 from exporters.versions import folder_for, name_and_number, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
-from training.files import sha256_bytes, write_atomic
+from training.files import sha256_bytes
 from training.graphs import Graph, declare
 from training.runs import Run, open_run
 
@@ -74,7 +74,7 @@ def build(source: Path, repository: Path, target_name: str = "onnx", precision: 
         for model in answering(made, staging, job.gates):
             model.write(staging)
         repository.mkdir(exist_ok=True)
-        write_atomic(repository / SCHEMA_FILE.name, SCHEMA_FILE.read_bytes())
+        keep_schema(repository)
         for model in made:
             publish(staging / model.folder, repository / model.folder)
     (run.path / "gate-failed.json").unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """Ensembles: which ones a new artefact is a step of, and their folders, made of nothing but their steps' own files."""
 
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from exporters import golden
 from exporters.card import build_card, chain_digest, golden_tolerance
 from exporters.config import EnsembleConfig, Step, check_config
 from exporters.errors import ExportError
-from exporters.model_folder import ModelFolder, Question, read_json
+from exporters.model_folder import ModelFolder, Question, bring, read_json
 from exporters.provenance import sealed
 from exporters.registry import open_engine
 from exporters.targets import Engine
@@ -76,7 +75,7 @@ def bring_steps(plan: Plan, staging: Path, repository: Path) -> bool:
                 raise ExportError(f"{plan.model} needs {step} in the repository. {error.detail}") from None
             print(f"No version of {plan.model} is built with the new engine. {error.detail}", file=sys.stderr)
             return False
-        shutil.copytree(repository / step, staging / step)
+        bring(repository / step, staging / step)
     engines = _chain(_cards(plan, staging), "engine_sha256")
     return plan.declared or all(
         (version.model, version.steps, version.engine_sha256) != (plan.model, plan.steps, engines)

@@ -1,14 +1,16 @@
 """One version's folder: staged whole beside the repository, then put in its place in one step."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from exporters.card import SCHEMA_FILE
 from exporters.errors import ExportError
 from exporters.verdict import Entry, gate_json
-from training.files import exchange
+from training.files import exchange, write_atomic
 from training.graphs import Arrays
 
 Question = tuple[Arrays, Arrays]
@@ -41,6 +43,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """A sidecar of a folder that was proven before."""
     document: dict[str, Any] = json.loads(path.read_bytes())
     return document
+
+
+def bring(source: Path, target: Path) -> None:
+    """Copy a folder, or a repository, to where it is worked on. Raises ExportError where there is no room for it."""
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error as error:
+        *_, reason = error.args[0][0]  # "[Errno 28] No space left on device: 'a path'"
+        raise ExportError(
+            f"{source.name} cannot be copied beside the repository: {reason.partition('] ')[2].partition(':')[0]}. "
+            "Make room there, or build into another repository."
+        ) from None
+
+
+def keep_schema(repository: Path) -> None:
+    """Lay the schema of cards beside them, where it is not there already."""
+    schema, path = SCHEMA_FILE.read_bytes(), repository / SCHEMA_FILE.name
+    if not path.is_file() or path.read_bytes() != schema:
+        write_atomic(path, schema)
 
 
 def publish(staged: Path, target: Path) -> None:

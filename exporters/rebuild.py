@@ -4,7 +4,6 @@ Some bytes are not the same on every machine: PyTorch's reference in G1 differs 
 processor's kernels. Those alone never replace a folder, so that a clean checkout stays as it is.
 """
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,10 @@ import numpy as np
 
 from exporters import golden
 from exporters.build import build
-from exporters.card import SCHEMA_FILE
 from exporters.errors import ExportError
-from exporters.model_folder import publish, read_json
+from exporters.model_folder import bring, keep_schema, publish, read_json
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
-from training.files import write_atomic
 from training.graphs import declare
 from training.runs import open_run
 
@@ -36,13 +33,12 @@ def rebuild(released: Path, repository: Path) -> list[str]:
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-rebuild-") as temporary:
         beside = Path(temporary) / repository.name
-        shutil.copytree(repository, beside)
+        bring(repository, beside)
         built = dict.fromkeys(folder for run in _in_order(released) for folder in build(run, beside))
         stale = [folder for folder in built if not _stands(repository, beside, folder)]
         for folder in stale:
             publish(beside / folder, repository / folder)
-    if not (repository / SCHEMA_FILE.name).is_file():
-        write_atomic(repository / SCHEMA_FILE.name, SCHEMA_FILE.read_bytes())
+        keep_schema(repository)
     return stale
 
 

@@ -1,9 +1,13 @@
 """The whole way into a repository, through a real Triton; and every way in which nothing is written."""
 
+import asyncio
 import json
+import resource
 import shutil
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +17,16 @@ from safetensors.torch import load_file, save_file
 
 from exporters import __main__ as command
 from exporters import build as building
+from exporters import ensembles
 from exporters.build import build
 from exporters.errors import ExportError, GateFailed
 from exporters.model_folder import publish
+from exporters.registry import target_named
+from exporters.targets import Engine
 from exporters.verdict import Gates
-from gateway.inference import ModelRepository
+from gateway.inference import ModelRepository, TritonEngine
+from gateway.operations.errors import PathserveError
+from gateway.operations.settings import Settings
 from tests.exporters.conftest import REPOSITORY
 from training.errors import RunInvalid, WeightsInvalid
 from training.files import json_bytes, sha256_file
@@ -253,3 +262,133 @@ def test_golden_inputs_look_like_tissue_and_follow_the_seed(encoder_graph, head_
     assert green < blue < 230
     assert green < red
     assert (head_graph.samples({"batch": 2})["embedding"] >= 0).all()
+
+
+def test_an_encoder_that_nobody_registered_is_said_to_be_none(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["build", "encoder:nowhere", "--target", "onnx", "--out", str(repository)]) == 1
+    assert capsys.readouterr().err == ("There is no encoder nowhere: none is registered here. Name a run folder.\n")
+
+
+@pytest.mark.parametrize(("target", "precision"), [("onnx", "fp16"), ("onnx", "int8"), ("cpu", "fp8")])
+def test_a_precision_that_the_target_has_not_is_refused(
+    head_folder: Path, repository: Path, target: str, precision: str
+) -> None:
+    before = tree(repository)
+    with pytest.raises(ExportError, match=f"The target {target} is not built in {precision}; its precisions are fp32"):
+        build(head_folder, repository, target, precision)
+    assert tree(repository) == before
+
+
+def test_an_opset_that_runtimes_do_not_take_is_refused(
+    head_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = building.export
+    monkeypatch.setattr(building, "export", lambda graph, stamp: real(graph, stamp, opset=23))
+    before = tree(repository)
+    with pytest.raises(GateFailed, match=r"G0: the graph uses opset 23; .* held to 20"):
+        build(head_folder, repository)
+    assert tree(repository) == before
+    failed = json.loads((head_folder / "gate-failed.json").read_bytes())
+    assert (failed["schema"], failed["folder"], failed["passed"]) == ("pathserve-gate-2", "tissue_head", False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, which holds the encoder once and not twice."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("no file system can be mounted here (that needs root)")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(
+    head_folder: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = small_disk / "repository"
+    shutil.copytree(REPOSITORY / "tile_encoder", repository / "tile_encoder")
+    before = tree(small_disk)
+    assert command.main(["build", str(head_folder), "--target", "onnx", "--out", str(repository)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "No space left on device" in error
+    assert str(small_disk) not in error
+    assert tree(small_disk) == before
+
+
+def test_a_file_that_cannot_grow_ends_in_one_sentence_and_leaves_nothing(
+    head_folder: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(repository)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))  # the head's engine has 45,055 bytes
+    try:
+        assert command.main(["build", str(head_folder), "--target", "onnx", "--out", str(repository)]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err == "The repository cannot be written: File too large.\n"
+    assert tree(repository) == before
+    assert sorted(path.name for path in repository.parent.iterdir()) == ["repository", "run"]
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(240)
+def test_one_corrupt_model_keeps_no_other_from_being_built_and_served(
+    head_folder: Path, repository: Path, tmp_path: Path
+) -> None:
+    """A second encoder is corrupt in every file: the head and its ensemble are built beside it, and served."""
+    corrupt = shutil.copytree(repository / "tile_encoder", repository / "tile_encoder-v2")
+    for path in corrupt.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert build(head_folder, repository) == ["tissue_head", "tissue_classification"]
+    with pytest.raises(PathserveError, match="tile_encoder-v2 is refused"):
+        ModelRepository(repository).check("tile_encoder-v2")
+
+    async def serve() -> dict[str, bool]:
+        settings = Settings(state=tmp_path / "state", model_repository=repository, triton_url=None)
+        async with TritonEngine.open(settings, ["tile_encoder-v2", "tissue_classification"]) as engine:
+            return {status.folder: status.ready for status in engine.status()}
+
+    ready = asyncio.run(serve())
+    assert ready["tissue_classification"]
+    assert not ready["tile_encoder-v2"]
+
+
+def test_an_ensemble_whose_other_step_is_corrupt_is_left_out_and_said_to_be(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("tissue_head", "tissue_classification"):
+        shutil.copytree(REPOSITORY / folder, repository / folder)
+    (repository / "tissue_head" / "golden.npz").write_bytes(b"")
+    plan = ensembles.Plan("tissue_classification", "Title", ("tile_encoder", "tissue_head"))
+    assert not ensembles.bring_steps(plan, tmp_path / "staging", repository)
+    assert "No version of tissue_classification is built with the new engine." in capsys.readouterr().err
+    with pytest.raises(ExportError, match="tissue_classification needs tissue_head in the repository"):
+        ensembles.bring_steps(replace(plan, declared=True), tmp_path / "staging", repository)
+
+
+def test_a_failed_g3_names_every_figure(
+    head_folder: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine whose logits stand in another order is refused by what it answers, and nothing is written."""
+    monkeypatch.setenv("PATHSERVE_DATA", str(tmp_path))
+    cpu = target_named("cpu")
+
+    def swapped(folder: Path) -> Engine:
+        engine = cpu.open(folder)
+        return lambda inputs: {"logits": np.roll(engine(inputs)["logits"], 1, axis=1)}
+
+    monkeypatch.setattr(building, "target_named", lambda name: replace(cpu, open=swapped))
+    before = tree(repository)
+    with pytest.raises(GateFailed, match=r"^G3: "):
+        build(head_folder, repository, "cpu")
+    assert tree(repository) == before
+    failed = json.loads((head_folder / "gate-failed.json").read_bytes())
+    assert (failed["target"], failed["precision"], failed["folder"]) == ("cpu", "fp32", "tissue_head")
+    assert [gate["gate"] for gate in failed["gates"]] == ["G0", "G1", "G4", "G3"]
+    assert failed["gates"][-1]["figures"]["labels"]["tissue_head"]["points"]["answer"]["flips"] > 0
