@@ -1,6 +1,7 @@
 """`pathserve models`: what a person decides, on a site of its own; the real worker's part is in e2e/test_swap.py."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import structlog
 
 from gateway import cli
 from gateway.analyses.choices import Action, Outcome
@@ -44,6 +46,8 @@ class Site:
         """The exit status, and what was said; an error is one sentence."""
         self._capsys.readouterr()
         status = cli.main(["models", *arguments])
+        for handler in logging.getLogger().handlers:
+            handler.close()
         said = self._capsys.readouterr()
         if status:
             [line] = said.err.splitlines()
@@ -72,10 +76,16 @@ def site(
     monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("PATHSERVE_MODEL_REPOSITORY", str(repository))
     settings.cache_clear()
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     made = Site(tmp_path, repository, capsys)
     yield made
     made.ledger.close()
     settings.cache_clear()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
 
 
 def test_what_there_is(site: Site) -> None:

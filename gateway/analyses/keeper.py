@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,7 +22,7 @@ from gateway.operations.settings import Settings
 log = structlog.get_logger("gateway.analyses.keeper")
 
 LOOK_S = 1.0
-"""How often the site's choices are looked at; an old version stays loaded for one look after its last analysis."""
+"""How often the site's choices are looked at."""
 AGAIN_S, REFUSED_AGAIN_S = 2.0, 8.0
 """When the loaded models are compared with their files again; a refused one, which may have been restored, is loaded
 for that, so less often."""
@@ -104,18 +104,24 @@ class EngineKeeper:
 
     async def _serve(self, engine: TritonEngine, wanted: Wanted) -> None:
         """Follow the site's choices until the end. Raises InferenceUnavailable where Triton cannot be had any more."""
-        served, served_s = wanted.folders, time.monotonic()
+        asked, asked_s = wanted.folders, time.monotonic()
         while not self._stop.is_set():
-            pause_s = AGAIN_S if all(status.ready for status in engine.status()) else REFUSED_AGAIN_S
-            if wanted.folders != served or time.monotonic() - served_s > pause_s:
+            pause_s = AGAIN_S if _ready(engine, asked) else REFUSED_AGAIN_S
+            if wanted.folders != asked or time.monotonic() - asked_s > pause_s:
                 await engine.serve(wanted.folders)
-                served, served_s = wanted.folders, time.monotonic()
+                asked, asked_s = wanted.folders, time.monotonic()
+            if not _ready(engine, wanted.wished):
+                # A server that died meanwhile is no fault of the version: refused is what fails twice.
+                await engine.serve(wanted.folders)
             try:
                 await asyncio.to_thread(self._settle, wanted, engine.status())
+                await asyncio.to_thread(self._look, engine.status())
+                await self._pause(LOOK_S)
+                # Anew: by now an analysis that began with what served before has noted that it uses it.
                 wanted = await asyncio.to_thread(self._look, engine.status())
             except StateError as error:
                 log.warning("the models' choices cannot be read", reason=error.reason)
-            await self._pause(LOOK_S)
+                await self._pause(LOOK_S)
 
     def _look(self, statuses: Sequence[ModelStatus]) -> Wanted:
         wanted = Wanted.now(self._ledger.choices.read(), self._ledger.pinned(), self._repository)
@@ -142,3 +148,7 @@ class EngineKeeper:
             await asyncio.wait_for(self._stop.wait(), seconds)
         except TimeoutError:
             return
+
+
+def _ready(engine: TritonEngine, folders: Collection[str]) -> bool:
+    return all(status.ready for status in engine.status() if status.folder in folders)

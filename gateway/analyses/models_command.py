@@ -99,7 +99,7 @@ def retire(model: str, version: str) -> int:
         wanted = site.wanted()
         if folder in wanted.serving:
             raise Conflict(f"The version {version} of {model} serves now; promote another one before it is retired.")
-        if any(folder in wanted.parts(wish) for wish in wanted.wishes):
+        if folder in wanted.wished:
             raise Conflict(f"The version {version} of {model} was just promoted; promote another one in its place.")
         if site.choices.retired(model, version):
             raise Conflict(f"The version {version} of {model} is retired already.")

@@ -11,6 +11,7 @@ from gateway.analyses.pins import Pins, serving
 from gateway.analyses.protocols import PROTOCOLS
 from gateway.inference import ModelRepository, ModelStatus
 from gateway.inference.names import folder_of, split_folder
+from gateway.inference.sidecars import demand_approved
 from gateway.operations.errors import PathserveError
 
 
@@ -68,6 +69,10 @@ class Wanted:
             for model, folder in self.current.items()
             if self.choices.current(model) is None and self.choices.pending(model) is None
         }
+
+    @property
+    def wished(self) -> frozenset[str]:
+        return frozenset(part for folder in self.wishes for part in self.parts(folder))
 
     @property
     def serving(self) -> frozenset[str]:
@@ -129,7 +134,7 @@ def _state(
         if status is None:
             return ModelState.PENDING, trouble or "It is being loaded."
         return (ModelState.SERVING, None) if status.ready else (ModelState.REFUSED, status.reason)
-    if any(folder in wanted.parts(wish) for wish in wanted.wishes):
+    if folder in wanted.wished:
         return (
             ModelState.PENDING,
             trouble or "It is being loaded and proven; the version before serves.",
@@ -142,7 +147,7 @@ def _state(
     if wanted.choices.retired(_model(folder), _version(folder)):
         return ModelState.RETIRED, "It was retired."
     try:
-        repository.check(folder)
+        demand_approved(folder, repository.gate(folder))
     except PathserveError as error:
         return ModelState.STANDBY, error.detail
     return ModelState.STANDBY, "It does not serve; promote it for that."

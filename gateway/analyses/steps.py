@@ -9,7 +9,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pydicom
 from gateway import __version__
 from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
+from gateway.analyses.fetched import Fetched, not_there
 from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
@@ -26,7 +26,7 @@ from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.protocol import Archive, SeriesEntry
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.model import ModelCard, ModelVersion
-from gateway.domain.order import Order, SlideReference
+from gateway.domain.order import Order
 from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
@@ -35,7 +35,6 @@ from gateway.operations.disk import disk_errors, sync_folder, written_whole
 from gateway.operations.errors import (
     Cancelled,
     ModelChanged,
-    PathserveError,
     SlideError,
     SlideNotInArchive,
     StateError,
@@ -48,19 +47,6 @@ _HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()
 SCHEMA_VERSION = "1.0"
 STATEMENT = "Research use, not a medical device. Preliminary: made by software, not signed by a person."
 PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fetched:
-    """One slide of the order: its local files, or why it is not there. File names are relative to the state folder
-    where they lie inside it, so that a copied state still works."""
-
-    specimen: int
-    study: str
-    series: str
-    files: tuple[Path, ...]
-    reason: str | None
-    detail: str | None
 
 
 class CaseRun:
@@ -110,7 +96,7 @@ class CaseRun:
     def _fetch(self) -> dict[str, Any]:
         if not self._models_file.exists():
             self._pin()
-        fetched: list[_Fetched] = []
+        fetched: list[Fetched] = []
         missing: SlideNotInArchive | SlideError | None = None
         for index, specimen in enumerate(self.order.specimens):
             for reference in specimen.slides:
@@ -119,20 +105,20 @@ class CaseRun:
                     fetched += [self._fetch_one(index, entry) for entry in entries]
                 except (SlideNotInArchive, SlideError) as error:
                     missing = missing or error
-                    fetched += _not_there(index, reference, error)
+                    fetched += not_there(index, reference, error)
         if missing is not None and not any(slide.files for slide in fetched):
             raise missing
-        self._write("fetched.json", [_fetched_to_json(slide, self._settings.state) for slide in fetched])
+        self._write("fetched.json", [slide.to_json(self._settings.state) for slide in fetched])
         return {"slides": len(fetched), "files": sum(len(slide.files) for slide in fetched)}
 
-    def _fetch_one(self, specimen: int, entry: SeriesEntry) -> _Fetched:
+    def _fetch_one(self, specimen: int, entry: SeriesEntry) -> Fetched:
         series = self._archive.fetch(
             entry,
             self.folder / "slides",
             progress=lambda done, total: self._progress(Progress(Step.FETCH, done, total, "bytes")),
             cancelled=self._cancelled,
         )
-        return _Fetched(
+        return Fetched(
             specimen=specimen, study=entry.study, series=entry.series, files=series.files, reason=None, detail=None
         )
 
@@ -159,7 +145,7 @@ class CaseRun:
     def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
         return lambda done: self._progress(Progress(Step.INFER, before + done, total, "tiles"))
 
-    def _plan(self, pins: Pins, fetched: list[_Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
+    def _plan(self, pins: Pins, fetched: list[Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
         planned: list[tuple[SlideTask, TilePlan]] = []
         unread: dict[str, list[str]] = {}
         first_error: SlideError | None = None
@@ -189,7 +175,7 @@ class CaseRun:
         return planned
 
     @contextmanager
-    def _opened(self, pins: Pins, fetched: _Fetched) -> Iterator[SlideTask]:
+    def _opened(self, pins: Pins, fetched: Fetched) -> Iterator[SlideTask]:
         """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
         specimen = self.order.specimens[fetched.specimen]
         with Slide.open(fetched.files) as slide:
@@ -344,9 +330,9 @@ class CaseRun:
         self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
         return {"objects": len(objects)}
 
-    def _fetched(self) -> list[_Fetched]:
+    def _fetched(self) -> list[Fetched]:
         entries = json.loads((self.folder / "fetched.json").read_text())
-        return [_fetched_from_json(entry, self._settings.state) for entry in entries]
+        return [Fetched.from_json(entry, self._settings.state) for entry in entries]
 
     def _issued(self) -> datetime:
         """The report's time, fixed when it is first built, so that a repeated step builds the same report."""
@@ -366,20 +352,6 @@ def _changed() -> ModelChanged:
     return ModelChanged("A model of this analysis was changed while it ran; its tiles are computed anew.")
 
 
-def _not_there(specimen: int, reference: SlideReference, error: PathserveError) -> list[_Fetched]:
-    return [
-        _Fetched(
-            specimen=specimen,
-            study=reference.study,
-            series=series,
-            files=(),
-            reason=error.reason,
-            detail=error.detail,
-        )
-        for series in reference.series or ("",)
-    ]
-
-
 def _changed_settings(order: Order) -> list[Finding]:
     return [
         Finding(
@@ -389,19 +361,3 @@ def _changed_settings(order: Order) -> list[Finding]:
         )
         for name, value in order.settings
     ]
-
-
-def _fetched_to_json(fetched: _Fetched, state: Path) -> dict[str, Any]:
-    files = [str(path.relative_to(state) if path.is_relative_to(state) else path) for path in fetched.files]
-    return {
-        "specimen": fetched.specimen,
-        "study": fetched.study,
-        "series": fetched.series,
-        "files": files,
-        "reason": fetched.reason,
-        "detail": fetched.detail,
-    }
-
-
-def _fetched_from_json(entry: dict[str, Any], state: Path) -> _Fetched:
-    return _Fetched(**{**entry, "files": tuple(state / file for file in entry["files"])})
