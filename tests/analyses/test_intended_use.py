@@ -29,8 +29,8 @@ CARD = ModelCard(
     intended_use=IntendedUse(statement="s", organs=(COLON,), specimen_types=(), stains=("HE",)),
     operating_points=(),
     version=ModelVersion(
-        name="m", version="1", kind="head", target="onnx", precision="fp32", engine_sha256="", weights_sha256="", recipe="", recipe_sha256="",
-        manifest_sha256="",
+        name="m", version="1", kind="head", target="onnx", precision="fp32", engine_sha256="", weights_sha256="",
+        recipe="", recipe_sha256="", manifest_sha256="",
     ),
     limits=(),
 )  # fmt: skip
