@@ -93,7 +93,7 @@ def g3_agreement(
         **_vectors(record),
     }
     failures = _vector_failures(figures)
-    for judge in judges:
+    for judge in judges if record.finite else ():
         found, reference = (np.concatenate(part) for part in zip(*record.logits[judge.name], strict=True))
         judged = _labels(judge, found, reference, record)
         figures.setdefault("labels", {})[judge.name] = judged
@@ -107,9 +107,8 @@ def g3_agreement(
 
 def softmax(logits_NC: np.ndarray) -> np.ndarray:
     """Probabilities (N,C) in double precision."""
-    with np.errstate(invalid="ignore"):  # of what is not finite; that fails by itself
-        powers = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+    powers = np.exp(logits_NC.astype(np.float64) - logits_NC.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
 
 
 def cosines(found_NX: np.ndarray, reference_NX: np.ndarray) -> np.ndarray:
@@ -261,7 +260,7 @@ def _labels(judge: Judge, found_NC: np.ndarray, reference_NC: np.ndarray, record
     figures: dict[str, Any] = {"points": points, "by_source": by_source}
     labels_N = np.concatenate(record.labels)
     known = labels_N >= 0
-    if crc9.DATASET in judge.datasets and judge.classes == len(crc9.CLASSES) and record.finite:
+    if crc9.DATASET in judge.datasets and judge.classes == len(crc9.CLASSES):
         counts = np.bincount(labels_N[known], minlength=judge.classes)
         if counts.min() >= 5:
             images = np.stack(record.images)
