@@ -15,13 +15,14 @@ import onnx
 import pytest
 import pytest_asyncio
 
-from gateway.inference import embedded
+from gateway.inference import TritonEngine, embedded
 from gateway.inference.client import CallFailed, Client, Trouble, plain_input
 from gateway.inference.embedded import EmbeddedServer
 from gateway.inference.installation import find_installation
 from gateway.inference.preflight import models_of_openvino
 from gateway.operations.settings import Settings
 from tests.conftest import ROOT
+from tests.support.models import seal
 
 from . import models
 
@@ -145,6 +146,23 @@ async def test_an_ir_answers_as_the_onnx_that_it_came_from(client: Client) -> No
         reference = await infer(client, "small", images)
         assert answer.shape == reference.shape
         assert np.abs(answer - reference).max() <= 1e-6 * np.abs(reference).max()
+
+
+async def test_the_gateway_serves_an_ir_whose_golden_answers_came_from_onnx(openvino: None, tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    for name, error in (("right", 0.0), ("wrong", 1e-2)):
+        folder = models.write_encoder(repository, name)
+        models.write_golden(folder, error)
+        seal(to_ir(folder))
+    async with TritonEngine.open(
+        Settings(state=tmp_path / "state", model_repository=repository), ["right", "wrong"]
+    ) as engine:
+        right, wrong = engine.status()
+        assert (right.ready, right.reason) == (True, None)
+        assert "golden.npz" in wrong.reason
+        images = models.tiles(9)
+        answer = await engine.infer("right", {"image": images})
+        assert answer["embedding"].shape == (9, models.WIDTH)
 
 
 async def test_a_request_that_fails_says_why_and_spoils_no_other(client: Client, folder: Path) -> None:
