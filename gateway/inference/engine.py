@@ -35,6 +35,7 @@ ATTEMPTS = 4
 
 _REPAIRABLE = (Trouble.GONE, Trouble.DEAD_STUB, Trouble.NOT_LOADED)
 _WATCH_BACKOFF_S = 10.0
+_PAUSE_S = 0.5
 
 log = structlog.get_logger(__name__)
 
@@ -135,7 +136,7 @@ class TritonEngine:
     async def _usable(self, served: Served) -> Contract:
         """The contract of a model that can be asked now, brought or tried again where need be. Raises its problem."""
         fleet = self._fleet
-        if isinstance(fleet.problem_of(served), ModelNotLoaded):
+        if isinstance(fleet.problem_of(served), ModelNotLoaded | InferenceUnavailable):
             await fleet.reload(served, fleet.seen(served))
         elif not fleet.is_proven(served):
             await fleet.bring(served)
@@ -153,8 +154,11 @@ class TritonEngine:
             return False
         epoch = self._link.epoch
         await self._link.connect()
-        if self._link.epoch != epoch or trouble is Trouble.GONE:
+        if self._link.epoch != epoch:
             await fleet.bring(served)
+        elif trouble is Trouble.GONE:
+            # The same server answers again, or is about to end.
+            await asyncio.sleep(_PAUSE_S)
         elif trouble is Trouble.NOT_LOADED:
             await fleet.reload(served, seen)
         else:

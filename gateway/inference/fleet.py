@@ -19,7 +19,14 @@ from gateway.inference.contract import Contract
 from gateway.inference.link import LOAD_TIMEOUT_S, Link
 from gateway.inference.repository import ModelRepository
 from gateway.inference.served import ModelStatus, Served
-from gateway.operations.errors import ModelChanged, ModelNotLoaded, ModelRefused, PathserveError
+from gateway.operations.errors import (
+    InferenceError,
+    InferenceUnavailable,
+    ModelChanged,
+    ModelNotLoaded,
+    ModelRefused,
+    PathserveError,
+)
 
 Cause = Literal["dead", "hung"]
 """Why a model is healed: a process is dead or stopped, or it lives and neither answers nor computes."""
@@ -219,10 +226,7 @@ class Fleet:
                 # Says nothing of the model: it is brought once there is a server again.
                 served.epoch = -1
                 return
-            served.problem = ModelNotLoaded(
-                f"The model {served.folder} is not loaded: Triton says “{failure.text}”. Export it again, or see "
-                "logs/triton.log in the state folder."
-            )
+            served.problem = _not_loaded(served.folder, failure)
         if before is None or before.detail != served.problem.detail:
             log.warning("inference.model_refused", model=served.folder, detail=served.problem.detail)
 
@@ -292,6 +296,13 @@ class Fleet:
     async def _end(self, served: Served, *, hung: bool = False) -> None:
         served.epoch = -1
         await self.link.unload_broken(served.folder, hung=hung)
+
+
+def _not_loaded(folder: str, failure: CallFailed) -> InferenceError:
+    says = f"The model {folder} is not loaded: Triton says “{failure.text}”."
+    if failure.trouble in (Trouble.DEADLINE, Trouble.DEAD_STUB, Trouble.STUCK):
+        return InferenceUnavailable(f"{says} It is tried again; see logs/triton.log in the state folder.")
+    return ModelNotLoaded(f"{says} Export it again, or see logs/triton.log in the state folder.")
 
 
 def changed(folder: str) -> ModelChanged:

@@ -124,15 +124,16 @@ class Link:
         if served.stuck_epoch == self.epoch:
             raise CallFailed(Trouble.STUCK, _STUCK)
         has_stubs = self.server.owner and served.contract is not None and not served.contract.steps
-        known = await asyncio.to_thread(self._known) if has_stubs else frozenset()
+        known = await self._known(served.folder) if has_stubs else frozenset()
         loading = asyncio.ensure_future(self.client.load(served.folder, LOAD_TIMEOUT_S))
         try:
             born: set[int] = set()
             well_s = time.monotonic()
             while has_stubs and not (await asyncio.wait({loading}, timeout=_LOOK_AT_LOAD_S))[0]:
-                living = {stub.pid for stub in await self.stubs(served.folder)} - known
-                born |= living | (await asyncio.to_thread(self.server.dead) - known)
-                if born == living and born:
+                here = {stub.pid: stub for stub in await self.stubs(served.folder) if stub.pid not in known}
+                working = {pid for pid, stub in here.items() if not stub.frozen}
+                born |= here.keys() | (await asyncio.to_thread(self.server.dead) - known)
+                if born == working and born:
                     well_s = time.monotonic()
                 elif time.monotonic() - well_s > (_GONE_S if born else _UNBORN_S):
                     served.stuck_epoch = self.epoch
@@ -141,9 +142,15 @@ class Link:
         finally:
             loading.cancel()
 
-    def _known(self) -> frozenset[int]:
-        """The processes that are there already, of whichever model: their end says nothing of a load."""
-        return frozenset(stub.pid for stub in self.server.stubs()) | self.server.dead()
+    async def _known(self, folder: str) -> frozenset[int]:
+        """The processes whose end says nothing of a load of this folder, which another engine may have begun."""
+        serves = folder in await self.client.ready_models()
+        dead = await asyncio.to_thread(self.server.dead)
+        return dead | {
+            stub.pid
+            for stub in await asyncio.to_thread(self.server.stubs)
+            if stub.folder != folder or serves or (stub.pid, stub.started_s) in self.leaving
+        }
 
     async def _connect(self) -> None:
         endpoint = await self.server.ensure()

@@ -159,7 +159,8 @@ class RegionPool:
         finally:
             os.close(file)
             # Both sides have mapped it: without a name nothing is left behind, whoever dies first.
-            path.unlink()
+            # The owner of a server that is being restarted clears what bears its prefix.
+            path.unlink(missing_ok=True)
         return Region(name, size, memory)
 
     async def _reclaim(self) -> None:
