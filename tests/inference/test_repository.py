@@ -105,6 +105,7 @@ def test_an_ensemble_of_an_exchanged_step_is_refused(changeable: ModelRepository
         ("count: 1 ", "", "count"),
         ("instance_group [ { count: 1 kind: KIND_CPU } ]", "", "count"),
         ('name: "encoder"', 'name: "other"', "names itself 'other'"),
+        ("dynamic_batching { }", "version_policy { all { } }", "version_policy"),
         ("max_batch_size: 64", "max_batch_sise: 64", "max_batch_sise"),
         ("max_batch_size: 64", "max_batch_size: many", "cannot be read"),
     ],
@@ -326,6 +327,28 @@ def test_what_is_whole_but_not_approved_can_be_looked_at(changeable: ModelReposi
     assert changeable.verify("encoder").name == "encoder"
     assert changeable.gate("encoder").state == "PARSED"
     assert not changeable.gate("encoder").approved
+
+
+@pytest.mark.parametrize(
+    ("runtime", "artefact"),
+    [
+        ('backend: "openvino"', "model.xml"),
+        ('backend: "openvino" default_model_filename: "model.onnx"', "model.onnx"),
+        ('platform: "onnxruntime_onnx"', "model.onnx"),
+        ('platform: "tensorrt_plan"', "model.plan"),
+        ('backend: "tensorrt"', "model.plan"),
+    ],
+)
+def test_the_engines_file_is_the_one_that_triton_takes(
+    changeable: ModelRepository, runtime: str, artefact: str
+) -> None:
+    edit(changeable.path / "encoder" / "config.pbtxt", 'backend: "onnxruntime"', runtime)
+    assert changeable.contract("encoder").artefact == artefact
+    if artefact != "model.onnx":
+        with pytest.raises(ModelRefused, match="engine file is missing"):
+            changeable.check("encoder")
+    seal(changeable.path / "encoder", state="PARSED")
+    assert changeable.verify("encoder").artefact == artefact, "what was never built has no engine, and says so"
 
 
 def test_an_engine_of_two_files_is_proven_whole(changeable: ModelRepository) -> None:
