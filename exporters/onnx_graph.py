@@ -9,6 +9,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript import FLOAT, opset20
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
@@ -22,6 +23,15 @@ _FILE_LIMIT_BYTES = (1 << 31) - (1 << 24)
 """What one protobuf message holds, less room for the nodes."""
 _HALF_FROM = 1024
 """Elements from which a weight may be stored as fp16; smaller ones are not worth a Cast."""
+
+
+def _sqrt(size: FLOAT) -> FLOAT:
+    return opset20.Sqrt(opset20.Cast(size, to=TensorProto.FLOAT))
+
+
+_TRANSLATIONS = {torch.sym_sqrt: _sqrt}
+"""Sizes that torch can trace and cannot write. TransMIL lays its N tiles on a square of side ceil(sqrt(N)); fp32 is
+exact for squares below 2**24."""
 
 
 class _Named(nn.Module):
@@ -39,7 +49,8 @@ class _Named(nn.Module):
 def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> bytes:
     """The graph as the bytes of an ONNX file; the same network and provenance give the same bytes.
 
-    Raises ExportError where torch cannot export the network with the sizes that the graph declares as free.
+    Raises ExportError where torch cannot export the network with the sizes that the graph declares as free, and where
+    the weights are more than one file holds.
     """
     sample = tuple(torch.from_numpy(array) for array in inputs_of(graph, example(graph)).values())
     # torch warns of its own deprecations, and of torchvision, which is not needed.
@@ -56,6 +67,7 @@ def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> b
                 dynamic_shapes=(_free_sizes(graph),),
                 input_names=[spec.name for spec in graph.inputs],
                 output_names=[spec.name for spec in graph.outputs],
+                custom_translation_table=_TRANSLATIONS,
                 external_data=False,
                 verbose=False,
             )
@@ -105,13 +117,22 @@ def _free(dim: Dim, known: dict[str, object]) -> object:
 
 
 def _name_sizes(model: onnx.ModelProto, graph: Graph) -> None:
-    """Call each free axis of the inputs what the graph calls it, and so the outputs' that are of the same size."""
+    """Call each free axis of the inputs what the graph calls it, and so the outputs' that are of the same size.
+
+    Raises ExportError where torch took a size for a constant, which it does without a word.
+    """
     specs, names = {spec.name: spec for spec in graph.inputs}, {}
     for value in model.graph.input:
         dims = (*([graph.batch] if graph.batch else []), *specs[value.name].dims)
         for axis, dim in zip(value.type.tensor_type.shape.dim, dims, strict=True):
-            if isinstance(dim, Dim):
-                names[axis.dim_param] = dim.name
+            if not isinstance(dim, Dim):
+                continue
+            if not axis.dim_param:
+                raise ExportError(
+                    f"The network of {graph.model} fixes the size {dim.name} at {axis.dim_value}, which the graph "
+                    "declares as free. Keep it out of int(), of the functions of math but ceil, and of conditions."
+                )
+            names[axis.dim_param] = dim.name
     for value in (*model.graph.input, *model.graph.output):
         for axis in value.type.tensor_type.shape.dim:
             if axis.dim_param in names:

@@ -1,5 +1,6 @@
 """Tiny networks with random weights, one or more of every kind of model, as later systems will declare them."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -140,6 +141,32 @@ def bag(ordered: bool = False) -> Graph:
         batch=None,
         unordered=("tiles",),
     )
+
+
+class SquareBag(nn.Module):
+    """What TransMIL does with sizes: landmarks of a padded bag, and tiles on a square with the first ones repeated."""
+
+    def __init__(self, landmarks: int = 8) -> None:
+        super().__init__()
+        self.landmarks = landmarks
+        self.key, self.grid = nn.Linear(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        self.classify = nn.Linear(WIDTH, 3)
+
+    def forward(self, features: Tensor) -> Tensor:
+        count = features.shape[1]
+        side = math.ceil(torch.sym_sqrt(count))
+        h_1SC = torch.cat([features, features[:, : side * side - count]], 1).relu()
+        each = (side * side + self.landmarks - 1) // self.landmarks
+        padded = F.pad(h_1SC, (0, 0, each * self.landmarks - side * side, 0))
+        landmarks_1MC = padded.unflatten(1, (self.landmarks, each)).mean(2)
+        h_1SC = h_1SC + (self.key(h_1SC) @ landmarks_1MC.mT).softmax(-1) @ landmarks_1MC
+        grid = h_1SC.transpose(1, 2).unflatten(2, (side, side))
+        return self.classify((grid + self.grid(grid)).mean((2, 3)))
+
+
+def square_bag() -> Graph:
+    """Exact N, whose order counts."""
+    return graph("bag", seeded(SquareBag), [fp32("features", 1, TILES, WIDTH)], [fp32("logits", 1, 3)], batch=None)
 
 
 class MaskedAttention(nn.Module):
@@ -326,6 +353,7 @@ EVERY = {
     "encoder": encoder,
     "head": head,
     "bag": bag,
+    "square_bag": square_bag,
     "padded_bag": padded_bag,
     "detector": detector,
     "image_encoder": image_encoder,

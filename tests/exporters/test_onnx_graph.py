@@ -1,5 +1,7 @@
 """The exported file: the same bytes every time, half-size weights, named sizes, provenance; nothing of the machine."""
 
+import math
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from exporters import gates, onnx_graph
+from exporters import gates, onnx_graph, shapes
 from exporters.errors import ExportError, GateFailed
 from exporters.kinds import kind_of
 from exporters.onnx_graph import BF16_OPSET, export
@@ -95,6 +97,14 @@ def test_free_sizes_have_the_names_that_the_graph_gives_them() -> None:
     assert dims(bag.output) == {"logits": [1, 3], "attention": [1, "tiles"]}
 
 
+def test_the_side_of_a_square_is_computed_in_the_graph() -> None:
+    graph = networks.made("square_bag")
+    engine, due = gates.onnx_runtime(networks.exported("square_bag")), networks.torch_engine(graph)
+    for tiles in (1, 2, 48, 49, 50, 4900, 4901):
+        inputs = shapes.inputs_of(graph, {"tiles": tiles})
+        np.testing.assert_allclose(engine(inputs)["logits"], due(inputs)["logits"], atol=1e-5)
+
+
 def test_a_size_that_the_network_fixes_cannot_be_declared_free() -> None:
     class Fixed(nn.Module):
         def forward(self, features: torch.Tensor, xy_um: torch.Tensor) -> torch.Tensor:
@@ -102,6 +112,21 @@ def test_a_size_that_the_network_fixes_cannot_be_declared_free() -> None:
 
     graph = networks.graph("bag", Fixed(), networks.made("bag").inputs, [networks.fp32("logits", 1, 3)], batch=None)
     with pytest.raises(ExportError, match="tiny_bag cannot be exported with the sizes that it declares as free: "):
+        export(graph, {})
+
+
+def test_a_size_that_torch_takes_for_a_constant_is_named() -> None:
+    class Rooted(nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            side = math.ceil(math.sqrt(features.shape[1]))
+            return torch.cat([features, features[:, : side * side - features.shape[1]]], 1).mean(1)[:, :3]
+
+    graph = networks.graph(
+        "bag", Rooted(), networks.made("square_bag").inputs, [networks.fp32("logits", 1, 3)], batch=None
+    )
+    with pytest.raises(
+        ExportError, match="The network of tiny_bag fixes the size tiles at 2, which the graph declares"
+    ):
         export(graph, {})
 
 
