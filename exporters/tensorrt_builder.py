@@ -67,7 +67,11 @@ def build(package, onnx, profiles, *, engine=None, timing_cache=None):
     """Figures of the build. Raises Refused."""
     try:
         trt = importlib.import_module(package)
-    except ImportError as error:
+    except (
+        ImportError,
+        OSError,
+        RuntimeError,
+    ) as error:  # libraries missing, or of another version
         raise Refused("import", str(error)) from None
     gpu = find_gpu()
     if package == "tensorrt" and gpu is None:

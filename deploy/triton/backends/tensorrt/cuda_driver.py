@@ -1,6 +1,7 @@
 """The few calls of the CUDA driver that a TensorRT engine needs, by ctypes: no other package brings them.
 
-Clause numbers are of the CUDA Driver API: 6.5 devices, 6.7 primary contexts, 6.13 memory, 6.18 streams.
+CUDA Driver API, sections Device, Primary Context, Memory and Stream Management. Host memory is pageable: a copy to the
+device has read it when the call returns, and a copy from the device has written it when the stream was waited for.
 """
 
 import ctypes

@@ -108,6 +108,12 @@ class TritonPythonModel(batched.BatchedModel):
         self.device.wait()
         return results
 
+    def finalize(self):
+        # In this order: each holds on to the next.
+        self.context = None
+        self.engine = None
+        self.runtime = None
+
 
 def probe(gpu):
     """What this machine has for plans, found in a process of its own. A ValueError says what is missing."""
