@@ -10,7 +10,7 @@ import pytest
 
 from gateway.analyses.choices import Action, Choices, Outcome
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.local import case_of
+from gateway.analyses.local import analyze, case_of
 from gateway.analyses.pins import Pins, serving
 from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed
@@ -338,3 +338,21 @@ async def test_where_a_card_was_changed_the_report_has_one_card(
     finally:
         shutil.rmtree(second)
         shutil.copytree(twice / second.name, second)
+
+
+@pytest.mark.triton
+async def test_without_a_server_the_choice_of_the_state_folder_counts(
+    triton: Settings, slides: FolderArchive, tmp_path: Path
+) -> None:
+    async def models_of(out: Path) -> list[tuple[str, str]]:
+        out.mkdir()
+        await analyze(Order("tissue-classification", case_of(slides.entries())), slides, out, triton, lambda _: None)
+        report = json.loads((out / "report.json").read_text())
+        return [(each["name"], each["version"]) for each in report["models"]]
+
+    assert await models_of(tmp_path / "first") == FIRST[0]
+    assert not (triton.state / "pathserve.db").exists()
+    ledger = Ledger.open(triton.ledger_url, triton.state)
+    choices(ledger, "2")
+    ledger.close()
+    assert await models_of(tmp_path / "second") == SECOND[0]

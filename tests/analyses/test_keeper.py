@@ -1,0 +1,120 @@
+"""The keeper with a real Triton: it loads what is chosen, wished for and in use, and unloads the rest."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc
+
+from gateway.analyses.choices import Action, Outcome
+from gateway.analyses.keeper import EngineKeeper
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.pins import Pins
+from gateway.domain.analysis import State
+from gateway.domain.order import Order
+from gateway.inference import ModelRepository
+from gateway.inference.embedded import read_record
+from gateway.inference.runtime import KEY_HEADER
+from gateway.operations.errors import PathserveError
+from gateway.operations.settings import Settings
+from tests.support.gateway import eventually
+from tests.support.models import add_version, shifted
+
+pytestmark = pytest.mark.triton
+
+MODEL = "tissue_classification"
+FIRST = {"tile_encoder", "tissue_head", MODEL}
+SECOND = {"tile_encoder", "tissue_head-v2", f"{MODEL}-v2"}
+
+
+class Site:
+    """A state folder with a keeper at work on it."""
+
+    def __init__(self, folder: Path) -> None:
+        repository = shutil.copytree(Settings().model_repository, folder / "repository")
+        add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
+        add_version(repository, MODEL, steps={"tissue_head": "tissue_head-v2"})
+        self.settings = Settings(state=folder / "state", model_repository=repository)
+        self.repository = ModelRepository(repository)
+        self.ledger = Ledger.open(self.settings.ledger_url, self.settings.state)
+        self.keeper = EngineKeeper(self.settings, self.ledger)
+
+    def loaded(self) -> set[str]:
+        """What Triton itself says."""
+        record = read_record(self.settings.state)
+        assert record is not None
+        with tritonclient.grpc.InferenceServerClient(record.endpoint.url) as client:
+            index = client.get_model_repository_index(headers={KEY_HEADER: record.key})
+        return {model.name for model in index.models if model.state == "READY"}
+
+    def states(self) -> dict[str, tuple[str, bool]]:
+        return {each["folder"]: (each["state"], each["ready"]) for each in self.keeper.models()}
+
+    def promote(self, model: str, version: str) -> tuple[Outcome, str | None]:
+        wish = self.ledger.choices.wish(model, version, Action.PROMOTE, "ann")
+        eventually(lambda: self.ledger.choices.get(wish.number).outcome is not Outcome.PENDING, "it is settled", 120)
+        settled = self.ledger.choices.get(wish.number)
+        return settled.outcome, settled.reason
+
+    def begin(self, folder: str) -> str:
+        """An analysis that is pinned to a folder and at work."""
+        analysis_id = self.ledger.accept(Order("tissue-classification", ()))[0].analysis.id
+        assert self.ledger.claim() == analysis_id
+        self.ledger.pin(analysis_id, Pins.of({MODEL: folder}, self.repository).to_json())
+        return analysis_id
+
+    def well(self) -> bool:
+        try:
+            self.keeper.check()
+        except PathserveError:
+            return False
+        return True
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    made.keeper.start()
+    eventually(made.well, "the keeper is ready", 120)
+    yield made
+    made.keeper.stop()
+    made.ledger.close()
+
+
+def test_the_first_version_serves_and_that_is_noted(site: Site) -> None:
+    eventually(lambda: site.ledger.choices.read().current(MODEL) == "1", "it is noted")
+    assert site.ledger.choices.read().models == (MODEL,)
+    assert site.loaded() == FIRST
+    eventually(lambda: {name for name, (state, ready) in site.states().items() if ready} == FIRST, "they are ready")
+
+
+def test_an_old_version_is_unloaded_when_its_last_analysis_ends(site: Site) -> None:
+    analysis_id = site.begin(MODEL)
+    assert site.promote(MODEL, "2") == (Outcome.SERVING, None)
+    eventually(lambda: site.states()[MODEL] == ("draining", True), "the old version drains")
+    assert site.states()[f"{MODEL}-v2"] == ("serving", True)
+    assert site.loaded() == FIRST | SECOND
+    site.ledger.finish(analysis_id, State.COMPLETED)
+    eventually(lambda: site.loaded() == SECOND, "the old version is unloaded")
+    eventually(lambda: site.states()[MODEL] == ("standby", False), "the old version stands by")
+    assert site.well()
+
+
+def test_what_is_not_there_is_refused_and_what_serves_serves_on(site: Site) -> None:
+    outcome, reason = site.promote(MODEL, "7")
+    assert (outcome, "no model tissue_classification-v7" in str(reason)) == (Outcome.REFUSED, True)
+    assert site.states()[f"{MODEL}-v2"] == ("serving", True)
+    assert site.loaded() == SECOND
+    assert site.well()
+
+
+def test_the_one_that_serves_is_refused_when_its_file_changes_and_serves_when_it_is_back(site: Site) -> None:
+    card = site.settings.model_repository / f"{MODEL}-v2" / "card.json"
+    right = card.read_bytes()
+    card.write_bytes(right.replace(b"Adipose", b"Adiposa"))
+    eventually(lambda: site.states()[f"{MODEL}-v2"] == ("refused", False), "it is refused")
+    assert not site.well()
+    card.write_bytes(right)
+    eventually(lambda: site.states()[f"{MODEL}-v2"] == ("serving", True), "it serves again")
+    assert site.well()
