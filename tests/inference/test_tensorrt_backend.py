@@ -6,6 +6,7 @@ No plan can run without a GPU. What is above the driver and TensorRT themselves 
 
 import asyncio
 import ctypes.util
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,11 +24,22 @@ from tests.conftest import ROOT
 
 from . import models
 
-pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.triton
 
 LOAD_S = 60.0
 MADE_FOR = {"tensorrt_version": "11.4.0.106", "compute_capability": "9.0"}
 STAND_IN = ROOT / "tests" / "inference" / "tensorrt_stand_in.py"
+_ASK = """
+import sys, types
+sys.modules["triton_python_backend_utils"] = types.ModuleType("pb_utils")
+sys.path.insert(0, sys.argv[1])
+import model
+model.PROBE = sys.argv[2]
+try:
+    print(model.probe(0))
+except ValueError as error:
+    print(error)
+"""
 
 
 def write_plan(
@@ -83,6 +95,7 @@ async def infer(client: Client, model: str, images: np.ndarray) -> np.ndarray:
     return answer["embedding"]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_buffers_shapes_and_batches_are_right(client: Client, folder: Path) -> None:
     batches = [models.tiles(size, seed=size) for size in (1, 7, 16, 2, 3)]
     answers = await asyncio.gather(*(infer(client, "plan", images) for images in batches))
@@ -92,6 +105,7 @@ async def test_buffers_shapes_and_batches_are_right(client: Client, folder: Path
         np.testing.assert_allclose(answer, due, rtol=1e-5, atol=1e-5 * np.abs(due).max())
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_batch_outside_the_profile_says_so_and_spoils_no_other(client: Client) -> None:
     good, bad = await asyncio.gather(
         infer(client, "plan", models.tiles(2)), infer(client, "plan", models.tiles(17)), return_exceptions=True
@@ -102,6 +116,7 @@ async def test_a_batch_outside_the_profile_says_so_and_spoils_no_other(client: C
     assert "tensorrt: input 'image' of the shape [17, 64, 64, 3] is outside the plan's profile" in bad.text
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_plan_for_another_server_is_refused_and_the_others_serve(client: Client, folder: Path) -> None:
     write_plan(folder, "newer", tensorrt_version="11.5.0.1")
     write_plan(folder, "other_gpu", compute_capability="8.0")
@@ -125,6 +140,7 @@ async def test_a_plan_for_another_server_is_refused_and_the_others_serve(client:
     assert (await infer(client, "encoder", models.tiles(1))).shape == (1, models.WIDTH)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_without_a_gpu_the_reason_reaches_the_status_and_the_others_serve(folder: Path, tmp_path: Path) -> None:
     # No stand-in: the real backend asks the real driver in a process of its own.
     missing = "there is no NVIDIA driver"
@@ -145,3 +161,18 @@ async def test_without_a_gpu_the_reason_reaches_the_status_and_the_others_serve(
         with pytest.raises(ModelNotLoaded):
             await engine.infer("asked", {"image": models.tiles(1)})
         assert (await engine.infer("encoder", {"image": models.tiles(4)}))["embedding"].shape == (4, models.WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "TensorRT's runtime crashes on this machine (SIGSEGV)"),
+        ("print('banner')", "the search for a GPU did not end well (no answer)"),
+        ('print(\'{"refused": "no reason"}\')', "a TensorRT plan cannot run here: no reason"),
+    ],
+)
+def test_a_runtime_that_crashes_ends_no_process_of_tritons(installed: None, probe: str, words: str) -> None:
+    python = Settings().triton_venv / "bin" / "python"
+    backend = ROOT / "deploy" / "triton" / "backends" / "tensorrt"
+    answer = subprocess.run([python, "-c", _ASK, backend, probe], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == words
