@@ -1,6 +1,7 @@
 """`serve`: a server is brought to exactly the versions that are wanted, while those that stay answer."""
 
 import asyncio
+import math
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -112,6 +113,9 @@ async def test_a_refused_version_has_its_reason_and_the_others_serve(keeper: Tri
     assert (await keeper.infer("encoder", {"image": models.tiles(1)}))["embedding"].shape == (1, models.WIDTH)
     ready = {version: _metric("pathserve_model_ready", model="encoder", version=version) for version in ("1", "2", "3")}
     assert (ready["1"], ready["3"]) == (1, 0)
+    dropped = _metric("pathserve_model_ready", model="both", version="1")
+    assert dropped is not None
+    assert math.isnan(dropped)
 
 
 async def test_a_case_goes_on_with_a_version_that_nothing_else_wants(keeper: TritonEngine, versions: Path) -> None:
