@@ -1,6 +1,6 @@
 """docs/engines.md: the models of a repository and the figures of their gates, made of their own files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +9,125 @@ from exporters.model_folder import read_json
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "cpu-engines.json"
+
 _HEAD = """\
 # Engines
 
-A model reaches `model_repository` by one way only, `exporters`: run folder, ONNX, gates, folder. A failed gate writes
-nothing there; its figures are then in `gate-failed.json` of the run folder.
+A model reaches `model_repository` by one way only, `exporters`: run folder, fp32 ONNX, engine, gates, folder. A failed
+gate writes nothing there; its figures are then in `gate-failed.json` of the run folder.
 
-    python -m training.tissue.train training/recipes/tissue-encoder-small.toml
-    python -m training.tissue.train training/recipes/tissue-head-small.toml
-    python -m exporters build training/released/tile_encoder --target onnx --out model_repository
-    python -m exporters build training/released/tissue_head --target onnx --out model_repository
+    python -m exporters build RUN --target onnx|cpu|tensorrt [--precision P] --out REPOSITORY
+    python -m exporters approve REPOSITORY/FOLDER --gpu-check gpu-check.json
+    python -m exporters rebuild training/released --out model_repository
+    python -m exporters page model_repository --out docs/engines.md
 
-`make engines` runs the last two. The head is built after its encoder, and again after every new encoder: it is only
-right on the weights that it was trained on, and the exporter compares their digests.
+`make engines` runs the last two. `rebuild` builds every released run beside the repository and replaces a folder only
+where its engine, card, config or verdict is not as built; in a clean checkout every byte stays.
+
+## Targets
+
+| target | precisions | what serves | the engine |
+|---|---|---|---|
+| `onnx` | fp32 | ONNX Runtime, one thread an instance | the fp32 ONNX: the reference of every other engine |
+| `cpu` | fp32, bf16, int8 | OpenVINO, one thread an instance | the fp32 ONNX under a stated precision; int8: an IR |
+| `tensorrt` | fp16, fp32, bf16, int8, fp8 | TensorRT on a GPU | a plan, built on the GPU that serves it |
+
+The first precision is the default. The commands in NVIDIA's container, which builds and serves plans, are in
+[tensorrt.md](tensorrt.md); how engines are loaded and looked after is in [engines-serving.md](engines-serving.md).
+
+A version is a folder of its own: `tile_encoder` is version 1, `tile_encoder-v2` is version 2. The same weights, target
+and precision built again replace their own folder; anything else gets the next free number. An encoder's new version
+brings one of each ensemble with it, so that a site can promote the whole of it.
+Which version serves is a site's decision ([models.md](models.md)).
+A head is only right on the weights that it was trained on; the exporter compares their digests.
+
+## Gates
 
 | gate | passes when |
 |---|---|
-| G0 | the ONNX checker finds no fault; opset 20; only listed operators; names, types and dimensions are the config's |
-| G1 | the greatest difference from the training network at batch 1, 7, 64 is at most 1e-4 × max(1, greatest value) |
+| G0 | the ONNX checker finds no fault; opset 20 (bf16: 22); only its kind's operators; names and \
+shapes are the config's |
+| G1 | the greatest difference from the training network, at the least, odd, usual and greatest sizes, is at most \
+1e-4 × max(1, greatest value) |
+| G2 | TensorRT, or TensorRT-RTX where there is no GPU, parses and builds the typed graph |
+| G3 | on 5,000 tiles or more, against the fp32 ONNX: at most 0.1 % of the labels flip, none where both engines \
+answer; no tile crosses the operating point outside its band; worst cosine 0.9995; no NaN |
 | G4 | an input's answer alone, among others and twice is the same bit for bit |
-| G5 | a real Triton loads the folder and gives the same answers over its protocol, to 1e-3 |
+| G5 | a real Triton loads the folder and gives the engine's answers over its protocol, to 1e-3 |
+| G6 | a GPU's record (deploy/gpu-check) approves an engine of the same ONNX, weights, precision, TensorRT and GPU |
 
-This page is made by `python -m exporters page model_repository --out docs/engines.md`.
+G3 is asked of every engine that is not the fp32 ONNX itself. With fewer than 5,000 tiles it is `reduced`.
+
+| state | what it says |
+|---|---|
+| EXPORTED | the graph is made; no TensorRT has seen it |
+| PARSED | TensorRT-RTX has parsed and built it; there is no plan |
+| BUILT | the engine is there, and G3 (reduced) or G6 is still due |
+| APPROVED | every gate is passed: only this is promoted or served |
 
 """
 
 _TABLE = """\
-| model | version | kind | target | precision | state | engine | G1 | G3 | G4 | G5 |
-|---|---|---|---|---|---|---|---|---|---|---|
+## Models
+
+This page is made by `python -m exporters page model_repository --out docs/engines.md`.
+
+| model | version | kind | target | precision | state | engine | G1 | G2 | G3 | G4 | G5 |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+_REFUSED = """\
+
+## Engines that were refused
+
+From [results/cpu-engines.json](results/cpu-engines.json) ({tiles:,} tiles, {machine}; `{command}`). Speed is per CPU
+time, over ONNX Runtime in fp32. An engine that a gate refuses is in no repository, however fast it is.
+
+| engine | speed | worst cosine | label flips | of them answered | crossings outside the band | G3 |
+|---|---|---|---|---|---|---|
+"""
+
+_NOT_EXECUTED = """\
+
+## What was never executed
+
+No TensorRT plan was ever built or run for these models: the one machine with a GPU had no TensorRT. The
+graphs of the target `tensorrt` are parsed and built by TensorRT-RTX, whose engine is thrown away.
 """
 
 
-def page(repository: Path) -> str:
-    """The page in Markdown. Raises ExportError where there is no model, or one has no readable sidecars."""
+def page(repository: Path, results: Path = RESULTS) -> str:
+    """The page in Markdown. Raises ExportError where there is no model, or one has no readable sidecars.
+
+    `results` holds the figures of engines that were tried and refused; a page without it says nothing of them.
+    """
     folders = ModelRepository(repository).folders
     if not folders:
         raise ExportError(f"There is no model in {repository.name}. Build one there, or name another repository.")
-    return _HEAD + _TABLE + "".join(f"{_row(repository, folder)}\n" for folder in folders)
+    rows = "".join(f"{_row(repository, folder)}\n" for folder in folders)
+    return _HEAD + _TABLE + rows + _refused(results) + _NOT_EXECUTED + _not_executed(repository, folders)
+
+
+def _refused(results: Path) -> str:
+    if not results.is_file():
+        return ""
+    measured = read_json(results)
+    rows = "".join(
+        f"| {row['name']} | {row['over_onnxruntime_fp32']:.2f} × | {row['min_cosine']:.4f} | {row['flip_share']:.2%} "
+        f"| {row['answered_flips']} | {row['crossings_outside']} | {'passed' if row['passed'] else 'refused'} |\n"
+        for row in measured["engines"]
+    )
+    return _REFUSED.format_map(measured) + rows
+
+
+def _not_executed(repository: Path, folders: Iterable[str]) -> str:
+    cards = {folder: ModelRepository(repository).document(folder) for folder in folders}
+    return "".join(
+        f"\n- `{folder}`: {card['not_executed']}\n"
+        for folder, card in cards.items()
+        if "not_executed" in card and card["kind"] != "ensemble"
+    )
 
 
 def _row(repository: Path, folder: str) -> str:
@@ -82,15 +164,20 @@ def _g1(figures: Mapping[str, Any]) -> str:
     return f"{max(entry['max_abs_difference'] for entry in figures.values()):.1e}"
 
 
+def _g2(figures: Mapping[str, Any]) -> str:
+    return f"{figures['package']} {figures['version']}"
+
+
 def _g3(figures: Mapping[str, Any]) -> str:
-    labels = [point for judged in figures.get("labels", {}).values() for point in judged["points"].values()]
-    flips = f", {max(point['flip_share'] for point in labels):.2%} flips" if labels else ""
-    return f"cosine {figures['min_cosine']:.6f}{flips}"
+    cosines = [output["min_cosine"] for output in figures["outputs"].values() if "min_cosine" in output]
+    points = [point for judged in figures.get("labels", {}).values() for point in judged["points"].values()]
+    flips = [f"{max(point['flip_share'] for point in points):.2%} flips"] if points else []
+    return ", ".join([*(f"cosine {min(cosines):.6f}" for _ in cosines[:1]), *flips])
 
 
 def _g4(figures: Mapping[str, Any]) -> str:
-    figures = figures.get("engine", figures)
-    gap = max(figures["twice"], figures["neighbours"])
+    """The greatest difference of the engine itself, where both it and the fp32 ONNX were asked."""
+    gap = max(value for key, value in figures.get("engine", figures).items() if key not in ("sizes", "bound"))
     return f"{gap:.1e}" if gap else "bit-identical"
 
 
@@ -98,4 +185,4 @@ def _g5(figures: Mapping[str, Any]) -> str:
     return "0, bit-identical" if figures["bit_identical"] else f"{figures['max_abs_difference']:.1e}"
 
 
-_SHOWN: Mapping[str, Callable[[Any], str]] = {"G1": _g1, "G3": _g3, "G4": _g4, "G5": _g5}
+_SHOWN: Mapping[str, Callable[[Any], str]] = {"G1": _g1, "G2": _g2, "G3": _g3, "G4": _g4, "G5": _g5}

@@ -54,10 +54,11 @@ def merged(onnx: list[Entry], target: tuple[Entry, ...]) -> list[Entry]:
     """The gates of the fp32 ONNX with those of the engine that was made of it, by name; of both where both ran it."""
     entries = {entry["gate"]: dict(entry) for entry in onnx}
     for entry in target:
-        before = entries.get(entry["gate"])
-        figures = entry.get("figures", {})
-        both = {"figures": {"onnx": before["figures"], "engine": figures}} if before else {}
-        entries[entry["gate"]] = dict(entry) | both
+        before, figures = entries.get(entry["gate"]), dict(entry)
+        if before is not None:
+            engine = {"engine": entry["figures"]} if "figures" in entry else {}
+            figures["figures"] = {"onnx": before["figures"]} | engine
+        entries[entry["gate"]] = figures
     return [entries[name] for name in sorted(entries)]
 
 
