@@ -184,11 +184,15 @@ def _neighbours(engine: Engine, kind: Kind, inputs: Arrays, together: Arrays, bo
 
 
 def _padding(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, bound: float) -> Figures:
-    """Where the kind has a mask: other content under it, and (for a free length) none of it, give the same answer."""
+    """Where the kind has a mask: other content under it, and (for a free length) none of it, give the same answer.
+
+    Three fifths of the length stay.
+    """
+    figures: Figures = {}
     slots = {spec.name: kind.slot(spec, graph) for spec in (*graph.inputs, *graph.outputs)}
     mask = next((spec for spec in graph.inputs if slots[spec.name].mask), None)
     if mask is None:
-        return {}
+        return figures
     length, size = inputs[mask.name].shape[-1], mask.dims[-1]
     valid = max(1, length * 3 // 5)
     if isinstance(size, Dim):
@@ -204,13 +208,12 @@ def _padding(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, bound: fl
         else:
             other[name] = np.where(padding, _other(array, axes[name]), array)
     first, second = (_valid(engine(each), axes, valid) for each in (padded, other))
-    found: Figures = {"valid": valid, "of": length}
-    found["content"] = _hold(second, first, bound, "depends on what the padding holds")
+    figures["padding content"] = _hold(second, first, bound, "depends on what the padding holds")
     if isinstance(size, Dim) and valid < length:
         without = {name: _cut(array, axes.get(name), valid, length) for name, array in padded.items()}
         alone = _valid(engine(without), axes, valid)
-        found["length"] = _near(kind, alone, first, "depends on the length of the padding")
-    return {"padding": found}
+        figures["padding length"] = _near(kind, alone, first, "depends on the length of the padding")
+    return figures
 
 
 def _order(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, first: Arrays, name: str) -> float:
