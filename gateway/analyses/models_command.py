@@ -25,6 +25,7 @@ from gateway.operations.state import prepare_state
 SETTLE_S = 180.0
 """How long a worker may take to load a version and replay its golden inputs."""
 _LOOK_S = 0.1
+_TOLD_S = 5.0
 
 
 def list_models(*, as_json: bool) -> int:
@@ -176,7 +177,18 @@ class _Site:
                     "`pathserve models list`, or promote another version in its place."
                 )
             time.sleep(_LOOK_S)
+        self._until_told(folder_of(wish.model, wish.version), found.outcome)
         return found
+
+    def _until_told(self, folder: str, outcome: Outcome) -> None:
+        """Wait until `GET /v1/models` says it as well: it repeats the worker's heartbeat."""
+        until = time.monotonic() + _TOLD_S
+        while time.monotonic() < until:
+            worker = self.ledger.worker()
+            states = {each["folder"]: each["state"] for each in worker.models} if worker is not None else {}
+            if states.get(folder, outcome.value) == outcome.value:
+                return
+            time.sleep(_LOOK_S)
 
     def _worker_lives(self) -> bool:
         worker = self.ledger.worker()
@@ -236,7 +248,7 @@ def _sentence(decision: Decision) -> str:
 
 def _who() -> str:
     try:
-        return getpass.getuser()
+        return getpass.getuser()[:128]
     except (OSError, KeyError):  # a user without a name
         return f"user {os.getuid()}"
 

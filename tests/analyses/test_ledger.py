@@ -8,15 +8,19 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+import alembic.command
+import alembic.config
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+from gateway.analyses import migrations
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.schema import METADATA
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order, Patient, Priority, SlideReference, Specimen
+from gateway.operations import codec
 from gateway.operations.errors import Cancelled, Conflict, IdempotencyConflict, InvalidSetting, NotFound, StateError
 
 
@@ -231,6 +235,30 @@ def test_the_migrations_make_the_declared_schema(tmp_path: Path) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
+
+
+def test_a_ledger_of_the_version_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "pathserve.db")) as database:
+        engine = sa.create_engine("sqlite://", creator=lambda: database, poolclass=sa.StaticPool)
+        with engine.begin() as connection:
+            config = alembic.config.Config()
+            config.set_main_option("script_location", str(Path(migrations.__path__[0])))
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "0001")
+            columns = "id, order_json, protocol, priority, rank, state, body_sha256, created, updated"
+            values = (codec.dumps(order()), "2026-01-01 00:00:00.000000")
+            connection.exec_driver_sql(
+                f"INSERT INTO analyses ({columns}, cancel_requested, delivering, attempts) VALUES "
+                "('old', ?, 'tissue-classification', 'ROUTINE', 2, 'running', '', ?, ?, 0, 0, 1)",
+                (values[0], values[1], values[1]),
+            )
+    opened = open_ledger(tmp_path)
+    assert opened.get("old").analysis.order == order()
+    assert opened.pinned() == ()
+    opened.pin("old", {"folders": {}, "pins": []})
+    assert opened.pinned() == ({"folders": {}, "pins": []},)
+    assert opened.choices.read().decisions == ()
+    opened.close()
 
 
 def test_many_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
