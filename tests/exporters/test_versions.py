@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from exporters import __main__ as command
 from exporters.versions import Version, folder_for, least_precise, versions
 from gateway.inference import ModelRepository
+from gateway.operations.errors import ModelRefused
 from tests.exporters.conftest import RELEASED, REPOSITORY
 from training.files import json_bytes, sha256_bytes
 
@@ -165,6 +167,30 @@ def test_without_the_tiles_nothing_but_the_reference_is_approved(grown: Path) ->
         assert (gate["state"], gate["reduced"], gate["passed"]) == ("BUILT", True, True)
     models = ModelRepository(grown)
     assert models.approved("tile_encoder") == models.approved("tissue_classification") == ("1",)
+
+
+@pytest.mark.timeout(300)
+def test_an_engine_for_a_gpu_is_kept_and_not_approved(tmp_path: Path) -> None:
+    """Without TensorRT there is no plan: the card says so, its ensemble too, and the gateway serves neither."""
+    repository = shutil.copytree(REPOSITORY, tmp_path / "repository")
+    arguments = ["build", str(RELEASED / "tissue_head"), "--target", "tensorrt", "--out", str(repository)]
+    assert command.main([*arguments, "--precision", "fp32"]) == 0
+    models = ModelRepository(repository)
+    for folder in ("tissue_head-v2", "tissue_classification-v2"):
+        card, gate, _ = sidecars(repository / folder)
+        assert (card["target"], card["precision"]) == ("tensorrt", "fp32")
+        assert "no TensorRT plan" in card["not_executed"]
+        assert gate["state"] in ("EXPORTED", "PARSED")
+        gates = {entry["gate"]: entry for entry in gate["gates"]}
+        assert gates["G5"]["passed"] is None
+        assert gates["G3"]["passed"] is None
+        models.verify(folder)
+        with pytest.raises(ModelRefused, match="never executed"):
+            models.check(folder)
+    assert not list(repository.rglob("*.plan"))
+    assert sidecars(repository / "tissue_classification-v2")[0]["steps"] == ["tile_encoder", "tissue_head-v2"]
+    golden = [models.golden(folder) for folder in ("tissue_classification", "tissue_classification-v2")]
+    assert np.array_equal(golden[0].expected["logits"], golden[1].expected["logits"])
 
 
 @pytest.mark.triton
