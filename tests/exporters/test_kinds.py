@@ -1,11 +1,10 @@
 """Every kind of model goes through the door: declared, exported, gated; and what is not its kind's is refused."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -14,7 +13,6 @@ from exporters.config import check_config, joined
 from exporters.errors import ExportError
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
-from exporters.tensorrt_gate import g2_tensorrt
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.settings import Settings
 from tests.exporters import networks
@@ -45,23 +43,6 @@ def test_a_kind_is_exported_and_passes_its_gates(name: str) -> None:
         "mask" in spec.name and spec.datatype != "FP32" for spec in graph.inputs
     )
     assert ("order of tiles" in invariance) == ("tiles" in graph.unordered)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_tensorrt_can_build_a_kind_with_its_free_sizes(name: str, tmp_path: Path) -> None:
-    built = g2_tensorrt(exported(name), shapes.profile(made(name)), tmp_path)
-    if built.reason is not None:
-        pytest.skip(built.reason)
-    sizes = dims_of(onnx.load_from_string(exported(name)).graph.input)
-    assert {name: tensor["dims"] for name, tensor in built.figures["inputs"].items()} == sizes
-
-
-def dims_of(values: Iterable[onnx.ValueInfoProto]) -> dict[str, list[int]]:
-    """-1 where the size is free."""
-    return {
-        value.name: [-1 if dim.dim_param else dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in values
-    }
 
 
 def test_every_kind_is_tried_here_and_has_a_card_block() -> None:
