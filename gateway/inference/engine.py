@@ -6,6 +6,7 @@ process died. A failed call is repeated once the server or the model is back; wh
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -31,7 +32,8 @@ from gateway.operations.errors import (
 )
 from gateway.operations.settings import Settings
 
-ATTEMPTS = 4
+# A model's process may die by what it is asked, the server hardly ever: it is waited for longer.
+ATTEMPTS, SERVER_ATTEMPTS = 4, 10
 
 _REPAIRABLE = (Trouble.GONE, Trouble.DEAD_STUB, Trouble.NOT_LOADED)
 _WATCH_BACKOFF_S = 10.0
@@ -93,8 +95,9 @@ class TritonEngine:
         """Bring the loaded set to exactly these folders and their steps: load and prove the new, unload the others.
 
         Meanwhile models that stay answer as ever. One that is refused has its reason in `status`; the others serve on.
-        A folder whose engine was replaced on disk is loaded anew, so this is for the keeper, not for an analysis. Where
-        this process does not own the server it unloads only what it loaded itself. Calling it again changes nothing.
+        A folder whose engine was replaced on disk is loaded anew, so this is for the keeper, not for an analysis. Only
+        the owner of an embedded server unloads, and on a foreign one only what was loaded by this engine. Calling it
+        again changes nothing.
         Raises InferenceUnavailable, StateError, DiskFull where there is no server.
         """
         async with self._serving:
@@ -106,7 +109,7 @@ class TritonEngine:
             self._publish()
 
     async def infer(self, model: str, batch: Mapping[str, Array], *, deadline_s: float = 120.0) -> dict[str, Array]:
-        """The outputs of one batch by name; rows stay in order. `deadline_s` bounds each attempt of at most four.
+        """The outputs of one batch by name; rows stay in order. `deadline_s` bounds each attempt of a few.
 
         Waits for one of a few permits, so that no more requests are in the server than keep it busy. Cancelling the
         task cancels the request. An answer counts only where the engine on disk is still the one that this process
@@ -120,18 +123,23 @@ class TritonEngine:
         contract.check(batch)
         async with served.permits:
             with metrics.REQUEST_DURATION.labels(model).time():
-                for attempt in range(1, ATTEMPTS + 1):
+                failed: Counter[bool] = Counter()
+                while True:
                     seen, engine_sha256 = self._fleet.seen(served), served.engine_sha256
                     try:
                         answer = await self._link.ask(contract, batch, deadline_s)
                     except CallFailed as failure:
-                        metrics.FAILURES.labels(model, failure.trouble.value).inc()
-                        if attempt == ATTEMPTS or not await self._repaired(served, failure.trouble, seen, attempt):
+                        trouble = failure.trouble
+                        metrics.FAILURES.labels(model, trouble.value).inc()
+                        gone = trouble is Trouble.GONE
+                        failed[gone] += 1
+                        over = failed[gone] == (SERVER_ATTEMPTS if gone else ATTEMPTS)
+                        if over or not await self._repaired(served, trouble, seen):
                             raise _typed(model, failure, deadline_s) from None
+                        log.warning("inference.repeat", model=model, trouble=trouble.value, failed=failed.total())
                     else:
                         await asyncio.to_thread(self._demand_unchanged, model, engine_sha256)
                         return answer
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _usable(self, served: Served) -> Contract:
         """The contract of a model that can be asked now, brought or tried again where need be. Raises its problem."""
@@ -147,7 +155,7 @@ class TritonEngine:
             raise ModelNotLoaded(f"The model {served.folder} is not loaded yet. Try again in a moment.")
         return served.contract
 
-    async def _repaired(self, served: Served, trouble: Trouble, seen: Mapping[str, int], attempt: int) -> bool:
+    async def _repaired(self, served: Served, trouble: Trouble, seen: Mapping[str, int]) -> bool:
         """Bring the server or the model back; False where the trouble is none to repair. Raises its problem."""
         fleet = self._fleet
         if trouble not in _REPAIRABLE:
@@ -163,7 +171,6 @@ class TritonEngine:
             await fleet.reload(served, seen)
         else:
             await fleet.recover(served, seen)
-        log.warning("inference.repeat", model=served.folder, trouble=trouble.value, attempt=attempt)
         problem = fleet.problem_of(served)
         if problem is not None:
             raise problem

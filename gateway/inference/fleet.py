@@ -173,7 +173,7 @@ class Fleet:
     async def put_away(self) -> None:
         """Unload, through Triton alone, what is loaded and neither asked for nor a step of that.
 
-        Only the owner of an embedded server does so for all; elsewhere an engine unloads what it loaded itself.
+        Only the owner of an embedded server does so; on a foreign one, a keeper unloads what it loaded itself.
         """
         link = self.link
         keep = {part.folder for folder in self.asked for part in (*self._steps(self.get(folder)), self.get(folder))}
@@ -181,7 +181,7 @@ class Fleet:
             ready = await link.client.ready_models()
         except CallFailed:
             return
-        gone = [self.get(folder) for folder in sorted(ready - keep) if link.server.owner or folder in link.loaded]
+        gone = [served for served in map(self.get, sorted(ready - keep)) if self.tends(served)]
         # Ensembles first: Triton would take them out with their steps.
         for served in sorted(gone, key=lambda each: not self._steps(each)):
             async with served.lock:
