@@ -115,9 +115,11 @@ def test_models_are_swapped_under_load(gateway: Gateway, study: tuple[Path, str]
         return "" if status == 0 else said
 
     assert swap(0.15, "promote", MODEL, "2", serves="2") == ""
+    assert listed(gateway)[f"{MODEL}-v2"] == ("serving", True)
     assert "golden.npz" in swap(0.35, "promote", MODEL, "3", serves="2")
     ready = gateway.request("GET", "/readyz")
     assert (ready.status_code, ready.json()["refused"]) == (200, [f"{MODEL}-v3"])
+    assert listed(gateway)[f"{MODEL}-v3"] == ("refused", False)
     assert swap(0.55, "rollback", MODEL, serves="1") == ""
     assert swap(0.75, "promote", MODEL, "2", serves="2") == ""
     expected.update(dict.fromkeys(range(since, ORDERS), current))
