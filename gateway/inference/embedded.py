@@ -30,6 +30,8 @@ from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
 START_TIMEOUT_S = 60.0
+# An empty server is ready within a second: one that is not after this long hangs.
+START_TRY_S = 20.0
 
 T = TypeVar("T")
 
@@ -138,20 +140,14 @@ class EmbeddedServer:
             raise
 
     async def _start(self, deadline: float) -> Endpoint:
-        process, record = await _to_the_end(self._launch)
-        async with Client(record.endpoint) as client:
-            while not await client.ready():
-                if process.poll() is not None:
-                    raise InferenceUnavailable(
-                        f"Triton ended while starting (exit status {process.returncode}). See logs/triton.log in the "
-                        "state folder."
-                    )
-                if time.monotonic() > deadline:
-                    raise InferenceUnavailable(
-                        "Triton did not get ready in time. See logs/triton.log in the state folder."
-                    )
-                await asyncio.sleep(0.05)
-        return record.endpoint
+        while True:
+            process, record = await _to_the_end(self._launch)
+            if await _gets_ready(process, record.endpoint, min(deadline, time.monotonic() + START_TRY_S)):
+                return record.endpoint
+            if time.monotonic() > deadline:
+                raise InferenceUnavailable("Triton did not get ready in time. See logs/triton.log in the state folder.")
+            await _to_the_end(self.kill)
+            await _to_the_end(self._end)
 
     def _launch(self) -> tuple[subprocess.Popen[bytes], Record]:
         settings = self._settings
@@ -236,6 +232,21 @@ async def answers(endpoint: Endpoint) -> bool:
     """True if a server is ready at an address now."""
     async with Client(endpoint) as client:
         return await client.ready()
+
+
+async def _gets_ready(process: subprocess.Popen[bytes], endpoint: Endpoint, deadline: float) -> bool:
+    """Wait for a new server; False where it lives and does not answer. Raises InferenceUnavailable where it ends."""
+    async with Client(endpoint) as client:
+        while not await client.ready():
+            if process.poll() is not None:
+                raise InferenceUnavailable(
+                    f"Triton ended while starting (exit status {process.returncode}). See logs/triton.log in the "
+                    "state folder."
+                )
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.05)
+    return True
 
 
 def kill_orphans(record: Record) -> None:

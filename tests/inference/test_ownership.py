@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.inference import TritonEngine
+from gateway.inference import TritonEngine, embedded
 from gateway.inference.embedded import EmbeddedServer, Record, kill_orphans, read_record, write_record
 from gateway.inference.runtime import shared_memory_files
 from gateway.inference.stubs import living_stubs
@@ -98,6 +98,25 @@ def test_a_clean_end_leaves_nothing_and_the_guest_goes_on(hold, tmp_path: Path, 
     assert not shared_memory_files(last.shm_prefix)
     assert not Path(last.directory).exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "triton.lock"]
+
+
+async def test_a_server_that_hangs_while_it_starts_is_replaced(
+    installed: None, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "START_TRY_S", 1.0)
+    server = EmbeddedServer(Settings(state=tmp_path, model_repository=repository))
+    starting = asyncio.create_task(server.ensure())
+    while (first := read_record(tmp_path)) is None or first.pid == 0:
+        await asyncio.sleep(0.001)
+    os.kill(first.pid, signal.SIGSTOP)
+    try:
+        await starting
+        second = read_record(tmp_path)
+        assert second is not None
+        assert second.pid != first.pid
+        assert not servers_of(first)
+    finally:
+        await server.stop()
 
 
 def test_a_server_without_an_owner_ends_by_itself(hold, tmp_path: Path, eventually) -> None:
