@@ -31,7 +31,7 @@ from gateway.operations.errors import (
 Cause = Literal["dead", "hung"]
 """Why a model is healed: a process is dead or stopped, or it lives and neither answers nor computes."""
 
-_LOAD_TRIES = 3
+_LOAD_TRIES = 4
 # How long a guest waits for the server's owner to heal a model.
 _OWNER_HEALS_S = 30.0
 _SETTLE_PERIOD_S = 0.25
@@ -276,6 +276,9 @@ class Fleet:
                 if failure.trouble is Trouble.STUCK and served.engine_sha256 is not None:
                     # It was sound before: an accident. Of one that never was, a restart would disturb the others.
                     await self.link.restart(epoch)
+                    continue
+                if failure.trouble is Trouble.NOT_LOADED and not self.link.foreign:
+                    # Its owner took it out between our load and the replay, to heal it.
                     continue
                 if failure.trouble is not Trouble.DEAD_STUB:
                     raise
