@@ -21,7 +21,7 @@ from exporters.registry import precision_of, target_named
 from exporters.targets import Target, TargetArtefact
 from exporters.triton_gate import answering
 from exporters.verdict import Gates, merged, not_run, state_of
-from exporters.versions import folder_for, name_and_number, versions
+from exporters.versions import TARGETS, folder_for, name_and_number, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.files import sha256_bytes
@@ -94,7 +94,7 @@ def _open(source: Path) -> Run:
 def _links(graph: Graph, repository: Path, target: str, precision: str) -> dict[str, str]:
     """The folder of each model that the graph needs: a version of the very weights that it was trained on.
 
-    Of several, one of the same target and precision, else the lowest number. Raises ExportError.
+    Of several, one of the same target and precision, else the reference. Raises ExportError.
     """
     models, links = ModelRepository(repository), {}
     for model, weights_sha256 in graph.needs.items():
@@ -106,7 +106,14 @@ def _links(graph: Graph, repository: Path, target: str, precision: str) -> dict[
                 f"({weights_sha256[:12]}, not {present[0].weights_sha256[:12]}). Build that run's {model} first, or "
                 "train again."
             )
-        fitting.sort(key=lambda version: (version.target != target, version.precision != precision, version.number))
+        fitting.sort(
+            key=lambda version: (
+                version.target != target,
+                version.precision != precision,
+                TARGETS.index(version.target),
+                version.number,
+            )
+        )
         links[model] = fitting[0].folder if fitting else model
         try:
             models.verify(links[model])

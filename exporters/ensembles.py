@@ -95,7 +95,7 @@ def make(plan: Plan, staging: Path, repository: Path, references: Mapping[str, E
     gates = [read_json(staging / step / "gate.json") for step in plan.steps]
     last, origin = cards[plan.steps[-1]], origins[plan.steps[-1]]
     lowest, weights = least_precise(steps), _chain(cards, "weights_sha256")
-    folder = folder_for(repository, plan.model, weights, lowest.target, lowest.precision)
+    folder = folder_for(repository, plan.model, weights, lowest.target, lowest.precision, staging)
     question = _answered(steps, staging, repository, references)
     unrun = [card["not_executed"] for card in cards.values() if "not_executed" in card]
     card = build_card(

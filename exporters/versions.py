@@ -99,16 +99,19 @@ def _checked(
     )
 
 
-def folder_for(repository: Path, model: str, weights_sha256: str, target: str, precision: str) -> str:
+def folder_for(
+    repository: Path, model: str, weights_sha256: str, target: str, precision: str, staging: Path | None = None
+) -> str:
     """The folder of an artefact: its own where the same was built before, else the next free number's.
 
-    Numbers of folders that cannot be read are taken, too: an approved version's folder never gets other content.
+    Numbers of folders that cannot be read are taken, too: an approved version's folder never gets other content. So are
+    those in `staging`, which are about to be published.
     """
     for version in versions(repository):
         if version.is_of(model, weights_sha256) and (version.target, version.precision) == (target, precision):
             return version.folder
-    entries = repository.iterdir() if repository.is_dir() else ()
-    taken = [int(split[1]) for entry in entries if (split := split_folder(entry.name)) and split[0] == model]
+    entries = [entry.name for root in (repository, staging) if root and root.is_dir() for entry in root.iterdir()]
+    taken = [int(split[1]) for entry in entries if (split := split_folder(entry)) and split[0] == model]
     return folder_of(model, str(max(taken, default=0) + 1))
 
 

@@ -73,6 +73,14 @@ def test_the_same_artefact_gets_its_own_folder_and_any_other_a_new_one(
     assert folder_for(tmp_path, "m", *asked) == folder
 
 
+def test_a_number_that_is_about_to_be_published_is_taken(tmp_path: Path) -> None:
+    put(tmp_path / "repository", "m")
+    put(tmp_path / "staging", "m-v2", target="cpu")
+    asked = ("m", "3" * 64, "cpu", "fp32")
+    assert folder_for(tmp_path / "repository", *asked) == "m-v2"
+    assert folder_for(tmp_path / "repository", *asked, tmp_path / "staging") == "m-v3"
+
+
 def test_a_folder_that_nobody_can_read_keeps_its_number(tmp_path: Path) -> None:
     (tmp_path / "m-v3").mkdir()
     put(tmp_path, "m-v2").joinpath("card.json").write_text("{")
