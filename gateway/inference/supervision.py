@@ -115,6 +115,7 @@ class Supervisor:
             elif failure.trouble is Trouble.DEADLINE and any(
                 stub.cpu_s - before.get(stub.pid, 0.0) < _IDLE_CPU_S
                 for stub in await self._fleet.link.stubs(served.folder)
+                if (stub.pid, stub.started_s) not in self._fleet.link.leaving
             ):
                 self._heal(served, generation, "hung")
 
