@@ -58,16 +58,23 @@ def cpu_arithmetic(graph: Graph, onnx_fp32: bytes, typed: bytes, precision: str)
 
 
 def imitated(typed: bytes) -> Engine:
-    """A typed graph as an engine, one thread a request."""
+    """A typed graph as an engine, one thread a request. Raises GateFailed where it cannot be loaded or run."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     # Optimised, pairs of Casts might be taken away, and fp8 graphs with Clip are not loaded at all.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(imitation(typed), options, providers=["CPUExecutionProvider"])
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(imitation(typed), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime raises a dozen classes without a common base
+        raise GateFailed(f"G2: ONNX Runtime cannot load the typed graph ({_sentence(error)}).") from None
     names = [output.name for output in session.get_outputs()]
 
     def answer(inputs: Arrays) -> Arrays:
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        try:
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        except Exception as error:  # as above
+            raise GateFailed(f"G2: ONNX Runtime cannot run the typed graph ({_sentence(error)}).") from None
 
     return answer
 
@@ -101,3 +108,7 @@ def imitation(typed: bytes) -> bytes:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     return model.SerializeToString()
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]

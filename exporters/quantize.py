@@ -21,6 +21,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from exporters.errors import ExportError
 from exporters.lower import finish, prepare
+from gateway.operations.errors import PathserveError
 from training.graphs import Arrays
 
 OPSET = 20
@@ -73,8 +74,10 @@ def quantize(engine: bytes, precision: str, batches: Iterator[Arrays]) -> bytes:
                 extra_options=options,
             )
             model = onnx.load(result)
-    except ValueError as error:
-        raise ExportError(f"The graph cannot be quantised ({str(error)[:200]}).") from None
+    except PathserveError:
+        raise
+    except Exception as error:  # the quantiser and its runtime raise a dozen classes without a common base
+        raise ExportError(f"The graph cannot be quantised ({str(error).splitlines()[0][:200]}).") from None
     finally:
         logging.root.setLevel(before)
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, GateFailed
 from exporters.imitate import cpu_arithmetic, imitated
 from exporters.lower import LOW, lower, prepare
 from exporters.quantize import quantize
@@ -166,3 +166,11 @@ def test_a_graph_without_products_is_not_quantised() -> None:
         quantize(
             model([helper.make_node("Relu", ["x"], ["y"])], {}), "int8", iter([{"x": np.ones((1, 4), np.float32)}])
         )
+
+
+def test_what_the_runtime_refuses_is_said_in_a_sentence() -> None:
+    file = model([helper.make_node("MatMul", ["x", "weight"], ["y"])], {"weight": np.eye(4)})
+    with pytest.raises(ExportError, match="The graph cannot be quantised"):
+        quantize(file, "int8", iter([{"x": np.ones((1, 5), np.float32)}]))
+    with pytest.raises(GateFailed, match="G2: ONNX Runtime cannot run the typed graph"):
+        imitated(lower(file, "fp16"))({"x": np.ones((1, 5), np.float32)})
