@@ -367,8 +367,8 @@ _PAGE = """\
 
 (in `.venv-training`) made this page. {machine}; {tools}. The tile encoder `{engine}`, batch {batch}, {callers} callers
 with one thread each; speed is images a CPU second over the fp32 ONNX in ONNX Runtime, the median of rounds that take
-turns. G3 on {tiles:,} tiles (`{digest}`), or on {sample} of them (seed {seed}) where a candidate is an experiment and is
-refused there already: one flip is {one:.2%} of those. INT8 was calibrated on {calibrating} other tiles (seed
+turns. G3 on {tiles:,} tiles (`{digest}`), or on {sample} of them (seed {seed}) where a candidate is an experiment and
+is refused there already: one flip is {one:.2%} of those. INT8 was calibrated on {calibrating} other tiles (seed
 {calibration_seed}).
 
 | engine | speed | G3 | tiles | label flips | answered flips | crossings outside the band | worst cosine |
