@@ -57,13 +57,14 @@ def _database(settings: Settings) -> Iterable[Finding]:
 
 
 def _choices(settings: Settings) -> Iterable[Finding]:
-    from gateway.analyses.served import Wanted
+    from gateway.analyses.served import ModelState, Wanted
     from gateway.inference import ModelRepository
 
     repository = ModelRepository(settings.model_repository)
     ledger = Ledger.open(settings.ledger_url, settings.state)
     try:
         wanted = Wanted.now(ledger.choices.read(), ledger.pinned(), repository)
+        worker = ledger.worker()
     finally:
         ledger.close()
     for model, folder in wanted.current.items():
@@ -77,6 +78,11 @@ def _choices(settings: Settings) -> Iterable[Finding]:
         more = f"; version {pending.version} waits for a worker" if pending else ""
         more += f"; version {refused.version} was refused: {refused.reason}" if refused else ""
         yield f"serving {model}", True, f"version {card.version.version}{more}"
+    if worker is not None and worker.alive(datetime.now(UTC)):
+        # What only the worker can know: whether a model answers its golden inputs as it should.
+        for item in worker.models:
+            if item["state"] == ModelState.REFUSED:
+                yield f"loaded {item['folder']}", False, item["reason"]
 
 
 def _archive(settings: Settings) -> Iterable[Finding]:
