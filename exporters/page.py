@@ -79,10 +79,12 @@ This page is made by `python -m exporters page model_repository --out docs/engin
 
 _REFUSED = """\
 
-## Engines that were refused
+## Engines for processors that were tried
 
-From [results/cpu-engines.json](results/cpu-engines.json) ({tiles:,} tiles, {machine}; `{command}`). Speed is per CPU
-time, over ONNX Runtime in fp32. An engine that a gate refuses is in no repository, however fast it is.
+What G3 says of each on {tiles:,} tiles ({machine}), from [results/cpu-engines.json](results/cpu-engines.json). Speed is
+per CPU time, over ONNX Runtime in fp32. What a gate refuses is in no repository, however fast it is.
+
+    {command}
 
 | engine | speed | worst cosine | label flips | of them answered | crossings outside the band | G3 |
 |---|---|---|---|---|---|---|
