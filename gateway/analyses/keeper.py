@@ -138,6 +138,8 @@ class EngineKeeper:
                 self._ledger.choices.note_initial(model, found[folder].version, "worker")
         for folder, wish in wanted.wishes.items():
             wrong = [found[name] for name in wanted.parts(folder) if not found[name].ready]
+            if any(status.pending for status in wrong):
+                continue  # being loaded again, which says nothing of the version: the next look settles it
             outcome = Outcome.REFUSED if wrong else Outcome.SERVING
             if self._ledger.choices.settle(wish.number, outcome, wrong[0].reason if wrong else None):
                 MODEL_DECISIONS.labels(wish.model, wish.action.value, outcome.value).inc()
