@@ -40,7 +40,7 @@ def approve(folder: Path, record: Path) -> list[str]:
             "machine with TensorRT and the GPU that will serve it."
         )
     figures = _figures(_read(record), folder.name, card, gate, origin)
-    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-approve-") as temporary:
+    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         staging = Path(temporary)
         _restate(folder, staging / folder.name, "APPROVED", [{"gate": "G6", "passed": True, "figures": figures}])
         waiting = [version for version in versions(repository) if folder.name in version.steps]

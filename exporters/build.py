@@ -21,7 +21,7 @@ from exporters.registry import precision_of, target_named
 from exporters.targets import Target, TargetArtefact
 from exporters.triton_gate import answering
 from exporters.verdict import Gates, merged, not_run, state_of
-from exporters.versions import TARGETS, folder_for, name_and_number, versions
+from exporters.versions import TARGETS, demand_own, folder_for, name_and_number, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.files import sha256_bytes
@@ -76,6 +76,8 @@ def build(source: Path, repository: Path, target_name: str = "onnx", precision: 
             model.write(staging)
         repository.mkdir(exist_ok=True)
         keep_schema(repository)
+        for model in made:
+            demand_own(repository, model.folder, model.card)
         for model in made:
             publish(staging / model.folder, repository / model.folder)
     with contextlib.suppress(OSError):  # there is none, or the run lies where nothing can be written

@@ -31,7 +31,7 @@ def rebuild(released: Path, repository: Path) -> list[str]:
     golden answers of a sound folder: then nothing is replaced.
     """
     repository.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-rebuild-") as temporary:
+    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         beside = Path(temporary) / repository.name
         bring(repository, beside)
         built = dict.fromkeys(folder for run in _in_order(released) for folder in build(run, beside))

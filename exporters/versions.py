@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exporters.errors import ExportError
 from gateway.inference.names import folder_of, split_folder
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -113,6 +114,15 @@ def folder_for(
     entries = [entry.name for root in (repository, staging) if root and root.is_dir() for entry in root.iterdir()]
     taken = [int(split[1]) for entry in entries if (split := split_folder(entry)) and split[0] == model]
     return folder_of(model, str(max(taken, default=0) + 1))
+
+
+def demand_own(repository: Path, folder: str, card: Mapping[str, Any]) -> None:
+    """Raises ExportError where something else than what `card` describes took the folder since it was chosen."""
+    found = _version(repository / folder)
+    own = (card["digests"]["weights_sha256"], card["target"], card["precision"])
+    taken = (repository / folder).exists()
+    if taken and (found is None or (found.weights_sha256, found.target, found.precision) != own):
+        raise ExportError(f"{folder} was taken by another build meanwhile. Build again: it gets the next number.")
 
 
 def least_precise(versions: list[Version]) -> Version:

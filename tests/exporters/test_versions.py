@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from exporters import __main__ as command
-from exporters.versions import Version, folder_for, least_precise, versions
+from exporters.errors import ExportError
+from exporters.versions import Version, demand_own, folder_for, least_precise, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from tests.exporters.conftest import RELEASED, REPOSITORY
@@ -79,6 +80,15 @@ def test_a_number_that_is_about_to_be_published_is_taken(tmp_path: Path) -> None
     asked = ("m", "3" * 64, "cpu", "fp32")
     assert folder_for(tmp_path / "repository", *asked) == "m-v2"
     assert folder_for(tmp_path / "repository", *asked, tmp_path / "staging") == "m-v3"
+
+
+def test_a_folder_that_another_build_took_is_not_replaced(tmp_path: Path) -> None:
+    card = json.loads((put(tmp_path, "m") / "card.json").read_bytes())
+    demand_own(tmp_path, "m", card)
+    demand_own(tmp_path, "m-v2", card)
+    for other in (card | {"target": "cpu"}, card | {"precision": "fp16"}, card | {"digests": {"weights_sha256": "3"}}):
+        with pytest.raises(ExportError, match="m was taken by another build meanwhile"):
+            demand_own(tmp_path, "m", other)
 
 
 def test_a_folder_that_nobody_can_read_keeps_its_number(tmp_path: Path) -> None:
