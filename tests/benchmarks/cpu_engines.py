@@ -26,12 +26,11 @@ from typing import Any
 
 import numpy as np
 import openvino
-from openvino._offline_transformations import apply_moc_transformations
 
 from exporters.agreement import g3_agreement
 from exporters.errors import GateFailed
 from exporters.gates import onnx_runtime
-from exporters.openvino_target import CALIBRATION_SEED, CALIBRATION_TILES, open_engine, quantise
+from exporters.openvino_target import CALIBRATION_SEED, CALIBRATION_TILES, fused, open_engine, quantise
 from exporters.targets import Engine
 from exporters.tiles import TileSet, agreement_tiles
 from training.errors import DataMissing
@@ -78,17 +77,12 @@ def static_int8(hint: str, **options: Any) -> Callable[[Graph, bytes, Path], tup
 def _resolved(options: dict[str, Any], onnx: bytes) -> dict[str, Any]:
     """Options that name NNCF's own classes by words, so that NNCF is imported where it is used only."""
     import nncf
-    from nncf.quantization.advanced_parameters import AdvancedSmoothQuantParameters
 
     resolved = dict(options)
     if "preset" in options:
         resolved["preset"] = getattr(nncf.QuantizationPreset, options["preset"])
-    if "smooth" in options:
-        alpha = AdvancedSmoothQuantParameters(convolution=resolved.pop("smooth"))
-        resolved["advanced_parameters"] = nncf.AdvancedQuantizationParameters(smooth_quant_alphas=alpha)
     if "keep" in options:
-        layers = [node for node in openvino.Core().read_model(onnx).get_ordered_ops() if "Conv" in node.get_type_name()]
-        layers = [node for node in layers if node.get_type_name() in LAYERS]
+        layers = [node for node in fused(onnx).get_ordered_ops() if node.get_type_name() in LAYERS[:2]]
         names = [layer.get_friendly_name() for place, layer in enumerate(layers) if resolved["keep"](place)]
         del resolved["keep"]
         resolved["ignored_scope"] = nncf.IgnoredScope(names=names)
@@ -99,10 +93,8 @@ def part_bf16(wanted: Callable[[int, str], bool]) -> Callable[[Graph, bytes, Pat
     """bf16 in the layers (number of the convolution, its type) that are wanted, f32 in all others."""
 
     def make(graph: Graph, onnx: bytes, work: Path) -> tuple[Path, str]:
-        (work / "fp32.onnx").write_bytes(onnx)
-        model = openvino.Core().read_model(work / "fp32.onnx")
-        apply_moc_transformations(model, cf=True, smart_reshape=False)  # norms into convolutions: marks are lost there
-        openvino.save_model(model, work / "model.xml", compress_to_fp16=False)
+        # The marks are lost where norms are fused afterwards.
+        openvino.save_model(fused(onnx), work / "model.xml", compress_to_fp16=False)
         tree, place, kind = ET.parse(work / "model.xml"), -1, ""
         for layer in tree.getroot().find("layers"):
             if layer.get("type") in LAYERS[:2]:
@@ -130,14 +122,16 @@ def block_of(place: int) -> int:
 CANDIDATES = (
     Candidate("OpenVINO fp32", plain("f32"), "fp32"),
     Candidate("OpenVINO bf16", plain("bf16"), "bf16"),
-    Candidate("static INT8, other layers bf16", static_int8("bf16"), "int8"),
+    Candidate("static INT8", static_int8("f32"), "int8"),
+    Candidate("static INT8, other layers bf16", static_int8("bf16")),
+    Candidate("static INT8, accurate bias correction", static_int8("f32", fast_bias_correction=False)),
+    Candidate("static INT8, asymmetric activations", static_int8("f32", preset="MIXED")),
+    Candidate("static INT8, depth-wise layers f32", static_int8("f32", keep=lambda p: p % 3 == 1)),
+    Candidate("static INT8 but for stem, five blocks and last", static_int8("f32", keep=lambda p: p < 15 or p == LAST)),
+    Candidate("static INT8 in the last convolution", static_int8("f32", keep=lambda place: place != LAST)),
     Candidate("bf16, depth-wise layers f32", part_bf16(lambda place, kind: kind == "Convolution")),
     Candidate("bf16 in the last ten blocks", part_bf16(lambda place, kind: block_of(place) > 6)),
     Candidate("bf16 in blocks 11, 15 and the last convolution", part_bf16(lambda p, k: block_of(p) in (11, 15, 17))),
-    Candidate("static INT8, accurate bias correction", static_int8("bf16", fast_bias_correction=False)),
-    Candidate("static INT8, SmoothQuant 0.5 on convolutions", static_int8("bf16", smooth=0.5)),
-    Candidate("static INT8 but for stem, five blocks and last", static_int8("f32", keep=lambda p: p < 15 or p == LAST)),
-    Candidate("static INT8 in the last convolution", static_int8("f32", keep=lambda place: place != LAST)),
 )
 
 
