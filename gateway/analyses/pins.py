@@ -60,19 +60,30 @@ class Pins:
 
 
 def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
-    """The version of a model that new analyses use: the site's choice, else the lowest approved one.
+    """The version of a model that new analyses use: the site's choice, else the lowest that may serve.
 
-    Where none is approved it is the lowest there is, which the engine then refuses with the reason. Raises
-    ModelNotLoaded where the repository has no version of the model.
+    Where none may, it is the lowest there is, which the engine then refuses with the reason. Raises ModelNotLoaded
+    where the repository has no version of the model.
     """
     current = choices.current(model)
     if current is not None:
         return current
-    versions = repository.approved(model) or repository.versions(model)
-    left = [version for version in versions if not choices.retired(model, version)]
+    left = [version for version in repository.versions(model) if not choices.retired(model, version)]
     if not left:
         raise ModelNotLoaded(f"There is no model {model} in the model repository. Export it, or correct the name.")
-    return left[0]
+    return next((version for version in left if not _falls_short(folder_of(model, version), repository)), left[0])
+
+
+def _falls_short(folder: str, repository: ModelRepository) -> bool:
+    """Whether a version's gate says that it may not serve.
+
+    One that cannot be read does not say so: it is refused by name, where passing it over would let a version serve
+    that nobody chose.
+    """
+    try:
+        return not repository.gate(folder).approved
+    except PathserveError:
+        return False
 
 
 def _pin(folder: str, repository: ModelRepository) -> Pin:

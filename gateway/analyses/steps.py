@@ -290,10 +290,13 @@ class CaseRun:
         return self.folder / "models.json"
 
     def _pin(self) -> Pins:
-        """Pin the analysis to what serves now: on disk, and noted for whoever unloads old versions."""
+        """Pin the analysis to what serves now: noted for whoever unloads old versions, and on disk.
+
+        In this order: after a kill between the two it is pinned anew, and never uses what nobody knows of.
+        """
         pins = Pins.choose(self._protocol.models, self._choices(), self._repository)
-        self._write(self._models_file.name, pins.to_json())
         self._note_pins(pins)
+        self._write(self._models_file.name, pins.to_json())
         return pins
 
     def _pins(self) -> Pins | None:

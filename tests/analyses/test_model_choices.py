@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from gateway.archive import FolderArchive
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
-from gateway.operations.errors import ModelNotLoaded, ModelRefused
+from gateway.operations.errors import Cancelled, ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.support.models import add_version, read, seal, shifted, write
@@ -163,6 +163,16 @@ def test_without_a_decision_the_lowest_approved_version_serves(repository: Model
         serving("nothing", Choices(), repository)
 
 
+@pytest.mark.parametrize("damage", [lambda file: file.unlink(), lambda file: file.write_bytes(file.read_bytes()[:99])])
+def test_a_first_version_with_a_damaged_gate_is_not_passed_over(
+    repository: ModelRepository, damage: Callable[[Path], object]
+) -> None:
+    damage(repository.path / MODEL / "gate.json")
+    assert serving(MODEL, Choices(), repository) == "1"
+    with pytest.raises(ModelRefused, match=r"^The model tissue_classification is refused: its gate\.json"):
+        repository.check(MODEL)
+
+
 def test_where_none_is_approved_the_lowest_is_asked_for_and_refused(repository: ModelRepository) -> None:
     for version in (MODEL, f"{MODEL}-v2"):
         seal(repository.path / version, state="PARSED")
@@ -268,6 +278,30 @@ class Case:
         [tissue] = report["tissue"]
         adipose = next(each for each in tissue["classes"] if each["index"] == 0)
         return [(each["name"], each["version"]) for each in report["models"]], adipose["share"] == 1.0
+
+
+async def test_what_an_analysis_uses_is_noted_before_it_is_kept_to(
+    repository: ModelRepository, slides: FolderArchive, tmp_path: Path
+) -> None:
+    """A worker that ends between the two leaves no analysis at work with models that the ledger does not know of."""
+    noted: list[Pins] = []
+
+    def note(pins: Pins) -> None:
+        if not noted:
+            noted.append(pins)
+            raise Cancelled("The ledger was locked until the worker ended.")
+        noted.append(pins)
+
+    def run() -> CaseRun:
+        settings = Settings(state=tmp_path / "state", model_repository=repository.path)
+        order = Order("tissue-classification", case_of(slides.entries()))
+        return CaseRun("an-analysis", order, tmp_path / "case", settings=settings, archive=slides, note_pins=note)
+
+    with pytest.raises(Cancelled):
+        await run().fetch()
+    await run().fetch()
+    assert len(noted) == 2
+    assert Pins.from_json(json.loads((tmp_path / "case" / "models.json").read_text())) == noted[-1]
 
 
 @pytest.fixture
