@@ -39,13 +39,14 @@ class Plan:
 def planned(graph: Graph, folder: str, weights_sha256: str, links: Mapping[str, str], repository: Path) -> list[Plan]:
     """The ensembles of a new artefact in `folder`.
 
-    The one that its run declares, with the step versions of `links`; and a version of every ensemble of the repository
-    of which another version of this artefact (the same weights) is a step, so that one can promote the whole of it.
+    The one that its run declares, with the step versions of `links`. Of a run that declares none (an encoder): a
+    version of every ensemble of the repository of which another version of this artefact (the same weights) is a step,
+    so that one can promote the whole of it.
     """
-    plans = []
     if graph.ensemble:
         steps = tuple(folder if step == graph.model else links[step] for step in graph.ensemble.steps)
-        plans.append(Plan(graph.ensemble.model, graph.ensemble.title, steps, declared=True))
+        return [Plan(graph.ensemble.model, graph.ensemble.title, steps, declared=True)]
+    plans: list[Plan] = []
     present = {version.folder: version for version in versions(repository)}
     for ensemble in present.values():
         parts = [present.get(step) for step in ensemble.steps]

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from exporters import __main__ as command
+from exporters.ensembles import planned
 from exporters.errors import ExportError
 from exporters.versions import Version, demand_own, folder_for, least_precise, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from tests.exporters.conftest import RELEASED, REPOSITORY
 from training.files import json_bytes, sha256_bytes
+from training.graphs import Graph
 
 pytestmark = pytest.mark.training
 
@@ -185,6 +187,18 @@ def test_without_the_tiles_nothing_but_the_reference_is_approved(grown: Path) ->
         assert (gate["state"], gate["reduced"], gate["passed"]) == ("BUILT", True, True)
     models = ModelRepository(grown)
     assert models.approved("tile_encoder") == models.approved("tissue_classification") == ("1",)
+
+
+@pytest.mark.timeout(300)
+def test_a_head_brings_the_one_ensemble_that_it_declares(grown: Path, encoder_graph: Graph, head_graph: Graph) -> None:
+    """Of the nearest encoder; an encoder brings each ensemble that it is a step of."""
+    weights = {version.model: version.weights_sha256 for version in versions(grown)}
+    links = {"tile_encoder": "tile_encoder-v2"}
+    (plan,) = planned(head_graph, "tissue_head-v2", weights["tissue_head"], links, grown)
+    assert (plan.declared, plan.steps) == (True, ("tile_encoder-v2", "tissue_head-v2"))
+    (plan,) = planned(encoder_graph, "tile_encoder-v3", weights["tile_encoder"], {}, grown)
+    assert (plan.declared, plan.steps) == (False, ("tile_encoder-v3", "tissue_head"))
+    assert planned(encoder_graph, "tile_encoder-v3", "3" * 64, {}, grown) == []
 
 
 @pytest.mark.timeout(300)
