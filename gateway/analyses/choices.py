@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.analyses.schema import MODEL_DECISIONS
+from gateway.operations.errors import Conflict
 
 Transaction = Callable[[], AbstractContextManager[sa.Connection]]
 
@@ -119,8 +120,7 @@ class ChoiceLog:
 
     def read(self) -> Choices:
         with self._read() as connection:
-            rows = connection.execute(sa.select(MODEL_DECISIONS).order_by(MODEL_DECISIONS.c.number))
-            return Choices(tuple(map(_decision, rows)))
+            return _choices(connection)
 
     def get(self, number: int) -> Decision:
         """One decision by its number, which exists."""
@@ -130,8 +130,14 @@ class ChoiceLog:
             )
 
     def wish(self, model: str, version: str, action: Action, who: str) -> Decision:
-        """Write a promotion or rollback down, for the worker to settle; an earlier wish for the model ends refused."""
+        """Write a promotion or rollback down, for the worker to settle; an earlier wish for another version ends refused.
+
+        The same wish again is the one that is there: two people who ask for it at once both get it.
+        """
         with self._write() as connection:
+            pending = _choices(connection).pending(model)
+            if pending is not None and (pending.version, pending.action) == (version, action):
+                return pending
             _settle(
                 connection,
                 (MODEL_DECISIONS.c.model == model,),
@@ -155,8 +161,21 @@ class ChoiceLog:
                 _add(connection, model, version, Action.INITIAL, who, Outcome.SERVING)
 
     def retire(self, model: str, version: str, who: str) -> Decision:
+        """Take a version out of the choice. Raises Conflict where it serves, or is to serve."""
         with self._write() as connection:
+            choices = _choices(connection)
+            pending = choices.pending(model)
+            if choices.current(model) == version or (pending is not None and pending.version == version):
+                raise Conflict(
+                    f"The version {version} of {model} serves, or was just promoted; promote another one before it is "
+                    "retired."
+                )
             return _add(connection, model, version, Action.RETIRE, who, Outcome.RETIRED)
+
+
+def _choices(connection: sa.Connection) -> Choices:
+    rows = connection.execute(sa.select(MODEL_DECISIONS).order_by(MODEL_DECISIONS.c.number))
+    return Choices(tuple(map(_decision, rows)))
 
 
 def _add(connection: sa.Connection, model: str, version: str, action: Action, who: str, outcome: Outcome) -> Decision:

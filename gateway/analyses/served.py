@@ -142,8 +142,9 @@ def _state(
     if refusal is not None and refusal.version == _version(folder):
         return ModelState.REFUSED, refusal.reason
     if folder in wanted.draining:
-        ready = status is not None and status.ready
-        return ModelState.DRAINING, None if ready else (status.reason if status else trouble)
+        if status is None:
+            return ModelState.DRAINING, trouble or "It is being loaded."
+        return ModelState.DRAINING, None if status.ready else status.reason
     if wanted.choices.retired(_model(folder), _version(folder)):
         return ModelState.RETIRED, "It was retired."
     try:

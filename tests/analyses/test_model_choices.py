@@ -19,7 +19,7 @@ from gateway.archive import FolderArchive
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
-from gateway.operations.errors import Cancelled, ModelNotLoaded, ModelRefused
+from gateway.operations.errors import Cancelled, Conflict, ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.support.models import add_version, read, seal, shifted, write
@@ -104,6 +104,26 @@ def test_the_latest_wish_is_the_one_that_counts(ledger: Ledger) -> None:
     assert ledger.choices.read().pending("m") == second
     assert ledger.choices.read().pending("n") == other
     assert not ledger.choices.settle(first.number, Outcome.SERVING)
+
+
+def test_the_same_wish_again_is_the_one_that_is_there(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        wishes = set(pool.map(lambda who: ledger.choices.wish("m", "2", Action.PROMOTE, who), ["ann", "bob"] * 4))
+    assert wishes == {ledger.choices.read().pending("m")}
+    assert len(ledger.choices.read().decisions) == 1
+
+
+def test_what_was_promoted_meanwhile_is_not_retired(ledger: Ledger) -> None:
+    ledger.choices.note_initial("m", "1", "worker")
+    wish = ledger.choices.wish("m", "2", Action.PROMOTE, "ann")
+    for version in ("1", "2"):
+        with pytest.raises(Conflict, match=f"version {version} of m"):
+            ledger.choices.retire("m", version, "bob")
+    ledger.choices.settle(wish.number, Outcome.SERVING)
+    with pytest.raises(Conflict, match="version 2 of m"):
+        ledger.choices.retire("m", "2", "bob")
+    ledger.choices.retire("m", "1", "bob")
+    assert ledger.choices.read().current("m") == "2"
 
 
 def test_a_wish_is_settled_once_whoever_races(ledger: Ledger) -> None:
@@ -193,7 +213,9 @@ def test_what_is_loaded(repository: ModelRepository, ledger: Ledger) -> None:
     old = Pins.of({MODEL: MODEL}, repository).to_json()
     draining = Wanted.now(second, (old,), repository)
     assert set(draining.folders) == {"tile_encoder", "tissue_head-v2", f"{MODEL}-v2", "tissue_head", MODEL}
-    states = {(each["name"], each["version"]): each["state"] for each in listed(draining, {}, None, repository)}
+    items = listed(draining, {}, None, repository)
+    assert not any(each["ready"] for each in items), "nothing is loaded yet"
+    states = {(each["name"], each["version"]): each["state"] for each in items}
     assert states == {
         ("tile_encoder", "1"): "pending",
         ("tissue_head", "1"): "draining",
