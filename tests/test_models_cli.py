@@ -119,6 +119,19 @@ def test_one_version_in_full(site: Site) -> None:
     assert "tissue_classification-v2" not in site("show", MODEL, "1")[1]
 
 
+def test_a_version_that_the_worker_has_not_seen_yet_is_shown(site: Site) -> None:
+    site.ledger.beat("w", datetime.now(UTC), {}, [{"name": MODEL, "version": "1", "folder": MODEL, "state": "serving"}])
+    status, out = site("show", MODEL, "2")
+    assert (status, "standby" in out, "APPROVED" in out) == (0, True, True)
+
+
+def test_where_what_serves_is_gone_another_version_can_be_promoted(site: Site) -> None:
+    site.ledger.choices.note_initial(MODEL, "1", "worker")
+    shutil.rmtree(site.repository / MODEL)
+    status, said = site("promote", MODEL, "2")
+    assert (status, "next start" in said) == (0, True), said
+
+
 def test_promoted_without_a_worker_it_is_loaded_at_the_next_start(site: Site) -> None:
     status, out = site("promote", MODEL, "2")
     assert status == 0

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gateway.analyses.choices import Action, Choices, Decision, Outcome
-from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger import Ledger, WorkerStatus
 from gateway.analyses.pins import serving
 from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed, step_of
@@ -48,7 +48,7 @@ def show(model: str, version: str | None) -> int:
     with _site() as site:
         site.know(model, version)
         chosen = version or serving(model, site.choices, site.repository)
-        item = next(each for each in site.items() if (each["name"], each["version"]) == (model, chosen))
+        item = site.item(model, chosen)
         lines = [(key, str(item[key])) for key in ("folder", "state", "ready", "target", "precision") if item[key]]
         lines += [("reason", item["reason"])] if item["reason"] else []
         lines += _described(site.repository, item["folder"])
@@ -98,6 +98,7 @@ def retire(model: str, version: str) -> int:
         site.know(model, version)
         folder = folder_of(model, version)
         wanted = site.wanted()
+        # Steps of an ensemble too, of which the ledger knows nothing.
         if folder in wanted.serving:
             raise Conflict(f"The version {version} of {model} serves now; promote another one before it is retired.")
         if folder in wanted.wished:
@@ -122,10 +123,19 @@ class _Site:
 
     def items(self) -> list[dict[str, Any]]:
         """As `GET /v1/models?versions=all` has them where a worker runs; else what the next one would load."""
-        worker = self.ledger.worker()
-        if worker is not None and worker.alive(datetime.now(UTC)) and worker.models:
+        worker = self._worker()
+        if worker is not None and worker.models:
             return [dict(each) for each in worker.models]
-        return list(listed(self.wanted(), {}, "No worker runs; it is loaded at the next start.", self.repository))
+        return self._unloaded("No worker runs; it is loaded at the next start.")
+
+    def item(self, model: str, version: str) -> dict[str, Any]:
+        """Of `items`, the one of a version that is known."""
+        # The worker looks at the repository now and then: it may not have seen a new version.
+        items = [*self.items(), *self._unloaded("The worker has not seen it yet.")]
+        return next(each for each in items if (each["name"], each["version"]) == (model, version))
+
+    def _unloaded(self, reason: str) -> list[dict[str, Any]]:
+        return list(listed(self.wanted(), {}, reason, self.repository))
 
     def current(self, model: str) -> str | None:
         folder = self.wanted().current.get(model)
@@ -159,7 +169,7 @@ class _Site:
             # What a rollback returns to, where no worker has run yet.
             self.ledger.choices.note_initial(model, now, "pathserve models")
         wish = self.ledger.choices.wish(model, version, action, _who())
-        if not self._worker_lives():
+        if self._worker() is None:
             print(f"Noted. No worker runs; {model} version {version} is loaded and proven at the next start.")
             return 0
         settled = self._settled(wish)
@@ -171,7 +181,7 @@ class _Site:
     def _settled(self, wish: Decision) -> Decision:
         until = time.monotonic() + SETTLE_S
         while (found := self.ledger.choices.get(wish.number)).outcome is Outcome.PENDING:
-            if time.monotonic() > until or not self._worker_lives():
+            if time.monotonic() > until or self._worker() is None:
                 raise Conflict(
                     f"The worker has not settled it within {SETTLE_S:.0f} s, or it ended. The wish stands: see "
                     "`pathserve models list`, or promote another version in its place."
@@ -190,9 +200,10 @@ class _Site:
                 return
             time.sleep(_LOOK_S)
 
-    def _worker_lives(self) -> bool:
+    def _worker(self) -> WorkerStatus | None:
+        """The worker that lives now."""
         worker = self.ledger.worker()
-        return worker is not None and worker.alive(datetime.now(UTC))
+        return worker if worker is not None and worker.alive(datetime.now(UTC)) else None
 
 
 @contextmanager

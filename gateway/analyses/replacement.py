@@ -2,7 +2,7 @@
 
 from gateway.domain.model import ModelCard
 from gateway.inference import Contract, ModelRepository
-from gateway.operations.errors import ModelRefused
+from gateway.operations.errors import ModelNotLoaded, ModelRefused
 
 
 def changes(repository: ModelRepository, old: str, new: str) -> tuple[str, ...]:
@@ -14,7 +14,7 @@ def changes(repository: ModelRepository, old: str, new: str) -> tuple[str, ...]:
     after, after_contract = repository.card(new), repository.contract(new)
     try:
         before, before_contract = repository.card(old), repository.contract(old)
-    except ModelRefused:
+    except (ModelNotLoaded, ModelRefused):
         return ()
     if after.kind != before.kind or _form(after_contract) != _form(before_contract):
         raise ModelRefused(

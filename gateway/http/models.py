@@ -1,7 +1,7 @@
 """`/v1/models` and `/v1/protocols`: what this server can do now."""
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
@@ -63,31 +63,33 @@ Versions = Annotated[
 @router.get("/models", summary="The models and whether they are ready")
 def models(here: Here, versions: Versions = "active") -> Models:
     worker = here.worker()
-    found = _served(worker.models) if worker is not None and worker.models else _not_loaded(here)
+    if worker is not None and worker.models:
+        found = [ModelView.model_validate(each) for each in worker.models]
+    else:
+        found = _not_loaded(here)
     return Models(items=[each for each in found if versions == "all" or each.state not in ("standby", "retired")])
 
 
-def _served(models: Sequence[Mapping[str, Any]]) -> list[ModelView]:
-    return [ModelView.model_validate(each) for each in models]
-
-
 def _not_loaded(here: Context) -> list[ModelView]:
-    """What is known without a worker: the models of the repository, and the versions that were chosen."""
-    repository = here.settings.model_repository
-    folders = (path.parent.name for path in repository.glob("*/card.json")) if repository.is_dir() else ()
+    """What is known without a worker: the models of the repository, and the versions that were chosen.
+
+    By names alone: what reads the repository brings numpy and gRPC, which this process does without.
+    """
+    names = {path.parent.name.partition("-")[0] for path in here.settings.model_repository.glob("*/card.json")}
     choices = here.ledger.choices.read()
+    versions = {name: choices.current(name) for name in sorted(names) if re.fullmatch(r"[A-Za-z0-9_]+", name)}
     return [
         ModelView(
             name=name,
-            version=choices.current(name),
+            version=version,
             ready=False,
             reason="No worker has loaded this model yet.",
             state="pending",
-            folder=name,
+            folder=name if version in (None, "1") else f"{name}-v{version}",
             target=None,
             precision=None,
         )
-        for name in sorted({folder.partition("-")[0] for folder in folders})
+        for name, version in versions.items()
     ]
 
 

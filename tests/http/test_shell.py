@@ -126,9 +126,11 @@ async def test_models_answer_from_the_first_moment(client: httpx.AsyncClient, le
     [item] = (await client.get("/v1/models")).json()["items"]
     assert (item["name"], item["version"], item["ready"], item["state"]) == ("tile_encoder", None, False, "pending")
     assert item["reason"]
-    ledger.choices.note_initial("tile_encoder", "1", "worker")
+    ledger.choices.note_initial("tile_encoder", "2", "worker")
+    (state / "models" / ".tile_encoder.staged").mkdir()
+    (state / "models" / ".tile_encoder.staged" / "card.json").write_text("{}")
     [item] = (await client.get("/v1/models")).json()["items"]
-    assert (item["version"], item["ready"]) == ("1", False)
+    assert (item["version"], item["folder"], item["ready"]) == ("2", "tile_encoder-v2", False)
 
 
 async def test_models_are_what_the_worker_serves(client: httpx.AsyncClient, ledger: Ledger) -> None:
