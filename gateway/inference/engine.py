@@ -152,7 +152,7 @@ class TritonEngine:
         if problem is not None:
             raise problem
         if served.contract is None:
-            raise ModelNotLoaded(f"The model {served.folder} is not loaded yet. Try again in a moment.")
+            raise InferenceUnavailable(f"The model {served.folder} is not loaded yet. Try again in a moment.")
         return served.contract
 
     async def _repaired(self, served: Served, trouble: Trouble, seen: Mapping[str, int]) -> bool:
@@ -254,7 +254,7 @@ def _typed(model: str, failure: CallFailed, deadline_s: float) -> PathserveError
                 f"The model {model} keeps dying in Triton. See logs/triton.log in the state folder."
             )
         case Trouble.NOT_LOADED:
-            return ModelNotLoaded(f"The model {model} is not loaded in Triton. Try again in a moment.")
+            return InferenceUnavailable(f"The model {model} is not loaded in Triton. Try again in a moment.")
         case Trouble.DEADLINE:
             return InferenceTimeout(
                 f"The model {model} did not answer within {deadline_s:g} s. Use smaller batches or wait."

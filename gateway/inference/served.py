@@ -9,7 +9,7 @@ from gateway.domain.model import ModelCard, Precision, Target
 from gateway.inference.contract import Contract
 from gateway.inference.names import split_folder
 from gateway.inference.repository import Golden
-from gateway.operations.errors import ModelNotLoaded, PathserveError
+from gateway.operations.errors import InferenceUnavailable, PathserveError
 
 # A model that dies more often than this is broken: it stays failed until the window has passed.
 RELOADS, RELOAD_WINDOW_S = 10, 600.0
@@ -77,12 +77,12 @@ class Served:
         )
 
     def admit_reload(self) -> None:
-        """Raises ModelNotLoaded where the model was loaded anew too often of late."""
+        """Raises InferenceUnavailable where the model was loaded anew too often of late: it may come back later."""
         now = time.monotonic()
         while self.reloads and now - self.reloads[0] > RELOAD_WINDOW_S:
             self.reloads.popleft()
         if len(self.reloads) >= RELOADS:
-            raise ModelNotLoaded(
+            raise InferenceUnavailable(
                 f"The model {self.folder} failed {RELOADS + 1} times within {RELOAD_WINDOW_S / 60:.0f} minutes and is "
                 "not loaded again until that time has passed. See logs/triton.log in the state folder."
             )
