@@ -130,7 +130,7 @@ class ChoiceLog:
             )
 
     def wish(self, model: str, version: str, action: Action, who: str) -> Decision:
-        """Write a promotion or rollback down, for the worker to settle; an earlier wish for another version ends refused.
+        """Write a promotion or rollback down, for the worker to settle; another wish for the model ends refused.
 
         The same wish again is the one that is there: two people who ask for it at once both get it.
         """
