@@ -1,4 +1,4 @@
-"""G6: what a GPU made of a TensorRT artefact, read from the JSON that deploy/gpu-check writes there.
+"""G6, and with it G3 and G4: what a GPU made of a TensorRT artefact, read from the JSON that deploy/gpu-check writes.
 
 gpu-check judges an engine that it builds itself, by the same TensorRT on the same GPU from the same fp32 ONNX and
 weights in the same precision; it does not read the plan. The plan speaks for itself at each start of a server, by its
@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporters.agreement import THRESHOLDS, label_failures
 from exporters.errors import ExportError
 from exporters.model_folder import bring, publish, read_json
-from exporters.verdict import least
+from exporters.verdict import Entry, least
 from exporters.versions import versions
 from gateway.inference import ModelRepository
 from training.files import json_bytes, sha256_bytes
@@ -39,17 +40,17 @@ def approve(folder: Path, record: Path) -> list[str]:
             f"{folder.name} is {gate['state']}: only a plan that was built (BUILT) is approved. Build it first on a "
             "machine with TensorRT and the GPU that will serve it."
         )
-    figures = _figures(_read(record), folder.name, card, gate, origin)
+    entries = _entries(_read(record), folder.name, card, gate, origin)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         staging = Path(temporary)
-        _restate(folder, staging / folder.name, "APPROVED", [{"gate": "G6", "passed": True, "figures": figures}])
+        _restate(folder, staging / folder.name, "APPROVED", entries)
         waiting = [version for version in versions(repository) if folder.name in version.steps]
         for ensemble in waiting:
             at = {step: staging if step == folder.name else repository for step in ensemble.steps}
             state = least([read_json(at[step] / step / "gate.json")["state"] for step in ensemble.steps])
             _restate(repository / ensemble.folder, staging / ensemble.folder, state, [])
         approved = [folder.name, *(ensemble.folder for ensemble in waiting)]
-        for name in approved:
+        for name in reversed(approved):  # the plan last: as long as it is BUILT, this can be done again after a kill
             publish(staging / name, repository / name)
     return approved
 
@@ -69,10 +70,10 @@ def _read(path: Path) -> dict[str, Any]:
     return {"sha256": sha256_bytes(path.read_bytes()), **record}
 
 
-def _figures(
+def _entries(
     record: Mapping[str, Any], folder: str, card: Mapping[str, Any], gate: Mapping[str, Any], origin: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the record says of an engine like this one. Raises ExportError for the first thing that does not fit."""
+) -> list[Entry]:
+    """G3, G4 and G6 as the record has them. Raises ExportError for the first thing that does not fit."""
     model, precision = card["name"], card["precision"]
     try:
         row = next(
@@ -96,7 +97,8 @@ def _figures(
             "TensorRT version": (runtime, built["version"]),
             "compute capability": (machine["compute_capability"], built["gpu"]["compute_capability"]),
         }
-        judged = {key: row["gates"][key] for key in ("G3", "G4", "golden")}
+        agreement, invariance, golden = (row["gates"][key] for key in ("G3", "G4", "golden"))
+        doubts = [*chain["failures"], *_doubts(agreement, invariance)]
         gpu = {"name": machine["gpu"], "driver": machine["nvidia_smi"]["driver_version"]}
     except (KeyError, IndexError, StopIteration, TypeError):
         raise ExportError(
@@ -107,20 +109,39 @@ def _figures(
             raise ExportError(
                 f"The record speaks of another {what} than {folder} has ({str(found)[:12]}, not {str(due)[:12]})."
             )
-    if chain["failures"]:
-        raise ExportError(f"On that machine the reference itself was in doubt: {'; '.join(chain['failures'])}.")
-    return {**judged, "gpu": gpu, "tensorrt": runtime, "record_sha256": record["sha256"]}
+    if doubts:
+        raise ExportError(f"The record's own figures speak against {folder}: {'; '.join(doubts)}.")
+    before = next((entry.get("figures", {}) for entry in gate["gates"] if entry["gate"] == "G4"), {})
+    g6 = {"golden": golden, "gpu": gpu, "tensorrt": runtime, "record_sha256": record["sha256"]}
+    found = {"G3": agreement, "G4": {**before, "engine": invariance}, "G6": g6}
+    return [{"gate": name, "passed": True, "figures": figures} for name, figures in found.items()]
 
 
-def _restate(folder: Path, staged: Path, state: str, entries: list[dict[str, Any]]) -> None:
-    """A copy of a folder in another state; what is approved was executed. Card, gate and seal change together."""
+def _doubts(agreement: Mapping[str, Any], invariance: Mapping[str, Any]) -> list[str]:
+    """What of the record's figures is outside the thresholds, whatever state it names."""
+    said = label_failures(agreement)
+    if not agreement["finite"]:
+        said.append("NaN or infinite values")
+    if not agreement["min_cosine"] >= THRESHOLDS.min_cosine:
+        said.append(f"worst cosine {agreement['min_cosine']:.6f} < {THRESHOLDS.min_cosine}")
+    if not agreement["tiles"] >= THRESHOLDS.tiles:
+        said.append(f"{agreement['tiles']} tiles are fewer than {THRESHOLDS.tiles}")
+    return said + [f"{name} changes an answer" for name in ("twice", "neighbours") if invariance[name] != 0]
+
+
+def _restate(folder: Path, staged: Path, state: str, entries: list[Entry]) -> None:
+    """A copy of a folder in another state; what is approved was executed. Card, gate and seal change together.
+
+    `entries` take the place of those of the same gates.
+    """
     bring(folder, staged)
     card, gate, origin = (read_json(folder / file) for file in ("card.json", "gate.json", "provenance.json"))
     if state == "APPROVED":
         card.pop("not_executed", None)
     card_bytes = json_bytes(card)
     origin["files"]["card.json"] = sha256_bytes(card_bytes)
-    gate |= {"state": state, "gates": [*gate["gates"], *entries]}
+    gates = {entry["gate"]: entry for entry in [*gate["gates"], *entries]}
+    gate |= {"state": state, "gates": [gates[name] for name in sorted(gates)]}
     (staged / "card.json").write_bytes(card_bytes)
     (staged / "gate.json").write_bytes(json_bytes(gate))
     (staged / "provenance.json").write_bytes(json_bytes(origin))
