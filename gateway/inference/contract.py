@@ -9,6 +9,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import triton_to_np_dtype
 
+from gateway.inference.names import split_folder
 from gateway.operations.errors import InferenceError, ModelRefused
 
 Array = np.ndarray[Any, Any]
@@ -117,6 +118,9 @@ def _refuse_traps(name: str, config: Any, ensemble: bool) -> None:
         "each instance_group needs a count": not ensemble
         and (not config.instance_group or any(group.count < 1 for group in config.instance_group)),
         "an ensemble needs steps": ensemble and not config.ensemble_scheduling.step,
+        "a step is no name of a model folder": any(
+            split_folder(step.model_name) is None for step in config.ensemble_scheduling.step
+        ),
     }
     for problem, found in problems.items():
         if found:

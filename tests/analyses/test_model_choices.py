@@ -225,6 +225,19 @@ def test_what_is_loaded(repository: ModelRepository, ledger: Ledger) -> None:
     }
 
 
+def test_an_ensemble_that_names_no_folder_as_its_step_keeps_none_from_being_listed(
+    repository: ModelRepository,
+) -> None:
+    folder = repository.path / f"{MODEL}-v2"
+    config = folder / "config.pbtxt"
+    config.write_text(config.read_text().replace("tissue_head-v2", "../tissue_head"))
+    seal(folder)
+    items = {each["folder"]: each for each in listed(Wanted.now(Choices(), (), repository), {}, None, repository)}
+    assert set(items) == {"tile_encoder", "tissue_head", "tissue_head-v2", MODEL, folder.name}
+    with pytest.raises(ModelRefused, match=rf"{folder.name} .* a step is no name of a model folder"):
+        repository.contract(folder.name)
+
+
 def test_versions_that_stand_by_say_what_keeps_them_from_serving(repository: ModelRepository, ledger: Ledger) -> None:
     seal(repository.path / f"{MODEL}-v2", state="PARSED")
     ledger.choices.retire("tissue_head", "2", "ann")
