@@ -205,7 +205,7 @@ def test_a_folder_with_such_a_name_is_not_listed(changeable: ModelRepository) ->
 
 def test_a_step_with_such_a_name_is_refused(changeable: ModelRepository) -> None:
     edit(changeable.path / "both" / "config.pbtxt", 'model_name: "encoder"', 'model_name: "m$(touch X)"')
-    with pytest.raises(ModelRefused, match="letters, digits"):
+    with pytest.raises(ModelRefused, match=r"^The model both is refused: .*a step is no name of a model folder"):
         changeable.check("both")
 
 
@@ -254,6 +254,23 @@ def test_a_batch_of_any_size_is_checked_against_the_contract(changeable: ModelRe
         contract.check({"embedding": np.zeros((1, tiles, 8), np.float32)})
     with pytest.raises(InferenceError, match=r"FP32 \(1, any, 8\), not float32 \(2, 5, 8\)"):
         contract.check({"embedding": np.zeros((2, 5, 8), np.float32)})
+
+
+def test_a_folder_that_is_exchanged_while_it_is_read_is_read_again(changeable: ModelRepository) -> None:
+    folder = changeable.path / "encoder"
+    other = shutil.copytree(folder, changeable.path.parent / "encoder")
+    write(other, "card.json", read(other, "card.json") | {"title": "Another title"})
+    seal(other)
+
+    class Exchanged(ModelRepository):
+        def _read(self, name: str, file: str) -> bytes:
+            data = super()._read(name, file)
+            if other.exists():
+                shutil.rmtree(folder)
+                other.rename(folder)
+            return data
+
+    assert Exchanged(changeable.path).card("encoder").title == "Another title"
 
 
 def test_versions_lie_side_by_side(changeable: ModelRepository) -> None:
