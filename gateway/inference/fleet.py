@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import structlog
 
@@ -37,6 +38,18 @@ _OWNER_HEALS_S = 30.0
 _SETTLE_PERIOD_S = 0.25
 
 log = structlog.get_logger(__name__)
+
+
+class Proof(NamedTuple):
+    """What golden inputs were replayed with: a server, by the mark that each start of it has, an engine, its files."""
+
+    server: str | None
+    engine_sha256: str
+    files: frozenset[tuple[str, str]]
+
+
+# The last proof of each folder, of every engine in this process.
+_proofs: dict[Path, Proof] = {}
 
 
 class Fleet:
@@ -246,10 +259,24 @@ class Fleet:
             if step.problem is not None:
                 raise step.problem
         epoch = self.link.epoch
-        await self._load(served, contract)
+        proof = await asyncio.to_thread(self._proof, served.folder, digest)
+        await self._load(served, contract, replayed=self._replayed(served, proof))
         if await asyncio.to_thread(self.repository.engine_digest, served.folder) != digest:
             raise changed(served.folder)
         served.engine_sha256, served.epoch = digest, epoch
+        _proofs[self.repository.path / served.folder] = proof
+
+    def _proof(self, folder: str, engine_sha256: str) -> Proof:
+        server = self.link.client.endpoint.shm_prefix
+        return Proof(server, engine_sha256, frozenset(self.repository.provenance(folder).files.items()))
+
+    def _replayed(self, served: Served, proof: Proof) -> bool:
+        """True for a guest where another engine of this process has replayed the same on this very server.
+
+        Whoever looks after a model replays after every load: it has to know that each process answers.
+        """
+        looked_after = self.keeps or self.link.server.owner or proof.server is None
+        return not looked_after and _proofs.get(self.repository.path / served.folder) == proof
 
     def _read(self, folder: str) -> tuple[Contract, ModelCard, str]:
         contract = self.repository.check(folder)
@@ -259,15 +286,16 @@ class Fleet:
         steps = [self.repository.contract(step).instances for step in contract.steps]
         return max([contract.instances, *steps])
 
-    async def _load(self, served: Served, contract: Contract) -> None:
-        """Load a folder and replay its golden inputs. Raises ModelRefused, CallFailed."""
-        served.golden = await asyncio.to_thread(self.repository.golden, served.folder)
+    async def _load(self, served: Served, contract: Contract, *, replayed: bool) -> None:
+        """Load a folder, and replay its golden inputs where they were not. Raises ModelRefused, CallFailed."""
+        if not replayed:
+            served.golden = await asyncio.to_thread(self.repository.golden, served.folder)
         version = await asyncio.to_thread(self.repository.served_version, served.folder)
         for tries_left in reversed(range(_LOAD_TRIES)):
             epoch = self.link.epoch
             try:
                 await self.link.load(served, version)
-                if served.golden is not None:
+                if served.golden is not None and not replayed:
                     await replay.replay(contract, served.golden, self.link.ask, LOAD_TIMEOUT_S)
                 return
             except CallFailed as failure:
@@ -284,6 +312,7 @@ class Fleet:
                     raise
             except ModelRefused:
                 # A wrong engine does not stay where others could take it for a proven one.
+                _proofs.pop(self.repository.path / served.folder, None)
                 if self.tends(served):
                     await self.link.unload(served.folder)
                 raise

@@ -92,9 +92,7 @@ async def test_versions_are_exchanged_while_what_stays_answers(keeper: TritonEng
 
 async def test_serving_the_same_again_changes_nothing(keeper: TritonEngine) -> None:
     await keeper.serve(["both"])
-    record = read_record(keeper.settings.state)
-    assert record is not None
-    async with Client(record.endpoint) as client:
+    async with _client(keeper) as client:
         before = await client.answered()
         await keeper.serve(["both"])
         assert await client.answered() == before
@@ -129,6 +127,30 @@ async def test_a_case_goes_on_with_a_version_that_nothing_else_wants(keeper: Tri
     assert await _loaded(keeper) == {"encoder", "encoder-v2"}, "a case never unloads"
     await keeper.serve(["encoder-v2"])
     assert await _loaded(keeper) == {"encoder-v2"}
+
+
+async def test_a_case_trusts_what_its_process_has_proven_on_this_server(keeper: TritonEngine, versions: Path) -> None:
+    folder = versions / "encoder"
+    await keeper.serve(["encoder"])
+    images = models.tiles(1)
+    due = (await keeper.infer("encoder", {"image": images}))["embedding"]
+    before = await _answered(keeper, "encoder")
+    async with TritonEngine.open(keeper.settings, ["encoder"]) as case:
+        assert np.array_equal((await case.infer("encoder", {"image": images}))["embedding"], due)
+        assert await _answered(keeper, "encoder") == before + 1, "its golden inputs were replayed again"
+    # The same engine with other golden answers was never proven.
+    golden = (folder / "golden.npz").read_bytes()
+    try:
+        models.write_golden(folder, error=1.0)
+        async with TritonEngine.open(keeper.settings, ["encoder"]) as case:
+            assert "golden.npz" in (case.status()[0].reason or "")
+    finally:
+        (folder / "golden.npz").write_bytes(golden)
+        seal(folder)
+    # What was refused is not taken for proven, whatever was before; Triton counts from its new load.
+    async with TritonEngine.open(keeper.settings, ["encoder"]) as case:
+        assert case.status()[0].ready
+        assert await _answered(keeper, "encoder") == 1
 
 
 async def test_a_folder_that_is_replaced_is_never_mixed_in(keeper: TritonEngine, versions: Path) -> None:
@@ -167,7 +189,17 @@ def _metric(name: str, **labels: str) -> float | None:
 
 
 async def _loaded(engine: TritonEngine) -> set[str]:
+    async with _client(engine) as client:
+        return set(await client.ready_models())
+
+
+async def _answered(engine: TritonEngine, model: str) -> int:
+    await asyncio.sleep(0.3)  # Triton counts a request a moment after its answer
+    async with _client(engine) as client:
+        return (await client.answered())[model]
+
+
+def _client(engine: TritonEngine) -> Client:
     record = read_record(engine.settings.state)
     assert record is not None
-    async with Client(record.endpoint) as client:
-        return set(await client.ready_models())
+    return Client(record.endpoint)
