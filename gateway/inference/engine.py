@@ -7,7 +7,7 @@ process died. A failed call is repeated once the server or the model is back; wh
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -56,6 +56,7 @@ class TritonEngine:
         self._link = Link(self._server, self._threads)
         self._fleet = Fleet(self.repository, self._link)
         self._fleet.ask_for(models)
+        self._supervisor = Supervisor(self._fleet)
         self._serving = asyncio.Lock()
         self._published: set[tuple[str, str]] = set()
 
@@ -72,14 +73,14 @@ class TritonEngine:
         try:
             await engine._link.connect()
             await engine._fleet.bring_all()
-            supervisor = Supervisor(engine._fleet)
-            loops = (engine._watch(supervisor), engine._listen(supervisor), engine._restore())
-            watching += [asyncio.create_task(loop) for loop in loops]
+            looks = (engine._watch, engine._supervisor.listen, engine._restore)
+            watching += [asyncio.create_task(_again_and_again(look)) for look in looks]
             yield engine
         finally:
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
+            await engine._supervisor.close()
             await engine._close()
 
     @property
@@ -185,40 +186,20 @@ class TritonEngine:
             log.warning("inference.model_vanished", model=folder, detail=error.detail)
         raise changed(folder)
 
-    async def _watch(self, supervisor: Supervisor) -> None:
+    async def _watch(self) -> None:
         """Look after the server and its models as their owner; take over when the owner dies. Waits for no request."""
         try:
-            while True:
-                await asyncio.sleep(LOOK_PERIOD_S)
-                try:
-                    if self._server.needs_attention():
-                        await self._link.connect()
-                    if self._server.owner:
-                        await supervisor.look()
-                except PathserveError as error:
-                    log.error("inference.server_lost", reason=error.reason, detail=error.detail)
-                    await asyncio.sleep(_WATCH_BACKOFF_S)
-                except CallFailed as failure:
-                    _note("inference.look_failed", failure)
-                self._publish()
+            if self._server.needs_attention():
+                await self._link.connect()
+            if self._server.owner:
+                await self._supervisor.look()
         finally:
-            await supervisor.close()
-
-    async def _listen(self, supervisor: Supervisor) -> None:
-        """Ask the models that are quiet."""
-        while True:
-            await asyncio.sleep(LOOK_PERIOD_S)
-            try:
-                await supervisor.listen()
-            except CallFailed as failure:
-                _note("inference.listen_failed", failure)
+            self._publish()
 
     async def _restore(self) -> None:
         """Bring what was loaded on a server that is gone, whether it is asked for or not."""
-        while True:
-            await asyncio.sleep(LOOK_PERIOD_S)
-            if self._fleet.lacks_any():
-                await self._fleet.bring_all()
+        if self._fleet.lacks_any():
+            await self._fleet.bring_all()
 
     def _publish(self) -> None:
         """The keeper's metric: what serves, what should and does not, and what is not wanted any more."""
@@ -239,9 +220,20 @@ class TritonEngine:
             self._threads.shutdown()
 
 
-def _note(event: str, failure: CallFailed) -> None:
-    if failure.trouble is not Trouble.GONE:  # a server that is being restarted is noted once, where that is done
-        log.warning(event, trouble=failure.trouble.value, detail=failure.text)
+async def _again_and_again(look: Callable[[], Awaitable[None]]) -> None:
+    """Look each second, whatever goes wrong: nobody would notice a supervision that has ended."""
+    while True:
+        await asyncio.sleep(LOOK_PERIOD_S)
+        try:
+            await look()
+        except CallFailed as failure:
+            if failure.trouble is not Trouble.GONE:  # a restart is noted once, where it is done
+                log.warning("inference.look_failed", trouble=failure.trouble.value, detail=failure.text)
+        except PathserveError as error:
+            log.error("inference.server_lost", reason=error.reason, detail=error.detail)
+            await asyncio.sleep(_WATCH_BACKOFF_S)
+        except Exception:
+            log.exception("inference.look_failed")
 
 
 def _typed(model: str, failure: CallFailed, deadline_s: float) -> PathserveError:

@@ -1,6 +1,7 @@
 """What dies, freezes or hangs is noticed without a request, healed, and costs no answer."""
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
-from gateway.inference import TritonEngine, supervision
+from gateway.inference import TritonEngine, embedded, supervision
 from gateway.inference.embedded import read_record
 from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.settings import Settings
@@ -106,6 +107,24 @@ async def test_each_killed_stub_is_replaced_in_time_without_any_request(owner: T
     embedding = models.direct(fragile / "encoder", images)
     answer = await owner.infer("both", {"image": images})
     assert np.array_equal(answer["logits"], models.direct(fragile / "head", embedding))
+
+
+async def test_a_look_that_fails_unexpectedly_is_not_the_last_one(
+    owner: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[int] = []
+
+    def without_descriptors(server_pid: int, directory: Path) -> tuple[Stub, ...]:
+        failed.append(server_pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded, "living_stubs", without_descriptors)
+        await _until(lambda: len(failed) > 1, 10)
+    deaths = _deaths("encoder", "dead")
+    os.kill(_stubs(owner, "encoder")[0].pid, signal.SIGKILL)
+    await _until(lambda: _deaths("encoder", "dead") == deaths + 1, 10)
+    await _until(lambda: all(status.ready for status in owner.status()), 10)
 
 
 async def test_a_frozen_stub_is_replaced_and_the_server_lives(owner: TritonEngine) -> None:
