@@ -111,7 +111,7 @@ def _entries(
             )
     if doubts:
         raise ExportError(f"The record's own figures speak against {folder}: {'; '.join(doubts)}.")
-    before = next((entry.get("figures", {}) for entry in gate["gates"] if entry["gate"] == "G4"), {})
+    before: dict[str, Any] = next((entry.get("figures", {}) for entry in gate["gates"] if entry["gate"] == "G4"), {})
     g6 = {"golden": golden, "gpu": gpu, "tensorrt": runtime, "record_sha256": record["sha256"]}
     found = {"G3": agreement, "G4": {**before, "engine": invariance}, "G6": g6}
     return [{"gate": name, "passed": True, "figures": figures} for name, figures in found.items()]

@@ -137,8 +137,10 @@ def joined(name: str, models: Sequence[Contract]) -> EnsembleConfig:
     """Models in order, joined by the names of their tensors.
 
     What no earlier model gives is an input of the ensemble; its outputs are the last model's. Raises ExportError where
-    tensors of one name are not alike.
+    tensors of one name are not alike, or where batches of one model are none for another.
     """
+    if len({model.max_batch_size > 0 for model in models}) > 1:
+        raise ExportError(f"Of {', '.join(model.name for model in models)} some take batches and some do not.")
     inputs: dict[str, TensorSpec] = {}
     known: dict[str, TensorSpec] = {}
     for model in models:

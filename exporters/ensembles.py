@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from exporters import golden
 from exporters.card import build_card, chain_digest, golden_tolerance
-from exporters.config import EnsembleConfig, Step, check_config
+from exporters.config import joined
 from exporters.errors import ExportError
 from exporters.model_folder import ModelFolder, Question, bring, read_json
 from exporters.provenance import sealed
@@ -18,9 +17,8 @@ from exporters.targets import Engine
 from exporters.verdict import least, not_run
 from exporters.versions import TARGETS, Version, folder_for, least_precise, name_and_number, versions
 from gateway.inference import ModelRepository
-from gateway.inference.contract import parse_contract
 from gateway.operations.errors import PathserveError
-from training.graphs import Graph, TensorSpec
+from training.graphs import Arrays, Graph
 
 _TEXTS = ("mpp", "tile_px", "labels", "operating_points", "intended_use", "data", "metrics")
 """What an ensemble's card says after its last step's."""
@@ -41,9 +39,14 @@ def planned(graph: Graph, folder: str, weights_sha256: str, links: Mapping[str, 
 
     The one that its run declares, with the step versions of `links`. Of a run that declares none (an encoder): a
     version of every ensemble of the repository of which another version of this artefact (the same weights) is a step,
-    so that one can promote the whole of it.
+    so that one can promote the whole of it. Raises ExportError.
     """
     if graph.ensemble:
+        if set(graph.ensemble.steps) - links.keys() != {graph.model}:
+            raise ExportError(
+                f"The run of {graph.model} declares {graph.ensemble.model} of the steps "
+                f"{', '.join(graph.ensemble.steps)}: these must be itself and models that it was trained on."
+            )
         steps = tuple(folder if step == graph.model else links[step] for step in graph.ensemble.steps)
         return [Plan(graph.ensemble.model, graph.ensemble.title, steps, declared=True)]
     plans: list[Plan] = []
@@ -97,7 +100,9 @@ def make(plan: Plan, staging: Path, repository: Path, references: Mapping[str, E
     last, origin = cards[plan.steps[-1]], origins[plan.steps[-1]]
     lowest, weights = least_precise(steps), _chain(cards, "weights_sha256")
     folder = folder_for(repository, plan.model, weights, lowest.target, lowest.precision, staging)
-    question = _answered(steps, staging, repository, references)
+    contracts = ModelRepository(staging).contract
+    config = joined(folder, [contracts(step) for step in plan.steps])
+    question = _answered(steps, staging, repository, references, batched=config.max_batch_size > 0)
     unrun = [card["not_executed"] for card in cards.values() if "not_executed" in card]
     card = build_card(
         model=plan.model,
@@ -118,7 +123,7 @@ def make(plan: Plan, staging: Path, repository: Path, references: Mapping[str, E
     )
     files = sealed(
         card,
-        {"config.pbtxt": _config(folder, steps, staging).encode(), "golden.npz": golden.pack(*question)},
+        {"config.pbtxt": config.text().encode(), "golden.npz": golden.pack(*question)},
         opset=max(entry["opset"] for entry in origins.values()),
         onnx_sha256=chain_digest({step: entry["onnx_sha256"] for step, entry in origins.items()}),
         git_commit=origin["git_commit"],
@@ -146,38 +151,29 @@ def _chain(cards: Mapping[str, dict[str, Any]], digest: str) -> str:
     return chain_digest({step: card["digests"][digest] for step, card in cards.items()})
 
 
-def _config(folder: str, steps: list[Version], staging: Path) -> str:
-    contracts = [
-        parse_contract(step.folder, (staging / step.folder / "config.pbtxt").read_text(encoding="utf-8"))
-        for step in steps
-    ]
-    for first, second in pairwise(contracts):
-        if len(first.outputs) != 1 or first.outputs != second.inputs:
-            raise ExportError(f"{second.name} does not take what {first.name} gives, so they cannot be chained.")
-    config = EnsembleConfig(
-        name=folder,
-        steps=tuple(
-            Step(each.name, tuple(spec.name for spec in each.inputs), tuple(spec.name for spec in each.outputs))
-            for each in contracts
-        ),
-        inputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[0].inputs),
-        outputs=tuple(TensorSpec(spec.name, spec.datatype, spec.dims) for spec in contracts[-1].outputs),
-        max_batch_size=min(contract.max_batch_size for contract in contracts),
-    )
-    check_config(config)
-    return config.text()
+def _answered(
+    steps: list[Version], staging: Path, repository: Path, references: Mapping[str, Engine], *, batched: bool
+) -> Question:
+    """The steps' golden inputs that no step before gives, and the last step's answers, of as many rows as all have.
 
-
-def _answered(steps: list[Version], staging: Path, repository: Path, references: Mapping[str, Engine]) -> Question:
-    """The first step's golden inputs with the chain's answers to them.
-
-    An engine that cannot run here is spoken for by the fp32 ONNX of its weights.
+    An engine that cannot run here is spoken for by the fp32 ONNX of its weights: where it takes nothing but its golden
+    inputs, by its golden answers.
     """
-    inputs, answers = golden.unpack((staging / steps[0].folder / "golden.npz").read_bytes())
-    if (engine := open_engine(steps[0], staging)) is not None:
-        answers = engine(inputs)
-    for step in steps[1:]:
-        answers = (open_engine(step, staging) or references.get(step.folder) or _reference(step, repository))(answers)
+    held = [golden.unpack((staging / step.folder / "golden.npz").read_bytes()) for step in steps]
+    rows = min(len(array) for inputs, _ in held for array in inputs.values()) if batched else None
+    inputs: Arrays = {}
+    known: Arrays = {}
+    answers: Arrays = {}
+    for step, (asked, expected) in zip(steps, held, strict=True):
+        own = {name: array[:rows] for name, array in asked.items() if name not in known}
+        inputs |= own
+        known |= own
+        engine = open_engine(step, staging) or references.get(step.folder)
+        if engine is None and len(own) == len(asked):
+            answers = {name: array[:rows] for name, array in expected.items()}
+        else:
+            answers = (engine or _reference(step, repository))({name: known[name] for name in asked})
+        known |= answers
     return inputs, answers
 
 

@@ -50,7 +50,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Models in a chain, each step's output being the next one's input, served under one name."""
+    """Models in order, joined by the names of their tensors, served under one name: what a step gives, a later takes."""
 
     model: str
     title: str

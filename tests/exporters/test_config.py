@@ -122,6 +122,15 @@ def test_tensors_of_one_name_must_be_alike() -> None:
         joined("both", [encoder, head])
 
 
+def test_a_batch_of_one_model_is_none_of_another() -> None:
+    models = [
+        contract("encoder", {"image": 8}, {"features": 4}),
+        contract("bag", {"features": 4}, {"logits": 3}, batch=0),
+    ]
+    with pytest.raises(ExportError, match="Of encoder, bag some take batches and some do not"):
+        joined("both", models)
+
+
 def test_a_step_that_nothing_joins_is_refused_as_it_gives_nothing_new() -> None:
     twice = contract("again", {"image": 8}, {"embedding": 4})
     with pytest.raises(ExportError, match="again gives embedding, which is there already"):

@@ -1,5 +1,6 @@
 """Every kind of model goes through the door: declared, exported, gated; and what is not its kind's is refused."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from exporters import gates, golden, shapes
-from exporters.config import check_config, joined
+from exporters import ensembles, gates, golden, shapes
+from exporters.config import check_config
 from exporters.errors import ExportError
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
@@ -18,6 +19,8 @@ from gateway.operations.settings import Settings
 from tests.exporters import networks
 from tests.exporters.networks import EVERY, TILES, exported, fp32, int64, made
 from tests.inference.models import write_card
+from tests.support.models import seal
+from training.files import json_bytes
 from training.graphs import Arrays, Dim
 
 pytestmark = pytest.mark.training
@@ -148,16 +151,35 @@ def write(repository: Path, name: str) -> None:
     (folder / "config.pbtxt").write_text(config.text())
     inputs = shapes.inputs_of(graph, shapes.golden(graph))
     (folder / "golden.npz").write_bytes(golden.pack(inputs, gates.onnx_runtime(exported(name))(inputs)))
-    write_card(folder, kind=graph.kind)
+    write_card(folder, kind=graph.kind, data=[], pretraining=[], metrics=[])
+    origin = json.loads((folder / "provenance.json").read_bytes())
+    origin |= {"opset": 20, "git_commit": "0" * 40, "starts_from": {}, "tools": {"onnxruntime": "1"}}
+    (folder / "provenance.json").write_bytes(json_bytes(origin))
 
 
 def write_masks(repository: Path) -> None:
     """image and a text's tokens to masks: the features between its two engines never leave Triton."""
-    contracts = [ModelRepository(repository).contract(name) for name in ("image_encoder", "mask_decoder")]
-    config = joined("masks", contracts)
-    (repository / "masks" / "1").mkdir(parents=True)
-    (repository / "masks" / "config.pbtxt").write_text(config.text())
-    write_card(repository / "masks", kind="ensemble", steps=["image_encoder", "mask_decoder"])
+    plan = ensembles.Plan("masks", "Masks of a text", ("image_encoder", "mask_decoder"))
+    ensembles.make(plan, repository, repository, {}).write(repository)
+
+
+def test_an_ensemble_carries_every_tensor_by_its_name(tmp_path: Path) -> None:
+    """Two outputs of the first engine go into the second, which takes a text from outside; the fewest rows count."""
+    for name in ("image_encoder", "mask_decoder"):
+        write(tmp_path, name)
+    texts, answers = golden.unpack((tmp_path / "mask_decoder" / "golden.npz").read_bytes())
+    two = [{name: array[:2] for name, array in arrays.items()} for arrays in (texts, answers)]
+    (tmp_path / "mask_decoder" / "golden.npz").write_bytes(golden.pack(*two))
+    seal(tmp_path / "mask_decoder")
+    write_masks(tmp_path)
+    models = ModelRepository(tmp_path)
+    assert [spec.name for spec in models.contract("masks").inputs] == ["image", "text_tokens", "text_mask"]
+    known = models.golden("masks")
+    images, _ = golden.unpack((tmp_path / "image_encoder" / "golden.npz").read_bytes())
+    asked = {"image": images["image"][:2], "text_tokens": two[0]["text_tokens"], "text_mask": two[0]["text_mask"]}
+    assert same(known.inputs, asked)
+    features = gates.onnx_runtime(exported("image_encoder"))({"image": asked["image"]})
+    assert same(known.expected, gates.onnx_runtime(exported("mask_decoder"))(two[0] | features))
 
 
 def same(found: Arrays, due: Arrays) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from tests.exporters.conftest import RELEASED, REPOSITORY
 from training.files import json_bytes, sha256_bytes
-from training.graphs import Graph
+from training.graphs import Ensemble, Graph
 
 pytestmark = pytest.mark.training
 
@@ -199,6 +200,13 @@ def test_a_head_brings_the_one_ensemble_that_it_declares(grown: Path, encoder_gr
     (plan,) = planned(encoder_graph, "tile_encoder-v3", weights["tile_encoder"], {}, grown)
     assert (plan.declared, plan.steps) == (False, ("tile_encoder-v3", "tissue_head"))
     assert planned(encoder_graph, "tile_encoder-v3", "3" * 64, {}, grown) == []
+
+
+@pytest.mark.parametrize("steps", [("tile_encoder", "other"), ("tile_encoder",), ("other", "tissue_head")])
+def test_an_ensemble_of_what_a_run_does_not_know_is_refused(head_graph: Graph, steps: tuple[str, ...]) -> None:
+    graph = replace(head_graph, ensemble=Ensemble("both", "Both", steps))
+    with pytest.raises(ExportError, match="these must be itself and models that it was trained on"):
+        planned(graph, "tissue_head", WEIGHTS, {"tile_encoder": "tile_encoder"}, REPOSITORY)
 
 
 @pytest.mark.timeout(300)
