@@ -11,21 +11,15 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from exporters import gates
-from exporters.config import OnnxRuntimeConfig
 from exporters.errors import GateFailed
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_graph import export
+from exporters.onnx_target import config_of
 from tests.exporters import networks
 from tests.exporters.networks import exported, made, torch_engine
 from training.graphs import Arrays, Graph, TensorSpec
 
 pytestmark = pytest.mark.training
-
-
-def config_of(graph: Graph) -> OnnxRuntimeConfig:
-    return OnnxRuntimeConfig(
-        name=graph.model, inputs=graph.inputs, outputs=graph.outputs, max_batch_size=graph.max_batch_size
-    )
 
 
 def changed(engine: bytes, change: Callable[[onnx.ModelProto], None]) -> bytes:
@@ -42,7 +36,7 @@ def scalars(model: onnx.ModelProto) -> dict[float, onnx.TensorProto]:
 
 
 def test_the_committed_engines_pass(encoder_graph: Graph, encoder_engine: bytes) -> None:
-    figures = gates.g0_export(encoder_engine, config_of(encoder_graph), KINDS["encoder"])
+    figures = gates.g0_export(encoder_engine, config_of(encoder_graph, "m"), KINDS["encoder"])
     assert figures["opset"] == 20
     parity = gates.g1_parity(gates.onnx_runtime(encoder_engine), encoder_graph, KINDS["encoder"])
     assert set(parity) == {f"embedding at batch {batch}" for batch in (1, 7, 32, 64)}
@@ -86,7 +80,7 @@ def test_one_flipped_bit_of_a_weight_fails_parity(head_graph: Graph, head_engine
 
 def test_a_truncated_file_fails(head_graph: Graph, head_engine: bytes) -> None:
     with pytest.raises(GateFailed, match="G0"):
-        gates.g0_export(head_engine[:-200], config_of(head_graph), KINDS["head"])
+        gates.g0_export(head_engine[:-200], config_of(head_graph, "m"), KINDS["head"])
 
 
 def test_operators_off_the_list_fail(head_graph: Graph, head_engine: bytes) -> None:
@@ -94,7 +88,7 @@ def test_operators_off_the_list_fail(head_graph: Graph, head_engine: bytes) -> N
         model.graph.node.append(helper.make_node("NonZero", ["embedding"], ["places"]))
 
     with pytest.raises(GateFailed, match="not on its kind's list: NonZero"):
-        gates.g0_export(changed(head_engine, sort), config_of(head_graph), KINDS["head"])
+        gates.g0_export(changed(head_engine, sort), config_of(head_graph, "m"), KINDS["head"])
 
 
 def test_another_opset_fails(head_graph: Graph, head_engine: bytes) -> None:
@@ -102,7 +96,7 @@ def test_another_opset_fails(head_graph: Graph, head_engine: bytes) -> None:
         model.opset_import[0].version = 23
 
     with pytest.raises(GateFailed, match="opset 23"):
-        gates.g0_export(changed(head_engine, raise_opset), config_of(head_graph), KINDS["head"])
+        gates.g0_export(changed(head_engine, raise_opset), config_of(head_graph, "m"), KINDS["head"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +111,7 @@ def test_a_config_that_is_not_the_graphs_fails(
     head_graph: Graph, head_engine: bytes, specs: tuple[TensorSpec, ...], sentence: str
 ) -> None:
     with pytest.raises(GateFailed, match=sentence):
-        gates.g0_export(head_engine, replace(config_of(head_graph), inputs=specs), KINDS["head"])
+        gates.g0_export(head_engine, replace(config_of(head_graph, "m"), inputs=specs), KINDS["head"])
 
 
 def test_an_answer_that_depends_on_its_neighbours_fails(head_graph: Graph) -> None:
@@ -326,7 +320,7 @@ def test_what_ends_in_another_shape_or_domain_fails(node: tuple, sentence: str) 
 
     graph = made("detector")
     with pytest.raises(GateFailed, match=sentence):
-        gates.g0_export(changed(exported("detector"), add), config_of(graph), KINDS["detector"])
+        gates.g0_export(changed(exported("detector"), add), config_of(graph, "m"), KINDS["detector"])
 
 
 def test_pixels_that_are_moved_before_they_are_cast_fail() -> None:
@@ -337,7 +331,7 @@ def test_pixels_that_are_moved_before_they_are_cast_fail() -> None:
 
     graph = made("detector")
     with pytest.raises(GateFailed, match="G0: the UINT8 input image goes into Identity, which TensorRT refuses"):
-        gates.g0_export(changed(exported("detector"), early), config_of(graph), KINDS["detector"])
+        gates.g0_export(changed(exported("detector"), early), config_of(graph, "m"), KINDS["detector"])
 
 
 def test_one_name_for_two_tensors_fails() -> None:
@@ -353,7 +347,7 @@ def test_one_name_for_two_tensors_fails() -> None:
         weight.name = "logits"
 
     with pytest.raises(GateFailed, match="G0: inputs, outputs or weights share a name: logits"):
-        gates.g0_export(changed(exported("head"), clash), config_of(made("head")), KINDS["head"])
+        gates.g0_export(changed(exported("head"), clash), config_of(made("head"), "m"), KINDS["head"])
 
 
 def test_attention_as_one_operator_fails() -> None:
@@ -362,4 +356,4 @@ def test_attention_as_one_operator_fails() -> None:
     newer = export(graph, {}, 23)
     assert any(node.op_type == "Attention" for node in onnx.load_from_string(newer).graph.node)
     with pytest.raises(GateFailed, match="G0: the graph uses opset 23; in fp32, runtimes are held to 20"):
-        gates.g0_export(newer, config_of(graph), KINDS["encoder"])
+        gates.g0_export(newer, config_of(graph, "m"), KINDS["encoder"])
