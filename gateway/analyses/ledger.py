@@ -34,7 +34,10 @@ _FINAL = tuple(state.value for state in State if state.final)
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An analysis with what only the ledger knows of it. `number` orders by acceptance."""
+    """An analysis with what only the ledger knows of it. `number` orders by acceptance.
+
+    `models`: name and version of each that it is pinned to, an ensemble's steps too; empty before it starts.
+    """
 
     analysis: Analysis
     number: int
@@ -42,6 +45,7 @@ class Record:
     delivering: bool
     attempts: int
     progress: Progress | None
+    models: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,7 @@ class Ledger:
             return {row.id: bool(row.cancel_requested) for row in connection.execute(query)}
 
     def pin(self, analysis_id: str, models: Mapping[str, Any]) -> None:
-        """Note which exact models an analysis uses, JSON-ready."""
+        """Note which exact models an analysis uses, as `Pins.to_json` gives them."""
         with self._write() as connection:
             connection.execute(ANALYSES.update().where(ANALYSES.c.id == analysis_id).values(models=dict(models)))
 
@@ -423,4 +427,5 @@ def _record(row: sa.Row[Any]) -> Record:
         delivering=bool(row.delivering),
         attempts=row.attempts,
         progress=Progress(Step(row.step), row.done, row.total, row.unit) if row.step else None,
+        models=tuple((pin["model"], pin["version"]) for pin in row.models["pins"]) if row.models else (),
     )

@@ -87,12 +87,27 @@ class AnalysisSummary(BaseModel):
     links: dict[str, str]
 
 
-class AnalysisView(AnalysisSummary):
-    """One analysis with its order as it was accepted."""
+class PinnedModel(BaseModel):
+    """One version of a model."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SUMMARY | {"order": EXAMPLE}]})
+    name: str
+    version: str
+
+
+class AnalysisView(AnalysisSummary):
+    """One analysis with its order as it was accepted.
+
+    `models` are the versions that it uses from its start to its end, an ensemble's steps too; empty before it starts.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [_EXAMPLE_SUMMARY | {"order": EXAMPLE, "models": [{"name": "tile_encoder", "version": "1"}]}]
+        }
+    )
 
     order: dict[str, Any]
+    models: list[PinnedModel]
 
 
 class AnalysisPage(BaseModel):
@@ -124,7 +139,8 @@ def summary_of(record: Record) -> AnalysisSummary:
 
 
 def view_of(record: Record) -> AnalysisView:
-    return AnalysisView(**summary_of(record).model_dump(), order=codec.dump(record.analysis.order))
+    models = [PinnedModel(name=name, version=version) for name, version in record.models]
+    return AnalysisView(**summary_of(record).model_dump(), order=codec.dump(record.analysis.order), models=models)
 
 
 def _json_only(request: Request) -> None:

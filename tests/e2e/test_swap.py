@@ -131,6 +131,8 @@ def test_models_are_swapped_under_load(gateway: Gateway, study: tuple[Path, str]
     for each in analyses:
         report = gateway.request("GET", f"/v1/analyses/{each}/report").json()
         used = {model["name"]: model["version"] for model in report["models"]}
+        shown = gateway.show(each)["models"]
+        assert used == {model["name"]: model["version"] for model in shown}
         assert used == {"tile_encoder": "1", "tissue_head": used[MODEL], MODEL: used[MODEL]}
         versions.append(used[MODEL])
         answers[used[MODEL]].add(json.dumps(report["tissue"]))

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.pins import Pin, Pins
 from gateway.domain.analysis import State
 from gateway.domain.order import Priority
 
@@ -46,6 +47,23 @@ async def test_an_order_is_accepted_and_kept_as_it_came(
     shown = (await client.get(answer.headers["location"])).json()
     assert shown["order"]["patient"] == {"id": "Müller^1", "issuer": "HOSPITAL"}
     assert shown["state"] == "accepted"
+
+
+async def test_the_models_that_it_is_pinned_to_are_shown(
+    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, finished: Callable[..., None]
+) -> None:
+    analysis_id = await accepted(client, order)
+    assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == []
+    digests = {"engine_sha256": "e" * 64, "card_sha256": "c" * 64}
+    pins = (
+        Pin(folder="tissue_head", model="tissue_head", version="1", **digests),
+        Pin(folder="tissue_classification-v2", model="tissue_classification", version="2", **digests),
+    )
+    ledger.pin(analysis_id, Pins(folders={"tissue_classification": "tissue_classification-v2"}, pins=pins).to_json())
+    shown = [{"name": "tissue_head", "version": "1"}, {"name": "tissue_classification", "version": "2"}]
+    assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == shown
+    finished(analysis_id)
+    assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == shown
 
 
 async def test_nulls_are_the_same_as_nothing(client: httpx.AsyncClient, order: dict[str, Any]) -> None:
