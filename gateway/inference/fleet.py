@@ -6,7 +6,7 @@ their own; Triton takes an ensemble out and back with its steps.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from gateway.inference.contract import Contract
 from gateway.inference.link import LOAD_TIMEOUT_S, Link
 from gateway.inference.repository import ModelRepository
 from gateway.inference.served import ModelStatus, Served
+from gateway.inference.stubs import Stub
 from gateway.operations.errors import (
     InferenceError,
     InferenceUnavailable,
@@ -165,16 +166,14 @@ class Fleet:
 
     async def dead(self, served: Served) -> bool:
         """True where a folder has fewer working processes than instances (it may be loading, too)."""
-        if self.link.foreign:
-            return False
-        instances = await self._instances(served)
-        return len([stub for stub in await self.link.stubs(served.folder) if not stub.frozen]) < instances
+        return not self.link.foreign and await self.lacks_process(served, await self.link.stubs(served.folder))
 
-    async def _instances(self, served: Served) -> int:
-        """How many processes a folder should have: none for an ensemble, or for one that cannot be read."""
+    async def lacks_process(self, served: Served, living: Collection[Stub]) -> bool:
+        """`dead`, by the processes that live. An ensemble, or a folder that cannot be read, should have none."""
         await self.read(served)
         contract = served.contract
-        return 0 if contract is None or contract.steps else contract.instances
+        instances = 0 if contract is None or contract.steps else contract.instances
+        return sum(stub.folder == served.folder and not stub.frozen for stub in living) < instances
 
     async def read(self, served: Served) -> None:
         """Contract and golden answers of a folder that another engine loaded, where they can be read."""

@@ -46,10 +46,14 @@ class Supervisor:
         ready = await self._ready()
         await self._dismiss()
         suspects, self._suspects = self._suspects, {}
+        # Once for all folders: finding a server's children reads every process of the machine.
+        living = await asyncio.to_thread(self._fleet.link.server.stubs)
         for folder in sorted(ready):
             served = self._fleet.get(folder)
             generation = served.generation
-            if served.lock.locked() or folder in self._healing or not await self._fleet.dead(served):
+            if served.lock.locked() or folder in self._healing:
+                continue
+            if not await self._fleet.lacks_process(served, living):
                 continue
             if suspects.get(folder) == generation:
                 self._heal(served, generation, "dead")
