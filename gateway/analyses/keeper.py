@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -45,15 +46,18 @@ class EngineKeeper:
         self._models: Sequence[Mapping[str, Any]] = ()
         self._trouble: PathserveError = InferenceUnavailable("Triton is starting; try again in a moment.")
         self._loop = asyncio.new_event_loop()
-        self._stop = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
+        self._keeping = self._loop.create_task(self._keep())
         self._thread.start()
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join()
+        """End Triton with what it is loading, which may take minutes."""
+        if self._keeping is not None:
+            self._loop.call_soon_threadsafe(self._keeping.cancel)
+            self._thread.join()
 
     def check(self) -> None:
         """Raise where Triton is not there, or no protocol has all its models."""
@@ -79,14 +83,16 @@ class EngineKeeper:
         return record is not None and await answers(record.endpoint)
 
     def _run(self) -> None:
+        assert self._keeping is not None
         asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_until_complete(self._keep())
-        finally:
-            self._loop.close()
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._keeping)
+        # Whoever stops us closes the ledger next.
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
     async def _keep(self) -> None:
-        while not self._stop.is_set():
+        while True:
             try:
                 wanted = await asyncio.to_thread(self._look, ())
                 async with TritonEngine.open(self._settings, wanted.folders) as engine:
@@ -95,17 +101,17 @@ class EngineKeeper:
             except PathserveError as error:
                 self._trouble = error
                 log.warning("inference is not available", reason=error.reason, detail=error.detail)
-                await self._pause(RETRY_S)
+                await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("inference ended by an unexpected error")
-                await self._pause(RETRY_S)
+                await asyncio.sleep(RETRY_S)
             finally:
                 self._engine = None
 
     async def _serve(self, engine: TritonEngine, wanted: Wanted) -> None:
         """Follow the site's choices until the end. Raises InferenceUnavailable where Triton cannot be had any more."""
         asked, asked_s = wanted.folders, time.monotonic()
-        while not self._stop.is_set():
+        while True:
             pause_s = AGAIN_S if _ready(engine, asked) else REFUSED_AGAIN_S
             if wanted.folders != asked or time.monotonic() - asked_s > pause_s:
                 await engine.serve(wanted.folders)
@@ -116,12 +122,12 @@ class EngineKeeper:
             try:
                 await asyncio.to_thread(self._settle, wanted, engine.status())
                 await asyncio.to_thread(self._look, engine.status())
-                await self._pause(LOOK_S)
+                await asyncio.sleep(LOOK_S)
                 # Anew: by now an analysis that began with what served before has noted that it uses it.
                 wanted = await asyncio.to_thread(self._look, engine.status())
             except StateError as error:
                 log.warning("the models' choices cannot be read", reason=error.reason)
-                await self._pause(LOOK_S)
+                await asyncio.sleep(LOOK_S)
 
     def _look(self, statuses: Sequence[ModelStatus]) -> Wanted:
         wanted = Wanted.now(self._ledger.choices.read(), self._ledger.pinned(), self._repository)
@@ -144,12 +150,6 @@ class EngineKeeper:
             if self._ledger.choices.settle(wish.number, outcome, wrong[0].reason if wrong else None):
                 MODEL_DECISIONS.labels(wish.model, wish.action.value, outcome.value).inc()
                 log.info("a model's version was settled", model=folder, state=outcome.value)
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            return
 
 
 def _ready(engine: TritonEngine, folders: Collection[str]) -> bool:

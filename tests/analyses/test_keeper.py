@@ -1,9 +1,11 @@
 """The keeper with a real Triton: it loads what is chosen, wished for and in use, and unloads the rest."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import tritonclient.grpc
 
@@ -16,10 +18,12 @@ from gateway.domain.order import Order
 from gateway.inference import ModelRepository
 from gateway.inference.embedded import read_record
 from gateway.inference.runtime import KEY_HEADER
+from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.errors import PathserveError
 from gateway.operations.settings import Settings
+from tests.inference import models
 from tests.support.gateway import eventually
-from tests.support.models import add_version, shifted
+from tests.support.models import add_version, seal, shifted
 
 pytestmark = pytest.mark.triton
 
@@ -118,3 +122,33 @@ def test_the_one_that_serves_is_refused_when_its_file_changes_and_serves_when_it
     card.write_bytes(right)
     eventually(lambda: site.states()[f"{MODEL}-v2"] == ("serving", True), "it serves again")
     assert site.well()
+
+
+def test_a_keeper_stops_in_the_middle_of_a_load(tmp_path: Path) -> None:
+    backends = shutil.copytree(Settings().triton_backends, tmp_path / "backends")
+    (backends / "sleepy").mkdir()
+    (backends / "sleepy" / "model.py").write_text(
+        "import time\n\n\nclass TritonPythonModel:\n    def initialize(self, args):\n        time.sleep(100)\n"
+    )
+    config = models.write_encoder(tmp_path / "repository", "encoder") / "config.pbtxt"
+    config.write_text(config.read_text().replace('"onnxruntime"', '"sleepy"'))
+    seal(config.parent)
+    settings = Settings(state=tmp_path / "state", model_repository=tmp_path / "repository", triton_backends=backends)
+    ledger = Ledger.open(settings.ledger_url, settings.state)
+    keeper = EngineKeeper(settings, ledger)
+
+    def stubs() -> list[Stub]:
+        record = read_record(settings.state)
+        return [] if record is None else list(living_stubs(record.pid, Path(record.directory)))
+
+    keeper.start()
+    try:
+        eventually(stubs, "it is loaded", 60)
+        [loading] = stubs()
+    finally:
+        asked_s = time.monotonic()
+        keeper.stop()
+        ledger.close()
+    assert time.monotonic() - asked_s < 12, "a SIGTERM has 15 s"
+    assert not psutil.pid_exists(loading.pid)
+    assert read_record(settings.state) is None
