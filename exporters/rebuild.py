@@ -15,6 +15,8 @@ from exporters import golden
 from exporters.build import build
 from exporters.errors import ExportError
 from exporters.model_folder import bring, keep_schema, publish, read_json
+from exporters.targets import STATES
+from exporters.versions import TARGETS, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.graphs import declare
@@ -27,14 +29,15 @@ _OF_THE_MACHINE = ("golden_sha256", "files", "tools")
 def rebuild(released: Path, repository: Path) -> list[str]:
     """Build the runs below `released` for ONNX Runtime; the folders of `repository` that were replaced or added.
 
-    Raises TrainingError, ExportError or GateFailed where a run cannot be built, or where this machine does not give the
-    golden answers of a sound folder: then nothing is replaced.
+    Versions for processors are built again where they are not sound, or came from another fp32 ONNX than the run gives
+    now. Raises TrainingError, ExportError or GateFailed where a run cannot be built, where this machine does not give
+    the golden answers of a sound folder, or where a version for a GPU would be out of date: then nothing is replaced.
     """
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         beside = Path(temporary) / repository.name
         bring(repository, beside)
-        built = dict.fromkeys(folder for run in _in_order(released) for folder in build(run, beside))
+        built = dict.fromkeys(folder for run in _in_order(released) for folder in _built(run, beside))
         stale = [folder for folder in built if not _stands(repository, beside, folder)]
         for folder in stale:
             publish(beside / folder, repository / folder)
@@ -55,6 +58,35 @@ def _in_order(released: Path) -> Iterator[Path]:
         for path in ready:
             del waiting[path]
         yield from ready
+
+
+def _built(run: Path, repository: Path) -> list[str]:
+    """Build a run as the reference, then what is to come from it and does not. Raises as `rebuild` does."""
+    folders = build(run, repository)
+    models = ModelRepository(repository)
+    reference = models.provenance(folders[0])
+    for version in versions(repository):
+        if version.target == TARGETS[0] or not version.is_of(reference.model, reference.weights_sha256):
+            continue
+        try:
+            models.verify(version.folder)
+            came_from, state = models.provenance(version.folder).onnx_sha256, models.gate(version.folder).state
+        except PathserveError:
+            came_from, state = None, STATES[0]
+        if came_from == reference.onnx_sha256:
+            continue
+        if version.target == "tensorrt":
+            raise ExportError(
+                f"{version.folder} is not sound, or came from another fp32 ONNX than {folders[0]} has now. Build it "
+                "again where its GPU is, or remove its folder."
+            )
+        folders += build(run, repository, version.target, version.precision)
+        if STATES.index(found := models.gate(version.folder).state) < STATES.index(state):
+            raise ExportError(
+                f"{version.folder} is {state} and would be {found}: there are too few tiles here to compare its engine "
+                "on. Name the data folder in PATHSERVE_DATA."
+            )
+    return folders
 
 
 def _stands(repository: Path, beside: Path, folder: str) -> bool:

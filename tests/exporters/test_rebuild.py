@@ -77,6 +77,57 @@ def test_what_was_harmed_or_is_stale_is_replaced_and_nothing_else(copied: Path, 
         assert (copied / folder / "card.json").read_bytes() == (REPOSITORY / folder / "card.json").read_bytes()
 
 
+@pytest.fixture
+def other_target(
+    copied: Path, head_only: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Path:
+    """A head for another target that came from another fp32 ONNX, in a place without tiles."""
+    monkeypatch.setenv("PATHSERVE_DATA", str(head_only))
+    target = request.param
+    arguments = ["build", str(head_only / "tissue_head"), "--target", target, "--precision", "fp32"]
+    assert command.main([*arguments, "--out", str(copied)]) == 0
+    origin = json.loads((copied / "tissue_head-v2" / "provenance.json").read_bytes())
+    (copied / "tissue_head-v2" / "provenance.json").write_bytes(json_bytes(origin | {"onnx_sha256": "0" * 64}))
+    return copied
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("other_target", ["cpu"], indirect=True)
+def test_what_came_from_another_onnx_is_built_again(
+    other_target: Path, head_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    before = tree(other_target)
+    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 0
+    assert capsys.readouterr().out == f"{other_target}/tissue_head-v2\n"
+    after = tree(other_target)
+    assert {path for path in before if before[path] != after[path]} <= {
+        f"tissue_head-v2/{file}.json" for file in ("provenance", "gate")
+    }
+    origin = ModelRepository(other_target).provenance("tissue_head-v2")
+    assert origin.onnx_sha256 == ModelRepository(other_target).provenance("tissue_head").engine_sha256
+
+    gate = json.loads(after["tissue_head-v2/gate.json"])
+    for file, document in (("gate", gate | {"state": "APPROVED", "reduced": False}), ("provenance", None)):
+        path = other_target / "tissue_head-v2" / f"{file}.json"
+        path.write_bytes(json_bytes(document) if document else before[f"tissue_head-v2/{file}.json"])
+    before = tree(other_target)
+    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 1
+    assert "tissue_head-v2 is APPROVED and would be BUILT: there are too few tiles here" in capsys.readouterr().err
+    assert tree(other_target) == before
+
+
+@pytest.mark.triton
+@pytest.mark.parametrize("other_target", ["tensorrt"], indirect=True)
+def test_a_plan_of_another_onnx_stops_it(
+    other_target: Path, head_only: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tree(other_target)
+    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 1
+    assert "tissue_head-v2 is not sound, or came from another fp32 ONNX than tissue_head has" in capsys.readouterr().err
+    assert tree(other_target) == before
+
+
 @pytest.mark.triton
 def test_wrong_golden_answers_stop_it(copied: Path, head_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer(copied / "tissue_head", lambda logits: logits + np.float32(0.1))
