@@ -18,19 +18,15 @@ import structlog
 from gateway import cli
 from gateway.analyses.choices import Action, Outcome
 from gateway.analyses.ledger import Ledger
-from gateway.operations.settings import Settings, settings
-from tests.support.models import add_version, read, seal, write
+from gateway.operations.settings import settings
+from tests.support.models import read, seal, two_versions, write
 
 MODEL = "tissue_classification"
 
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    repository = tmp_path_factory.mktemp("models") / "repository"
-    shutil.copytree(Settings().model_repository, repository)
-    add_version(repository, "tissue_head")
-    add_version(repository, MODEL, steps={"tissue_head": "tissue_head-v2"})
-    return repository
+    return two_versions(tmp_path_factory.mktemp("models") / "repository")
 
 
 class Site:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import tritonclient.grpc
 
 from gateway.analyses.choices import Action, Outcome
 from gateway.analyses.keeper import EngineKeeper
@@ -17,13 +16,13 @@ from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
 from gateway.inference.embedded import read_record
-from gateway.inference.runtime import KEY_HEADER
 from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.errors import PathserveError
 from gateway.operations.settings import Settings
 from tests.inference import models
 from tests.support.gateway import eventually
-from tests.support.models import add_version, seal, shifted
+from tests.support.models import seal, two_versions
+from tests.support.triton import loaded
 
 pytestmark = pytest.mark.triton
 
@@ -36,21 +35,14 @@ class Site:
     """A state folder with a keeper at work on it."""
 
     def __init__(self, folder: Path) -> None:
-        repository = shutil.copytree(Settings().model_repository, folder / "repository")
-        add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
-        add_version(repository, MODEL, steps={"tissue_head": "tissue_head-v2"})
+        repository = two_versions(folder / "repository")
         self.settings = Settings(state=folder / "state", model_repository=repository)
         self.repository = ModelRepository(repository)
         self.ledger = Ledger.open(self.settings.ledger_url, self.settings.state)
         self.keeper = EngineKeeper(self.settings, self.ledger)
 
     def loaded(self) -> set[str]:
-        """What Triton itself says."""
-        record = read_record(self.settings.state)
-        assert record is not None
-        with tritonclient.grpc.InferenceServerClient(record.endpoint.url) as client:
-            index = client.get_model_repository_index(headers={KEY_HEADER: record.key})
-        return {model.name for model in index.models if model.state == "READY"}
+        return loaded(self.settings.state)
 
     def states(self) -> dict[str, tuple[str, bool]]:
         return {each["folder"]: (each["state"], each["ready"]) for each in self.keeper.models()}

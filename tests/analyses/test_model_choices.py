@@ -22,7 +22,7 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import Cancelled, Conflict, ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from tests.support.models import add_version, read, seal, shifted, write
+from tests.support.models import read, seal, two_versions, write
 from tests.support.triton import held_triton
 
 MODEL = "tissue_classification"
@@ -151,12 +151,7 @@ def test_pins_are_noted_until_the_analysis_ends(ledger: Ledger) -> None:
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed models, and a second version of the head and of the ensemble with it: adipose tissue everywhere."""
-    repository = tmp_path_factory.mktemp("models") / "repository"
-    shutil.copytree(Settings().model_repository, repository)
-    add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
-    add_version(repository, MODEL, steps={"tissue_head": "tissue_head-v2"})
-    return repository
+    return two_versions(tmp_path_factory.mktemp("models") / "repository")
 
 
 @pytest.fixture

@@ -11,16 +11,14 @@ from pathlib import Path
 
 import onnx
 import pytest
-import tritonclient.grpc
 
-from gateway.inference.embedded import read_record
-from gateway.inference.runtime import KEY_HEADER
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import PATHSERVE
 from tests.faults.conftest import study_of
 from tests.support.gateway import Gateway, eventually, running_gateway
 from tests.support.models import add_version, change_engine, seal, shifted
+from tests.support.triton import loaded
 
 pytestmark = pytest.mark.triton
 
@@ -80,15 +78,6 @@ def listed(gateway: Gateway, query: str = "") -> dict[str, tuple[str, bool]]:
     return {each["folder"]: (each["state"], each["ready"]) for each in items}
 
 
-def loaded(gateway: Gateway) -> set[str]:
-    """What Triton itself says it has loaded."""
-    record = read_record(gateway.state)
-    assert record is not None
-    with tritonclient.grpc.InferenceServerClient(record.endpoint.url) as client:
-        index = client.get_model_repository_index(headers={KEY_HEADER: record.key})
-    return {model.name for model in index.models if model.state == "READY"}
-
-
 def folders(version: str) -> set[str]:
     suffix = "" if version == "1" else f"-v{version}"
     return {"tile_encoder", f"tissue_head{suffix}", f"{MODEL}{suffix}"}
@@ -141,7 +130,7 @@ def test_models_are_swapped_under_load(gateway: Gateway, study: tuple[Path, str]
     # One answer a version, and not the same one: the tiles were answered by the version that the report names.
     assert {version: len(different) for version, different in answers.items()} == {"1": 1, "2": 1}
     assert answers["1"] != answers["2"]
-    eventually(lambda: loaded(gateway) == folders("2"), "what nobody uses is unloaded")
+    eventually(lambda: loaded(gateway.state) == folders("2"), "what nobody uses is unloaded")
     eventually(lambda: listed(gateway) == dict.fromkeys(folders("2"), ("serving", True)), "and is not listed")
     everything = listed(gateway, "?versions=all")
     assert everything[f"{MODEL}-v3"] == everything[MODEL] == ("standby", False)

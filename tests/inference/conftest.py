@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytest_asyncio
 
 from gateway.inference import TritonEngine
-from gateway.inference.embedded import Record, read_record
+from gateway.inference.client import Client, plain_input
+from gateway.inference.embedded import EmbeddedServer, Record, read_record
 from gateway.inference.installation import check
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
@@ -130,6 +133,23 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.05)
 
     return wait
+
+
+@asynccontextmanager
+async def empty_triton(settings: Settings) -> AsyncIterator[Client]:
+    """A server of its own without any model, and a connection to it: nothing of the gateway's checks is between."""
+    server = EmbeddedServer(settings)
+    try:
+        async with Client(await server.ensure()) as client:
+            yield client
+    finally:
+        await server.stop()
+
+
+async def embeddings(client: Client, model: str, images: np.ndarray) -> np.ndarray:
+    """The answer of a model that is loaded, asked without shared memory."""
+    answer = await client.infer(model, [plain_input("image", "UINT8", images)], ["embedding"], 60.0)
+    return answer["embedding"]
 
 
 def servers_of(record: Record) -> list[int]:

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ import pytest_asyncio
 
 from gateway.inference import TritonEngine, embedded
 from gateway.inference.client import CallFailed, Client, Trouble, plain_input
-from gateway.inference.embedded import EmbeddedServer
 from gateway.inference.installation import find_installation
 from gateway.inference.preflight import models_of_openvino
 from gateway.operations.settings import Settings
@@ -25,6 +23,7 @@ from tests.conftest import ROOT
 from tests.support.models import seal
 
 from . import models
+from .conftest import embeddings, empty_triton
 
 pytestmark = [pytest.mark.triton, pytest.mark.asyncio(loop_scope="module")]
 
@@ -66,17 +65,6 @@ def released_encoder(repository: Path, name: str) -> Path:
     return folder
 
 
-@asynccontextmanager
-async def triton(state: Path, repository: Path) -> AsyncIterator[Client]:
-    """A server of its own, empty, and a connection to it."""
-    server = EmbeddedServer(Settings(state=state, model_repository=repository))
-    try:
-        async with Client(await server.ensure()) as client:
-            yield client
-    finally:
-        await server.stop()
-
-
 @pytest.fixture(scope="module")
 def openvino(installed: None) -> None:
     if not find_installation(Settings().triton_venv).openvino:
@@ -95,15 +83,10 @@ def folder(openvino: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
-    async with triton(tmp_path_factory.mktemp("state"), folder) as connected:
+    async with empty_triton(Settings(state=tmp_path_factory.mktemp("state"), model_repository=folder)) as connected:
         for model in ("by_onnxruntime", "by_openvino", "small", "ir"):
             await connected.load(model, LOAD_S)
         yield connected
-
-
-async def infer(client: Client, model: str, images: np.ndarray) -> np.ndarray:
-    answer = await client.infer(model, [plain_input("image", "UINT8", images)], ["embedding"], LOAD_S)
-    return answer["embedding"]
 
 
 def pictures(count: int, seed: int) -> np.ndarray:
@@ -117,7 +100,7 @@ def pictures(count: int, seed: int) -> np.ndarray:
 async def test_the_released_encoder_answers_as_under_onnxruntime(client: Client) -> None:
     images = pictures(16, seed=1)
     ours, reference = await asyncio.gather(
-        infer(client, "by_openvino", images), infer(client, "by_onnxruntime", images)
+        embeddings(client, "by_openvino", images), embeddings(client, "by_onnxruntime", images)
     )
     assert ours.dtype == np.float32
     scale = np.abs(reference).max()
@@ -127,23 +110,23 @@ async def test_the_released_encoder_answers_as_under_onnxruntime(client: Client)
 
 async def test_a_tile_has_the_same_bits_alone_and_in_any_company(client: Client) -> None:
     images = pictures(40, seed=2)
-    alone = np.concatenate([await infer(client, "by_openvino", images[[place]]) for place in range(0, 40, 8)])
+    alone = np.concatenate([await embeddings(client, "by_openvino", images[[place]]) for place in range(0, 40, 8)])
     for chosen in (np.arange(40), np.arange(39, -1, -1), np.arange(0, 40, 8), np.arange(0, 33, 2)):
-        together = await infer(client, "by_openvino", images[chosen])
+        together = await embeddings(client, "by_openvino", images[chosen])
         for place, embedding in zip(range(0, 40, 8), alone, strict=True):
             if place in chosen:
                 assert np.array_equal(together[list(chosen).index(place)], embedding)
     # Triton makes batches of these, as they come.
-    answers = await asyncio.gather(*(infer(client, "by_openvino", images[[place]]) for place in range(0, 40, 8)))
+    answers = await asyncio.gather(*(embeddings(client, "by_openvino", images[[place]]) for place in range(0, 40, 8)))
     assert np.array_equal(np.concatenate(answers), alone)
 
 
 async def test_an_ir_answers_as_the_onnx_that_it_came_from(client: Client) -> None:
     sizes = (1, 2, 3, 31, 64, 7)
     batches = [models.tiles(size, seed=size) for size in sizes]
-    answers = await asyncio.gather(*(infer(client, "ir", images) for images in batches))
+    answers = await asyncio.gather(*(embeddings(client, "ir", images) for images in batches))
     for images, answer in zip(batches, answers, strict=True):
-        reference = await infer(client, "small", images)
+        reference = await embeddings(client, "small", images)
         assert answer.shape == reference.shape
         assert np.abs(answer - reference).max() <= 1e-6 * np.abs(reference).max()
 
@@ -172,9 +155,9 @@ async def test_a_request_that_fails_says_why_and_spoils_no_other(client: Client,
     await client.load("free", LOAD_S)
     good, bad = models.tiles(3), models.tiles(3)[:, :32]
     answer, failure = await asyncio.gather(
-        infer(client, "free", good), infer(client, "free", bad), return_exceptions=True
+        embeddings(client, "free", good), embeddings(client, "free", bad), return_exceptions=True
     )
-    assert np.array_equal(answer, await infer(client, "ir", good))
+    assert np.array_equal(answer, await embeddings(client, "ir", good))
     assert isinstance(failure, CallFailed)
     assert failure.text.startswith("openvino: Can't set the input tensor")
 
@@ -226,15 +209,15 @@ async def test_what_cannot_be_served_is_refused_with_a_sentence_and_the_others_s
         reasons[name] = failure.value.text
     assert not [reason for reason in reasons.values() if "Exception from" in reason or str(folder) in reason]
     images = models.tiles(5)
-    assert np.array_equal(await infer(client, "small", images), models.direct(folder / "small", images))
-    assert (await infer(client, "ir", images)).shape == (5, models.WIDTH)
+    assert np.array_equal(await embeddings(client, "small", images), models.direct(folder / "small", images))
+    assert (await embeddings(client, "ir", images)).shape == (5, models.WIDTH)
 
 
 async def test_a_cancelled_request_holds_nobody_up(client: Client) -> None:
     with pytest.raises(CallFailed) as failure:
         await client.infer("by_openvino", [plain_input("image", "UINT8", pictures(64, 0))], ["embedding"], 0.01)
     assert failure.value.trouble is Trouble.DEADLINE
-    assert np.isfinite(await infer(client, "by_openvino", pictures(2, 3))).all()
+    assert np.isfinite(await embeddings(client, "by_openvino", pictures(2, 3))).all()
 
 
 @pytest.mark.parametrize(
@@ -251,9 +234,9 @@ async def test_a_precision_is_computed_in_or_refused(
         return
     await client.load(precision, LOAD_S)
     images = pictures(8, seed=4)
-    lower = await infer(client, precision, images)
-    assert np.abs(lower - await infer(client, "by_openvino", images)).max() > 1e-3
-    assert np.array_equal(await infer(client, precision, images[[5]]), lower[[5]])
+    lower = await embeddings(client, precision, images)
+    assert np.abs(lower - await embeddings(client, "by_openvino", images)).max() > 1e-3
+    assert np.array_equal(await embeddings(client, precision, images[[5]]), lower[[5]])
 
 
 @pytest.fixture(scope="module")
@@ -275,12 +258,12 @@ async def test_without_openvino_its_models_say_so_and_onnx_is_served(
     # Only the models' packages: the stubs get them by PATH.
     without = dataclasses.replace(find_installation(Settings().triton_venv), venv=partial)
     monkeypatch.setattr(embedded, "find_installation", lambda venv: without)
-    async with triton(tmp_path / "state", folder) as connected:
+    async with empty_triton(Settings(state=tmp_path / "state", model_repository=folder)) as connected:
         with pytest.raises(CallFailed, match=r"openvino is not installed beside the embedded Triton.*make setup"):
             await connected.load("ir", LOAD_S)
         await connected.load("small", LOAD_S)
         images = models.tiles(4)
-        assert np.array_equal(await infer(connected, "small", images), models.direct(folder / "small", images))
+        assert np.array_equal(await embeddings(connected, "small", images), models.direct(folder / "small", images))
 
 
 async def test_numpy_2_is_refused(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +272,7 @@ async def test_numpy_2_is_refused(folder: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(
         embedded, "find_installation", lambda venv: dataclasses.replace(complete, venv=Path(sys.prefix))
     )
-    async with triton(tmp_path / "state", folder) as connected:
+    async with empty_triton(Settings(state=tmp_path / "state", model_repository=folder)) as connected:
         with pytest.raises(CallFailed, match="needs numpy 1 beside Triton's stub, found numpy 2"):
             await connected.load("ir", LOAD_S)
 

@@ -8,7 +8,6 @@ import asyncio
 import ctypes.util
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,13 @@ import pytest
 import pytest_asyncio
 
 from gateway.inference import TritonEngine
-from gateway.inference.client import CallFailed, Client, plain_input
-from gateway.inference.embedded import EmbeddedServer
+from gateway.inference.client import CallFailed, Client
 from gateway.operations.errors import ModelNotLoaded
 from gateway.operations.settings import Settings
 from tests.conftest import ROOT
 
 from . import models
+from .conftest import embeddings, empty_triton
 
 pytestmark = pytest.mark.triton
 
@@ -57,16 +56,6 @@ def write_plan(
     return folder
 
 
-@asynccontextmanager
-async def triton(settings: Settings) -> AsyncIterator[Client]:
-    server = EmbeddedServer(settings)
-    try:
-        async with Client(await server.ensure()) as client:
-            yield client
-    finally:
-        await server.stop()
-
-
 @pytest.fixture(scope="module")
 def folder(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("models")
@@ -84,21 +73,16 @@ async def client(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Asyn
     (backends / "tensorrt").mkdir()
     (backends / "tensorrt" / "model.py").symlink_to(STAND_IN)
     settings = Settings(state=tmp_path_factory.mktemp("state"), model_repository=folder, triton_backends=backends)
-    async with triton(settings) as connected:
+    async with empty_triton(settings) as connected:
         for model in ("plan", "encoder"):
             await connected.load(model, LOAD_S)
         yield connected
 
 
-async def infer(client: Client, model: str, images: np.ndarray) -> np.ndarray:
-    answer = await client.infer(model, [plain_input("image", "UINT8", images)], ["embedding"], LOAD_S)
-    return answer["embedding"]
-
-
 @pytest.mark.asyncio(loop_scope="module")
 async def test_buffers_shapes_and_batches_are_right(client: Client, folder: Path) -> None:
     batches = [models.tiles(size, seed=size) for size in (1, 7, 16, 2, 3)]
-    answers = await asyncio.gather(*(infer(client, "plan", images) for images in batches))
+    answers = await asyncio.gather(*(embeddings(client, "plan", images) for images in batches))
     for images, answer in zip(batches, answers, strict=True):
         due = models.direct(folder / "plan", images)
         assert answer.dtype == np.float32
@@ -108,7 +92,9 @@ async def test_buffers_shapes_and_batches_are_right(client: Client, folder: Path
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_batch_outside_the_profile_says_so_and_spoils_no_other(client: Client) -> None:
     good, bad = await asyncio.gather(
-        infer(client, "plan", models.tiles(2)), infer(client, "plan", models.tiles(17)), return_exceptions=True
+        embeddings(client, "plan", models.tiles(2)),
+        embeddings(client, "plan", models.tiles(17)),
+        return_exceptions=True,
     )
     assert isinstance(good, np.ndarray)
     assert good.shape == (2, models.WIDTH)
@@ -136,8 +122,8 @@ async def test_a_plan_for_another_server_is_refused_and_the_others_serve(client:
         with pytest.raises(CallFailed) as failure:
             await client.load(name, LOAD_S)
         assert words in failure.value.text
-    assert (await infer(client, "plan", models.tiles(1))).shape == (1, models.WIDTH)
-    assert (await infer(client, "encoder", models.tiles(1))).shape == (1, models.WIDTH)
+    assert (await embeddings(client, "plan", models.tiles(1))).shape == (1, models.WIDTH)
+    assert (await embeddings(client, "encoder", models.tiles(1))).shape == (1, models.WIDTH)
 
 
 @pytest.mark.asyncio(loop_scope="module")

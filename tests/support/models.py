@@ -12,6 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from gateway.inference.names import folder_of
+from gateway.operations.settings import Settings
 
 Change = Callable[[onnx.ModelProto], None]
 
@@ -84,6 +85,15 @@ def add_version(
     answer_golden(folder)
     seal(folder, **gate)
     return folder
+
+
+def two_versions(target: Path) -> Path:
+    """A copy of the committed models, with a second version of the head that answers adipose tissue everywhere, and of
+    the ensemble with it."""
+    repository = shutil.copytree(Settings().model_repository, target)
+    add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
+    add_version(repository, "tissue_classification", steps={"tissue_head": "tissue_head-v2"})
+    return repository
 
 
 def add_model(repository: Path, model: str, name: str) -> Path:

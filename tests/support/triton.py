@@ -46,8 +46,21 @@ def held_triton(settings: Settings) -> Iterator[None]:
 
 def rows_computed(state: Path, model: str) -> int:
     """How many batch rows the embedded Triton of a state folder has put through a model since it was started."""
+    with _asked(state) as (client, headers):
+        answer = client.get_inference_statistics(model, headers=headers)
+    return int(answer.model_stats[0].inference_count)
+
+
+def loaded(state: Path) -> set[str]:
+    """The folders that the embedded Triton of a state folder has loaded, by its own word."""
+    with _asked(state) as (client, headers):
+        index = client.get_model_repository_index(headers=headers)
+    return {model.name for model in index.models if model.state == "READY"}
+
+
+@contextmanager
+def _asked(state: Path) -> Iterator[tuple[tritonclient.grpc.InferenceServerClient, dict[str, str]]]:
     record = read_record(state)
     assert record is not None
     with tritonclient.grpc.InferenceServerClient(record.endpoint.url) as client:
-        answer = client.get_inference_statistics(model, headers={KEY_HEADER: record.key})
-    return int(answer.model_stats[0].inference_count)
+        yield client, {KEY_HEADER: record.key}
