@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -188,6 +189,15 @@ def test_a_retired_version_is_not_promoted_by_accident(site: Site) -> None:
     assert site("promote", MODEL, "2", "--retired")[0] == 0
     status, said = site("retire", MODEL, "2")
     assert (status, "just promoted" in said) == (1, True)
+
+
+def test_who_decided_is_not_what_the_environment_says(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "somebody\nelse")
+    site("promote", MODEL, "2")
+    wish = site.ledger.choices.read().pending(MODEL)
+    assert wish is not None
+    assert wish.who == pwd.getpwuid(os.getuid()).pw_name
 
 
 def test_a_version_that_was_not_approved(site: Site) -> None:

@@ -1,8 +1,8 @@
 """`pathserve models …`: what there is, what serves, and a person's decisions about it."""
 
-import getpass
 import json
 import os
+import pwd
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -258,9 +258,10 @@ def _sentence(decision: Decision) -> str:
 
 
 def _who() -> str:
+    # By the process's user: what the environment says of a name, anybody may have written.
     try:
-        return getpass.getuser()[:128]
-    except (OSError, KeyError):  # a user without a name
+        return pwd.getpwuid(os.getuid()).pw_name[:128]
+    except KeyError:  # a user without a name
         return f"user {os.getuid()}"
 
 

@@ -1,4 +1,4 @@
-"""A Triton server that somebody else runs (PATHSERVE_TRITON_URL): we never start or stop it, nor heal its models."""
+"""A Triton server that somebody else runs (PATHSERVE_TRITON_URL): we never start or stop it."""
 
 import asyncio
 import time
