@@ -46,8 +46,12 @@ class OnnxRuntimeConfig:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
+    batch: Dim | None
     instances: int = 2
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.batch.max if self.batch else 0
 
     def text(self) -> str:
         return _text(
@@ -55,7 +59,7 @@ class OnnxRuntimeConfig:
             'backend: "onnxruntime"',
             *tensors(self),
             f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
-            *batching(self),
+            *_joining(self.batch),
             parameter("intra_op_thread_count", "1"),
         )
 
@@ -71,11 +75,15 @@ class OpenVinoConfig:
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
+    batch: Dim | None
     file: Literal["model.onnx", "model.xml"]
     precision: Literal["f32", "bf16"]
     instances: int = 2
     threads: int = 1
+
+    @property
+    def max_batch_size(self) -> int:
+        return self.batch.max if self.batch else 0
 
     def text(self) -> str:
         return _text(
@@ -84,7 +92,7 @@ class OpenVinoConfig:
             f'default_model_filename: "{self.file}"',
             *tensors(self),
             f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
-            *batching(self),
+            *_joining(self.batch),
             parameter("INFERENCE_PRECISION_HINT", self.precision),
             parameter("INFERENCE_NUM_THREADS", str(self.threads)),
         )
@@ -181,9 +189,13 @@ def tensors(config: Config) -> list[str]:
     ]
 
 
-def batching(config: Config) -> list[str]:
-    """Dynamic batching where there is a batch axis."""
-    return ["dynamic_batching { }"] if config.max_batch_size else []
+def _joining(batch: Dim | None) -> list[str]:
+    """Requests are joined up to the usual batch, where there is a batch axis.
+
+    Joined up to the greatest, two requests of the usual 32 tiles became one of 64, whose activations a process keeps
+    room for: 946 MB instead of 546 MB, and no image was answered faster.
+    """
+    return [f"dynamic_batching {{ preferred_batch_size: [ {batch.opt} ] }}"] if batch else []
 
 
 def parameter(key: str, value: str) -> str:

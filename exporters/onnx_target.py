@@ -12,9 +12,7 @@ from training.runs import Run
 
 
 def config_of(graph: Graph, folder: str) -> OnnxRuntimeConfig:
-    return OnnxRuntimeConfig(
-        name=folder, inputs=graph.inputs, outputs=graph.outputs, max_batch_size=graph.max_batch_size
-    )
+    return OnnxRuntimeConfig(name=folder, inputs=graph.inputs, outputs=graph.outputs, batch=graph.batch)
 
 
 def _build(run: Run, graph: Graph, onnx: bytes, folder: str, precision: str, work: Path) -> TargetArtefact:

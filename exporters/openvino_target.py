@@ -116,7 +116,7 @@ def _build(run: Run, graph: Graph, onnx: bytes, folder: str, precision: str, wor
         name=folder,
         inputs=graph.inputs,
         outputs=graph.outputs,
-        max_batch_size=graph.max_batch_size,
+        batch=graph.batch,
         file=file,
         precision=HINTS[precision],
     )

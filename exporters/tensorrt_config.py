@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from exporters.config import batching, check_config, parameter, tensors
+from exporters.config import check_config, parameter, tensors
 from exporters.errors import ExportError
 from training.graphs import TensorSpec
 
@@ -32,7 +32,7 @@ class TensorRtConfig:
             'platform: "tensorrt_plan"',
             *tensors(self),
             'instance_group [ { count: 1 kind: KIND_GPU profile: [ "0" ] } ]',
-            *batching(self),
+            *(["dynamic_batching { }"] if self.max_batch_size else []),
             *(self._warmup(name, place) for place, name in ((0, "least"), (2, "greatest"))),
             *(parameter(key, value) for key, value in self.built.items()),
         )

@@ -8,7 +8,7 @@ from exporters.config import Config, EnsembleConfig, OnnxRuntimeConfig, OpenVino
 from exporters.errors import ExportError
 from gateway.inference import contract as contracts
 from gateway.inference.contract import Contract
-from training.graphs import Dim, TensorSpec
+from training.graphs import BATCH, Dim, TensorSpec
 
 pytestmark = pytest.mark.training
 
@@ -24,17 +24,17 @@ def parsed(config: Config) -> model_config_pb2.ModelConfig:
 
 
 def test_a_config_says_what_the_backend_needs() -> None:
-    config = parsed(OnnxRuntimeConfig(name="m-v2", inputs=(IMAGE,), outputs=(LOGITS,), max_batch_size=64))
+    config = parsed(OnnxRuntimeConfig(name="m-v2", inputs=(IMAGE,), outputs=(LOGITS,), batch=BATCH))
     assert (config.name, config.backend, config.max_batch_size) == ("m-v2", "onnxruntime", 64)
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, CPU)
     assert config.parameters["intra_op_thread_count"].string_value == "1"
-    assert config.HasField("dynamic_batching")
+    assert list(config.dynamic_batching.preferred_batch_size) == [32]
     assert not config.dynamic_batching.HasField("default_queue_policy")
     assert not config.runtime
 
 
 def test_free_sizes_are_minus_one_and_a_fixed_batch_is_not_batched() -> None:
-    config = parsed(OnnxRuntimeConfig(name="m", inputs=(FEATURES,), outputs=(LOGITS,), max_batch_size=0))
+    config = parsed(OnnxRuntimeConfig(name="m", inputs=(FEATURES,), outputs=(LOGITS,), batch=None))
     assert list(config.input[0].dims) == [1, -1, 1584]
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
@@ -42,11 +42,10 @@ def test_free_sizes_are_minus_one_and_a_fixed_batch_is_not_batched() -> None:
 
 def test_openvino_is_told_its_file_precision_and_threads() -> None:
     config = parsed(
-        OpenVinoConfig(
-            name="m-v2", inputs=(IMAGE,), outputs=(LOGITS,), max_batch_size=64, file="model.xml", precision="f32"
-        )
+        OpenVinoConfig(name="m-v2", inputs=(IMAGE,), outputs=(LOGITS,), batch=BATCH, file="model.xml", precision="f32")
     )
     assert (config.backend, config.default_model_filename) == ("openvino", "model.xml")
+    assert list(config.dynamic_batching.preferred_batch_size) == [32]
     assert config.parameters["INFERENCE_PRECISION_HINT"].string_value == "f32"
     assert config.parameters["INFERENCE_NUM_THREADS"].string_value == "1"
     assert (config.instance_group[0].count, config.instance_group[0].kind) == (2, CPU)
@@ -140,4 +139,4 @@ def test_a_step_that_nothing_joins_is_refused_as_it_gives_nothing_new() -> None:
 def test_a_config_that_triton_cannot_read_is_refused() -> None:
     image = TensorSpec("image", "UINT24", (3,))
     with pytest.raises(ExportError, match="not one that Triton reads"):
-        check_config(OnnxRuntimeConfig(name="m", inputs=(image,), outputs=(LOGITS,), max_batch_size=64))
+        check_config(OnnxRuntimeConfig(name="m", inputs=(image,), outputs=(LOGITS,), batch=BATCH))

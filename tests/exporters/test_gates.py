@@ -111,7 +111,7 @@ def test_a_config_that_is_not_the_graphs_fails(
     head_graph: Graph, head_engine: bytes, specs: tuple[TensorSpec, ...], sentence: str
 ) -> None:
     with pytest.raises(GateFailed, match=sentence):
-        gates.g0_export(head_engine, replace(config_of(head_graph, "m"), inputs=specs), KINDS["head"])
+        gates.g0_export(head_engine, replace(config_of(head_graph, "tissue_head"), inputs=specs), KINDS["head"])
 
 
 def test_an_answer_that_depends_on_its_neighbours_fails(head_graph: Graph) -> None:
