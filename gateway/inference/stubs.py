@@ -60,4 +60,6 @@ def kill(stubs: Iterable[Stub]) -> None:
     """End stubs that no longer work; Triton would wait for them when it unloads their model."""
     for stub in stubs:
         with contextlib.suppress(psutil.Error):
-            psutil.Process(stub.pid).send_signal(signal.SIGKILL)
+            process = psutil.Process(stub.pid)
+            if process.create_time() == stub.started_s:
+                process.send_signal(signal.SIGKILL)

@@ -116,6 +116,16 @@ def test_the_one_that_serves_is_refused_when_its_file_changes_and_serves_when_it
     assert site.well()
 
 
+def test_a_wish_that_a_worker_left_is_settled_by_the_next(site: Site) -> None:
+    site.keeper.stop()
+    wish = site.ledger.choices.wish(MODEL, "1", Action.PROMOTE, "ann")
+    site.keeper = EngineKeeper(site.settings, site.ledger)
+    site.keeper.start()
+    eventually(lambda: site.ledger.choices.get(wish.number).outcome is Outcome.SERVING, "it is settled", 60)
+    eventually(lambda: site.loaded() == FIRST, "the version before is unloaded")
+    eventually(site.well, "the keeper is ready")
+
+
 def test_a_keeper_stops_in_the_middle_of_a_load(tmp_path: Path) -> None:
     backends = shutil.copytree(Settings().triton_backends, tmp_path / "backends")
     (backends / "sleepy").mkdir()

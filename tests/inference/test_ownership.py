@@ -6,14 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gateway.inference import TritonEngine, embedded
 from gateway.inference.embedded import EmbeddedServer, Record, kill_orphans, read_record, write_record
 from gateway.inference.runtime import shared_memory_files
-from gateway.inference.stubs import living_stubs
+from gateway.inference.stubs import Stub, kill, living_stubs
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
 
@@ -136,6 +138,21 @@ def test_orphans_are_known_by_their_prefix_not_by_a_process_id(tmp_path: Path) -
         assert read_record(tmp_path) == record
         kill_orphans(record)
         assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_process_that_was_given_a_stubs_id_is_not_killed_for_it() -> None:
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        started_s = psutil.Process(bystander.pid).create_time()
+        stub = Stub(pid=bystander.pid, started_s=started_s - 1, folder="encoder", frozen=False, cpu_s=0.0)
+        kill([stub])
+        with pytest.raises(subprocess.TimeoutExpired):
+            bystander.wait(0.5)
+        kill([replace(stub, started_s=started_s)])
+        assert bystander.wait(5) == -signal.SIGKILL
     finally:
         bystander.kill()
         bystander.wait()
