@@ -33,9 +33,13 @@ CALLERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Fewer than `tiles` real tiles make a comparison reduced, which approves nothing; `band` is a probability."""
+    """Fewer than `tiles` real tiles make a comparison reduced, which approves nothing; `band` is a probability.
+
+    `max_abs_relative` is over the reference's largest magnitude: a cosine does not see a wrong scale.
+    """
 
     min_cosine: float = 0.9995
+    max_abs_relative: float = 0.2
     max_flip_share: float = 1e-3
     max_answered_flips: int = 0
     max_crossings_outside: int = 0
@@ -59,6 +63,7 @@ class _Record:
     images: list[np.ndarray] = field(default_factory=list)
     likeness: dict[str, list[np.ndarray]] = field(default_factory=dict)
     gaps: dict[str, float] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
     finite: bool = True
     logits: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
 
@@ -84,6 +89,8 @@ def g3_agreement(
     integers = frozenset(spec.name for spec in graph.outputs if kind.slot(spec, graph).compared == "labels")
     questions = questions_of(graph, models, tiles)
     record = _compare(reference or onnx_runtime(onnx), engine, questions, judges, _Record(integers))
+    if not record.sources:
+        raise GateFailed("G3: there is no tile to compare the engines on.")
     real = 0 if tiles is None else len(tiles)
     figures: dict[str, Any] = {
         "reduced": real < THRESHOLDS.tiles or (graph.kind == "encoder" and not judges),
@@ -95,6 +102,9 @@ def g3_agreement(
     failures = _vector_failures(figures)
     for judge in judges if record.finite else ():
         found, reference = (np.concatenate(part) for part in zip(*record.logits[judge.name], strict=True))
+        if not (np.isfinite(found).all() and np.isfinite(reference).all()):
+            failures.append(f"{judge.name}: NaN or infinite logits")
+            continue
         judged = _labels(judge, found, reference, record)
         figures.setdefault("labels", {})[judge.name] = judged
         failures += [
@@ -150,11 +160,11 @@ def label_agreement(found_NC: np.ndarray, reference_NC: np.ndarray, point: float
 def label_failures(figures: Mapping[str, Any]) -> list[str]:
     """What of an agreement is outside the thresholds; empty where it passes."""
     failures = []
-    if figures["flip_share"] > THRESHOLDS.max_flip_share:
+    if not figures["flip_share"] <= THRESHOLDS.max_flip_share:
         failures.append(f"label flips {figures['flip_share']:.2%} > {THRESHOLDS.max_flip_share:.1%}")
-    if figures["answered_flips"] > THRESHOLDS.max_answered_flips:
+    if not figures["answered_flips"] <= THRESHOLDS.max_answered_flips:
         failures.append(f"{figures['answered_flips']} answered tiles change their class")
-    if figures["crossings_outside"] > THRESHOLDS.max_crossings_outside:
+    if not figures["crossings_outside"] <= THRESHOLDS.max_crossings_outside:
         failures.append(f"{figures['crossings_outside']} tiles cross the operating point outside its band")
     return failures
 
@@ -197,14 +207,17 @@ def _keep(record: _Record, question: Question, found: Arrays, reference: Arrays,
     if question.images_BHWC is not None:
         record.images += list(question.images_BHWC)
     for name, expected in reference.items():
+        if name not in found:
+            raise GateFailed(f"G3: the engine gives no {name}.")
         if found[name].shape != expected.shape:
             raise GateFailed(f"G3: {name} has the shape {list(found[name].shape)}, not {list(expected.shape)}.")
-        record.finite &= bool(np.isfinite(found[name]).all())
+        record.finite &= bool(np.isfinite(found[name]).all() and np.isfinite(expected).all())
         like = equal_shares if name in record.integers else cosines
         record.likeness.setdefault(name, []).append(like(found[name], expected))
         with np.errstate(invalid="ignore"):
             gap = float(np.abs(found[name].astype(np.float64) - expected).max())
         record.gaps[name] = max(record.gaps.get(name, 0.0), gap)
+        record.largest[name] = max(record.largest.get(name, 0.0), float(np.abs(expected.astype(np.float64)).max()))
     for judge in judges:
         record.logits.setdefault(judge.name, []).append((judge.logits(found), judge.logits(reference)))
 
@@ -222,6 +235,7 @@ def _vectors(record: _Record) -> dict[str, Any]:
         outputs[name] = {
             word: float(summary(like_N)),
             "max_abs_difference": record.gaps[name],
+            "largest": record.largest[name],
             f"{word}_by_source": {source: float(summary(like_N[sources == source])) for source in counts},
         }
     return {"rows": len(sources), "sources": counts, "finite": record.finite, "outputs": outputs}
@@ -232,10 +246,17 @@ def _vector_failures(figures: Mapping[str, Any]) -> list[str]:
         return ["NaN or infinite values"]
     failures = []
     for name, output in figures["outputs"].items():
-        if output.get("min_cosine", 1.0) < THRESHOLDS.min_cosine:
+        if "equal_share" in output:
+            if not 1 - output["equal_share"] <= THRESHOLDS.max_flip_share:
+                failures.append(f"{1 - output['equal_share']:.2%} of {name} differ > {THRESHOLDS.max_flip_share:.1%}")
+            continue
+        if not output["min_cosine"] >= THRESHOLDS.min_cosine:
             failures.append(f"worst cosine of {name} {output['min_cosine']:.6f} < {THRESHOLDS.min_cosine}")
-        if 1 - output.get("equal_share", 1.0) > THRESHOLDS.max_flip_share:
-            failures.append(f"{1 - output['equal_share']:.2%} of {name} differ > {THRESHOLDS.max_flip_share:.1%}")
+        if not output["max_abs_difference"] <= THRESHOLDS.max_abs_relative * output["largest"]:
+            failures.append(
+                f"{name} differs by {output['max_abs_difference']:.2e}, more than {THRESHOLDS.max_abs_relative} of its "
+                f"largest value ({output['largest']:.2e})"
+            )
     return failures
 
 

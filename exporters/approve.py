@@ -124,6 +124,8 @@ def _doubts(agreement: Mapping[str, Any], invariance: Mapping[str, Any]) -> list
         said.append("NaN or infinite values")
     if not agreement["min_cosine"] >= THRESHOLDS.min_cosine:
         said.append(f"worst cosine {agreement['min_cosine']:.6f} < {THRESHOLDS.min_cosine}")
+    if not agreement["max_abs_relative"] <= THRESHOLDS.max_abs_relative:
+        said.append(f"relative difference {agreement['max_abs_relative']:.2e} > {THRESHOLDS.max_abs_relative}")
     if not agreement["tiles"] >= THRESHOLDS.tiles:
         said.append(f"{agreement['tiles']} tiles are fewer than {THRESHOLDS.tiles}")
     return said + [f"{name} changes an answer" for name in ("twice", "neighbours") if invariance[name] != 0]

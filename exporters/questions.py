@@ -21,6 +21,7 @@ from exporters.targets import Engine
 from exporters.tiles import LABELLED, TileSet, agreement_tiles
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
+from training.data.common import data_root
 from training.errors import DataMissing
 from training.graphs import Arrays, Dim, Graph
 
@@ -78,15 +79,20 @@ def judges_of(graph: Graph, onnx: bytes, models: ModelRepository) -> tuple[Judge
 
 
 def tiles_for(graph: Graph) -> TileSet | None:
-    """The agreement tiles; None where there are no data, or where the graph takes what no tile gives."""
+    """The agreement tiles; None where there are no data, or where the graph takes what no tile gives.
+
+    Raises DataMissing where a file is not as MANIFEST.csv says.
+    """
     names = {spec.name for spec in graph.inputs}
     bag = "features" in names and names <= {"features", "xy_um", "mask"}
     if names != {"image"} and not (graph.needs and (bag or names == {"embedding"})):
         return None
     try:
-        return agreement_tiles(graph.card["mpp"], graph.card["tile_px"])
+        data_root()
     except DataMissing:
         return None
+    tiles = agreement_tiles(graph.card["mpp"], graph.card["tile_px"])
+    return tiles if len(tiles) else None
 
 
 def questions_of(graph: Graph, models: ModelRepository, tiles: TileSet | None) -> Iterable[Question]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
+from exporters import agreement
 from exporters.agreement import (
     THRESHOLDS,
     cosines,
@@ -26,6 +27,7 @@ from exporters.agreement import (
 from exporters.errors import ExportError, GateFailed
 from exporters.gates import onnx_runtime
 from exporters.openvino_target import open_engine
+from exporters.questions import Judge, Point, tiles_for
 from exporters.tiles import LABELLED, TileSet, agreement_tiles, whole_slide
 from tests.conftest import ROOT, data_path
 from training.graphs import Arrays, Dim, Graph, TensorSpec
@@ -65,6 +67,7 @@ def test_the_thresholds_are_the_gpu_checks(compare: ModuleType) -> None:
     for precision in ("fp16", "bf16"):
         assert THRESHOLDS.min_cosine == theirs[precision]["min_cosine"]
         assert THRESHOLDS.max_flip_share == theirs[precision]["max_flips"]
+    assert THRESHOLDS.max_abs_relative == theirs["bf16"]["max_abs_relative"]  # the widest: of any precision
     assert THRESHOLDS.tiles == theirs["tiles"]
     assert THRESHOLDS.band == theirs["operating_point_band"]
 
@@ -179,6 +182,65 @@ def test_answers_that_are_none_fail(
     with pytest.raises(GateFailed, match=sentence) as caught:
         g3_agreement(encoder_graph, encoder_engine, engine, REPOSITORY, few)
     json.dumps(caught.value.figures, allow_nan=False)  # as gate-failed.json holds them
+
+
+def test_a_reference_that_is_none_passes_nothing(encoder_graph: Graph, encoder_engine: bytes, tiles: TileSet) -> None:
+    right = onnx_runtime(encoder_engine)
+    broken = {"embedding": np.full((4, 1584), np.nan, np.float32)}
+    with pytest.raises(GateFailed, match="G3: NaN or infinite values"):
+        g3_agreement(encoder_graph, encoder_engine, right, REPOSITORY, tiles.sample(4, 0), lambda inputs: broken)
+
+
+def test_no_tile_is_no_agreement(encoder_graph: Graph, encoder_engine: bytes, tiles: TileSet) -> None:
+    engine = onnx_runtime(encoder_engine)
+    with pytest.raises(GateFailed, match="G3: there is no tile to compare the engines on"):
+        g3_agreement(encoder_graph, encoder_engine, engine, REPOSITORY, tiles.sample(0, 0))
+
+
+def test_a_data_folder_without_a_patch_or_slide_is_as_none(
+    encoder_graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "MANIFEST.csv").write_text("path,dataset,sha256,licence,licence_tier,label\n")
+    monkeypatch.setenv("PATHSERVE_DATA", str(tmp_path))
+    assert tiles_for(encoder_graph) is None
+
+
+def test_an_output_that_is_missing_is_named(encoder_graph: Graph, encoder_engine: bytes, tiles: TileSet) -> None:
+    with pytest.raises(GateFailed, match=r"G3: the engine gives no embedding\."):
+        g3_agreement(encoder_graph, encoder_engine, lambda inputs: {}, REPOSITORY, tiles.sample(1, 0))
+
+
+def test_a_wrong_scale_fails_where_nobody_reads_labels(
+    encoder_graph: Graph, encoder_engine: bytes, repository: Path, tiles: TileSet
+) -> None:
+    """The cosine of a vector and its double is 1."""
+    right = onnx_runtime(encoder_engine)
+    with pytest.raises(GateFailed, match=r"G3: embedding differs by .*, more than 0\.2 of its largest value"):
+        g3_agreement(
+            encoder_graph,
+            encoder_engine,
+            lambda inputs: {"embedding": 2 * right(inputs)["embedding"]},
+            repository,
+            tiles.sample(2, 0),
+        )
+
+
+def test_one_tile_without_a_probability_is_enough(
+    encoder_graph: Graph, encoder_engine: bytes, tiles: TileSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NaN logits of a sound vector are no flip and no crossing where the reference does not answer."""
+    judge = Judge("head", (Point("answer", 1.1, 0.0),), 2, frozenset(), lambda answers: np.array([[np.nan, 0.0]]))
+    monkeypatch.setattr(agreement, "judges_of", lambda *_: (judge,))
+    engine = onnx_runtime(encoder_engine)
+    with pytest.raises(GateFailed, match="G3: head: NaN or infinite logits"):
+        g3_agreement(encoder_graph, encoder_engine, engine, REPOSITORY, tiles.sample(1, 0))
+
+
+@pytest.mark.parametrize("figure", ["flip_share", "answered_flips", "crossings_outside"])
+def test_a_figure_that_is_no_number_passes_nothing(figure: str) -> None:
+    figures = {"flip_share": 0.0, "answered_flips": 0, "crossings_outside": 0}
+    assert label_failures(figures) == []
+    assert label_failures(figures | {figure: float("nan")})
 
 
 def test_one_bad_tile_is_enough(encoder_graph: Graph, encoder_engine: bytes, tiles: TileSet) -> None:

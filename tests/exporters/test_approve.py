@@ -193,6 +193,8 @@ def test_an_approval_that_was_cut_short_is_done_again(
         (lambda r: r["onnx_parity"][0].update(failures=["label flips"]), "speak against tile_encoder-v2: label flips"),
         (lambda r: judged(r)["G3"].update(tiles=4999), "4999 tiles are fewer than 5000"),
         (lambda r: judged(r)["G3"].update(flip_share=0.002), r"label flips 0\.20% > 0\.1%"),
+        (lambda r: judged(r)["G3"].update(flip_share=float("nan")), "label flips nan%"),
+        (lambda r: judged(r)["G3"].update(max_abs_relative=0.3), r"relative difference 3\.00e-01 > 0\.2"),
         (lambda r: judged(r)["G3"].update(min_cosine=0.99), r"worst cosine 0\.990000 < 0\.9995"),
         (lambda r: judged(r)["G3"].update(finite=False), "NaN or infinite values"),
         (lambda r: judged(r)["G4"].update(neighbours=1e-3), "neighbours changes an answer"),
