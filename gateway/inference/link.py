@@ -130,9 +130,12 @@ class Link:
             born: set[int] = set()
             well_s = time.monotonic()
             while has_stubs and not (await asyncio.wait({loading}, timeout=_LOOK_AT_LOAD_S))[0]:
-                here = {stub.pid: stub for stub in await self.stubs(served.folder) if stub.pid not in known}
-                working = {pid for pid, stub in here.items() if not stub.frozen}
-                born |= here.keys() | (await asyncio.to_thread(self.server.dead) - known)
+                living = await asyncio.to_thread(self.server.stubs)
+                # Once dead they could not be told from ours: a process without a command line has no folder.
+                known |= {stub.pid for stub in living if stub.folder != served.folder}
+                here = [stub for stub in living if stub.pid not in known]
+                working = {stub.pid for stub in here if not stub.frozen}
+                born |= {stub.pid for stub in here} | (await asyncio.to_thread(self.server.dead) - known)
                 if born == working and born:
                     well_s = time.monotonic()
                 elif time.monotonic() - well_s > (_GONE_S if born else _UNBORN_S):

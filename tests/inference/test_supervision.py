@@ -57,9 +57,20 @@ class TritonPythonModel:
 """
 
 
+LATE = """
+import time
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        time.sleep(9)
+"""
+
+
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """encoder, twin (two instances), head, the ensemble `both`, slow, and sticky, which can be made to hang."""
+    """encoder, twin (two instances), head, the ensemble `both`, slow, sticky, which can be made to hang, and late,
+    which takes its time to load and answers nothing."""
     folder = tmp_path_factory.mktemp("fragile")
     for name, count in (("encoder", 1), ("twin", 2), ("sticky", 1)):
         models.write_encoder(folder, name, count=count, golden=True)
@@ -69,9 +80,11 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiles = models.slow_tiles(1, 0)
     np.savez(slow / "golden.npz", image=tiles, **{"expected.embedding": models.direct(slow, tiles)})
     seal(slow)
-    config = folder / "sticky" / "config.pbtxt"
-    config.write_text(config.read_text().replace('"onnxruntime"', '"sticky"'))
-    seal(config.parent)
+    models.write_encoder(folder, "late")
+    for name in ("sticky", "late"):
+        config = folder / name / "config.pbtxt"
+        config.write_text(config.read_text().replace('"onnxruntime"', f'"{name}"'))
+        seal(config.parent)
     return folder
 
 
@@ -82,8 +95,9 @@ async def owner(
     backends = tmp_path_factory.mktemp("backends")
     for backend in Settings().triton_backends.iterdir():
         shutil.copytree(backend, backends / backend.name)
-    (backends / "sticky").mkdir()
-    (backends / "sticky" / "model.py").write_text(STICKY)
+    for name, code in (("sticky", STICKY), ("late", LATE)):
+        (backends / name).mkdir()
+        (backends / name / "model.py").write_text(code)
     settings = Settings(state=tmp_path_factory.mktemp("state"), model_repository=fragile, triton_backends=backends)
     async with TritonEngine.open(settings, []) as opened:
         await opened.serve(["encoder", "twin", "both", "slow", "sticky"])
@@ -210,13 +224,36 @@ async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEng
         await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
         (first,) = _stubs(owner, "encoder")
         os.kill(first.pid, signal.SIGKILL)
-        await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10, period_s=0.002)
-        os.kill(_stubs(owner, "encoder")[0].pid, signal.SIGKILL)
+        following: list[Stub] = []
+
+        def follows(old: int = first.pid, found: list[Stub] = following) -> bool:
+            found[:] = [stub for stub in _stubs(owner, "encoder") if stub.pid != old]
+            return bool(found)
+
+        await _until(follows, 10, period_s=0.002)
+        os.kill(following[0].pid, signal.SIGKILL)
         assert np.array_equal((await owner.infer("encoder", {"image": images}))["embedding"], due)
         if _server(owner) != server:
             break
     assert _server(owner) != server
     await _until(lambda: all(status.ready for status in owner.status()), 30)
+
+
+async def test_what_dies_beside_a_load_says_nothing_of_what_is_loaded(owner: TritonEngine) -> None:
+    server = _server(owner)
+    served = [status.folder for status in owner.status()]
+    serving = asyncio.create_task(owner.serve([*served, "late"]))
+    await _until(lambda: len(_stubs(owner, "late")) == 1, 10)
+    for _ in range(2):
+        await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
+        await asyncio.sleep(0.6)
+        os.kill(_stubs(owner, "encoder")[0].pid, signal.SIGKILL)
+    await serving
+    (status,) = [status for status in owner.status() if status.folder == "late"]
+    assert (status.ready, status.reason) == (True, None)
+    assert _server(owner) == server
+    await owner.serve(served)
+    await _until(lambda: all(status.ready for status in owner.status()), 20)
 
 
 async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragile: Path) -> None:
