@@ -7,6 +7,7 @@ golden answers.
 
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from exporters.model_folder import bring, publish, read_json
 from exporters.verdict import Entry, least
 from exporters.versions import versions
 from gateway.inference import ModelRepository
+from gateway.operations.errors import PathserveError
 from training.files import json_bytes, sha256_bytes
 
 GPU_CHECK = Path(__file__).resolve().parents[1] / "deploy" / "gpu-check"
@@ -44,7 +46,7 @@ def approve(folder: Path, record: Path) -> list[str]:
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
         staging = Path(temporary)
         _restate(folder, staging / folder.name, "APPROVED", entries)
-        waiting = [version for version in versions(repository) if folder.name in version.steps]
+        waiting = [each for each in versions(repository) if folder.name in each.steps and _sound(models, each.folder)]
         for ensemble in waiting:
             at = {step: staging if step == folder.name else repository for step in ensemble.steps}
             state = least([read_json(at[step] / step / "gate.json")["state"] for step in ensemble.steps])
@@ -53,6 +55,16 @@ def approve(folder: Path, record: Path) -> list[str]:
         for name in reversed(approved):  # the plan last: as long as it is BUILT, this can be done again after a kill
             publish(staging / name, repository / name)
     return approved
+
+
+def _sound(models: ModelRepository, ensemble: str) -> bool:
+    """Whether an ensemble is what its sidecars say: another one is not sealed anew, which is said on stderr."""
+    try:
+        models.verify(ensemble)
+    except PathserveError as error:
+        print(f"{ensemble} is left as it is. {error.detail}", file=sys.stderr)
+        return False
+    return True
 
 
 def _read(path: Path) -> dict[str, Any]:

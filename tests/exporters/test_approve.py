@@ -154,6 +154,17 @@ def test_a_record_approves_the_engine_and_its_ensemble(
         approve(built / FOLDER, file)
 
 
+def test_a_harmed_ensemble_is_not_sealed_anew(
+    built: Path, record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = built / ENSEMBLE / "card.json"
+    card.write_bytes(card.read_bytes().replace(b'"title": "Tissue"', b'"title": "Other"'))
+    before = tree(built / ENSEMBLE)
+    assert approve(built / FOLDER, written(tmp_path / "gpu-check.json", record)) == [FOLDER]
+    assert tree(built / ENSEMBLE) == before
+    assert f"{ENSEMBLE} is left as it is. The model {ENSEMBLE} is refused: its card.json" in capsys.readouterr().err
+
+
 def test_an_approval_that_was_cut_short_is_done_again(
     built: Path, record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
