@@ -56,6 +56,8 @@ def build(source: Path, repository: Path, target_name: str = "onnx", precision: 
     run = _open(source)
     graph = declare(run)
     kind = kind_of(graph)
+    if "encoder" in kind.card and len(graph.needs) != 1:
+        raise ExportError(f"{graph.model} says of {len(graph.needs)} models that it was trained on them, not of one.")
     links = _links(graph, repository, target.name, precision)
     folder = folder_for(repository, graph.model, run.weights_sha256, target.name, precision)
     job = _Job(run, graph, kind, target, precision, folder, Gates(run, folder, target.name, precision))

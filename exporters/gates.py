@@ -24,30 +24,34 @@ Figures = dict[str, Any]
 _NEIGHBOURS = 8
 
 
-def session(engine: bytes) -> onnxruntime.InferenceSession:
-    """ONNX Runtime as it serves: one thread, no spinning. Raises GateFailed where it cannot load the graph."""
+def onnx_runtime(model: bytes, *, gates: tuple[str, str] = ("G0", "G1"), optimised: bool = True) -> Engine:
+    """An ONNX file as ONNX Runtime serves it: one thread a request, no spinning.
+
+    Raises GateFailed, of the first of `gates` where the file cannot be loaded, of the second where it cannot be run.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(engine, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises a dozen classes without a common base
-        raise GateFailed(f"G0: ONNX Runtime cannot load the graph ({str(error).splitlines()[0][:200]}).") from None
-
-
-def onnx_runtime(model: bytes) -> Engine:
-    """An ONNX file as an engine. Raises GateFailed where it cannot be loaded, or cannot take an input."""
-    loaded = session(model)
-    names = [output.name for output in loaded.get_outputs()]
+        raise GateFailed(f"{gates[0]}: ONNX Runtime cannot load the graph ({_first_line(error)}).") from None
+    names = [output.name for output in session.get_outputs()]
 
     def answer(inputs: Arrays) -> Arrays:
         try:
-            return dict(zip(names, loaded.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
         except Exception as error:  # as above
-            raise GateFailed(f"G1: ONNX Runtime cannot run the graph ({str(error).splitlines()[0][:200]}).") from None
+            raise GateFailed(f"{gates[1]}: ONNX Runtime cannot run the graph ({_first_line(error)}).") from None
 
     return answer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200]
 
 
 def g0_export(engine: bytes, config: Config, kind: Kind, precision: str = "fp32") -> Figures:
@@ -108,26 +112,28 @@ def g1_parity(engine: Engine, graph: Graph, kind: Kind) -> Figures:
         inputs = inputs_of(graph, sizes)
         found, due = engine(inputs), _reference(graph, inputs)
         for spec in graph.outputs:
-            declared = shape_of(spec, graph, sizes)
-            if not _fits(found[spec.name].shape, declared):
+            declared, shape = shape_of(spec, graph, sizes), due[spec.name].shape
+            if found[spec.name].shape != shape or not _fits(shape, declared):
                 raise GateFailed(
-                    f"G1: {spec.name} at {text(sizes)} has the shape {list(found[spec.name].shape)}; it is declared as "
-                    f"{list(declared)}."
+                    f"G1: {spec.name} at {text(sizes)} has the shape {list(found[spec.name].shape)}, in the training "
+                    f"network {list(shape)}; it is declared as {list(declared)}.",
+                    figures=figures,
                 )
             if not np.isfinite(found[spec.name]).all() or not np.isfinite(due[spec.name]).all():
-                raise GateFailed(f"G1: {spec.name} at {text(sizes)} holds NaN or infinite values.")
+                raise GateFailed(f"G1: {spec.name} at {text(sizes)} holds NaN or infinite values.", figures=figures)
         cut: Figures = {}
-        if kind.ranked and all(found[name].shape == due[name].shape for name in due):
+        if kind.ranked:
             bounds = {name: _bound(kind, array) for name, array in due.items()}
             found, given = aligned(found, due, kind.ranked, bounds)
             cut = {"rows_at_the_cut": given}
         for spec in graph.outputs:
-            gap, bound = _gap(found[spec.name], due[spec.name]), _bound(kind, due[spec.name])
+            gap, bound = gap_of(found[spec.name], due[spec.name]), _bound(kind, due[spec.name])
             figures[f"{spec.name} at {text(sizes)}"] = {"max_abs_difference": gap, "bound": bound, **cut}
             if not gap <= bound:
                 raise GateFailed(
                     f"G1: {spec.name} differs from the training network by {gap:.2e} at {text(sizes)} "
-                    f"(bound {bound:.2e})."
+                    f"(bound {bound:.2e}).",
+                    figures=figures,
                 )
     return figures
 
@@ -155,12 +161,15 @@ def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) 
     inputs = inputs_of(graph, sizes)
     first = engine(inputs)
     figures: Figures = {"sizes": sizes, "bound": bound}
-    figures["twice"] = _hold(engine(inputs), first, bound, "differs between two runs on the same inputs")
-    if graph.batch:
-        figures |= _neighbours(engine, kind, inputs, first, bound)
-    figures |= _padding(engine, graph, kind, inputs, bound)
-    for name in graph.unordered:
-        figures[f"order of {name}"] = _order(engine, graph, kind, inputs, first, name)
+    try:
+        figures["twice"] = _hold(engine(inputs), first, bound, "differs between two runs on the same inputs")
+        if graph.batch:
+            figures |= _neighbours(engine, kind, inputs, first, bound)
+        figures |= _padding(engine, graph, kind, inputs, bound)
+        for name in graph.unordered:
+            figures[f"order of {name}"] = _order(engine, graph, kind, inputs, first, name)
+    except GateFailed as failure:
+        raise GateFailed(failure.detail, figures=figures) from None
     return figures
 
 
@@ -245,7 +254,7 @@ def _cut(array: np.ndarray, axis: int | None, valid: int, length: int | None = N
 
 def _hold(found: Arrays, due: Arrays, bound: float, sentence: str) -> float:
     """The greatest difference. Raises GateFailed with the output's name and `sentence`."""
-    gaps = {name: _gap(found[name], due[name]) for name in due}
+    gaps = {name: gap_of(found[name], due[name]) for name in due}
     for name, gap in gaps.items():
         if not gap <= bound:
             raise GateFailed(f"G4: {name} {sentence} (by {gap:.2e}).")
@@ -272,7 +281,7 @@ def _near(kind: Kind, found: Arrays, due: Arrays, sentence: str) -> float:
     return max(_hold({name: found[name]}, {name: due[name]}, _bound(kind, due[name]), sentence) for name in due)
 
 
-def _gap(found: np.ndarray, due: np.ndarray) -> float:
+def gap_of(found: np.ndarray, due: np.ndarray) -> float:
     """Greatest absolute difference; infinite for other shapes; NaN, which no bound passes, where one is NaN."""
     if found.shape != due.shape:
         return float("inf")

@@ -14,6 +14,7 @@ import numpy as np
 from exporters import golden
 from exporters.build import build
 from exporters.errors import ExportError
+from exporters.gates import gap_of
 from exporters.model_folder import bring, keep_schema, publish, read_json
 from exporters.targets import STATES
 from exporters.versions import TARGETS, versions
@@ -123,7 +124,7 @@ def _hold_answers(here: Path, new: Path) -> None:
         raise ExportError(
             f"The golden inputs of {here.name} are not those that its run gives. Remove its folder first."
         )
-    gap = max(float(np.abs(answers[name] - found[name]).max()) for name in answers)
+    gap = float(np.max([gap_of(found[name], answers[name]) for name in answers]))
     if not gap <= tolerance:
         raise ExportError(
             f"{here.name} answers its golden inputs on this machine with a difference of {gap:.2e}; the bound is "

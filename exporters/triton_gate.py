@@ -53,6 +53,10 @@ async def _ask(settings: Settings, questions: Mapping[str, Sequence[Question]]) 
             for inputs, expected in pairs:
                 answers = await engine.infer(folder, inputs)
                 for name, due in expected.items():
+                    if answers[name].shape != due.shape or not np.isfinite([answers[name], due]).all():
+                        raise GateFailed(
+                            f"G5: {folder} answers through Triton with {name} of another shape, or NaN or infinite."
+                        )
                     gaps.append(float(np.abs(answers[name] - due).max()))
                     identical &= np.array_equal(answers[name], due)
             figures[folder] = {

@@ -95,6 +95,8 @@ def test_a_failed_gate_writes_nothing(
     assert tree(repository) == before
     failed = json.loads((head_folder / "gate-failed.json").read_bytes())
     assert [(gate["gate"], gate["passed"]) for gate in failed["gates"]] == [("G0", True), ("G1", False)]
+    (figure,) = failed["gates"][-1]["figures"].values()
+    assert figure["max_abs_difference"] > figure["bound"]
     assert sorted(path.name for path in repository.parent.iterdir()) == ["repository", "run"]
 
 
@@ -370,6 +372,13 @@ def test_an_ensemble_whose_other_step_is_corrupt_is_left_out_and_said_to_be(
     assert "No version of tissue_classification is built with the new engine." in capsys.readouterr().err
     with pytest.raises(ExportError, match="tissue_classification needs tissue_head in the repository"):
         ensembles.bring_steps(replace(plan, declared=True), tmp_path / "staging", repository)
+
+
+def test_a_head_of_no_encoder_is_refused(head_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = building.declare
+    monkeypatch.setattr(building, "declare", lambda run: replace(real(run), needs={}, ensemble=None))
+    with pytest.raises(ExportError, match="tissue_head says of 0 models that it was trained on them, not of one"):
+        build(head_folder, repository)
 
 
 def test_a_failed_g3_names_every_figure(

@@ -128,8 +128,9 @@ def test_an_answer_that_depends_on_its_neighbours_fails(head_graph: Graph) -> No
     ]
     graph = helper.make_graph(nodes, "graph", rim[:1], rim[1:], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with pytest.raises(GateFailed, match="G4: logits of an input depends on its neighbours"):
+    with pytest.raises(GateFailed, match="G4: logits of an input depends on its neighbours") as caught:
         gates.g4_invariance(gates.onnx_runtime(model.SerializeToString()), head_graph, KINDS["head"])
+    assert caught.value.figures == {"sizes": {"batch": 8}, "bound": 0.0, "twice": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -178,9 +179,25 @@ def test_a_shape_that_is_not_the_declared_one_fails() -> None:
     present = tuple(replace(spec, dims=(2, networks.PAST, 8)) for spec in graph.outputs[1:])
     graph = replace(graph, outputs=(graph.outputs[0], *present))
     with pytest.raises(
-        GateFailed, match=r"present_key at batch 1, past 1 has the shape \[1, 2, 2, 8\]; .* \[1, 2, 1, 8\]"
+        GateFailed, match=r"present_key at batch 1, past 1 has the shape \[1, 2, 2, 8\], .*; .* \[1, 2, 1, 8\]"
     ):
         gates.g1_parity(torch_engine(graph), graph, KINDS["step"])
+
+
+def test_a_shape_that_is_not_the_networks_fails() -> None:
+    """Where the network makes a size, its own is the due one."""
+    graph = made("step")
+    engine = torch_engine(graph)
+    with pytest.raises(
+        GateFailed, match=r"has the shape \[1, 2, 1, 8\], in the training network \[1, 2, 2, 8\]; .* -1"
+    ):
+        gates.g1_parity(
+            lambda inputs: {
+                name: array[:, :, -1:] if array.ndim == 4 else array for name, array in engine(inputs).items()
+            },
+            graph,
+            KINDS["step"],
+        )
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -11,9 +11,10 @@ import torch
 
 from exporters import ensembles, gates, golden, shapes
 from exporters.config import check_config
-from exporters.errors import ExportError
+from exporters.errors import ExportError, GateFailed
 from exporters.kinds import KINDS, kind_of
 from exporters.onnx_target import config_of
+from exporters.triton_gate import g5_triton
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.settings import Settings
 from tests.exporters import networks
@@ -212,3 +213,21 @@ async def test_bags_steps_and_joined_engines_are_served(tmp_path: Path) -> None:
         asked = image | {name: text[name] for name in ("text_tokens", "text_mask")}
         due = direct["mask_decoder"](text | direct["image_encoder"](image))
         assert same(await engine.infer("masks", asked), due)
+
+
+@pytest.mark.triton
+@pytest.mark.timeout(240)
+def test_no_output_of_another_shape_or_without_a_number_passes_g5(tmp_path: Path) -> None:
+    """Every output counts, not only the first."""
+    write(tmp_path / "repository", "detector")
+    inputs = shapes.inputs_of(made("detector"), shapes.golden(made("detector")))
+    due = gates.onnx_runtime(exported("detector"))(inputs)
+    spoiled = {
+        "scores": np.full_like(due["scores"], np.nan),
+        "labels": due["labels"][:, :1],
+    }
+    for name, array in spoiled.items():
+        with pytest.raises(
+            GateFailed, match=f"G5: detector answers through Triton with {name} of another shape, or NaN"
+        ):
+            g5_triton(tmp_path / "repository", {"detector": [(inputs, due), (inputs, due | {name: array})]})

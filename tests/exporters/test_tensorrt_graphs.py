@@ -172,5 +172,5 @@ def test_what_the_runtime_refuses_is_said_in_a_sentence() -> None:
     file = model([helper.make_node("MatMul", ["x", "weight"], ["y"])], {"weight": np.eye(4)})
     with pytest.raises(ExportError, match="The graph cannot be quantised"):
         quantize(file, "int8", iter([{"x": np.ones((1, 5), np.float32)}]))
-    with pytest.raises(GateFailed, match="G2: ONNX Runtime cannot run the typed graph"):
+    with pytest.raises(GateFailed, match="G2: ONNX Runtime cannot run the graph"):
         imitated(lower(file, "fp16"))({"x": np.ones((1, 5), np.float32)})
