@@ -280,7 +280,10 @@ class ModelRepository:
         """The files of a version's engine by their names in the version folder; hidden ones are none."""
         version = self._folder(folder) / self._named(folder)[1]
         others = self.provenance(folder).files
-        found = {file.relative_to(version).as_posix(): file for file in version.rglob("*") if file.is_file()}
+        try:
+            found = {file.relative_to(version).as_posix(): file for file in version.rglob("*") if file.is_file()}
+        except OSError:  # it vanished meanwhile
+            raise _missing(folder, "engine") from None
         return {
             name: file
             for name, file in found.items()

@@ -273,6 +273,21 @@ def test_a_folder_that_is_exchanged_while_it_is_read_is_read_again(changeable: M
     assert Exchanged(changeable.path).card("encoder").title == "Another title"
 
 
+def test_a_folder_that_vanishes_while_it_is_read_is_refused(
+    changeable: ModelRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing = os.scandir
+
+    def vanishing(path: os.PathLike[str]) -> object:
+        monkeypatch.undo()
+        shutil.rmtree(path)
+        return listing(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    with pytest.raises(ModelRefused, match="encoder is refused: its engine is missing"):
+        changeable.engine_digest("encoder")
+
+
 def test_versions_lie_side_by_side(changeable: ModelRepository) -> None:
     add_version(changeable.path, "encoder", "10")
     add_version(changeable.path, "encoder", "2", state="BUILT", reduced=True)
