@@ -151,7 +151,8 @@ def _state(
         demand_approved(folder, repository.gate(folder))
     except PathserveError as error:
         return ModelState.STANDBY, error.detail
-    return ModelState.STANDBY, "It does not serve; promote it for that."
+    ensemble = step_of(_model(folder), repository)
+    return ModelState.STANDBY, f"It does not serve; promote {f'a version of {ensemble} with it' if ensemble else 'it'}."
 
 
 def _chosen(repository: ModelRepository, steps: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:

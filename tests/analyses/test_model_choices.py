@@ -234,6 +234,12 @@ def test_an_ensemble_that_names_no_folder_as_its_step_keeps_none_from_being_list
 
 
 def test_versions_that_stand_by_say_what_keeps_them_from_serving(repository: ModelRepository, ledger: Ledger) -> None:
+    items = listed(Wanted.now(Choices(), (), repository), {}, None, repository)
+    reasons = {each["folder"]: each["reason"] for each in items if each["state"] == "standby"}
+    assert reasons == {
+        "tissue_head-v2": f"It does not serve; promote a version of {MODEL} with it.",
+        f"{MODEL}-v2": "It does not serve; promote it.",
+    }
     seal(repository.path / f"{MODEL}-v2", state="PARSED")
     ledger.choices.retire("tissue_head", "2", "ann")
     items = listed(Wanted.now(ledger.choices.read(), (), repository), {}, "No worker.", repository)
