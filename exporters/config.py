@@ -40,8 +40,8 @@ class Config(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxRuntimeConfig:
-    """A model for the backend `onnxruntime` on CPUs: `instances` processes with one thread each."""
+class _CpuConfig:
+    """What models on CPUs say alike: `instances` processes; `batch` None = no batch axis."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -53,46 +53,47 @@ class OnnxRuntimeConfig:
     def max_batch_size(self) -> int:
         return self.batch.max if self.batch else 0
 
+    def _lines(self) -> list[str]:
+        """Tensors, instances, and up to what batch requests are joined: the usual one.
+
+        Joined up to the greatest, two requests of the usual 32 tiles became one of 64, whose activations a process
+        keeps room for: 946 MB instead of 546 MB, and no image was answered faster.
+        """
+        joined = [f"dynamic_batching {{ preferred_batch_size: [ {self.batch.opt} ] }}"] if self.batch else []
+        return [*tensors(self), f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]", *joined]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntimeConfig(_CpuConfig):
+    """A model for the backend `onnxruntime` on CPUs: `instances` processes with one thread each."""
+
     def text(self) -> str:
         return _text(
             f'name: "{self.name}"',
             'backend: "onnxruntime"',
-            *tensors(self),
-            f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
-            *_joining(self.batch),
+            *self._lines(),
             parameter("intra_op_thread_count", "1"),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenVinoConfig:
+class OpenVinoConfig(_CpuConfig):
     """A model for the backend `openvino` on CPUs: `instances` processes with `threads` threads each.
 
     `file` is an ONNX file, or an IR whose weights lie beside it. The precision is always said: OpenVINO's own default
     is bf16 on processors that have it.
     """
 
-    name: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    batch: Dim | None
     file: Literal["model.onnx", "model.xml"]
     precision: Literal["f32", "bf16"]
-    instances: int = 2
     threads: int = 1
-
-    @property
-    def max_batch_size(self) -> int:
-        return self.batch.max if self.batch else 0
 
     def text(self) -> str:
         return _text(
             f'name: "{self.name}"',
             'backend: "openvino"',
             f'default_model_filename: "{self.file}"',
-            *tensors(self),
-            f"instance_group [ {{ count: {self.instances} kind: KIND_CPU }} ]",
-            *_joining(self.batch),
+            *self._lines(),
             parameter("INFERENCE_PRECISION_HINT", self.precision),
             parameter("INFERENCE_NUM_THREADS", str(self.threads)),
         )
@@ -187,15 +188,6 @@ def tensors(config: Config) -> list[str]:
             for spec in specs
         ),
     ]
-
-
-def _joining(batch: Dim | None) -> list[str]:
-    """Requests are joined up to the usual batch, where there is a batch axis.
-
-    Joined up to the greatest, two requests of the usual 32 tiles became one of 64, whose activations a process keeps
-    room for: 946 MB instead of 546 MB, and no image was answered faster.
-    """
-    return [f"dynamic_batching {{ preferred_batch_size: [ {batch.opt} ] }}"] if batch else []
 
 
 def parameter(key: str, value: str) -> str:

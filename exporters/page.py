@@ -6,6 +6,7 @@ from typing import Any
 
 from exporters.errors import ExportError
 from exporters.model_folder import read_json
+from exporters.targets import STATES
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 
@@ -97,6 +98,9 @@ in no repository, however fast it is.
 _NOT_EXECUTED = """\
 
 ## What was never executed
+"""
+
+_NO_PLAN = """\
 
 No TensorRT plan was ever built or run for these models: the one machine with a GPU had no TensorRT. The
 graphs of the target `tensorrt` are parsed and built by TensorRT-RTX, whose engine is thrown away.
@@ -112,7 +116,7 @@ def page(repository: Path, results: Path = RESULTS) -> str:
     if not folders:
         raise ExportError(f"There is no model in {repository.name}. Build one there, or name another repository.")
     rows = "".join(f"{_row(repository, folder)}\n" for folder in folders)
-    return _HEAD + _TABLE + rows + _refused(results) + _NOT_EXECUTED + _not_executed(repository, folders)
+    return _HEAD + _TABLE + rows + _refused(results) + _not_executed(repository, folders)
 
 
 def _refused(results: Path) -> str:
@@ -129,12 +133,21 @@ def _refused(results: Path) -> str:
 
 
 def _not_executed(repository: Path, folders: Iterable[str]) -> str:
-    cards = {folder: ModelRepository(repository).document(folder) for folder in folders}
-    return "".join(
+    """What the cards say of it, ensembles' excepted, which say what their steps do; nothing where all was executed."""
+    models = ModelRepository(repository)
+    cards = {folder: models.document(folder) for folder in folders}
+    plans = [
+        folder
+        for folder, card in cards.items()
+        if card["target"] == "tensorrt" and models.gate(folder).state in STATES[2:]
+    ]
+    said = "" if plans else _NO_PLAN
+    said += "".join(
         f"\n- `{folder}`: {card['not_executed']}\n"
         for folder, card in cards.items()
         if "not_executed" in card and card["kind"] != "ensemble"
     )
+    return _NOT_EXECUTED + said if said else ""
 
 
 def _row(repository: Path, folder: str) -> str:

@@ -123,6 +123,9 @@ def test_what_waits_is_not_served(built: Path) -> None:
     card, gate, _ = sidecars(built / ENSEMBLE)
     assert (card["target"], card["not_executed"]) == ("tensorrt", "The plan's answers have not been compared.")
     assert gate["state"] == "BUILT"
+    made = page(built)
+    assert "No TensorRT plan was ever built" not in made
+    assert f"- `{FOLDER}`: The plan's answers have not been compared." in made
 
 
 def test_a_record_approves_the_engine_and_its_ensemble(
@@ -149,7 +152,9 @@ def test_a_record_approves_the_engine_and_its_ensemble(
     assert g6["figures"]["record_sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
     changed = {path for path, data in tree(built).items() if before[path] != data}
     assert changed == {f"{name}/{file}.json" for name in (FOLDER, ENSEMBLE) for file in ("card", "gate", "provenance")}
-    assert "| cosine 1.000000, 0.00% flips | 4.6e-08 | not run |" in page(built)
+    made = page(built)
+    assert "| cosine 1.000000, 0.00% flips | 4.6e-08 | not run |" in made
+    assert "never executed" not in made
     with pytest.raises(ExportError, match="is APPROVED: only a plan that was built"):
         approve(built / FOLDER, file)
 
