@@ -1,5 +1,6 @@
 """The keeper with a real Triton: it loads what is chosen, wished for and in use, and unloads the rest."""
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -124,6 +125,23 @@ def test_a_wish_that_a_worker_left_is_settled_by_the_next(site: Site) -> None:
     eventually(lambda: site.ledger.choices.get(wish.number).outcome is Outcome.SERVING, "it is settled", 60)
     eventually(lambda: site.loaded() == FIRST, "the version before is unloaded")
     eventually(site.well, "the keeper is ready")
+
+
+@pytest.mark.parametrize("file", ["gate.json", "card.json"])
+def test_a_damaged_first_version_is_refused_and_no_other_serves_in_its_place(tmp_path: Path, file: str) -> None:
+    site = Site(tmp_path)
+    damaged = site.settings.model_repository / MODEL / file
+    os.truncate(damaged, damaged.stat().st_size // 2)
+    site.keeper.start()
+    try:
+        eventually(lambda: site.states().get(MODEL) == ("refused", False), "it is refused", 60)
+        assert site.states()[f"{MODEL}-v2"] == ("standby", False)
+        assert f"{MODEL}-v2" not in site.loaded()
+        assert not site.well()
+        assert site.ledger.choices.read().decisions == ()
+    finally:
+        site.keeper.stop()
+        site.ledger.close()
 
 
 def test_a_keeper_stops_in_the_middle_of_a_load(tmp_path: Path) -> None:
