@@ -9,6 +9,11 @@ class ExportError(PathserveError):
     reason, title = "export", "Export failed"
 
 
+def first_line(error: BaseException) -> str:
+    """What a library says of its error, as the end of a sentence; the error's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 class GateFailed(ExportError):
     """A gate's figure is out of bounds: `figures` are all that the gate measured.
 

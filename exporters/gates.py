@@ -10,7 +10,7 @@ import torch
 from google.protobuf.message import DecodeError
 
 from exporters.config import Config, check_against_graph
-from exporters.errors import ExportError, GateFailed
+from exporters.errors import ExportError, GateFailed, first_line
 from exporters.kinds import Kind
 from exporters.onnx_graph import BF16_OPSET, OPSET
 from exporters.operators import QUANTISED
@@ -38,20 +38,16 @@ def onnx_runtime(model: bytes, *, gates: tuple[str, str] = ("G0", "G1"), optimis
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime raises a dozen classes without a common base
-        raise GateFailed(f"{gates[0]}: ONNX Runtime cannot load the graph ({_first_line(error)}).") from None
+        raise GateFailed(f"{gates[0]}: ONNX Runtime cannot load the graph ({first_line(error)}).") from None
     names = [output.name for output in session.get_outputs()]
 
     def answer(inputs: Arrays) -> Arrays:
         try:
             return dict(zip(names, session.run(names, dict(inputs)), strict=True))
         except Exception as error:  # as above
-            raise GateFailed(f"{gates[1]}: ONNX Runtime cannot run the graph ({_first_line(error)}).") from None
+            raise GateFailed(f"{gates[1]}: ONNX Runtime cannot run the graph ({first_line(error)}).") from None
 
     return answer
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200]
 
 
 def g0_export(engine: bytes, config: Config, kind: Kind, precision: str = "fp32") -> Figures:
@@ -59,7 +55,7 @@ def g0_export(engine: bytes, config: Config, kind: Kind, precision: str = "fp32"
     try:
         model = onnx.load_from_string(engine)
     except DecodeError as error:
-        raise GateFailed(f"G0: the ONNX file is not valid ({str(error).splitlines()[0][:200]}).") from None
+        raise GateFailed(f"G0: the ONNX file is not valid ({first_line(error)}).") from None
     opset, due = {entry.domain: entry.version for entry in model.opset_import}.get(""), OPSET
     if precision == "bf16":
         due = BF16_OPSET
@@ -70,7 +66,7 @@ def g0_export(engine: bytes, config: Config, kind: Kind, precision: str = "fp32"
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateFailed(f"G0: the ONNX file is not valid ({str(error).splitlines()[0][:200]}).") from None
+        raise GateFailed(f"G0: the ONNX file is not valid ({first_line(error)}).") from None
     used = {node.op_type for node in model.graph.node}
     allowed = kind.operators | QUANTISED if precision in ("int8", "fp8") else kind.operators
     foreign = {node.op_type for node in model.graph.node if node.domain} | {f.name for f in model.functions}

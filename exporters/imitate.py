@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters import gates, shapes
-from exporters.errors import GateFailed
+from exporters.errors import GateFailed, first_line
 from exporters.kinds import kind_of
 from exporters.targets import Engine
 from training.graphs import Graph
@@ -61,7 +61,7 @@ def imitated(typed: bytes) -> Engine:
     try:
         plain = imitation(typed)
     except onnx.shape_inference.InferenceError as error:
-        raise GateFailed(f"G2: the typed graph is not valid ({str(error).splitlines()[0][:200]}).") from None
+        raise GateFailed(f"G2: the typed graph is not valid ({first_line(error)}).") from None
     # Optimised, pairs of Casts might be taken away, and fp8 graphs with Clip are not loaded at all.
     return gates.onnx_runtime(plain, gates=("G2", "G2"), optimised=False)
 

@@ -14,7 +14,7 @@ import onnx.version_converter
 from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, first_line
 
 LOW = {"fp16": (TensorProto.FLOAT16, np.dtype(np.float16), 20), "bf16": (TensorProto.BFLOAT16, np.dtype(bfloat16), 22)}
 """ONNX type, numpy type and opset of each precision (convolutions take bf16 from opset 22 on)."""
@@ -47,7 +47,7 @@ def prepare(engine: bytes, opset: int) -> onnx.ModelProto:
         try:
             model = onnx.version_converter.convert_version(model, opset)
         except (onnx.version_converter.ConvertError, RuntimeError) as error:
-            raise ExportError(f"The graph cannot be brought to opset {opset} ({str(error)[:200]}).") from None
+            raise ExportError(f"The graph cannot be brought to opset {opset} ({first_line(error)}).") from None
         helper.set_model_props(model, stamp)
     _inline_constants(model.graph)
     _fold_norms(model.graph)
@@ -63,8 +63,9 @@ def finish(model: onnx.ModelProto, precision: str) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ExportError(f"The graph in {precision} is not valid ({reason}). Build another precision.") from None
+        raise ExportError(
+            f"The graph in {precision} is not valid ({first_line(error)}). Build another precision."
+        ) from None
     return model.SerializeToString(deterministic=True)
 
 

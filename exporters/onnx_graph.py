@@ -13,7 +13,7 @@ from onnxscript import FLOAT, opset20
 from onnxscript.optimizer import fold_constants_ir
 from torch import nn
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, first_line
 from exporters.shapes import example, inputs_of
 from training.graphs import Dim, Graph
 
@@ -143,7 +143,7 @@ def _cause(error: BaseException) -> str:
     """The first line of what went wrong first: the exporter wraps it twice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return first_line(error)
 
 
 def _strip(model: onnx.ModelProto) -> None:

@@ -78,13 +78,16 @@ def quantise(onnx: bytes, graph: Graph, work: Path, **options: Any) -> tuple[dic
     tiles = calibration_tiles(graph.card["tile_px"], CALIBRATION_TILES, CALIBRATION_SEED)
     images = [image_HWC[None] for batch in tiles.batches() for image_HWC in batch.images_BHWC]
     os.environ["NNCF_CI"] = "1"  # read at import: nothing is reported to NNCF's makers
-    import nncf
+    try:
+        import nncf
 
-    nncf.set_log_level(40)
-    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
-        quantised = nncf.quantize(fused(onnx), nncf.Dataset(images), subset_size=len(images), **options)
-    _name(quantised)
-    openvino.save_model(quantised, work / "model.xml", compress_to_fp16=False)
+        nncf.set_log_level(40)
+        with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+            quantised = nncf.quantize(fused(onnx), nncf.Dataset(images), subset_size=len(images), **options)
+        _name(quantised)
+        openvino.save_model(quantised, work / "model.xml", compress_to_fp16=False)
+    except Exception as error:  # NNCF raises classes of its own, OpenVINO's and numpy's
+        raise ExportError(f"{graph.model} cannot be quantised by NNCF: {_sentence(error)}") from None
     files = {name: (work / name).read_bytes() for name in ("model.xml", "model.bin")}
     return files, {"sha256": tiles.digest, "count": len(tiles), "seed": CALIBRATION_SEED, "sources": tiles.sources}
 
@@ -143,7 +146,7 @@ def _open(folder: Path) -> Engine:
 
 def _sentence(error: Exception) -> str:
     """OpenVINO's own sentence: the last line below the places in its source that the error came through."""
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:200]
 
 
 TARGET = Target("cpu", ("fp32", "bf16", "int8"), _build, _open)

@@ -19,7 +19,7 @@ from ml_dtypes import finfo, float8_e4m3fn
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, first_line
 from exporters.lower import finish, prepare
 from gateway.operations.errors import PathserveError
 from training.graphs import Arrays
@@ -77,7 +77,7 @@ def quantize(engine: bytes, precision: str, batches: Iterator[Arrays]) -> bytes:
     except PathserveError:
         raise
     except Exception as error:  # the quantiser and its runtime raise a dozen classes without a common base
-        raise ExportError(f"The graph cannot be quantised ({str(error).splitlines()[0][:200]}).") from None
+        raise ExportError(f"The graph cannot be quantised ({first_line(error)}).") from None
     finally:
         logging.root.setLevel(before)
     if not any(node.op_type == "QuantizeLinear" for node in model.graph.node):

@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from torch import Tensor, nn
 from tritonclient.grpc import model_config_pb2
 
-from exporters.errors import ExportError
+from exporters.errors import ExportError, first_line
 from exporters.gates import g4_invariance, onnx_runtime
 from exporters.kinds import KINDS
 from exporters.onnx_graph import export
@@ -113,6 +113,18 @@ def test_int8_is_an_ir_of_static_ranges(encoder_run: Run, graph: Graph, onnx_fil
     found, due = engine(inputs)["embedding"], onnx_runtime(onnx)(inputs)["embedding"]
     assert 0 < np.abs(found - due).max() < 0.1 * np.abs(due).max()
     assert g4_invariance(engine, graph, KINDS["encoder"])["neighbours"] == 0.0
+
+
+def test_what_nncf_refuses_is_said_in_a_sentence(graph: Graph, onnx_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^small cannot be quantised by NNCF: .+$"):
+        quantise(onnx_file.read_bytes(), graph, tmp_path, preset="no preset")
+    with pytest.raises(ExportError, match=r"^small cannot be quantised by NNCF: .+$"):
+        quantise(onnx_file.read_bytes()[:100], graph, tmp_path)
+
+
+def test_an_error_that_says_nothing_is_named() -> None:
+    assert first_line(AssertionError()) == "AssertionError"
+    assert first_line(ValueError("a\nb")) == "a"
 
 
 _ELSEWHERE = """
