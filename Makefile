@@ -69,8 +69,16 @@ lint: setup
 
 ## The whole suite. Needs Debian's orthanc, orthanc-dicomweb, dcmtk, dicom3tools: it says so first if one is missing.
 test: packages setup setup-training setup-tensorrt lint
-	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS))
-	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS)
+	@mkdir -p build
+	# Side by side: most of the time the serving tests wait for the servers that they started.
+	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) > build/training-tests.log 2>&1 &
+	training=$$!
+	trap 'kill $$training 2> /dev/null || true' EXIT
+	failed=0
+	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS)) || failed=1
+	wait $$training || failed=1
+	cat build/training-tests.log
+	exit $$failed
 
 packages:
 	@missing=

@@ -50,7 +50,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Models in order, joined by the names of their tensors, served under one name: what a step gives, a later takes."""
+    """Models in order, joined by the names of their tensors, served under one name: a step takes what others gave."""
 
     model: str
     title: str
