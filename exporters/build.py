@@ -18,7 +18,7 @@ from exporters.onnx_graph import export
 from exporters.onnx_target import config_of
 from exporters.provenance import sealed, tools
 from exporters.registry import precision_of, target_named
-from exporters.targets import Target, TargetArtefact
+from exporters.targets import STATES, Target, TargetArtefact
 from exporters.triton_gate import answering
 from exporters.verdict import Gates, merged, not_run, state_of
 from exporters.versions import TARGETS, demand_own, folder_for, name_and_number, versions
@@ -80,11 +80,27 @@ def build(source: Path, repository: Path, target_name: str = "onnx", precision: 
         keep_schema(repository)
         for model in made:
             demand_own(repository, model.folder, model.card)
+            _demand_no_less(repository, model)
         for model in made:
             publish(staging / model.folder, repository / model.folder)
     with contextlib.suppress(OSError):  # there is none, or the run lies where nothing can be written
         (run.path / "gate-failed.json").unlink()
     return [model.folder for model in made]
+
+
+def _demand_no_less(repository: Path, model: ModelFolder) -> None:
+    """Raises ExportError where a sound folder that was proven further would be replaced: it may be serving."""
+    models = ModelRepository(repository)
+    try:
+        models.verify(model.folder)
+        held = models.gate(model.folder).state
+    except PathserveError:  # there is none, or it is harmed
+        return
+    if STATES.index(model.state) < STATES.index(held):
+        raise ExportError(
+            f"{model.folder} is {held}, and this build of it is only {model.state}, so it is not replaced. Build where "
+            "all its gates can be run (PATHSERVE_DATA names the tiles), or remove its folder first."
+        )
 
 
 def _open(source: Path) -> Run:

@@ -16,7 +16,6 @@ from exporters.build import build
 from exporters.errors import ExportError
 from exporters.gates import gap_of
 from exporters.model_folder import bring, keep_schema, publish, read_json
-from exporters.targets import STATES
 from exporters.versions import TARGETS, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
@@ -32,7 +31,8 @@ def rebuild(released: Path, repository: Path) -> list[str]:
 
     Versions for processors are built again where they are not sound, or came from another fp32 ONNX than the run gives
     now. Raises TrainingError, ExportError or GateFailed where a run cannot be built, where this machine does not give
-    the golden answers of a sound folder, or where a version for a GPU would be out of date: then nothing is replaced.
+    the golden answers of a sound folder or cannot prove as much as was proven of it, or where a version for a GPU would
+    be out of date: then nothing is replaced.
     """
     repository.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
@@ -71,9 +71,9 @@ def _built(run: Path, repository: Path) -> list[str]:
             continue
         try:
             models.verify(version.folder)
-            came_from, state = models.provenance(version.folder).onnx_sha256, models.gate(version.folder).state
+            came_from = models.provenance(version.folder).onnx_sha256
         except PathserveError:
-            came_from, state = None, STATES[0]
+            came_from = None
         if came_from == reference.onnx_sha256:
             continue
         if version.target == "tensorrt":
@@ -82,11 +82,6 @@ def _built(run: Path, repository: Path) -> list[str]:
                 "again where its GPU is, or remove its folder."
             )
         folders += build(run, repository, version.target, version.precision)
-        if STATES.index(found := models.gate(version.folder).state) < STATES.index(state):
-            raise ExportError(
-                f"{version.folder} is {state} and would be {found}: there are too few tiles here to compare its engine "
-                "on. Name the data folder in PATHSERVE_DATA."
-            )
     return folders
 
 

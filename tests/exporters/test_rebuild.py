@@ -10,6 +10,8 @@ import pytest
 
 from exporters import __main__ as command
 from exporters import golden
+from exporters.build import build
+from exporters.errors import ExportError
 from exporters.rebuild import _in_order, rebuild
 from gateway.inference import ModelRepository
 from tests.exporters.conftest import RELEASED, REPOSITORY
@@ -77,55 +79,61 @@ def test_what_was_harmed_or_is_stale_is_replaced_and_nothing_else(copied: Path, 
         assert (copied / folder / "card.json").read_bytes() == (REPOSITORY / folder / "card.json").read_bytes()
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The committed repository with a head for processors (version 2) and one for GPUs (3), made without tiles."""
+    root = tmp_path_factory.mktemp("grown")
+    shutil.copytree(REPOSITORY, root / "repository")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATHSERVE_DATA", str(root))
+        for target in ("cpu", "tensorrt"):
+            build(RELEASED / "tissue_head", root / "repository", target, "fp32")
+    return root / "repository"
+
+
 @pytest.fixture
-def other_target(
-    copied: Path, head_only: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> Path:
-    """A head for another target that came from another fp32 ONNX, in a place without tiles."""
-    monkeypatch.setenv("PATHSERVE_DATA", str(head_only))
-    target = request.param
-    arguments = ["build", str(head_only / "tissue_head"), "--target", target, "--precision", "fp32"]
-    assert command.main([*arguments, "--out", str(copied)]) == 0
-    origin = json.loads((copied / "tissue_head-v2" / "provenance.json").read_bytes())
-    (copied / "tissue_head-v2" / "provenance.json").write_bytes(json_bytes(origin | {"onnx_sha256": "0" * 64}))
-    return copied
+def others(grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PATHSERVE_DATA", str(tmp_path))
+    return shutil.copytree(grown, tmp_path / "repository")
+
+
+def change(folder: Path, file: str, **fields: object) -> None:
+    document = json.loads((folder / file).read_bytes())
+    (folder / file).write_bytes(json_bytes(document | fields))
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("other_target", ["cpu"], indirect=True)
 def test_what_came_from_another_onnx_is_built_again(
-    other_target: Path, head_only: Path, capsys: pytest.CaptureFixture[str]
+    others: Path, head_only: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    capsys.readouterr()
-    before = tree(other_target)
-    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 0
-    assert capsys.readouterr().out == f"{other_target}/tissue_head-v2\n"
-    after = tree(other_target)
+    change(others / "tissue_head-v2", "provenance.json", onnx_sha256="0" * 64)
+    before = tree(others)
+    assert command.main(["rebuild", str(head_only), "--out", str(others)]) == 0
+    assert capsys.readouterr().out == f"{others}/tissue_head-v2\n"
+    after = tree(others)
     assert {path for path in before if before[path] != after[path]} <= {
         f"tissue_head-v2/{file}.json" for file in ("provenance", "gate")
     }
-    origin = ModelRepository(other_target).provenance("tissue_head-v2")
-    assert origin.onnx_sha256 == ModelRepository(other_target).provenance("tissue_head").engine_sha256
-
-    gate = json.loads(after["tissue_head-v2/gate.json"])
-    for file, document in (("gate", gate | {"state": "APPROVED", "reduced": False}), ("provenance", None)):
-        path = other_target / "tissue_head-v2" / f"{file}.json"
-        path.write_bytes(json_bytes(document) if document else before[f"tissue_head-v2/{file}.json"])
-    before = tree(other_target)
-    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 1
-    assert "tissue_head-v2 is APPROVED and would be BUILT: there are too few tiles here" in capsys.readouterr().err
-    assert tree(other_target) == before
+    models = ModelRepository(others)
+    assert models.provenance("tissue_head-v2").onnx_sha256 == models.provenance("tissue_head").engine_sha256
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("other_target", ["tensorrt"], indirect=True)
-def test_a_plan_of_another_onnx_stops_it(
-    other_target: Path, head_only: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = tree(other_target)
-    assert command.main(["rebuild", str(head_only), "--out", str(other_target)]) == 1
-    assert "tissue_head-v2 is not sound, or came from another fp32 ONNX than tissue_head has" in capsys.readouterr().err
-    assert tree(other_target) == before
+def test_no_approval_is_lost_where_there_are_no_tiles(others: Path, head_only: Path) -> None:
+    change(others / "tissue_head-v2", "gate.json", state="APPROVED", reduced=False)
+    before = tree(others)
+    with pytest.raises(ExportError, match="tissue_head-v2 is APPROVED, and this build of it is only BUILT"):
+        build(head_only / "tissue_head", others, "cpu")
+    assert tree(others) == before
+
+
+@pytest.mark.triton
+def test_a_plan_of_another_onnx_stops_it(others: Path, head_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(others / "tissue_head-v3", "provenance.json", onnx_sha256="0" * 64)
+    before = tree(others)
+    assert command.main(["rebuild", str(head_only), "--out", str(others)]) == 1
+    assert "tissue_head-v3 is not sound, or came from another fp32 ONNX than tissue_head has" in capsys.readouterr().err
+    assert tree(others) == before
 
 
 @pytest.mark.triton
