@@ -1,6 +1,7 @@
 """What a precision can hope for is measured without a GPU, and never taken for an approval."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from exporters import tensorrt_outlook
 from exporters.tensorrt_gate import OFFLINE
-from tests.exporters.conftest import RELEASED, REPOSITORY
+from tests.exporters.conftest import RELEASED, REPOSITORY, ROOT
+from training.files import sha256_file
 
 pytestmark = pytest.mark.training
 
@@ -38,3 +40,20 @@ def test_a_run_that_cannot_be_read_says_so(
     assert tensorrt_outlook.main() == 1
     assert "none" in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+def test_the_committed_figures_stand_in_the_documentation() -> None:
+    document = json.loads((ROOT / "docs" / "results" / "tensorrt.json").read_bytes())
+    assert document["onnx_sha256"] == sha256_file(REPOSITORY / "tile_encoder" / "1" / "model.onnx")
+    page = (ROOT / "docs" / "tensorrt.md").read_text(encoding="utf-8")
+    for precision, row in document["precisions"].items():
+        built, figures = row["G2"], row["G3 imitated on a CPU"]["figures"]
+        (point,) = figures["labels"]["tissue_head"]["points"].values()
+        assert point["tiles"] == 1000
+        (line,) = [line for line in page.splitlines() if re.match(rf"\| {precision} \| \d+ \|", line)]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        size, cosine = f"{built['engine_bytes'] / 1e6:.1f}", f"{figures['outputs']['embedding']['min_cosine']:.4f}"
+        said = [str(built["network_layers"]), f"{built['build_s']:.1f}", size, cosine.replace("1.0000", "1")]
+        assert cells[2:6] == said, precision
+        assert int(cells[6].split()[0]) == point["flips"]
+        assert int(cells[7].split(",")[0]) == point["crossings"]
