@@ -17,7 +17,7 @@ from pydantic import ValidationError as MalformedCard
 
 from gateway.domain.model import ModelCard, Precision, Target
 from gateway.inference.contract import Array, Contract, parse_contract
-from gateway.inference.names import folder_of, split_folder
+from gateway.inference.names import split_folder
 from gateway.inference.sidecars import (
     GateReport,
     Provenance,
@@ -76,17 +76,6 @@ class ModelRepository:
     def versions(self, model: str) -> tuple[str, ...]:
         """The versions of a model, in the order of their numbers; empty where there is no such model."""
         return tuple(sorted((version for name, version in self._split() if name == model), key=int))
-
-    def approved(self, model: str) -> tuple[str, ...]:
-        """The versions whose gate.json says that they may serve, in the order of their numbers."""
-
-        def is_approved(folder: str) -> bool:
-            try:
-                return self.gate(folder).approved
-            except (ModelRefused, ModelNotLoaded):
-                return False
-
-        return tuple(version for version in self.versions(model) if is_approved(folder_of(model, version)))
 
     def contract(self, folder: str) -> Contract:
         """A version's inputs and outputs. Raises ModelNotLoaded where there is no such folder, ModelRefused."""

@@ -295,7 +295,11 @@ def test_versions_lie_side_by_side(changeable: ModelRepository) -> None:
     both = add_version(changeable.path, "both", steps={"encoder": "encoder-v10", "head": "head-v2"})
     assert changeable.models == ("both", "encoder", "head", "picky", "slow", "twin")
     assert changeable.versions("encoder") == ("1", "2", "10")
-    assert changeable.approved("encoder") == ("1", "10")
+    assert [changeable.gate(folder).approved for folder in ("encoder", "encoder-v2", "encoder-v10")] == [
+        True,
+        False,
+        True,
+    ]
     assert changeable.versions("absent") == ()
     assert changeable.check(both.name).steps == ("encoder-v10", "head-v2")
     card = changeable.card("encoder-v10")
