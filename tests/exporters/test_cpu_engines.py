@@ -35,6 +35,11 @@ def test_every_verdict_follows_from_its_figures(document: dict) -> None:
             assert row["tiles"] == document["tiles"], row["name"]
 
 
+def test_the_negative_control_is_refused(document: dict) -> None:
+    (control,) = [row for row in document["engines"] if row["name"].startswith("control")]
+    assert not control["passed"]
+
+
 def test_the_figures_are_of_the_engine_that_is_served(document: dict) -> None:
     served = ROOT / "model_repository" / document["model"] / "1" / "model.onnx"
     assert document["reference_sha256"] == sha256_file(served)
