@@ -45,6 +45,7 @@ REPOSITORY = ROOT / "model_repository"
 MODEL = "tile_encoder"
 BATCH, CALLERS, ROUNDS = 32, 2, 5
 SAMPLE_TILES, SAMPLE_SEED = 600, 2026
+GOAL = 2.5
 LAYERS = ("Convolution", "GroupConvolution", "Add", "Clamp")
 """What carries a precision of its own in the graph: convolutions, and what is fused into them."""
 
@@ -321,10 +322,18 @@ def described(case: Case, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def bench(case: Case) -> list[dict[str, Any]]:
-    """INT8 and bf16 over ONNX Runtime fp32, with what G3 says of each on the seeded sample."""
+    """INT8 and bf16 over ONNX Runtime fp32, with what G3 says of each on the seeded sample.
+
+    The goal is speed with a green gate, so it stands beside the fastest engine that the gate passes, too.
+    """
     rows = []
+    green: list[dict[str, Any]] = []
     by_precision = {candidate.precision: candidate for candidate in CANDIDATES}
-    for precision, title, goal in (("int8", "INT8 (static)", 2.5), ("bf16", "bf16", None), ("fp32", "OpenVINO", None)):
+    for precision, title, goal in (
+        ("int8", "INT8 (static)", GOAL),
+        ("bf16", "bf16", None),
+        ("fp32", "OpenVINO fp32", None),
+    ):
         with tempfile.TemporaryDirectory(prefix="cpu-engine-") as folder:
             file, hint = by_precision[precision].make(case.graph, case.onnx, Path(folder))
             engine = open_engine(file, hint, CALLERS)
@@ -342,6 +351,10 @@ def bench(case: Case) -> list[dict[str, Any]]:
                 "goal": goal,
             }
         )
+        green += rows[-1:] if passed else []
+    if green:
+        best = max(green, key=lambda row: row["ratio"])
+        rows.append(best | {"name": "fastest engine that the gate passes, over ONNX Runtime fp32", "goal": GOAL})
     return rows
 
 
