@@ -142,10 +142,9 @@ def _links(graph: Graph, repository: Path, target: str, precision: str) -> dict[
     return links
 
 
-def _export(job: _Job) -> bytes:
-    """The fp32 ONNX, which every engine of the run comes from, through its gates. Equal runs give equal bytes."""
-    run, graph = job.run, job.graph
-    stamp = {
+def stamp_of(run: Run, graph: Graph) -> dict[str, str]:
+    """What the ONNX file itself says of where it comes from."""
+    return {
         "pathserve.model": graph.model,
         "pathserve.kind": graph.kind,
         "pathserve.weights_sha256": run.weights_sha256,
@@ -153,8 +152,13 @@ def _export(job: _Job) -> bytes:
         "pathserve.recipe_sha256": run.manifest["recipe_sha256"],
         "pathserve.git_commit": run.manifest["git_commit"],
     }
+
+
+def _export(job: _Job) -> bytes:
+    """The fp32 ONNX, which every engine of the run comes from, through its gates. Equal runs give equal bytes."""
+    graph = job.graph
     with job.gates:
-        onnx = export(graph, stamp)
+        onnx = export(graph, stamp_of(job.run, graph))
     job.gates.measure("G0", lambda: gates.g0_export(onnx, config_of(graph, graph.model), job.kind))
     with job.gates:
         engine = onnx_runtime(onnx)

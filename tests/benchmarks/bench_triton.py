@@ -87,10 +87,10 @@ class Direct:
 
     async def run(self, work: list[np.ndarray]) -> None:
         """All batches, each by whichever caller is free."""
-        todo = iter(work)
+        waiting = iter(work)
 
         def call(session: onnxruntime.InferenceSession) -> None:
-            for images in todo:
+            for images in waiting:
                 session.run(None, {"image": images})
 
         loop = asyncio.get_running_loop()
@@ -99,10 +99,10 @@ class Direct:
 
 async def through(engine: TritonEngine, work: list[np.ndarray], callers: int) -> None:
     """All batches, each by whichever caller is free: one more than there are instances, so that none waits for us."""
-    todo = iter(work)
+    waiting = iter(work)
 
     async def call() -> None:
-        for images in todo:
+        for images in waiting:
             await engine.infer(MODEL, {"image": images})
 
     await asyncio.gather(*(call() for _ in range(callers)))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from exporters import gates, onnx_graph, shapes
+from exporters.build import stamp_of
 from exporters.errors import ExportError, GateFailed
 from exporters.kinds import kind_of
 from exporters.onnx_graph import BF16_OPSET, export
@@ -22,25 +23,14 @@ from training.runs import Run
 pytestmark = pytest.mark.training
 
 
-def stamp(run: Run, graph: Graph) -> dict[str, str]:
-    return {
-        "pathserve.model": graph.model,
-        "pathserve.kind": graph.kind,
-        "pathserve.weights_sha256": run.weights_sha256,
-        "pathserve.recipe": run.name,
-        "pathserve.recipe_sha256": run.manifest["recipe_sha256"],
-        "pathserve.git_commit": run.manifest["git_commit"],
-    }
-
-
 def test_exporting_the_encoder_gives_the_committed_bytes(
     encoder_run: Run, encoder_graph: Graph, encoder_engine: bytes
 ) -> None:
-    assert export(encoder_graph, stamp(encoder_run, encoder_graph)) == encoder_engine
+    assert export(encoder_graph, stamp_of(encoder_run, encoder_graph)) == encoder_engine
 
 
 def test_exporting_the_head_gives_the_committed_bytes(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
-    assert export(head_graph, stamp(head_run, head_graph)) == head_engine
+    assert export(head_graph, stamp_of(head_run, head_graph)) == head_engine
 
 
 def test_exporting_twice_gives_the_same_bytes() -> None:
