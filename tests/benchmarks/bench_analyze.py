@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import psutil
 
 from gateway.analyses.batches import IN_FLIGHT, REQUEST_TILES
@@ -22,6 +21,7 @@ from gateway.domain.order import Order
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.settings import Settings
 from gateway.slides import Slide, find_tissue, plan_tiles, stream_tiles
+from tests.benchmarks.direct import session
 from tests.benchmarks.rows import Row
 from tests.support.orthanc import running_orthanc
 
@@ -88,14 +88,8 @@ class Direct:
 
     def __init__(self, settings: Settings) -> None:
         repository = ModelRepository(settings.model_repository)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._sessions = [
-            onnxruntime.InferenceSession(
-                settings.model_repository / part / repository.served_version(part) / "model.onnx", options
-            )
-            for part in PARTS
+            session(settings.model_repository / part / repository.served_version(part) / "model.onnx") for part in PARTS
         ]
         self.name = f"{PARTS[0]} {repository.card(PARTS[0]).version.engine_sha256[:12]}"
 

@@ -21,6 +21,7 @@ import onnxruntime
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.inference.embedded import read_record
 from gateway.operations.settings import Settings
+from tests.benchmarks.direct import session
 from tests.benchmarks.rows import Row
 
 MODEL = "tile_encoder"
@@ -79,22 +80,19 @@ class Direct:
     """Sessions of ONNX Runtime with one thread each, and as many callers."""
 
     def __init__(self, file: Path, callers: int) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._sessions = [onnxruntime.InferenceSession(file, options) for _ in range(callers)]
+        self._sessions = [session(file) for _ in range(callers)]
         self._threads = ThreadPoolExecutor(callers)
 
     async def run(self, work: list[np.ndarray]) -> None:
         """All batches, each by whichever caller is free."""
         waiting = iter(work)
 
-        def call(session: onnxruntime.InferenceSession) -> None:
+        def call(own: onnxruntime.InferenceSession) -> None:
             for images in waiting:
-                session.run(None, {"image": images})
+                own.run(None, {"image": images})
 
         loop = asyncio.get_running_loop()
-        await asyncio.gather(*(loop.run_in_executor(self._threads, call, session) for session in self._sessions))
+        await asyncio.gather(*(loop.run_in_executor(self._threads, call, own) for own in self._sessions))
 
 
 async def through(engine: TritonEngine, work: list[np.ndarray], callers: int) -> None:
