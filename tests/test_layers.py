@@ -12,7 +12,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "domain": set(),
     "operations": {"domain"},
     "archive": EVERYWHERE,
-    "slides": EVERYWHERE,
+    "slides": EVERYWHERE | {"archive"},  # it reads what an archive has fetched
     "inference": EVERYWHERE,
     "reports": EVERYWHERE,
     "delivery": EVERYWHERE,

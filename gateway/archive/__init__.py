@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gateway.archive.folder import FolderArchive
-from gateway.archive.protocol import Archive, FetchedSeries, FetchProgress, SeriesEntry, no_progress
+from gateway.archive.protocol import Archive, FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
 from gateway.operations.errors import InvalidSetting
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "FetchedSeries",
     "FolderArchive",
     "SeriesEntry",
+    "Wanted",
     "no_progress",
     "open_archive",
 ]

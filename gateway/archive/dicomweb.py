@@ -16,7 +16,7 @@ from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole, on
 from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, Transient, never, text, values
 from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
 from gateway.archive.metrics import PACS_BYTES
-from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, no_progress
+from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
 from gateway.domain.uids import is_uid
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import (
@@ -103,6 +103,7 @@ class DicomWebArchive:
         entry: SeriesEntry,
         cache: Path,
         *,
+        wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,
         cancelled: Callable[[], bool] = never,
     ) -> FetchedSeries:
@@ -118,8 +119,8 @@ class DicomWebArchive:
                 progress(done, None)
                 for uid, file in zip(instances, files, strict=True):
                     if not file.exists():
-                        wanted = InstanceId(entry.study, entry.series, uid)
-                        done += self._fetch_one(session, wanted, file, partial(_advanced, progress, done))
+                        instance = InstanceId(entry.study, entry.series, uid)
+                        done += self._fetch_one(session, instance, file, partial(_advanced, progress, done))
                 progress(done, done)
         return FetchedSeries(entry.study, entry.series, tuple(files))
 

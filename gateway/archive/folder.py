@@ -14,7 +14,7 @@ from pathlib import Path
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 
-from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, no_progress
+from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import (
     ArchiveRefused,
@@ -101,6 +101,7 @@ class FolderArchive:
         entry: SeriesEntry,
         cache: Path,
         *,
+        wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> FetchedSeries:

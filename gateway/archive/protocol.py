@@ -1,6 +1,6 @@
 """The Archive protocol: where slides come from and results go. One method a need; DIMSE joins later."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +17,21 @@ class SeriesEntry:
 
 @dataclass(frozen=True, slots=True)
 class FetchedSeries:
-    """One series as local files, ready for `gateway.slides`. The files are the archive's or its cache's: read only."""
+    """One series as local files, ready for `gateway.slides`. The files are the archive's or its cache's: read only.
+
+    A file is a whole instance, or the head of a partial one (`gateway.archive.partial`).
+    """
 
     study: str
     series: str
     files: tuple[Path, ...]
 
+
+Wanted = Mapping[str, Sequence[int] | None]
+"""What is wanted of a series: SOP instance UID -> frames of that instance (0-based, rising), or None for all of it.
+
+Of instances that are not named only the header is wanted; an empty mapping asks for headers alone.
+"""
 
 FetchProgress = Callable[[int, int | None], None]
 """Called with (bytes done, bytes in all or None)."""
@@ -53,12 +62,14 @@ class Archive(Protocol):
         entry: SeriesEntry,
         cache: Path,
         *,
+        wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> FetchedSeries:
         """Bring the series' instances within reach as local files, below `cache` where a copy must be made.
 
-        A repeated call after a kill continues: whole files that are there already are not fetched again.
+        `wanted` None = every instance whole. An archive may bring more than is wanted where that is faster. A repeated
+        call, also after a kill, continues: what is there already is not fetched again.
         Raises SlideNotInArchive, ArchiveUnavailable, ArchiveRefused, DiskFull, Cancelled.
         """
 

@@ -189,6 +189,12 @@ class DiskFull(StateError):
     reason, title, retryable = "disk-full", "No space left", True
 
 
+class FramesNotFetched(StateError):
+    """Frames that are to be read are not in the frame cache (any more): they are fetched, then read again."""
+
+    reason, title, retryable = "frames-not-fetched", "Frames not fetched", True
+
+
 @dataclass(frozen=True, slots=True)
 class Rim:
     """How an error looks at the rim: HTTP status (RFC 9110), gRPC status name."""
@@ -224,6 +230,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     StateLocked: Rim(503, "UNAVAILABLE"),
     StateBusy: Rim(503, "UNAVAILABLE"),
     DiskFull: Rim(507, "RESOURCE_EXHAUSTED"),
+    FramesNotFetched: Rim(503, "UNAVAILABLE"),
 }
 
 

@@ -34,6 +34,12 @@ class Settings(BaseSettings):
     archive: Annotated[str | None, NoDecode] = Field(
         default=None, description="Default archive; folder:DIR or dicomweb://…"
     )
+    cache_bytes: int = Field(
+        default=20 * 2**30, ge=2**20, description="Most bytes of slides that the frame cache in the state folder holds"
+    )
+    segmentation_type: Literal["BINARY", "LABELMAP"] = Field(
+        default="BINARY", description="How a DICOM segmentation holds its classes; not every viewer shows LABELMAP"
+    )
     model_repository: Path = Field(default=_CHECKOUT / "model_repository", description="What Triton serves")
     triton_url: str | None = Field(default=None, description="External Triton (host:port, gRPC); unset = embedded")
     triton_venv: Path = Field(

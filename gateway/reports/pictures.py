@@ -10,8 +10,8 @@ from PIL import Image
 
 from gateway.domain.report import Picture
 from gateway.domain.slide import TileGrid
+from gateway.reports.spatial import UNCERTAIN
 
-UNCERTAIN = -1
 _NOTHING = -2
 _GREY = np.array([205, 205, 205], dtype=np.float32)
 _HATCH = np.array([20, 20, 20], dtype=np.float32)

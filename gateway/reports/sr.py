@@ -4,9 +4,7 @@ The document is a pure function of the report and of the headers of the images t
 analysis id, times from `Report.issued`, and encoding twice gives the same bytes.
 """
 
-import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 
 from highdicom import sr as hd
@@ -16,13 +14,12 @@ from pydicom.sr.codedict import codes
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import FindingKind, Report, SlideReading
-from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
+from gateway.reports.derived import Kind, ObjectName, decode_all, local_time, scanner
 from gateway.reports.sr_groups import SlideGroups
 
-_SERIES_NUMBER = 9001
 _SHORT_STRING = 16
 _TYPE_2 = (
     "PatientName",
@@ -61,14 +58,15 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     pairs = _slides_with_sources(report, study, source_images)
     images = [image for _, _, image in pairs]
     first = images[0]
-    issued = _local(report.issued, first.get("TimezoneOffsetFromUTC"))
+    issued = local_time(report.issued, first.get("TimezoneOffsetFromUTC"))
     software = report.software
+    name = ObjectName(report.analysis_id, Kind.SR, study)
     document = hd.Comprehensive3DSR(
         evidence=[_reference(image) for image in images],
         content=_content(report, pairs),
-        series_instance_uid=derive_uid(report.analysis_id, f"sr-series/{study}"),
-        series_number=_SERIES_NUMBER,
-        sop_instance_uid=derive_uid(report.analysis_id, f"sr/{study}"),
+        series_instance_uid=name.series_instance_uid,
+        series_number=name.kind.value.series_number,
+        sop_instance_uid=name.sop_instance_uid,
         instance_number=1,
         is_complete=True,
         is_final=False,
@@ -97,10 +95,8 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     if "TimezoneOffsetFromUTC" in first:
         document.TimezoneOffsetFromUTC = first.TimezoneOffsetFromUTC
     document.InstanceCreationDate, document.InstanceCreationTime = document.ContentDate, document.ContentTime
-    document.ContributingEquipmentSequence = _scanner(first)
-    # Touching each element decodes it by its own character set; pydicom would write untouched bytes as they are.
-    for _ in document.iterall():
-        pass
+    document.ContributingEquipmentSequence = scanner(first)
+    decode_all(document)
     return document
 
 
@@ -153,27 +149,6 @@ def _request(report: Report, study: str) -> list[Dataset] | None:
     request.RequestedProcedureDescription = None
     request.RequestedProcedureCodeSequence = []
     return [request]
-
-
-def _local(issued: datetime, offset: str | None) -> datetime:
-    """The time of issue in the study's own time zone (TimezoneOffsetFromUTC, ±HHMM), else in UTC."""
-    if not offset or not re.fullmatch(r"[+-]\d{4}", offset):
-        return issued.astimezone(UTC)
-    sign = -1 if offset.startswith("-") else 1
-    digits = offset.lstrip("+-")
-    return issued.astimezone(timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]))))
-
-
-def _scanner(source: Dataset) -> list[Dataset]:
-    """The scanner as contributing equipment (PS3.3 C.12.1), as received, where its header names a manufacturer."""
-    if not source.get("Manufacturer"):
-        return []
-    scanner = Dataset()
-    scanner.PurposeOfReferenceCodeSequence = [hd.CodedConcept.from_code(codes.DCM.AcquisitionEquipment)]
-    for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
-        if keyword in source:
-            scanner.add(source[keyword])
-    return [scanner]
 
 
 def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.MeasurementReport:

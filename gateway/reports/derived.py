@@ -1,0 +1,186 @@
+"""What every DICOM object that we derive from a slide has in common: whose it is, what made it, when, and its names.
+
+Objects are built by highdicom, by our own writers or by hand; `complete` then makes them one family, so that no encoder
+says it otherwise. All of it is a pure function of the report and of the source image's header.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from enum import Enum
+
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from gateway.domain.report import Report
+from gateway.domain.uids import derive_uid
+from gateway.reports import wording
+from gateway.reports.sr_concepts import long_string
+
+_AS_RECEIVED = (
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "OtherPatientIDsSequence",
+    "PatientBirthDate",
+    "PatientSex",
+    "PatientAge",
+    "StudyInstanceUID",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "StudyDescription",
+    "AccessionNumber",
+    "IssuerOfAccessionNumberSequence",
+    "ReferringPhysicianName",
+    "TimezoneOffsetFromUTC",
+)
+_TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+SPECIMEN = (
+    "ContainerIdentifier",
+    "IssuerOfTheContainerIdentifierSequence",
+    "ContainerTypeCodeSequence",
+    "SpecimenDescriptionSequence",
+)
+"""The Specimen module (PS3.3 C.7.6.22), copied into image objects as received."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    series_number: int
+    noun: str
+
+
+class Kind(Enum):
+    """The kinds of object that a report is encoded in; each lies in a series of its own in the slide's study."""
+
+    SR = _Kind(9001, "report")
+    SEG = _Kind(9002, "segments")
+    PM = _Kind(9003, "heat map")
+    ANN = _Kind(9004, "regions")
+    PDF = _Kind(9005, "document")
+    KO = _Kind(9006, "key objects")
+
+    @property
+    def extension(self) -> str:
+        """The middle of the file's name: `….seg.dcm`."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectName:
+    """The identity of one derived object. `of` is what it is about: a slide's series UID, or a study's UID."""
+
+    analysis_id: str
+    kind: Kind
+    of: str
+
+    @property
+    def sop_instance_uid(self) -> str:
+        return derive_uid(self.analysis_id, f"{self.kind.extension}/{self.of}")
+
+    @property
+    def series_instance_uid(self) -> str:
+        return derive_uid(self.analysis_id, f"{self.kind.extension}-series/{self.of}")
+
+
+def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName, *, instance_number: int = 1) -> None:
+    """Set on `dataset` what all our objects carry, from the report and the source image's header; in place.
+
+    Patient and study as received (empty where the image lacks them), equipment, series, UIDs, time of issue in the
+    study's time zone, the scanner as contributing equipment. The caller's own modules stay as they are.
+    """
+    for keyword in _AS_RECEIVED:
+        if keyword in image:
+            dataset[keyword] = image[keyword]
+        elif keyword in _TYPE_2:
+            setattr(dataset, keyword, None)
+        elif keyword in dataset:
+            del dataset[keyword]
+    issued = local_time(report.issued, image.get("TimezoneOffsetFromUTC"))
+    dataset.SpecificCharacterSet = "ISO_IR 192"
+    dataset.SOPInstanceUID = name.sop_instance_uid
+    dataset.SeriesInstanceUID = name.series_instance_uid
+    dataset.SeriesNumber = name.kind.value.series_number
+    dataset.InstanceNumber = instance_number
+    dataset.SeriesDescription = series_description(report, name.kind)
+    dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = issued.strftime("%Y%m%d")
+    dataset.SeriesTime = dataset.ContentTime = dataset.InstanceCreationTime = issued.strftime("%H%M%S")
+    dataset.Manufacturer = long_string(report.software.manufacturer)
+    dataset.ManufacturerModelName = long_string(report.software.name)
+    dataset.DeviceSerialNumber = long_string(report.software.device_uid)
+    dataset.SoftwareVersions = long_string(report.software.version)
+    if equipment := scanner(image):
+        dataset.ContributingEquipmentSequence = equipment
+    if "file_meta" in dataset.__dict__:
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    decode_all(dataset)
+
+
+def copy_specimen(dataset: Dataset, image: Dataset) -> None:
+    """The Specimen module of the image, as received."""
+    for keyword in SPECIMEN:
+        if keyword in image:
+            dataset[keyword] = image[keyword]
+
+
+def series_description(report: Report, kind: Kind) -> str:
+    """What a PACS shows of the series: protocol, research use, whether exploratory, and what it holds."""
+    title = wording.document_title(report)
+    return long_string(title if kind is Kind.SR else f"{title}: {kind.value.noun}")
+
+
+def local_time(issued: datetime, offset: str | None) -> datetime:
+    """The time of issue in the study's own time zone (TimezoneOffsetFromUTC, ±HHMM), else in UTC."""
+    if not offset or not re.fullmatch(r"[+-]\d{4}", offset):
+        return issued.astimezone(UTC)
+    sign = -1 if offset.startswith("-") else 1
+    digits = offset.lstrip("+-")
+    return issued.astimezone(timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]))))
+
+
+def scanner(image: Dataset) -> list[Dataset]:
+    """The scanner as contributing equipment (PS3.3 C.12.1), as received, where its header names a manufacturer."""
+    if not image.get("Manufacturer"):
+        return []
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.DCM.AcquisitionEquipment)]
+    for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+        if keyword in image:
+            item.add(image[keyword])
+    return [item]
+
+
+def reference_to(image: Dataset) -> Dataset:
+    """One item of a Referenced SOP Sequence (PS3.3 10.8)."""
+    item = Dataset()
+    item.ReferencedSOPClassUID = image.SOPClassUID
+    item.ReferencedSOPInstanceUID = image.SOPInstanceUID
+    return item
+
+
+def decode_all(dataset: Dataset) -> None:
+    """Decode every element by its own character set; pydicom would write untouched bytes as they are, under ours."""
+    for _ in _elements(dataset):
+        pass
+
+
+def _elements(dataset: Dataset) -> Iterator[object]:
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                yield from _elements(item)
+        yield element

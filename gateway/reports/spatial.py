@@ -1,0 +1,44 @@
+"""What lies where on a slide: the arrays beside the report that SEG, Parametric Map, ANN and GeoJSON are drawn from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from pydicom import Dataset
+
+UNCERTAIN = -1
+"""The class of a tile that reached no operating point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TileMap:
+    """What each of the N tiles that were read was found to be, on the grid of the report's slide `series`.
+
+    `rows_N`, `columns_N` (N,) int32: grid positions. `classes_N` (N,) int32: index of the label, or UNCERTAIN.
+    `probabilities_NC` (N, C) float32 in 0..1: column c belongs to the label with index c.
+    """
+
+    series: str
+    rows_N: npt.NDArray[np.int32]
+    columns_N: npt.NDArray[np.int32]
+    classes_N: npt.NDArray[np.int32]
+    probabilities_NC: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SlideSource:
+    """One slide that was read: the headers (no pixels) of instances of its levels, finest first.
+
+    `read` is the index in `levels` of the level that the report's grid lies on. `tiles` is None where the slide gets no
+    spatial objects (a stain that the model was not made for).
+    """
+
+    series: str
+    levels: tuple[Dataset, ...]
+    read: int
+    tiles: TileMap | None
+
+    @property
+    def image(self) -> Dataset:
+        """The header of the level that was read."""
+        return self.levels[self.read]
