@@ -11,7 +11,7 @@ KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
 
-.PHONY: setup setup-training setup-tensorrt demo test packages bench lint docs engines clean FORCE
+.PHONY: setup setup-training setup-tensorrt demo test packages bench campaign lint docs engines clean FORCE
 # One recipe at a time: they build on one another, and share two environments.
 .NOTPARALLEL:
 
@@ -82,7 +82,7 @@ test: packages setup setup-training setup-tensorrt lint
 
 packages:
 	@missing=
-	for package in orthanc orthanc-dicomweb dcmtk dicom3tools; do
+	for package in orthanc orthanc-dicomweb dcmtk dicom3tools nginx libturbojpeg0; do
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then
@@ -98,6 +98,10 @@ bench: setup setup-training
 	fi
 	.venv/bin/python -m tests.benchmarks
 
+## Hundreds of damaged slides, objects and archives; resumable, at most 40 minutes.
+campaign: setup
+	.venv/bin/python -m tests.fuzz campaign --cases 600 --seed 1
+
 ## Rebuild every model of model_repository from the released runs, and the page of them.
 engines: setup setup-training
 	.venv-training/bin/python -m exporters rebuild training/released --out model_repository
@@ -105,6 +109,7 @@ engines: setup setup-training
 
 docs: setup
 	.venv/bin/python -m gateway.http.openapi > docs/openapi.json
+	.venv/bin/python -m gateway.conformance > docs/dicom-conformance.md
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
