@@ -15,7 +15,8 @@ class TileMap:
     """What each of the N tiles that were read was found to be, on the grid of the report's slide `series`.
 
     `rows_N`, `columns_N` (N,) int32: grid positions. `classes_N` (N,) int32: index of the label, or UNCERTAIN.
-    `probabilities_NC` (N, C) float32 in 0..1: column c belongs to the label with index c.
+    `probabilities_NC` (N, C) float32 in 0..1: column c belongs to the label with index c. `tissue_N` (N,) float32 in
+    0..1: each tile's share under tissue (`TilePlan.tissue_N`), so that areas here add up to those of the report.
     """
 
     series: str
@@ -23,6 +24,7 @@ class TileMap:
     columns_N: npt.NDArray[np.int32]
     classes_N: npt.NDArray[np.int32]
     probabilities_NC: npt.NDArray[np.float32]
+    tissue_N: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
