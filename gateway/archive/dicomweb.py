@@ -1,4 +1,4 @@
-"""A PACS over DICOMweb (PS3.18): QIDO-RS to find, WADO-RS to fetch whole instances, STOW-RS to store."""
+"""A PACS over DICOMweb (PS3.18): QIDO-RS to find, STOW-RS to store; `dicomweb_retrieve` fetches by WADO-RS."""
 
 import json
 import logging
@@ -10,20 +10,17 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
-import httpx
-
-from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole, only_one
-from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, Transient, never, text, values
-from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
+from gateway.archive.dicomweb_files import InstanceId, instance_id
+from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, all_pages, never, text, values
+from gateway.archive.dicomweb_retrieve import Retrieval
 from gateway.archive.metrics import PACS_BYTES
 from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
 from gateway.domain.uids import is_uid
-from gateway.operations.disk import disk_errors, written_whole
+from gateway.operations.disk import disk_errors
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
     InvalidInput,
-    SlideError,
     SlideNotInArchive,
 )
 
@@ -31,15 +28,7 @@ _log = logging.getLogger(__name__)
 
 _SOP_INSTANCE, _MODALITY, _SERIES, _SERIES_INSTANCES = "00080018", "00080060", "0020000E", "00201209"
 _FAILED, _FAILURE_REASON = "00081198", "00081197"
-_PAGE = 500
 
-# `transfer-syntax=*` asks for the stored one. Without it a PACS decompresses or recompresses the whole instance, so
-# a PACS that knows neither form is refused rather than asked for transcoded pixels. The second form is for servers
-# that answer in a single part only.
-_ACCEPT = (
-    'multipart/related; type="application/dicom"; transfer-syntax=*',
-    "application/dicom; transfer-syntax=*",
-)
 
 # Failure Reason (PS3.3 C.12.1.1.14, PS3.18 I.2.2) is a status of the Storage service (PS3.4 B.2.3).
 _DUPLICATE, _OUT_OF_RESOURCES = 0x0111, range(0xA700, 0xA800)
@@ -57,7 +46,7 @@ class DicomWebArchive:
     def __init__(self, endpoint: Endpoint, limits: Limits | None = None) -> None:
         self._endpoint = endpoint
         self._limits = limits or Limits()
-        self._accept: tuple[str, ...] = _ACCEPT
+        self._retrieval = Retrieval()
 
     @classmethod
     def from_address(cls, address: str, limits: Limits | None = None) -> Self:
@@ -87,7 +76,7 @@ class DicomWebArchive:
     def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
         _check_uids(study, *series)
         with self._session() as session:
-            found = dict(self._pages(session, f"/studies/{study}/series", _SERIES))
+            found = dict(all_pages(session, f"/studies/{study}/series", _SERIES))
         if not found:
             raise SlideNotInArchive(f"The study {study} is not in the PACS: send it there and order again.")
         # Modality is filtered here: as a search key it is ignored by some servers and matches nothing on others.
@@ -108,21 +97,8 @@ class DicomWebArchive:
         cancelled: Callable[[], bool] = never,
     ) -> FetchedSeries:
         _check_uids(entry.study, entry.series)
-        folder = cache / entry.study / entry.series
-        with disk_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            with only_one(folder, cancelled), self._session(cancelled) as session:
-                instances = self._instances(session, entry)
-                files = [folder / f"{uid}.dcm" for uid in instances]
-                # A file is renamed to its name only after it was checked, so one that is there is whole.
-                done = sum(file.stat().st_size for file in files if file.exists())
-                progress(done, None)
-                for uid, file in zip(instances, files, strict=True):
-                    if not file.exists():
-                        instance = InstanceId(entry.study, entry.series, uid)
-                        done += self._fetch_one(session, instance, file, partial(_advanced, progress, done))
-                progress(done, done)
-        return FetchedSeries(entry.study, entry.series, tuple(files))
+        with self._session(cancelled) as session:
+            return self._retrieval.fetch(session, entry, cache, wanted=wanted, progress=progress)
 
     def store(self, files: Sequence[Path]) -> None:
         with self._session() as session:
@@ -132,78 +108,6 @@ class DicomWebArchive:
                     session.repeated(partial(self._upload, session, wanted, file))
                 self._await_visible(session, wanted)
                 _log.debug("stored %s in the PACS", wanted.sop)
-
-    def _pages(self, session: Session, path: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        """All matches of a search by their UID, page after page. Raises ArchiveRefused where a UID is not one."""
-        seen: set[str] = set()
-        # The parameter is repeated: servers ignore a list whose comma is percent-encoded.
-        include = [("includefield", name) for name in (_MODALITY, _SERIES_INSTANCES)]
-        offset = 0
-        while True:
-            page = session.listing("find", path, [*include, ("limit", str(_PAGE)), ("offset", str(offset))]) or []
-            fresh = [(uid, match) for match in page if (uid := text(match, key) or "") not in seen]
-            for uid, match in fresh:
-                # It becomes a path and a URL: a UID is the only thing it may be.
-                if not is_uid(uid):
-                    raise ArchiveRefused("The PACS lists an object whose UID is not valid: correct it in the PACS.")
-                seen.add(uid)
-                yield uid, match
-            # Servers cut pages at limits of their own, and some know no offset: only a page without news is the last.
-            if not fresh:
-                return
-            offset += len(page)
-            if offset > self._limits.instances:
-                raise ArchiveRefused("The PACS lists more objects than a slide has: check the order and the PACS.")
-
-    def _instances(self, session: Session, entry: SeriesEntry) -> list[str]:
-        path = f"/studies/{entry.study}/series/{entry.series}/instances"
-        listed = dict(self._pages(session, path, _SOP_INSTANCE))
-        if not listed:
-            raise SlideNotInArchive(f"The series {entry.series} is not in the PACS: send it there and order again.")
-        if entry.instances is not None and len(listed) < entry.instances:
-            raise ArchiveUnavailable("The PACS does not list the whole series yet: try again when it is complete.")
-        return sorted(uid for uid, match in listed.items() if (text(match, _MODALITY) or "SM") == "SM")
-
-    def _fetch_one(self, session: Session, wanted: InstanceId, file: Path, progress: Callable[[int], None]) -> int:
-        session.repeated(lambda: self._download(session, wanted, file, progress))
-        return file.stat().st_size
-
-    def _download(self, session: Session, wanted: InstanceId, file: Path, progress: Callable[[int], None]) -> None:
-        path = f"/studies/{wanted.study}/series/{wanted.series}/instances/{wanted.sop}"
-        for accept in self._accept:
-            with session.request("retrieve", "GET", path, headers={"Accept": accept}) as response:
-                if response.status_code == 404:
-                    raise SlideNotInArchive(f"The instance {wanted.sop} is not in the PACS any more: order again.")
-                if response.status_code in (400, 406, 415):
-                    continue
-                if response.status_code != 200:
-                    raise ArchiveRefused(f"The PACS did not give an instance (HTTP {response.status_code}).")
-                self._accept = (accept,)
-                self._keep(session, response, wanted, file, progress)
-                return
-        raise ArchiveRefused("The PACS does not give the slide as it is stored (transfer-syntax=*): see its manual.")
-
-    def _keep(
-        self,
-        session: Session,
-        response: httpx.Response,
-        wanted: InstanceId,
-        file: Path,
-        progress: Callable[[int], None],
-    ) -> None:
-        received = PACS_BYTES.labels("received")
-        try:
-            with written_whole(file) as out:
-                size = 0
-                for piece in _dicom(response, session.pieces(response, self._limits.instance_bytes)):
-                    out.write(piece)
-                    size += len(piece)
-                    received.inc(len(piece))
-                    progress(size)
-                out.flush()
-                _check_received(Path(out.name), wanted, response)
-        except MultipartError:
-            raise ArchiveUnavailable(f"The PACS broke off in the middle of the instance {wanted.sop}.") from None
 
     def _upload(self, session: Session, wanted: InstanceId, file: Path) -> None:
         boundary = uuid.uuid4().hex
@@ -245,45 +149,6 @@ def _check_uids(*uids: str) -> None:
 def _count(series: dict[str, Any]) -> int | None:
     found = values(series, _SERIES_INSTANCES)
     return found[0] if found and isinstance(found[0], int) else None
-
-
-def _advanced(progress: FetchProgress, before: int, size: int) -> None:
-    progress(before + size, None)
-
-
-def _dicom(response: httpx.Response, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The DICOM file within an answer, of one part or of several. Raises ArchiveRefused, MultipartError."""
-    kind = media_type(response.headers.get("content-type", ""))
-    if kind.name == "multipart/related" and kind.boundary:
-        part = first_part(pieces, kind.boundary)
-        kind, pieces = media_type(part.headers.get("content-type", "application/dicom")), part.body
-    if kind.name not in ("application/dicom", "application/octet-stream"):
-        raise ArchiveRefused(
-            "The PACS did not answer with DICOM: check that the archive's address is that of DICOMweb."
-        )
-    return pieces
-
-
-def _check_received(file: Path, wanted: InstanceId, response: httpx.Response) -> None:
-    """Raise ArchiveRefused where the file is not the instance that was asked for, Transient where it broke off.
-
-    A slide that lies truncated in the PACS passes: what is wrong with a slide is for `gateway.slides` to say.
-    """
-    try:
-        received = instance_id(file)
-        whole = _has_an_end(response) or is_whole(file)
-    except SlideError as error:
-        raise ArchiveRefused(f"The PACS gave an instance that cannot be used. {error.detail}") from None
-    if received != wanted:
-        raise ArchiveRefused(f"The PACS gave another instance than {wanted.sop}: see its log.")
-    if not whole:
-        raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.")
-
-
-def _has_an_end(response: httpx.Response) -> bool:
-    # Where only the closed connection ends an answer, HTTP cannot tell a broken one from a whole one (RFC 9112 8).
-    multipart = media_type(response.headers.get("content-type", "")).name == "multipart/related"
-    return multipart or "content-length" in response.headers or "transfer-encoding" in response.headers
 
 
 def _body(head: bytes, file: Path, tail: bytes) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from gateway.archive.metrics import PACS_REQUEST_SECONDS
+from gateway.domain.uids import is_uid
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, InvalidSetting
 
 # httpx logs every URL at INFO, and our URLs hold UIDs, which lead to a patient.
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 DICOM_JSON = "application/dicom+json"
 _SCHEME = "dicomweb://"
+_MODALITY, _SERIES_INSTANCES = "00080060", "00201209"
+_PAGE = 500
 _T = TypeVar("_T")
 
 
@@ -235,6 +238,29 @@ def matches(body: bytes) -> list[dict[str, Any]]:
     if not isinstance(found, list) or not all(isinstance(match, dict) for match in found):
         raise ArchiveRefused("The PACS did not answer in DICOM JSON: check that its address is that of DICOMweb.")
     return found
+
+
+def all_pages(session: Session, path: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All matches of a search by their UID, page after page. Raises ArchiveRefused where a UID is not one."""
+    seen: set[str] = set()
+    # The parameter is repeated: servers ignore a list whose comma is percent-encoded.
+    include = [("includefield", name) for name in (_MODALITY, _SERIES_INSTANCES)]
+    offset = 0
+    while True:
+        page = session.listing("find", path, [*include, ("limit", str(_PAGE)), ("offset", str(offset))]) or []
+        fresh = [(uid, match) for match in page if (uid := text(match, key) or "") not in seen]
+        for uid, match in fresh:
+            # It becomes a path and a URL: a UID is the only thing it may be.
+            if not is_uid(uid):
+                raise ArchiveRefused("The PACS lists an object whose UID is not valid: correct it in the PACS.")
+            seen.add(uid)
+            yield uid, match
+        # Servers cut pages at limits of their own, and some know no offset: only a page without news is the last.
+        if not fresh:
+            return
+        offset += len(page)
+        if offset > session.limits.instances:
+            raise ArchiveRefused("The PACS lists more objects than a slide has: check the order and the PACS.")
 
 
 def values(dataset: Mapping[str, Any], tag: str) -> list[Any]:
