@@ -30,7 +30,7 @@ from gateway.domain.report import (
 )
 from gateway.domain.slide import Level, TileGrid
 from gateway.domain.tables import finding_code
-from gateway.reports.pictures import thumbnail_jpeg, tissue_map
+from gateway.reports import UNCERTAIN, TileMap, thumbnail_jpeg, tissue_map
 from gateway.slides import Slide, TilePlan, find_tissue, plan_tiles, stream_tiles
 
 EVIDENCE_PER_CLASS = 3
@@ -127,7 +127,7 @@ class TissueClassification:
         top_N = probabilities_NC.argmax(axis=1)
         supported = [label.index for label in task.card.labels if label.supported]
         certain_N = (probabilities_NC.max(axis=1) >= point.min_probability) & np.isin(top_N, supported)
-        classes_N = np.where(certain_N, top_N, -1).astype(np.int32)
+        classes_N = np.where(certain_N, top_N, UNCERTAIN).astype(np.int32)
         level = task.slide.levels[planned.grid.level]
         tissue = _result(task, planned, level, probabilities_NC, classes_N, use, point)
         return SlideOutcome(
@@ -135,6 +135,7 @@ class TissueClassification:
             reading=_reading(task, planned, level, use, missing),
             findings=(*use.findings, *_findings(task, planned, level, tissue, missing)),
             tissue=tissue,
+            tiles=None if use.wrong_stain else _tile_map(task, planned, classes_N, probabilities_NC),
             pictures=_pictures(task.slide, task.card, planned, level, classes_N),
         )
 
@@ -166,6 +167,22 @@ def _ownership(task: SlideTask, digest: str) -> dict[str, Any]:
     return {"belongs_to": belongs_to, "width": len(task.card.labels)}
 
 
+def _tile_map(
+    task: SlideTask,
+    planned: _Planned,
+    classes_N: npt.NDArray[np.int32],
+    probabilities_NC: npt.NDArray[np.float32],
+) -> TileMap:
+    return TileMap(
+        series=task.slide.header.series_uid,
+        rows_N=planned.rows_N,
+        columns_N=planned.columns_N,
+        classes_N=classes_N,
+        probabilities_NC=probabilities_NC,
+        tissue_N=planned.tissue_N,
+    )
+
+
 def _result(
     task: SlideTask,
     planned: _Planned,
@@ -194,12 +211,12 @@ def _result(
             evidence=_evidence(planned, level, chosen_N, probabilities_NC[:, label.index]),
         )
 
-    uncertain = float(area_N[classes_N == -1].sum())
+    uncertain = float(area_N[classes_N == UNCERTAIN].sum())
     return TissueResult(
         series=task.slide.header.series_uid,
         exploratory=use.exploratory,
         classes=tuple(one(label) for label in task.card.labels if label.supported),
-        uncertain_tiles=int((classes_N == -1).sum()),
+        uncertain_tiles=int((classes_N == UNCERTAIN).sum()),
         uncertain_area_mm2=uncertain,
         uncertain_share=uncertain / total,
         tiles=len(classes_N),

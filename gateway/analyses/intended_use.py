@@ -9,14 +9,20 @@ from gateway.domain.report import Finding, FindingKind
 from gateway.domain.slide import SlideHeader
 from gateway.domain.tables import finding_code, stain_name
 
+_NOTHING_DRAWN = "Of this slide no segments, map or regions are written for the archive."
+
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What is known of the slide, and the findings that put it outside the intended use (none = inside)."""
+    """What is known of the slide, and the findings that put it outside the intended use (none = inside).
+
+    `wrong_stain`: the stain is known not to be one of the model's, or order and header differ in it.
+    """
 
     stain: str | None
     site: Code | None
     findings: tuple[Finding, ...]
+    wrong_stain: bool
 
     @property
     def exploratory(self) -> bool:
@@ -66,10 +72,16 @@ def compare(specimen: Specimen, header: SlideHeader, card: ModelCard) -> Use:
         outside("specimen-outside", f"The specimen is {kind.display!r}; the model is for {types}.")
 
     stains = ", ".join(card.intended_use.stains)
+    wrong_stain = False
     if stain is None:
         outside("stain-unknown", f"Neither the order nor the image header states the stain; the model is for {stains}.")
     elif specimen.stain is not None and header_stain is not None and specimen.stain != header_stain:
-        outside("stain-conflict", f"The order states {specimen.stain}, the image header {header_stain} as the stain.")
+        wrong_stain = True
+        outside(
+            "stain-conflict",
+            f"The order states {specimen.stain}, the image header {header_stain} as the stain. {_NOTHING_DRAWN}",
+        )
     elif stain not in card.intended_use.stains:
-        outside("stain-outside", f"The stain is {stain}; the model is for {stains}.")
-    return Use(stain, site, tuple(findings))
+        wrong_stain = True
+        outside("stain-outside", f"The stain is {stain}; the model is for {stains}. {_NOTHING_DRAWN}")
+    return Use(stain, site, tuple(findings), wrong_stain)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from gateway.domain.model import ModelCard
 from gateway.domain.order import Order, Specimen
 from gateway.domain.report import Finding, SlideReading, TissueResult
+from gateway.reports import TileMap
 from gateway.slides import Slide, TilePlan
 
 
@@ -24,13 +25,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `pictures` holds
-    encoded pictures by role (thumbnail: JPEG, tissue-map: PNG)."""
+    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles` is what
+    lies where on it, None where nothing may be drawn; `pictures` holds encoded pictures by role (thumbnail: JPEG,
+    tissue-map: PNG)."""
 
     level: int
     reading: SlideReading
     findings: tuple[Finding, ...]
     tissue: TissueResult | None
+    tiles: TileMap | None
     pictures: Mapping[str, bytes]
 
 

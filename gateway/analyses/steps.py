@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pydicom
-
 from gateway import __version__
 from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
@@ -31,7 +29,7 @@ from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportS
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
-from gateway.operations.disk import disk_errors, sync_folder, written_whole
+from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
 from gateway.operations.errors import (
     Cancelled,
     ModelChanged,
@@ -40,11 +38,11 @@ from gateway.operations.errors import (
     StateError,
 )
 from gateway.operations.settings import Settings
-from gateway.reports import encode_all, picture
+from gateway.reports import SlideSource, picture, result_objects, write_all
 from gateway.slides import Slide, TilePlan
 
 _HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 STATEMENT = "Research use, not a medical device. Preliminary: made by software, not signed by a person."
 PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
 
@@ -209,26 +207,24 @@ class CaseRun:
         if pins is None:
             raise _changed()
         report, sources, pictures = self._build(pins)
-        files = {**pictures, **encode_all(report, sources, pictures)}
         part = self.folder / "artifacts.part"
         with disk_errors():
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            for name, data in files.items():
-                with written_whole(part / name) as out:
-                    out.write(data)
+            write_all(part, report, sources, pictures, segmentation_type=self._settings.segmentation_type)
+            sync_files(part)
             part.rename(self.artifacts)
             sync_folder(self.folder)
 
-    def _build(self, pins: Pins) -> tuple[Report, list[pydicom.Dataset], dict[str, bytes]]:
+    def _build(self, pins: Pins) -> tuple[Report, list[SlideSource], dict[str, bytes]]:
         unread: dict[str, list[str]] = json.loads((self.folder / "unread.json").read_text())
         outcomes: list[SlideOutcome] = []
-        sources: list[pydicom.Dataset] = []
+        sources: list[SlideSource] = []
         readings: list[SlideReading] = []
         findings: list[Finding] = [*_changed_settings(self.order)]
         pictures: list[Picture] = []
         data: dict[str, bytes] = {}
-        for fetched in self._fetched():
+        for number, fetched in enumerate(self._fetched(), 1):
             reason, detail = unread.get(fetched.series, [fetched.reason, fetched.detail])
             if reason is not None:
                 readings.append(
@@ -251,12 +247,12 @@ class CaseRun:
                 continue
             with self._opened(pins, fetched) as task:
                 outcome = self._half.outcome(task)
-                sources.append(task.slide.source_dataset(outcome.level))
+                sources.append(_source(task.slide, outcome))
             outcomes.append(outcome)
             readings.append(outcome.reading)
             findings += outcome.findings
             for role, encoded in outcome.pictures.items():
-                file = PICTURE_FILES[role].format(n=len(outcomes))
+                file = PICTURE_FILES[role].format(n=number)
                 pictures.append(picture(role, file, encoded, outcome.reading.series))
                 data[file] = encoded
         exploratory = any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes)
@@ -280,6 +276,7 @@ class CaseRun:
             findings=tuple(findings),
             tissue=tuple(outcome.tissue for outcome in outcomes if outcome.tissue is not None),
             pictures=tuple(pictures),
+            objects=result_objects(readings, sources),
         )
         return report, sources, data
 
@@ -349,6 +346,15 @@ class CaseRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_whole(self.folder / name) as out:
                 out.write(json.dumps(value, indent=1).encode())
+
+
+def _source(slide: Slide, outcome: SlideOutcome) -> SlideSource:
+    return SlideSource(
+        series=outcome.reading.series,
+        levels=tuple(slide.source_dataset(index) for index in range(len(slide.levels))),
+        read=outcome.level,
+        tiles=outcome.tiles,
+    )
 
 
 def _changed() -> ModelChanged:

@@ -124,6 +124,33 @@ class Picture:
     series: str
 
 
+class ObjectKind(StrEnum):
+    """What a file of the report holds: the report itself for people or machines, or a part of it drawn on the slide."""
+
+    STRUCTURED_REPORT = "structured-report"
+    SEGMENTATION = "segmentation"
+    PARAMETRIC_MAP = "parametric-map"
+    ANNOTATIONS = "annotations"
+    GEOJSON = "geojson"
+    PAGE = "page"
+    DOCUMENT = "document"
+    KEY_OBJECTS = "key-objects"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultObject:
+    """One file beside report.json that says the report, or a part of it, in another encoding.
+
+    `study` and `series` name the study, or the slide, that it is about; both are None where it is about the whole case.
+    """
+
+    kind: ObjectKind
+    file: str
+    media_type: str
+    study: str | None = None
+    series: str | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Software:
     """The device that made the report (TID 1004 device observer)."""
@@ -152,3 +179,4 @@ class Report:
     findings: tuple[Finding, ...]
     tissue: tuple[TissueResult, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    objects: tuple[ResultObject, ...] = ()

@@ -43,7 +43,18 @@ def written_whole(target: Path) -> Iterator[BinaryIO]:
 
 def sync_folder(folder: Path) -> None:
     """Bring a folder's names to the disk, so that a file renamed into it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def sync_files(folder: Path) -> None:
+    """Bring the files of a folder and their names to the disk, before it gets its own."""
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,22 +1,59 @@
-"""All encodings of a report at once, named as callers outside rely on."""
+"""All encodings of a report, written into one folder under the names that callers outside rely on.
 
-from collections.abc import Mapping, Sequence
+`result_objects` decides which there are, `Report.objects` names them, `write_all` writes what is named.
+"""
 
-from pydicom import Dataset
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
 
-from gateway.domain.report import Report
+from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
 from gateway.reports.html import to_html
 from gateway.reports.json_report import to_json
-from gateway.reports.sr import sr_bytes, sr_documents
+from gateway.reports.spatial import SlideSource
+from gateway.reports.sr import sr_bytes, to_sr
+
+DICOM = "application/dicom"
 
 
-def encode_all(report: Report, source_images: Sequence[Dataset], pictures: Mapping[str, bytes]) -> dict[str, bytes]:
-    """File name -> content: report.json, report.html, report.sr.dcm (report-2.sr.dcm … for further studies).
+def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> tuple[ResultObject, ...]:
+    """The files of the report of these slides, in the order in which an archive gets them: what others refer to first.
 
-    `source_images`: see `sr_documents`. `pictures`: the bytes behind `report.pictures`, by file name; they are
-    embedded in the HTML and are the caller's to write.
+    A slide whose source has no tiles gets none of its own; a study without a slide that has tiles gets the structured
+    report alone.
     """
-    files = {"report.json": to_json(report), "report.html": to_html(report, pictures)}
-    for number, document in enumerate(sr_documents(report, source_images), 1):
-        files["report.sr.dcm" if number == 1 else f"report-{number}.sr.dcm"] = sr_bytes(document)
-    return files
+    return tuple(_result_objects(slides, sources))
+
+
+def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> Iterator[ResultObject]:
+    studies = dict.fromkeys(slide.study for slide in slides if slide.read)
+    yield ResultObject(kind=ObjectKind.PAGE, file="report.html", media_type="text/html")
+    stems = {study: "report" if number == 1 else f"report-{number}" for number, study in enumerate(studies, 1)}
+    for study, stem in stems.items():
+        yield ResultObject(kind=ObjectKind.STRUCTURED_REPORT, file=f"{stem}.sr.dcm", media_type=DICOM, study=study)
+
+
+def write_all(
+    folder: Path,
+    report: Report,
+    sources: Sequence[SlideSource],
+    pictures: Mapping[str, bytes],
+    *,
+    segmentation_type: Literal["BINARY", "LABELMAP"],
+) -> None:
+    """Write report.json, the pictures, and each file that `report.objects` names, to `folder`.
+
+    `sources`: one for each slide that was read. `pictures`: the bytes behind `report.pictures`, by file name. Raises
+    OSError, and PathserveError where a slide that was read has no source.
+    """
+    (folder / "report.json").write_bytes(to_json(report))
+    for name, data in pictures.items():
+        (folder / name).write_bytes(data)
+    for item in report.objects:
+        path = folder / item.file
+        images = [source.image for source in sources if source.image.StudyInstanceUID == item.study]
+        match item.kind:
+            case ObjectKind.PAGE:
+                path.write_bytes(to_html(report, pictures))
+            case ObjectKind.STRUCTURED_REPORT:
+                path.write_bytes(sr_bytes(to_sr(report, images)))

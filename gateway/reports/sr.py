@@ -34,20 +34,9 @@ _TYPE_2 = (
 )
 
 
-def sr_documents(report: Report, source_images: Sequence[Dataset]) -> tuple[Dataset, ...]:
-    """One SR per study that was read, in the order of the report's slides.
-
-    `source_images`: for each slide that was read, the header (without pixels) of an instance of the level that was
-    read. Raises PathserveError where a slide that was read has none.
-    """
-    studies = dict.fromkeys(slide.study for slide in report.slides if slide.read)
-    return tuple(
-        to_sr(report, [source for source in source_images if source.StudyInstanceUID == study]) for study in studies
-    )
-
-
 def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
-    """The SR of one study: `source_images` are the read levels' headers of that study (see sr_documents).
+    """The SR of one study. `source_images`: for each of its slides that was read, the header (without pixels) of an
+    instance of the level that was read.
 
     Patient and study attributes are copied from the first source image as received. Raises PathserveError where the
     images belong to several studies or do not cover the study's slides that were read.

@@ -1,12 +1,14 @@
 """Realistic reports over the committed slide's real headers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pydicom
 import pytest
 
@@ -26,6 +28,7 @@ from gateway.domain.report import (
     TissueResult,
 )
 from gateway.domain.slide import SlideHeader, TileGrid
+from gateway.reports import UNCERTAIN, SlideSource, TileMap, result_objects, write_all
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "tests" / "data" / "cmu_small_he"
@@ -187,6 +190,46 @@ def report_of(
         findings=tuple(findings),
         tissue=tuple(results),
     )
+
+
+def source_of(image: pydicom.Dataset, result: TissueResult | None) -> SlideSource:
+    """A slide of one level with the result's tiles one after the other on its grid; no tiles without a result."""
+    grid = reading_of(image).grid
+    assert grid is not None
+    return SlideSource(
+        series=image.SeriesInstanceUID,
+        levels=(image,),
+        read=0,
+        tiles=None if result is None else tile_map(grid, result),
+    )
+
+
+def tile_map(grid: TileGrid, result: TissueResult) -> TileMap:
+    """The tiles of a result in reading order, each as probable, and as far under tissue, as its class is on average."""
+    classes = [*((tissue.index, tissue.tiles) for tissue in result.classes), (UNCERTAIN, result.uncertain_tiles)]
+    classes_N = np.repeat([index for index, _ in classes], [tiles for _, tiles in classes]).astype(np.int32)
+    numbers_N = np.arange(len(classes_N))
+    probabilities_NC = np.full((len(classes_N), len(result.classes)), 0.01, np.float32)
+    for tissue in result.classes:
+        probabilities_NC[classes_N == tissue.index, tissue.index] = tissue.mean_probability or 0.0
+    return TileMap(
+        series=result.series,
+        rows_N=(numbers_N // grid.columns).astype(np.int32),
+        columns_N=(numbers_N % grid.columns).astype(np.int32),
+        classes_N=classes_N,
+        probabilities_NC=probabilities_NC,
+        tissue_N=np.full(len(classes_N), result.area_mm2 / result.tiles / grid.tile_area_mm2, np.float32),
+    )
+
+
+def encoded(
+    report: Report, sources: Sequence[SlideSource], pictures: Mapping[str, bytes] | None = None
+) -> tuple[Report, dict[str, bytes]]:
+    """The report with its files named, and what all of them hold, by name."""
+    named = replace(report, objects=result_objects(report.slides, sources))
+    with TemporaryDirectory() as folder:
+        write_all(Path(folder), named, sources, pictures or {}, segmentation_type="BINARY")
+        return named, {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Finding, FindingKind, Report
 from gateway.operations.errors import PathserveError
-from gateway.reports import sr_bytes, sr_documents, to_sr
+from gateway.reports import sr_bytes, to_sr
 
 
 def walk(item: pydicom.Dataset):
@@ -298,9 +298,7 @@ def test_a_specimen_without_a_uid_of_its_own_is_not_named(report: Report, image:
 def test_slides_of_one_study_share_a_document(
     two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset
 ) -> None:
-    documents = sr_documents(two_slides, [second_image, image])
-    assert len(documents) == 1
-    document = written(documents[0])
+    document = written(to_sr(two_slides, [second_image, image]))
     specimens = {item.UID for item in named(document, "121039")}
     assert specimens == {source.SpecimenDescriptionSequence[0].SpecimenUID for source in (image, second_image)}
     assert all(len(named(group, "121039")) == 1 for group in named(document, "125007"))
@@ -309,7 +307,7 @@ def test_slides_of_one_study_share_a_document(
 
 def test_each_study_has_its_document(second_study: tuple[Report, list[pydicom.Dataset]]) -> None:
     report, images = second_study
-    documents = sr_documents(report, images)
+    documents = [to_sr(report, [image]) for image in images]
     assert [document.StudyInstanceUID for document in documents] == [image.StudyInstanceUID for image in images]
     assert len({document.SOPInstanceUID for document in documents}) == 2
     for document, image in zip(documents, images, strict=True):
@@ -319,13 +317,11 @@ def test_each_study_has_its_document(second_study: tuple[Report, list[pydicom.Da
         to_sr(report, images)
 
 
-def test_a_slide_without_its_image_is_an_error(
-    two_slides: Report, image: pydicom.Dataset, second_study: tuple[Report, list[pydicom.Dataset]]
-) -> None:
+def test_a_slide_without_its_image_is_an_error(two_slides: Report, image: pydicom.Dataset) -> None:
     with pytest.raises(PathserveError, match="slide 2"):
         to_sr(two_slides, [image])
     with pytest.raises(PathserveError, match="one study"):
-        sr_documents(second_study[0], [image])
+        to_sr(two_slides, [])
 
 
 def test_hostile_text_is_tamed(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""Tiles of one class that touch, merged to polygons along the tiles' borders.
+
+A region is a set of tiles joined by their sides (4-neighbours). Its outline is exact: rings of axis-parallel edges on the
+lattice of the grid, clipped to the level. Every ring is simple, so a hole that meets the outer ring in a corner stays a
+ring of its own (OGC Simple Features 6.1.11).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from gateway.domain.report import Report, SlideReading, TissueClass
+from gateway.domain.slide import TileGrid
+from gateway.operations.errors import PathserveError
+from gateway.reports import wording
+from gateway.reports.spatial import SlideSource, TileMap
+
+Labels = npt.NDArray[np.int32]
+Ring = npt.NDArray[np.int64]
+
+# Directions of an edge, in pixels down the page: the region lies at the edge's right hand.
+_RIGHT, _DOWN, _LEFT, _UP = range(4)
+_STEP_42 = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Region:
+    """One region of class `index`. `number` counts the regions of a class from 1; parts of a cut region share it.
+
+    `rings`: the outer ring, then those of the holes, each (k, 2) int64 corners (x, y) in pixels of the read level's
+    total pixel matrix, open (the first corner is not repeated). By the shoelace formula the outer ring's area is
+    positive, a hole's negative. `area_mm2` is the outline's area without the holes, `tissue_area_mm2` the part of it
+    under tissue, which is what the report counts.
+    """
+
+    index: int
+    number: int
+    rings: tuple[Ring, ...]
+    tiles: int
+    area_mm2: float
+    tissue_area_mm2: float
+    mean_probability: float
+    max_probability: float
+
+
+def regions_of(report: Report, source: SlideSource) -> tuple[Region, ...]:
+    """The regions of one slide, holes as rings: by class in the report's order, then by their topmost, leftmost tile.
+
+    Empty where the slide has no tile map. Raises PathserveError where the report does not hold the slide's grid.
+    """
+    return tuple(_regions(report, source, cut=False))
+
+
+def simple_regions_of(report: Report, source: SlideSource) -> tuple[Region, ...]:
+    """The same tiles as `regions_of`, each region that has holes cut from top to bottom into parts without any."""
+    return tuple(_regions(report, source, cut=True))
+
+
+def _regions(report: Report, source: SlideSource, *, cut: bool) -> Iterator[Region]:
+    tiles = source.tiles
+    slide = next((slide for slide in report.slides if slide.series == source.series), None)
+    result = wording.result_of(report, slide) if slide else None
+    if tiles is None or result is None or not len(tiles.rows_N):
+        return
+    if slide is None or slide.grid is None or slide.level_width_px is None or slide.level_height_px is None:
+        raise PathserveError("The report does not say which grid a slide was read on. Run the analysis again.")
+    lattice = _Lattice(slide.grid, (slide.level_width_px, slide.level_height_px), tiles)
+    for tissue in result.classes:
+        yield from lattice.regions(tissue, cut=cut)
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """The tiles of one slide in the box of the grid that holds them."""
+
+    grid: TileGrid
+    level_px: tuple[int, int]
+    tiles: TileMap
+
+    @cached_property
+    def _row(self) -> int:
+        return int(self.tiles.rows_N.min())
+
+    @cached_property
+    def _column(self) -> int:
+        return int(self.tiles.columns_N.min())
+
+    def regions(self, tissue: TissueClass, *, cut: bool) -> Iterator[Region]:
+        chosen_M = np.flatnonzero(self.tiles.classes_N == tissue.index)
+        if not len(chosen_M):
+            return
+        rows_M, columns_M = self.tiles.rows_N[chosen_M] - self._row, self.tiles.columns_N[chosen_M] - self._column
+        mask_RC = np.zeros((rows_M.max() + 1, columns_M.max() + 1), dtype=np.uint8)
+        mask_RC[rows_M, columns_M] = 1
+        whole_RC, _ = connected(mask_RC)
+        rings = outlines(whole_RC)
+        part_RC = whole_RC
+        if cut and any(len(of_one) > 1 for of_one in rings):
+            part_RC = _without_holes(whole_RC, rings)
+            rings = outlines(part_RC)
+        part_M, count = part_RC[rows_M, columns_M], len(rings) + 1
+        number_P = np.zeros(count, dtype=np.int64)
+        number_P[part_M] = whole_RC[rows_M, columns_M]
+        probability_M = self.tiles.probabilities_NC[chosen_M, tissue.index].astype(np.float64)
+        tiles_P = np.bincount(part_M, minlength=count)
+        probability_P = np.bincount(part_M, probability_M, count) / np.maximum(tiles_P, 1)
+        tissue_P = np.bincount(part_M, self.tiles.tissue_N[chosen_M].astype(np.float64), count)
+        highest_P = np.zeros(count)
+        np.maximum.at(highest_P, part_M, probability_M)
+        pixel_mm2 = self.grid.tile_area_mm2 / self.grid.field_px**2
+        for part, of_one in enumerate(rings, 1):
+            in_px = tuple(self._in_px(ring) for ring in of_one)
+            yield Region(
+                index=tissue.index,
+                number=int(number_P[part]),
+                rings=in_px,
+                tiles=int(tiles_P[part]),
+                area_mm2=sum(ring_area(ring) for ring in in_px) * pixel_mm2,
+                tissue_area_mm2=float(tissue_P[part]) * self.grid.tile_area_mm2,
+                mean_probability=float(probability_P[part]),
+                max_probability=float(highest_P[part]),
+            )
+
+    def _in_px(self, ring_K2: Ring) -> Ring:
+        """Lattice points as pixels; the last row and column of tiles may reach beyond the level."""
+        moved = ring_K2 + np.array([self._column, self._row])
+        return np.minimum(moved * self.grid.field_px, np.array(self.level_px))
+
+
+def ring_area(ring_K2: Ring) -> float:
+    """The signed area of a ring by the shoelace formula, in units of its coordinates squared."""
+    x, y = ring_K2[:, 0], ring_K2[:, 1]
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+
+
+def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
+    """The 4-connected components of a mask (R, C), numbered from 1 by their first cell in reading order; their count."""
+    count, found_RC = cv2.connectedComponents(mask_RC, connectivity=4, ltype=cv2.CV_32S)
+    labels, first = np.unique(found_RC, return_index=True)
+    rank = np.zeros(count, dtype=np.int32)
+    in_order = labels[np.argsort(first)]
+    rank[in_order[in_order > 0]] = np.arange(1, count)
+    return rank[found_RC], count - 1
+
+
+def _without_holes(whole_RC: Labels, rings: list[list[Ring]]) -> Labels:
+    """Cut every component that has holes along the left end of each of its holes, and number the parts afresh.
+
+    No part has a hole: what lies of a hole within a strip between two cuts reaches one of them.
+    """
+    strip_RC = np.zeros(whole_RC.shape, dtype=np.uint8)
+    for label, (outer, *holes) in enumerate(rings, 1):
+        if holes:
+            (left, top), (right, bottom) = outer.min(axis=0), outer.max(axis=0)
+            cuts = np.unique([hole[:, 0].min() for hole in holes])
+            strip_C = (np.searchsorted(cuts, np.arange(left, right), side="right") % 2).astype(np.uint8)
+            box = slice(top, bottom), slice(left, right)
+            strip_RC[box] = np.where(whole_RC[box] == label, strip_C, strip_RC[box])
+    # Strips alternate, so the even and the odd ones fall apart into their own components.
+    even_RC, even = connected(((whole_RC > 0) & (strip_RC == 0)).astype(np.uint8))
+    odd_RC, odd = connected(((whole_RC > 0) & (strip_RC == 1)).astype(np.uint8))
+    apart_RC = np.where(odd_RC > 0, odd_RC + even, even_RC)
+    return _by_component(whole_RC, apart_RC, even + odd)
+
+
+def _by_component(whole_RC: Labels, part_RC: Labels, count: int) -> Labels:
+    """Number parts by the component they belong to, then by their first cell in reading order."""
+    parts, first = np.unique(part_RC, return_index=True)
+    parts, first = parts[parts > 0], first[parts > 0]
+    order = np.lexsort((first, whole_RC.ravel()[first]))
+    rank = np.zeros(count + 1, dtype=np.int32)
+    rank[parts[order]] = np.arange(1, count + 1)
+    return rank[part_RC]
+
+
+def outlines(labels_RC: Labels) -> list[list[Ring]]:
+    """For each label from 1 up, the rings of its outline on the lattice: the outer one first, then those of holes.
+
+    Each label is one 4-connected component. Corners are (column, row), only where the outline turns.
+    """
+    label_E, start_E2, direction_E, next_E = _edges(labels_RC)
+    turns_E = np.ones(len(next_E), dtype=np.bool_)
+    turns_E[next_E] = direction_E[next_E] != direction_E
+    rings: list[list[Ring]] = [[] for _ in range(int(labels_RC.max()))]
+    following, turns, label = next_E.tolist(), turns_E.tolist(), label_E.tolist()
+    seen = bytearray(len(following))
+    # Edges come by label, then in reading order: the first that is left over starts a ring at its topmost corner.
+    for first in range(len(following)):
+        if seen[first]:
+            continue
+        corners = []
+        edge = first
+        while not seen[edge]:
+            seen[edge] = 1
+            if turns[edge]:
+                corners.append(edge)
+            edge = following[edge]
+        rings[label[first] - 1].append(start_E2[corners])
+    return rings
+
+
+def _edges(
+    labels_RC: Labels,
+) -> tuple[Labels, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """All border edges of length one, sorted by label, start and direction, each with the edge that follows it."""
+    padded = np.pad(labels_RC, 1)
+    width = labels_RC.shape[1] + 1
+    found = []
+    # An edge of a cell lies where the neighbour on that side is another's; it starts at one of the cell's corners.
+    for direction, (down, right), (start_row, start_column) in (
+        (_RIGHT, (-1, 0), (0, 0)),
+        (_DOWN, (0, 1), (0, 1)),
+        (_LEFT, (1, 0), (1, 1)),
+        (_UP, (0, -1), (1, 0)),
+    ):
+        beyond = np.roll(padded, (-down, -right), axis=(0, 1))[1:-1, 1:-1]
+        rows, columns = np.nonzero((labels_RC > 0) & (labels_RC != beyond))
+        starts = np.stack([columns + start_column, rows + start_row], axis=1)
+        found.append((labels_RC[rows, columns], starts, np.full(len(rows), direction)))
+    label_E, start_E2, direction_E = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    corners = width * (labels_RC.shape[0] + 1)
+
+    def key(point_E2: npt.NDArray[np.int64], towards_E: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        at_E = point_E2[:, 1] * width + point_E2[:, 0]
+        keys: npt.NDArray[np.int64] = (label_E.astype(np.int64) * corners + at_E) * 4 + towards_E
+        return keys
+
+    order = np.argsort(key(start_E2, direction_E))
+    label_E, start_E2, direction_E = label_E[order], start_E2[order], direction_E[order]
+    keys_E = key(start_E2, direction_E)
+    end_E2 = start_E2 + _STEP_42[direction_E]
+    next_E = np.full(len(keys_E), -1)
+    # Where two cells of a component meet in a corner only, the outline turns left, to the other cell: it encloses them
+    # both, and what lies between them has a ring of its own.
+    for turn in (_UP, _RIGHT, _DOWN):
+        wanted_E = key(end_E2, (direction_E + turn) % 4)
+        at_E = np.minimum(np.searchsorted(keys_E, wanted_E), len(keys_E) - 1)
+        next_E = np.where((next_E < 0) & (keys_E[at_E] == wanted_E), at_E, next_E)
+    return label_E, start_E2, direction_E, next_E
