@@ -1,8 +1,8 @@
 """Tiles of one class that touch, merged to polygons along the tiles' borders.
 
-A region is a set of tiles joined by their sides (4-neighbours). Its outline is exact: rings of axis-parallel edges on the
-lattice of the grid, clipped to the level. Every ring is simple, so a hole that meets the outer ring in a corner stays a
-ring of its own (OGC Simple Features 6.1.11).
+A region is a set of tiles joined by their sides (4-neighbours). Its outline is exact: rings of axis-parallel edges on
+the lattice of the grid, clipped to the level. Every ring is simple, so a hole that meets the outer ring in a corner
+stays a ring of its own (OGC Simple Features 6.1.11).
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from gateway.domain.report import Report, SlideReading, TissueClass
+from gateway.domain.report import Report, TissueClass
 from gateway.domain.slide import TileGrid
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
@@ -128,7 +128,8 @@ class _Lattice:
     def _in_px(self, ring_K2: Ring) -> Ring:
         """Lattice points as pixels; the last row and column of tiles may reach beyond the level."""
         moved = ring_K2 + np.array([self._column, self._row])
-        return np.minimum(moved * self.grid.field_px, np.array(self.level_px))
+        in_px: Ring = np.minimum(moved * self.grid.field_px, np.array(self.level_px))
+        return in_px
 
 
 def ring_area(ring_K2: Ring) -> float:
@@ -138,7 +139,7 @@ def ring_area(ring_K2: Ring) -> float:
 
 
 def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
-    """The 4-connected components of a mask (R, C), numbered from 1 by their first cell in reading order; their count."""
+    """The 4-connected components of a mask (R, C), numbered from 1 by first cell in reading order; their count."""
     count, found_RC = cv2.connectedComponents(mask_RC, connectivity=4, ltype=cv2.CV_32S)
     labels, first = np.unique(found_RC, return_index=True)
     rank = np.zeros(count, dtype=np.int32)

@@ -1,0 +1,191 @@
+"""Report -> Microscopy Bulk Simple Annotations (PS3.3 A.87): the regions of each class on one slide.
+
+`write_groups` writes points and polygons by the hundred thousand: coordinates go from arrays into the object as they
+are, without a Python object for each.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.ann import Measurements
+from highdicom.color import CIELabColor
+from pydicom import Dataset
+from pydicom.uid import MicroscopyBulkSimpleAnnotationsStorage
+
+from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PRIVATE_SCHEME, Code
+from gateway.domain.report import Report, TissueClass
+from gateway.domain.uids import derive_uid
+from gateway.operations.errors import PathserveError
+from gateway.reports import dicom_file, wording
+from gateway.reports import sr_concepts as concept
+from gateway.reports.derived import Kind, ObjectName, complete, copy_specimen, reference_to
+from gateway.reports.regions import Region, simple_regions_of
+from gateway.reports.spatial import SlideSource
+
+OUTLINE_AREA = Code("outline-area", PRIVATE_SCHEME, "Area inside the outline")
+REGION_NUMBER = Code("region-number", PRIVATE_SCHEME, "Number of the region that this is (a part of)")
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Group:
+    """Annotations of one kind (PS3.3 C.37.1.2).
+
+    `points_P2` (P, 2): column and row in pixels of the image's total pixel matrix, (0, 0) being the first pixel's outer
+    corner; or (P, 3): mm in the slide's frame of reference. `first_N`: the index of each annotation's first point (N,);
+    an open POLYGON ends where the next begins, a POINT has one point. `measurements`: name, unit, one value each (N,);
+    NaN where there is none. `color`: #RRGGBB.
+    """
+
+    uid: str
+    label: str
+    description: str
+    graphic: Literal["POINT", "POLYGON"]
+    points: Floats
+    first_N: npt.NDArray[np.integer]
+    category: Code
+    property_type: Code
+    color: str
+    measurements: Sequence[tuple[Code, Code, Floats]] = ()
+
+
+def write_annotations(path: Path, report: Report, source: SlideSource) -> bool:
+    """Write the regions of every class that was found on a slide, a group a class; False where there is none to write.
+
+    ANN has no polygons with holes (PS3.3 C.37.1.2.1): a region with holes is cut into parts without, which share its
+    number. Raises PathserveError, OSError.
+    """
+    result = next((result for result in report.tissue if result.series == source.series), None)
+    classes = {tissue.index: tissue for tissue in result.classes} if result else {}
+    groups = [
+        _group(report, source, classes[index], tuple(regions))
+        for index, regions in groupby(simple_regions_of(report, source), key=lambda region: region.index)
+    ]
+    if not groups:
+        return False
+    write_groups(path, report, source.image, ObjectName(report.analysis_id, Kind.ANN, source.series), groups)
+    return True
+
+
+def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, groups: Sequence[Group]) -> None:
+    """Write one object of at least one group. All groups lie in the same kind of coordinates.
+
+    `image` is the header of the level that 2D coordinates count the pixels of. Raises PathserveError where an array
+    does not fit its group, OSError.
+    """
+    dimensions = {group.points.shape[1] for group in groups}
+    if len(dimensions) != 1 or not dimensions <= {2, 3}:
+        raise PathserveError("Annotations of one object lie in one kind of coordinates, 2D or 3D. Report this.")
+    dataset = dicom_file.begin(MicroscopyBulkSimpleAnnotationsStorage, "ANN")
+    dataset.ContentLabel = "REGIONS"
+    dataset.ContentDescription = concept.long_string(wording.document_title(report))
+    dataset.ContentCreatorName = None
+    if dimensions == {2}:
+        dataset.AnnotationCoordinateType = "2D"
+        dataset.PixelOriginInterpretation = "VOLUME"
+    else:
+        dataset.AnnotationCoordinateType = "3D"
+    if image.get("FrameOfReferenceUID"):
+        dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
+        dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator") or "SLIDE_CORNER"
+    copy_specimen(dataset, image)
+    dataset.ReferencedImageSequence = [reference_to(image)]
+    series = Dataset()
+    series.SeriesInstanceUID = image.SeriesInstanceUID
+    series.ReferencedInstanceSequence = [reference_to(image)]
+    dataset.ReferencedSeriesSequence = [series]
+    algorithm = AlgorithmIdentificationSequence(
+        name=concept.long_string(report.protocol),
+        version=concept.long_string(report.software.version),
+        source=concept.long_string(report.software.manufacturer),
+        family=concept.coded(concept.ARTIFICIAL_INTELLIGENCE),
+    )
+    dataset.AnnotationGroupSequence = [_item(number, group, algorithm) for number, group in enumerate(groups, 1)]
+    complete(dataset, report, image, name)
+    dicom_file.save(dataset, path)
+
+
+def _group(report: Report, source: SlideSource, tissue: TissueClass, regions: Sequence[Region]) -> Group:
+    outlines = [region.rings[0] for region in regions]
+    lengths = np.array([len(outline) for outline in outlines])
+    exploratory = any(result.exploratory for result in report.tissue if result.series == source.series)
+
+    def measured(field: str) -> Floats:
+        return np.array([getattr(region, field) for region in regions], dtype=np.float32)
+
+    return Group(
+        uid=derive_uid(report.analysis_id, f"ann/{source.series}/class-{tissue.index}"),
+        label=tissue.code.display,
+        description=" ".join((wording.RESEARCH_USE, *((wording.EXPLORATORY,) if exploratory else ()))),
+        graphic="POLYGON",
+        points=np.concatenate(outlines).astype(np.float64),
+        first_N=np.cumsum(lengths) - lengths,
+        category=concept.TISSUE,
+        property_type=tissue.code,
+        color=tissue.color,
+        measurements=(
+            (concept.MEAN_PROBABILITY, NO_UNITS, measured("mean_probability")),
+            (concept.AREA, MILLIMETRE_SQUARED, measured("tissue_area_mm2")),
+            (OUTLINE_AREA, MILLIMETRE_SQUARED, measured("area_mm2")),
+            (REGION_NUMBER, NO_UNITS, measured("number")),
+        ),
+    )
+
+
+def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence) -> Dataset:
+    """One item of the Annotation Group Sequence."""
+    _check(group)
+    item = Dataset()
+    item.AnnotationGroupNumber = number
+    item.AnnotationGroupUID = group.uid
+    item.AnnotationGroupLabel = concept.long_string(group.label)
+    item.AnnotationGroupDescription = concept.plain(group.description)
+    item.AnnotationGroupGenerationType = "AUTOMATIC"
+    item.AnnotationGroupAlgorithmIdentificationSequence = algorithm
+    item.AnnotationPropertyCategoryCodeSequence = [concept.coded(group.category)]
+    item.AnnotationPropertyTypeCodeSequence = [concept.coded(group.property_type)]
+    item.NumberOfAnnotations = len(group.first_N)
+    item.RecommendedDisplayCIELabValue = list(CIELabColor.from_string(group.color).value)
+    item.AnnotationAppliesToAllOpticalPaths = "YES"
+    item.GraphicType = group.graphic
+    points = group.points
+    if points.shape[1] == 3:
+        item.AnnotationAppliesToAllZPlanes = "NO"
+        if (points[:, 2] == points[0, 2]).all():
+            item.CommonZCoordinateValue = float(points[0, 2])
+            points = points[:, :2]
+    _set_coordinates(item, points)
+    if group.graphic == "POLYGON":
+        # Counted in values, not in points, and from 1.
+        item.LongPrimitivePointIndexList = (group.first_N * points.shape[1] + 1).astype("<i4").tobytes()
+    if group.measurements:
+        item.MeasurementsSequence = [
+            Measurements(concept.coded(name), values, concept.coded(unit)) for name, unit, values in group.measurements
+        ]
+    return item
+
+
+def _set_coordinates(item: Dataset, points: Floats) -> None:
+    """Single precision where it loses nothing (whole pixels up to 16.7 million), else double."""
+    single = points.astype("<f4")
+    if np.array_equal(single, points):
+        item.PointCoordinatesData = single.tobytes()
+    else:
+        item.DoublePointCoordinatesData = points.astype("<f8").tobytes()
+
+
+def _check(group: Group) -> None:
+    count, points = len(group.first_N), len(group.points)
+    lengths = np.diff(group.first_N, append=points)
+    fits = (lengths == 1).all() if group.graphic == "POINT" else (lengths >= 3).all()
+    if not count or group.first_N[0] != 0 or not fits or not np.isfinite(group.points).all():
+        raise PathserveError("An annotation group holds points that make no annotations. Report this.")
+    if any(len(values) != count for _, _, values in group.measurements):
+        raise PathserveError("An annotation group measures more or fewer annotations than it has. Report this.")
