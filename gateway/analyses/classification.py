@@ -30,6 +30,7 @@ from gateway.domain.report import (
 )
 from gateway.domain.slide import Level, TileGrid
 from gateway.domain.tables import finding_code
+from gateway.operations.disk import disk_errors, written_whole
 from gateway.reports import UNCERTAIN, TileMap, thumbnail_jpeg, tissue_map
 from gateway.slides import Slide, TilePlan, find_tissue, plan_tiles, stream_tiles
 
@@ -37,38 +38,47 @@ EVIDENCE_PER_CLASS = 3
 MOSTLY_UNCERTAIN = 0.5
 COARSER_TOLERANCE = 1.02
 THUMBNAIL_PX = 1024
-TILES = "tiles.bin"
+PLAN, TILES = "plan.npz", "tiles.bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
-    """The plan of one slide as it lies on disk."""
+    """The plan of one slide as it lies on disk. `of` is all that decides it: what model and order ask for, and the
+    slide's levels."""
 
-    grid: TileGrid
-    digest: str
+    plan: TilePlan
     tissue_area_mm2: float
-    rows_N: npt.NDArray[np.int32]
-    columns_N: npt.NDArray[np.int32]
-    tissue_N: npt.NDArray[np.float32]
+    of: str
 
     def save(self, path: Path) -> None:
-        meta = {"grid": asdict(self.grid), "digest": self.digest, "tissue_area_mm2": self.tissue_area_mm2}
-        part = path.with_suffix(".part.npz")
-        np.savez(part, meta=json.dumps(meta), rows=self.rows_N, columns=self.columns_N, tissue=self.tissue_N)
-        part.replace(path)
+        plan = self.plan
+        meta = {
+            "of": self.of,
+            "tissue_area_mm2": self.tissue_area_mm2,
+            "grid": asdict(plan.grid),
+            "strip_tiles": plan.strip_tiles,
+            "frames": plan.frames,
+            "digest": plan.digest,
+        }
+        with disk_errors():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as out:
+                np.savez(out, meta=json.dumps(meta), rows=plan.rows_N, columns=plan.columns_N, tissue=plan.tissue_N)
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        with np.load(path, allow_pickle=False) as data:
+        with disk_errors(), np.load(path, allow_pickle=False) as data:
             meta = json.loads(str(data["meta"]))
-            return cls(
+            plan = TilePlan(
                 grid=TileGrid(**meta["grid"]),
-                digest=meta["digest"],
-                tissue_area_mm2=meta["tissue_area_mm2"],
                 rows_N=data["rows"],
                 columns_N=data["columns"],
                 tissue_N=data["tissue"],
+                strip_tiles=meta["strip_tiles"],
+                frames=meta["frames"],
+                digest=meta["digest"],
             )
+            return cls(plan=plan, tissue_area_mm2=meta["tissue_area_mm2"], of=meta["of"])
 
 
 class TissueClassification:
@@ -76,6 +86,9 @@ class TissueClassification:
 
     def plan(self, task: SlideTask) -> TilePlan:
         """Find the tissue, lay the grid. Raises NoTissue, ResolutionTooCoarse."""
+        path, of = task.folder / PLAN, _plan_of(task)
+        if path.exists() and (planned := _Planned.load(path)).of == of:
+            return planned.plan
         tissue = find_tissue(task.slide)
         plan = plan_tiles(
             task.slide,
@@ -85,15 +98,7 @@ class TissueClassification:
             min_tissue=_option(task, "tissue.min_share"),
             region=task.order.region,
         )
-        task.folder.mkdir(parents=True, exist_ok=True)
-        _Planned(
-            grid=plan.grid,
-            digest=plan.digest,
-            tissue_area_mm2=tissue.area_mm2,
-            rows_N=plan.rows_N,
-            columns_N=plan.columns_N,
-            tissue_N=plan.tissue_N,
-        ).save(task.folder / "plan.npz")
+        _Planned(plan=plan, tissue_area_mm2=tissue.area_mm2, of=of).save(path)
         return plan
 
     async def infer(
@@ -117,10 +122,9 @@ class TissueClassification:
             await run_batches(batches, logits, store, progress=progress, cancelled=cancelled)
 
     def outcome(self, task: SlideTask) -> SlideOutcome:
-        planned = _Planned.load(task.folder / "plan.npz")
-        logits_NC, missing = tiles.load(
-            task.folder / TILES, rows=len(planned.rows_N), **_ownership(task, planned.digest)
-        )
+        planned = _Planned.load(task.folder / PLAN)
+        plan = planned.plan
+        logits_NC, missing = tiles.load(task.folder / TILES, rows=len(plan), **_ownership(task, plan.digest))
         use = compare(task.specimen, task.slide.header, task.card)
         point = _operating_point(task)
         probabilities_NC = softmax(logits_NC)
@@ -128,15 +132,15 @@ class TissueClassification:
         supported = [label.index for label in task.card.labels if label.supported]
         certain_N = (probabilities_NC.max(axis=1) >= point.min_probability) & np.isin(top_N, supported)
         classes_N = np.where(certain_N, top_N, UNCERTAIN).astype(np.int32)
-        level = task.slide.levels[planned.grid.level]
-        tissue = _result(task, planned, level, probabilities_NC, classes_N, use, point)
+        level = task.slide.levels[plan.grid.level]
+        tissue = _result(task, plan, level, probabilities_NC, classes_N, use, point)
         return SlideOutcome(
-            level=planned.grid.level,
+            level=plan.grid.level,
             reading=_reading(task, planned, level, use, missing),
-            findings=(*use.findings, *_findings(task, planned, level, tissue, missing)),
+            findings=(*use.findings, *_findings(task, plan, level, tissue, missing)),
             tissue=tissue,
-            tiles=None if use.wrong_stain else _tile_map(task, planned, classes_N, probabilities_NC),
-            pictures=_pictures(task.slide, task.card, planned, level, classes_N),
+            tiles=None if use.wrong_stain else _tile_map(task, plan, classes_N, probabilities_NC),
+            pictures=_pictures(task.slide, task.card, plan, level, classes_N),
         )
 
 
@@ -161,6 +165,20 @@ def _operating_point(task: SlideTask) -> OperatingPoint:
     return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
 
 
+def _plan_of(task: SlideTask) -> str:
+    region = task.order.region
+    return json.dumps(
+        {
+            "mpp": task.card.mpp,
+            "tile_px": task.card.tile_px,
+            "min_share": _option(task, "tissue.min_share"),
+            "region": None if region is None else asdict(region),
+            "levels": [asdict(level) for level in task.slide.levels],
+        },
+        sort_keys=True,
+    )
+
+
 def _ownership(task: SlideTask, digest: str) -> dict[str, Any]:
     version = task.card.version
     belongs_to = {"plan": digest, "model": version.name, "version": version.version, "engine": version.engine_sha256}
@@ -169,23 +187,23 @@ def _ownership(task: SlideTask, digest: str) -> dict[str, Any]:
 
 def _tile_map(
     task: SlideTask,
-    planned: _Planned,
+    plan: TilePlan,
     classes_N: npt.NDArray[np.int32],
     probabilities_NC: npt.NDArray[np.float32],
 ) -> TileMap:
     return TileMap(
         series=task.slide.header.series_uid,
-        rows_N=planned.rows_N,
-        columns_N=planned.columns_N,
+        rows_N=plan.rows_N,
+        columns_N=plan.columns_N,
         classes_N=classes_N,
         probabilities_NC=probabilities_NC,
-        tissue_N=planned.tissue_N,
+        tissue_N=plan.tissue_N,
     )
 
 
 def _result(
     task: SlideTask,
-    planned: _Planned,
+    plan: TilePlan,
     level: Level,
     probabilities_NC: npt.NDArray[np.float32],
     classes_N: npt.NDArray[np.int32],
@@ -193,7 +211,7 @@ def _result(
     point: OperatingPoint,
 ) -> TissueResult:
     # A tile counts with the part of it that lies under tissue, so areas add up to the tissue that was read.
-    area_N = planned.tissue_N.astype(np.float64) * planned.grid.tile_area_mm2
+    area_N = plan.tissue_N.astype(np.float64) * plan.grid.tile_area_mm2
     total = float(area_N.sum())
 
     def one(label: Label) -> TissueClass:
@@ -208,7 +226,7 @@ def _result(
             area_mm2=area,
             share=area / total,
             mean_probability=float(certainty_N.mean()) if len(certainty_N) else None,
-            evidence=_evidence(planned, level, chosen_N, probabilities_NC[:, label.index]),
+            evidence=_evidence(plan, level, chosen_N, probabilities_NC[:, label.index]),
         )
 
     uncertain = float(area_N[classes_N == UNCERTAIN].sum())
@@ -227,25 +245,25 @@ def _result(
 
 
 def _evidence(
-    planned: _Planned, level: Level, chosen_N: npt.NDArray[np.bool_], probability_N: npt.NDArray[np.float32]
+    plan: TilePlan, level: Level, chosen_N: npt.NDArray[np.bool_], probability_N: npt.NDArray[np.float32]
 ) -> tuple[Evidence, ...]:
     """The tiles of a class that the model was surest of; equals are taken in reading order."""
-    grid, field = planned.grid, planned.grid.field_px
+    grid, field = plan.grid, plan.grid.field_px
     candidates = np.flatnonzero(chosen_N)
     order = np.lexsort(
-        (planned.columns_N[candidates], planned.rows_N[candidates], -probability_N[candidates].astype(np.float64))
+        (plan.columns_N[candidates], plan.rows_N[candidates], -probability_N[candidates].astype(np.float64))
     )
     return tuple(
         Evidence(
             sop_instance_uid=level.sop_instance_uids[0],
             box=BoxPx(
-                x_px=int(planned.columns_N[n]) * field,
-                y_px=int(planned.rows_N[n]) * field,
+                x_px=int(plan.columns_N[n]) * field,
+                y_px=int(plan.rows_N[n]) * field,
                 width_px=field,
                 height_px=field,
             ),
-            x_um=float(planned.columns_N[n]) * field * level.mpp_x,
-            y_um=float(planned.rows_N[n]) * field * level.mpp_y,
+            x_um=float(plan.columns_N[n]) * field * level.mpp_x,
+            y_um=float(plan.rows_N[n]) * field * level.mpp_y,
             size_um=grid.tile_um,
             probability=float(probability_N[n]),
         )
@@ -263,26 +281,24 @@ def _reading(task: SlideTask, planned: _Planned, level: Level, use: Use, missing
         container=header.container_id or task.specimen.container,
         stain=use.stain,
         site=use.site,
-        grid=planned.grid,
+        grid=planned.plan.grid,
         level_mpp=level.mpp,
         level_width_px=level.width_px,
         level_height_px=level.height_px,
         sop_instance_uids=level.sop_instance_uids,
         tissue_area_mm2=planned.tissue_area_mm2,
-        tiles_read=len(planned.rows_N),
+        tiles_read=len(planned.plan),
         frames_missing=missing,
     )
 
 
-def _findings(
-    task: SlideTask, planned: _Planned, level: Level, tissue: TissueResult, missing: int
-) -> tuple[Finding, ...]:
+def _findings(task: SlideTask, plan: TilePlan, level: Level, tissue: TissueResult, missing: int) -> tuple[Finding, ...]:
     found: list[Finding] = []
 
     def add(kind: FindingKind, key: str, text: str) -> None:
         found.append(Finding(kind=kind, code=finding_code(key), text=text, series=task.slide.header.series_uid))
 
-    if planned.grid.mpp > task.card.mpp * COARSER_TOLERANCE:
+    if plan.grid.mpp > task.card.mpp * COARSER_TOLERANCE:
         add(
             FindingKind.QUALITY,
             "coarser-than-model",
@@ -304,14 +320,14 @@ def _findings(
 
 
 def _pictures(
-    slide: Slide, card: ModelCard, planned: _Planned, level: Level, classes_N: npt.NDArray[np.int32]
+    slide: Slide, card: ModelCard, plan: TilePlan, level: Level, classes_N: npt.NDArray[np.int32]
 ) -> dict[str, bytes]:
     thumbnail_HW3 = slide.thumbnail(THUMBNAIL_PX)
     map_png = tissue_map(
         thumbnail_HW3,
-        planned.grid,
-        planned.rows_N,
-        planned.columns_N,
+        plan.grid,
+        plan.rows_N,
+        plan.columns_N,
         classes_N,
         {label.index: label.color for label in card.labels},
         (level.width_px, level.height_px),
