@@ -14,7 +14,7 @@ from gateway.reports import wording
 def to_html(report: Report, pictures: Mapping[str, bytes]) -> bytes:
     """The report for people, UTF-8. `pictures`: the bytes behind `report.pictures` by file name; a missing one is
     named as missing in its place."""
-    page = _template().render(report=report, patient=_patient(report), embed=_Embedder(report, pictures))
+    page = _template().render(report=report, patient=wording.patient(report), embed=_Embedder(report, pictures))
     return page.encode()
 
 
@@ -29,8 +29,8 @@ def _template() -> Template:
     )
     environment.globals["words"] = wording
     environment.filters |= {
-        "person": _person,
-        "date": _date,
+        "person": wording.person,
+        "date": wording.date,
         "area": wording.area,
         "percent": wording.percent,
         "probability": wording.probability,
@@ -51,36 +51,3 @@ class _Embedder:
     def uri(self, picture: Picture) -> str | None:
         data = self._pictures.get(picture.file)
         return f"data:{picture.media_type};base64,{base64.b64encode(data).decode()}" if data else None
-
-
-def _patient(report: Report) -> dict[str, str | None]:
-    """Who the report is about, from the header of the first slide that has one, else from the order."""
-    header = next((slide.header for slide in report.slides if slide.header), None)
-    order = report.order
-    if header is None:
-        return {
-            "name": None,
-            "id": order.patient.id,
-            "issuer": order.patient.issuer,
-            "birth_date": None,
-            "sex": None,
-            "accession": order.accession,
-        }
-    return {
-        "name": header.patient_name,
-        "id": header.patient_id,
-        "issuer": header.patient_id_issuer,
-        "birth_date": header.patient_birth_date,
-        "sex": header.patient_sex,
-        "accession": header.accession or order.accession,
-    }
-
-
-def _person(name: str) -> str:
-    """A DICOM person name (PS3.5 6.2.1) without its carets; its component groups stay apart."""
-    return " · ".join(" ".join(part for part in group.split("^") if part) for group in name.split("=") if group)
-
-
-def _date(text: str) -> str:
-    """A DICOM date (YYYYMMDD) with dashes; anything else as received."""
-    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdecimal() else text

@@ -72,3 +72,36 @@ def percent(share: float) -> str:
 def probability(value: float | None) -> str:
     """A probability as it is printed; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def patient(report: Report) -> dict[str, str | None]:
+    """Who the report is about, from the header of the first slide that has one, else from the order."""
+    header = next((slide.header for slide in report.slides if slide.header), None)
+    order = report.order
+    if header is None:
+        return {
+            "name": None,
+            "id": order.patient.id,
+            "issuer": order.patient.issuer,
+            "birth_date": None,
+            "sex": None,
+            "accession": order.accession,
+        }
+    return {
+        "name": header.patient_name,
+        "id": header.patient_id,
+        "issuer": header.patient_id_issuer,
+        "birth_date": header.patient_birth_date,
+        "sex": header.patient_sex,
+        "accession": header.accession or order.accession,
+    }
+
+
+def person(name: str) -> str:
+    """A DICOM person name (PS3.5 6.2.1) without its carets; its component groups stay apart."""
+    return " · ".join(" ".join(part for part in group.split("^") if part) for group in name.split("=") if group)
+
+
+def date(text: str) -> str:
+    """A DICOM date (YYYYMMDD) with dashes; anything else as received."""
+    return f"{text[:4]}-{text[4:6]}-{text[6:]}" if len(text) == 8 and text.isdecimal() else text
