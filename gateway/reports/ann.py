@@ -56,11 +56,12 @@ class Group:
     measurements: Sequence[tuple[Code, Code, Floats]] = ()
 
 
-def write_annotations(path: Path, report: Report, source: SlideSource) -> bool:
-    """Write the regions of every class that was found on a slide, a group a class; False where there is none to write.
+def write_annotations(path: Path, report: Report, source: SlideSource) -> None:
+    """Write the regions of every class that was found on a slide, a group a class.
 
     ANN has no polygons with holes (PS3.3 C.37.1.2.1): a region with holes is cut into parts without, which share its
-    number. Raises PathserveError, OSError.
+    number. Raises PathserveError where there is no region (`has_regions`): the object has at least one group of at
+    least one annotation. Raises OSError.
     """
     result = next((result for result in report.tissue if result.series == source.series), None)
     classes = {tissue.index: tissue for tissue in result.classes} if result else {}
@@ -68,10 +69,7 @@ def write_annotations(path: Path, report: Report, source: SlideSource) -> bool:
         _group(report, source, classes[index], tuple(regions))
         for index, regions in groupby(simple_regions_of(report, source), key=lambda region: region.index)
     ]
-    if not groups:
-        return False
     write_groups(path, report, source.image, ObjectName(report.analysis_id, Kind.ANN, source.series), groups)
-    return True
 
 
 def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, groups: Sequence[Group]) -> None:
@@ -82,7 +80,9 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
     """
     dimensions = {group.points.shape[1] for group in groups}
     if len(dimensions) != 1 or not dimensions <= {2, 3}:
-        raise PathserveError("Annotations of one object lie in one kind of coordinates, 2D or 3D. Report this.")
+        raise PathserveError(
+            "Annotations of one object lie in one kind of coordinates, and there is at least one. Report this."
+        )
     dataset = dicom_file.begin(MicroscopyBulkSimpleAnnotationsStorage, "ANN")
     dataset.ContentLabel = "REGIONS"
     dataset.ContentDescription = concept.long_string(wording.document_title(report))

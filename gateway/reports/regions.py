@@ -17,7 +17,7 @@ from gateway.domain.report import Report, TissueClass
 from gateway.domain.slide import TileGrid
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
-from gateway.reports.spatial import SlideSource, TileMap
+from gateway.reports.spatial import UNCERTAIN, SlideSource, TileMap
 
 Labels = npt.NDArray[np.int32]
 Ring = npt.NDArray[np.int64]
@@ -45,6 +45,11 @@ class Region:
     tissue_area_mm2: float
     mean_probability: float
     max_probability: float
+
+
+def has_regions(source: SlideSource) -> bool:
+    """Whether any tile of the slide belongs to a class, so that there is a region to draw."""
+    return source.tiles is not None and bool((source.tiles.classes_N != UNCERTAIN).any())
 
 
 def regions_of(report: Report, source: SlideSource) -> tuple[Region, ...]:
