@@ -21,6 +21,7 @@ from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
+from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive, SeriesEntry
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.model import ModelCard, ModelVersion
@@ -112,7 +113,7 @@ class CaseRun:
     def _fetch_one(self, specimen: int, entry: SeriesEntry) -> Fetched:
         series = self._archive.fetch(
             entry,
-            self.folder / "slides",
+            FrameCache(self._settings.state / "frames", self._settings.cache_bytes),
             progress=lambda done, total: self._progress(Progress(Step.FETCH, done, total, "bytes")),
             cancelled=self._cancelled,
         )

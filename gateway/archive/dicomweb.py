@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
+from gateway.archive.cache import FrameCache
 from gateway.archive.dicomweb_files import InstanceId, instance_id
 from gateway.archive.dicomweb_http import DICOM_JSON, Endpoint, Limits, Session, all_pages, never, text, values
 from gateway.archive.dicomweb_retrieve import Retrieval
@@ -90,7 +91,7 @@ class DicomWebArchive:
     def fetch(
         self,
         entry: SeriesEntry,
-        cache: Path,
+        cache: FrameCache,
         *,
         wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,
@@ -98,7 +99,7 @@ class DicomWebArchive:
     ) -> FetchedSeries:
         _check_uids(entry.study, entry.series)
         with self._session(cancelled) as session:
-            return self._retrieval.fetch(session, entry, cache, wanted=wanted, progress=progress)
+            return self._retrieval.fetch(session, self.address, entry, cache, wanted=wanted, progress=progress)
 
     def store(self, files: Sequence[Path]) -> None:
         with self._session() as session:

@@ -1,10 +1,6 @@
-"""Instances on the local disk: whose they are, whether they are whole, and one writer at a time."""
+"""Instances on the local disk: whose they are, and whether they are whole."""
 
-import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +9,6 @@ import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from gateway.operations.errors import (
-    Cancelled,
     NotDicom,
     TruncatedFile,
     UnsupportedTransferSyntax,
@@ -87,18 +82,3 @@ def _reaches_its_end(file: BinaryIO, length: int, size: int) -> bool:
             return False
         file.seek(item_length, os.SEEK_CUR)
     return False
-
-
-@contextmanager
-def only_one(folder: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Hold the folder for one writer of this machine. The lock dies with its process. Raises Cancelled."""
-    with (folder / ".lock").open("wb") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if cancelled():
-                    raise Cancelled("The analysis was cancelled.") from None
-                time.sleep(0.1)
-        yield

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import httpx
 
-from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole, only_one
+from gateway.archive.cache import FrameCache
+from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole
 from gateway.archive.dicomweb_http import Session, Transient, all_pages, text
 from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
 from gateway.archive.metrics import PACS_BYTES
@@ -32,23 +33,28 @@ class Retrieval:
         self._accept: tuple[str, ...] = _ACCEPT
 
     def fetch(
-        self, session: Session, entry: SeriesEntry, cache: Path, *, wanted: Wanted | None, progress: FetchProgress
+        self,
+        session: Session,
+        address: str,
+        entry: SeriesEntry,
+        cache: FrameCache,
+        *,
+        wanted: Wanted | None,
+        progress: FetchProgress,
     ) -> FetchedSeries:
         """`Archive.fetch` of an entry whose UIDs were checked. Raises as it."""
-        folder = cache / entry.study / entry.series
-        with disk_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            with only_one(folder, session.cancelled):
-                instances = self._instances(session, entry)
-                files = [folder / f"{uid}.dcm" for uid in instances]
-                # A file is renamed to its name only after it was checked, so one that is there is whole.
-                done = sum(file.stat().st_size for file in files if file.exists())
-                progress(done, None)
-                for uid, file in zip(instances, files, strict=True):
-                    if not file.exists():
-                        instance = InstanceId(entry.study, entry.series, uid)
-                        done += self._fetch_one(session, instance, file, partial(_advanced, progress, done))
-                progress(done, done)
+        with disk_errors(), cache.filling(address, entry.study, entry.series, session.cancelled) as folder:
+            instances = self._instances(session, entry)
+            files = [folder / f"{uid}.dcm" for uid in instances]
+            # A file is renamed to its name only after it was checked, so one that is there is whole.
+            done = sum(file.stat().st_size for file in files if file.exists())
+            progress(done, None)
+            for uid, file in zip(instances, files, strict=True):
+                if not file.exists():
+                    instance = InstanceId(entry.study, entry.series, uid)
+                    done += self._fetch_one(session, instance, file, partial(_advanced, progress, done))
+            cache.make_room(folder, 0)
+            progress(done, done)
         return FetchedSeries(entry.study, entry.series, tuple(files))
 
     def _instances(self, session: Session, entry: SeriesEntry) -> list[str]:

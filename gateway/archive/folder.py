@@ -14,6 +14,7 @@ from pathlib import Path
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 
+from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import (
@@ -99,7 +100,7 @@ class FolderArchive:
     def fetch(
         self,
         entry: SeriesEntry,
-        cache: Path,
+        cache: FrameCache,
         *,
         wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gateway.archive.cache import FrameCache
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesEntry:
@@ -25,6 +27,16 @@ class FetchedSeries:
     study: str
     series: str
     files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideQuery:
+    """What a slide is looked for by; every key that is given has to match exactly."""
+
+    study: str | None = None
+    series: str | None = None
+    accession: str | None = None
+    container: str | None = None
 
 
 Wanted = Mapping[str, Sequence[int] | None]
@@ -57,20 +69,28 @@ class Archive(Protocol):
         Raises SlideNotInArchive where the study, or one of the named series, is not there.
         """
 
+    def search(self, query: SlideQuery) -> tuple[SeriesEntry, ...]:
+        """The slide series (modality SM) that match, of one patient; several studies and several series a container.
+
+        Raises InvalidInput (no key, a key that is none, more series than a case has), SlideNotInArchive (nothing
+        matches), IdentityMismatch (the key is that of several patients).
+        """
+
     def fetch(
         self,
         entry: SeriesEntry,
-        cache: Path,
+        cache: FrameCache,
         *,
         wanted: Wanted | None = None,
         progress: FetchProgress = no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> FetchedSeries:
-        """Bring the series' instances within reach as local files, below `cache` where a copy must be made.
+        """Bring the series' instances within reach as local files, in `cache` where a copy must be made.
 
         `wanted` None = every instance whole. An archive may bring more than is wanted where that is faster. A repeated
-        call, also after a kill, continues: what is there already is not fetched again.
-        Raises SlideNotInArchive, ArchiveUnavailable, ArchiveRefused, DiskFull, Cancelled.
+        call, also after a kill, continues: what is there already is not fetched again, unless its header has changed in
+        the archive. Raises SlideNotInArchive, ArchiveUnavailable, ArchiveRefused, SlideError, DiskFull, StateError (the
+        series can never fit into the cache), Cancelled.
         """
 
     def store(self, files: Sequence[Path]) -> None:

@@ -6,9 +6,16 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from gateway.archive.cache import FrameCache
 from tests.support.orthanc import Orthanc, running_orthanc
 
 SLIDE = Path(__file__).parents[1] / "data" / "cmu_small_he"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FrameCache:
+    """An empty cache that has room for every slide of these tests."""
+    return FrameCache(tmp_path / "cache", 2**30)
 
 
 @pytest.fixture(scope="session")

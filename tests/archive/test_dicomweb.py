@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.archive.cache import FrameCache
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.protocol import SeriesEntry
@@ -12,7 +13,6 @@ from gateway.domain.uids import derive_uid
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
-    Cancelled,
     InvalidInput,
     NotDicom,
     SlideNotInArchive,
@@ -28,11 +28,6 @@ QUICK = Limits(backoff_s=0.01)
 @pytest.fixture
 def archive(orthanc: Orthanc) -> DicomWebArchive:
     return DicomWebArchive.from_address(orthanc.address)
-
-
-def kept(cache: Path) -> dict[str, int]:
-    """Every file below the cache but the lock, with its inode."""
-    return {path.name: path.stat().st_ino for path in cache.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
 def test_finds_the_slide_series(archive: DicomWebArchive, slide_uids: tuple[str, str]) -> None:
@@ -52,64 +47,21 @@ def test_other_modalities_are_no_slides(archive: DicomWebArchive, orthanc: Ortha
         archive.find_series(study, [slide, document])
 
 
-def test_unknown_study_and_series(archive: DicomWebArchive, slide_uids: tuple[str, str], tmp_path: Path) -> None:
+def test_unknown_study_and_series(archive: DicomWebArchive, slide_uids: tuple[str, str], cache: FrameCache) -> None:
     with pytest.raises(SlideNotInArchive, match=r"2\.25\.404 is not in the PACS"):
         archive.find_series("2.25.404")
     with pytest.raises(SlideNotInArchive, match=r"2\.25\.404"):
         archive.find_series(slide_uids[0], ["2.25.404"])
     with pytest.raises(SlideNotInArchive):
-        archive.fetch(SeriesEntry(slide_uids[0], "2.25.404"), tmp_path)
+        archive.fetch(SeriesEntry(slide_uids[0], "2.25.404"), cache)
 
 
-def test_uids_of_the_order_are_checked(archive: DicomWebArchive, tmp_path: Path) -> None:
+def test_uids_of_the_order_are_checked(archive: DicomWebArchive, cache: FrameCache, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput):
         archive.find_series("../../instances")
     with pytest.raises(InvalidInput):
-        archive.fetch(SeriesEntry("2.25.1", "../../outside"), tmp_path / "cache")
+        archive.fetch(SeriesEntry("2.25.1", "../../outside"), cache)
     assert not any(tmp_path.iterdir())
-
-
-def test_fetched_files_are_the_stored_ones(
-    archive: DicomWebArchive, slide_uids: tuple[str, str], slide_folder: Path, tmp_path: Path
-) -> None:
-    [entry] = archive.find_series(slide_uids[0])
-    seen: list[tuple[int, int | None]] = []
-    fetched = archive.fetch(entry, tmp_path, progress=lambda done, total: seen.append((done, total)))
-
-    assert [file.name for file in fetched.files] == sorted(file.name for file in slide_folder.glob("*.dcm"))
-    assert all(file.parent == tmp_path / entry.study / entry.series for file in fetched.files)
-    for file in fetched.files:
-        assert file.read_bytes() == (slide_folder / file.name).read_bytes()
-    size = sum(file.stat().st_size for file in fetched.files)
-    assert seen == sorted(seen, key=lambda step: step[0])
-    assert seen[-1] == (size, size)
-
-
-def test_an_interrupted_fetch_continues(
-    archive: DicomWebArchive, slide_uids: tuple[str, str], slide_folder: Path, tmp_path: Path
-) -> None:
-    [entry] = archive.find_series(slide_uids[0])
-    done = 0
-
-    def progress(size: int, total: int | None) -> None:
-        nonlocal done
-        done = size
-
-    with pytest.raises(Cancelled):
-        archive.fetch(entry, tmp_path, progress=progress, cancelled=lambda: done > 300_000)
-    before = kept(tmp_path)
-    assert 0 < len(before) < 8
-    # What kill -9 in the middle of a file leaves behind.
-    missing = next(file.name for file in slide_folder.glob("*.dcm") if file.name not in before)
-    (tmp_path / entry.study / entry.series / f".{missing}.part").write_bytes(b"half of it")
-
-    fetched = archive.fetch(entry, tmp_path)
-    after = kept(tmp_path)
-    assert before.items() <= after.items()  # the same inodes: not fetched again
-    assert sorted(after) == sorted(file.name for file in slide_folder.glob("*.dcm"))
-    assert all(file.read_bytes() == (slide_folder / file.name).read_bytes() for file in fetched.files)
-    archive.fetch(entry, tmp_path)
-    assert kept(tmp_path) == after
 
 
 def test_stored_once_however_often(
@@ -150,17 +102,16 @@ def test_probe(archive: DicomWebArchive, orthanc: Orthanc) -> None:
         elsewhere.probe()
 
 
-def test_down_and_up_again(orthanc: Orthanc, slide_uids: tuple[str, str], tmp_path: Path) -> None:
+def test_down_and_up_again(orthanc: Orthanc, slide_uids: tuple[str, str], cache: FrameCache) -> None:
     archive = DicomWebArchive.from_address(orthanc.address, QUICK)
     [entry] = archive.find_series(slide_uids[0])
     orthanc.stop()
     try:
         began = time.monotonic()
-        for work in (archive.probe, lambda: archive.find_series(entry.study), lambda: archive.fetch(entry, tmp_path)):
+        for work in (archive.probe, lambda: archive.find_series(entry.study), lambda: archive.fetch(entry, cache)):
             with pytest.raises(ArchiveUnavailable):
                 work()
         assert time.monotonic() - began < 5
-        assert kept(tmp_path) == {}
     finally:
         orthanc.start()
-    assert len(archive.fetch(entry, tmp_path).files) == 8
+    assert len(archive.fetch(entry, cache).files) == 8

@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from gateway.archive import FolderArchive, SeriesEntry, open_archive
+from gateway.archive.cache import FrameCache
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
@@ -84,7 +85,9 @@ def test_finds_the_series_wherever_it_lies(archive, slide):
 def test_fetch_gives_the_files_as_they_are(archive, slide, tmp_path):
     seen: list[tuple[int, int | None]] = []
     fetched = archive.fetch(
-        archive.entries()[0], tmp_path / "cache", progress=lambda done, total: seen.append((done, total))
+        archive.entries()[0],
+        FrameCache(tmp_path / "cache", 2**30),
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert fetched.files == tuple(sorted(slide.files))
     size = sum(path.stat().st_size for path in slide.files)
@@ -94,43 +97,43 @@ def test_fetch_gives_the_files_as_they_are(archive, slide, tmp_path):
         assert opened.header.series_uid == slide.series_uid
 
 
-def test_fetch_cancelled(archive, tmp_path):
+def test_fetch_cancelled(archive, cache):
     with pytest.raises(Cancelled):
-        archive.fetch(archive.entries()[0], tmp_path, cancelled=lambda: True)
+        archive.fetch(archive.entries()[0], cache, cancelled=lambda: True)
 
 
-def test_the_same_instance_twice_counts_once(archive, slide):
+def test_the_same_instance_twice_counts_once(archive, slide, cache):
     copy = slide.files[0].with_name("copy.dcm")
     copy.write_bytes(slide.files[0].read_bytes())
     (entry,) = archive.find_series(slide.study_uid)
     assert entry.instances == len(slide.files)
-    assert len(archive.fetch(entry, Path()).files) == len(slide.files)
+    assert len(archive.fetch(entry, cache).files) == len(slide.files)
 
 
-def test_a_cut_file_beside_the_slide_is_not_passed_over(archive, slide, tmp_path):
+def test_a_cut_file_beside_the_slide_is_not_passed_over(archive, slide, cache):
     """Without it the slide would lack a level, and nobody would know."""
     level = slide.files[0]
     level.write_bytes(level.read_bytes()[:300])
     with pytest.raises(TruncatedFile, match=level.name):
-        archive.fetch(archive.entries()[0], tmp_path)
+        archive.fetch(archive.entries()[0], cache)
 
 
-def test_a_dicomdir_is_no_damage(archive, slide, tmp_path):
+def test_a_dicomdir_is_no_damage(archive, slide, cache):
     directory = slide.files[0].with_name("DICOMDIR")
     shutil.copy(pydicom.data.get_testdata_file("DICOMDIR"), directory)
-    fetched = archive.fetch(archive.entries()[0], tmp_path)
+    fetched = archive.fetch(archive.entries()[0], cache)
     assert directory not in fetched.files
     with Slide.open([*fetched.files, directory]) as opened:
         assert opened.header.series_uid == slide.series_uid
 
 
-def test_study_or_series_not_there(archive, slide):
+def test_study_or_series_not_there(archive, slide, cache):
     with pytest.raises(SlideNotInArchive):
         archive.find_series("1.2.3")
     with pytest.raises(SlideNotInArchive, match=r"1\.2\.4"):
         archive.find_series(slide.study_uid, [slide.series_uid, "1.2.4"])
     with pytest.raises(SlideNotInArchive):
-        archive.fetch(SeriesEntry("1.2.3", "1.2.4"), Path())
+        archive.fetch(SeriesEntry("1.2.3", "1.2.4"), cache)
 
 
 def test_new_changed_and_removed_files_are_noticed(archive, slide):
@@ -264,7 +267,7 @@ def test_the_archive_itself_may_be_reached_by_a_link(tmp_path, slide):
     assert len(FolderArchive(tmp_path / "link").entries()) == 1
 
 
-def test_a_file_that_cannot_be_read_stops_its_slide_only(archive, slide, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_read_stops_its_slide_only(archive, slide, cache, tmp_path, monkeypatch):
     other = write_phantom(tmp_path / "archive" / "other", width_px=300, height_px=300, seed=8)
     opened = Path.open
 
@@ -275,10 +278,10 @@ def test_a_file_that_cannot_be_read_stops_its_slide_only(archive, slide, tmp_pat
 
     monkeypatch.setattr(Path, "open", refuse)
     [mine] = archive.find_series(slide.study_uid)
-    assert len(archive.fetch(mine, tmp_path).files) == len(slide.files)
+    assert len(archive.fetch(mine, cache).files) == len(slide.files)
     [theirs] = archive.find_series(other.study_uid)
     with pytest.raises(ArchiveUnavailable, match=r"label\.dcm"):
-        archive.fetch(theirs, tmp_path)
+        archive.fetch(theirs, cache)
 
 
 def test_a_folder_that_is_closed_to_us_is_passed_over(archive, slide, tmp_path, monkeypatch):
