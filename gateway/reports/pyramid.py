@@ -1,0 +1,237 @@
+"""A level of a slide's pyramid as the ground of a segmentation or a map: its place on the slide, the tiles over it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from gateway.domain.report import Report, SlideReading
+from gateway.domain.slide import TileGrid
+from gateway.domain.uids import derive_uid
+from gateway.operations.errors import PathserveError
+from gateway.reports import dicom_file
+from gateway.reports.derived import ObjectName, copy_specimen
+from gateway.reports.spatial import SlideSource, TileMap
+from gateway.reports.tiled import Tiling
+
+_LEAST_TILE_PX = 8
+_UPRIGHT = [1, 0, 0, 0, 1, 0]
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PyramidLevel:
+    """One level: the header of one of its instances, and the SOP instance UIDs of all (parts of a concatenation, focal
+    planes)."""
+
+    image: Dataset
+    instances: tuple[str, ...]
+
+    @property
+    def tiling(self) -> Tiling:
+        """How an image of the level's whole extent is cut into frames."""
+        return Tiling.of(int(self.image.TotalPixelMatrixRows), int(self.image.TotalPixelMatrixColumns))
+
+    @property
+    def pixel_mm(self) -> tuple[float, float]:
+        """Height and width of a pixel in mm."""
+        height, width = (float(value) for value in _measures(self.image).PixelSpacing)
+        return height, width
+
+
+def level_of(report: Report, source: SlideSource, index: int) -> PyramidLevel:
+    """The level that `source.levels[index]` belongs to."""
+    image = source.levels[index]
+    same = [other for other in source.levels if _size(other) == _size(image)]
+    uids = [str(other.SOPInstanceUID) for other in same]
+    if _size(image) == _size(source.image):
+        uids += reading_of(report, source).sop_instance_uids
+    return PyramidLevel(image, tuple(dict.fromkeys(uids)))
+
+
+def map_level(report: Report, source: SlideSource) -> PyramidLevel:
+    """The level that a map of tiles is drawn on: the coarsest that shows a tile 8 pixels wide, else the one read."""
+    field_px = _grid_of(report, source).field_px
+    across = int(source.image.TotalPixelMatrixColumns)
+    wide_enough = [
+        index
+        for index, image in enumerate(source.levels)
+        if field_px * int(image.TotalPixelMatrixColumns) >= _LEAST_TILE_PX * across
+    ]
+    coarsest = min(wide_enough, key=lambda index: _size(source.levels[index]), default=source.read)
+    return level_of(report, source, coarsest)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TileRaster:
+    """Which tile of the grid lies under each pixel of a level (the tile under the pixel's centre, as in the report's
+    pictures), and so how a value of every tile is drawn."""
+
+    tiling: Tiling
+    tiles: TileMap
+    shape: tuple[int, int]
+    row_H: npt.NDArray[np.intp]
+    column_W: npt.NDArray[np.intp]
+
+    @classmethod
+    def over(cls, level: PyramidLevel, report: Report, source: SlideSource) -> "TileRaster":
+        """Raises PathserveError where the slide has no tiles."""
+        grid, tiling = _grid_of(report, source), level.tiling
+        if source.tiles is None:
+            raise PathserveError("A slide without tiles has no map. Report this.")
+        rows, columns = int(source.image.TotalPixelMatrixRows), int(source.image.TotalPixelMatrixColumns)
+        return cls(
+            tiling=tiling,
+            tiles=source.tiles,
+            shape=(grid.rows, grid.columns),
+            row_H=_tile_under(tiling.rows, rows, grid.field_px, grid.rows),
+            column_W=_tile_under(tiling.columns, columns, grid.field_px, grid.columns),
+        )
+
+    def frames(self, values_N: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+        """The level cut into frames, each pixel with its tile's value; 0 where no tile was read.
+
+        `values_N` (N,): one value for each tile of the tile map.
+        """
+        # One row and column more than the grid has: index -1 finds nothing there.
+        values_GG = np.zeros((self.shape[0] + 1, self.shape[1] + 1), values_N.dtype)
+        values_GG[self.tiles.rows_N, self.tiles.columns_N] = values_N
+        for rows, columns in self.tiling.windows():
+            yield values_GG[np.ix_(self.row_H[rows], self.column_W[columns])]
+
+
+def derived_image(
+    sop_class_uid: str, modality: str, report: Report, level: PyramidLevel, name: ObjectName, derivation: CodedConcept
+) -> Dataset:
+    """An image that covers the whole of a level, pixel for pixel, up to its own modules and its pixels: where it lies
+    and what it was derived from (PS3.3 C.7.4.1, C.7.6.16, C.7.6.17, C.8.12.14, C.12.2)."""
+    image = level.image
+    dataset = dicom_file.begin(sop_class_uid, modality)
+    dataset.PatientOrientation = None
+    dataset.BurnedInAnnotation = "NO"
+    _set_history(dataset, image)
+    _set_place(dataset, image, report)
+    organization = Dataset()
+    organization.DimensionOrganizationUID = derive_uid(report.analysis_id, f"{name.kind.extension}-tiles/{name.of}")
+    dataset.DimensionOrganizationSequence = [organization]
+    dataset.TotalPixelMatrixFocalPlanes = 1
+    dataset.AcquisitionContextSequence = []
+    copy_specimen(dataset, image)
+    dataset.SourceImageSequence = _references(level)
+    series = Dataset()
+    series.SeriesInstanceUID = image.SeriesInstanceUID
+    series.ReferencedInstanceSequence = _references(level)
+    dataset.ReferencedSeriesSequence = [series]
+    shared = Dataset()
+    shared.PixelMeasuresSequence = [_measures(image)]
+    shared.DerivationImageSequence = [_derivation(level, derivation)]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    return dataset
+
+
+def reading_of(report: Report, source: SlideSource) -> SlideReading:
+    """What the report says of the slide. Raises PathserveError where that is nothing."""
+    for slide in report.slides:
+        if slide.series == source.series:
+            return slide
+    raise PathserveError("A slide that was read is not in the report. Run the analysis again.")
+
+
+def _grid_of(report: Report, source: SlideSource) -> TileGrid:
+    grid = reading_of(report, source).grid
+    if grid is None:
+        raise PathserveError("The report does not say which grid a slide was read on. Run the analysis again.")
+    return grid
+
+
+def _size(image: Dataset) -> tuple[int, int]:
+    return int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
+
+
+def _measures(image: Dataset) -> Dataset:
+    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1); a slide without them is never read."""
+    measures: Dataset = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    return measures
+
+
+def _references(level: PyramidLevel) -> list[Dataset]:
+    references = []
+    for uid in level.instances:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = level.image.SOPClassUID, uid
+        references.append(item)
+    return references
+
+
+def _derivation(level: PyramidLevel, derivation: CodedConcept) -> Dataset:
+    item = Dataset()
+    item.DerivationCodeSequence = [derivation]
+    item.SourceImageSequence = _references(level)
+    for source in item.SourceImageSequence:
+        source.PurposeOfReferenceCodeSequence = [
+            CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)
+        ]
+        source.SpatialLocationsPreserved = "YES"
+    return item
+
+
+def _set_history(dataset: Dataset, image: Dataset) -> None:
+    """What was lost of the slide's pixels stays lost in what is derived from them (PS3.3 C.7.6.1.1.5)."""
+    dataset.LossyImageCompression = "00"
+    if image.get("LossyImageCompression") == "01":
+        for keyword in _LOSSY:
+            if keyword in image:
+                dataset[keyword] = image[keyword]
+
+
+def _set_place(dataset: Dataset, image: Dataset, report: Report) -> None:
+    """The level's place on the slide. Where its header gives none that can be true, the image gets a frame of reference
+    of its own, with the matrix's corner as its origin: pixels agree with the level's, and no place in mm is claimed."""
+    place = _place(image)
+    if place is None:
+        x, y, z, orientation = 0.0, 0.0, 0.0, _UPRIGHT
+        dataset.FrameOfReferenceUID = derive_uid(report.analysis_id, f"frame-of-reference/{image.SeriesInstanceUID}")
+        dataset.PositionReferenceIndicator = None
+    else:
+        x, y, z, orientation = place
+        dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
+        dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator") or "SLIDE_CORNER"
+    origin = Dataset()
+    origin.XOffsetInSlideCoordinateSystem = x
+    origin.YOffsetInSlideCoordinateSystem = y
+    origin.ZOffsetInSlideCoordinateSystem = z
+    dataset.TotalPixelMatrixOriginSequence = [origin]
+    dataset.ImageOrientationSlide = orientation
+
+
+def _place(image: Dataset) -> tuple[Any, Any, Any, Any] | None:
+    """Offsets x, y, z in mm and orientation as received; None where they cannot be true (PS3.3 C.8.12.14, C.7.6.2.1.1:
+    rows and columns run along two unit vectors at right angles)."""
+    if not image.get("FrameOfReferenceUID"):
+        return None
+    try:
+        origin = image.TotalPixelMatrixOriginSequence[0]
+        place = (
+            origin.XOffsetInSlideCoordinateSystem,
+            origin.YOffsetInSlideCoordinateSystem,
+            origin.get("ZOffsetInSlideCoordinateSystem") or 0,
+            image.ImageOrientationSlide,
+        )
+        position = [float(value) for value in place[:3]]
+        axes_23 = np.array([float(value) for value in place[3]]).reshape(2, 3)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    right_angled = np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3)
+    return place if np.isfinite(position).all() and right_angled else None
+
+
+def _tile_under(size_px: int, read_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:
+    """For each pixel of a level along one axis, the tile under its centre; -1 beyond the grid."""
+    centres = (np.arange(size_px) + 0.5) * (read_px / size_px)
+    index = np.floor(centres / field_px).astype(np.intp)
+    return np.where(index < count, index, -1)
