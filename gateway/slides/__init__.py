@@ -5,6 +5,7 @@ from gateway.slides.levels import choose_level
 from gateway.slides.pipeline import FrameGauge, TileBatch, stream_tiles
 from gateway.slides.slide import Slide
 from gateway.slides.tissue import TissueMask, find_tissue
+from gateway.slides.wanted import frames_of, overview_levels
 
 __all__ = [
     "FrameGauge",
@@ -14,6 +15,8 @@ __all__ = [
     "TissueMask",
     "choose_level",
     "find_tissue",
+    "frames_of",
+    "overview_levels",
     "plan_tiles",
     "stream_tiles",
 ]

@@ -1,37 +1,53 @@
-"""Where the frames of an image lie: in the file (encapsulation, PS3.5 A.4) and in the image (PS3.3 C.7.6.17.3).
+"""Where the frames of one instance lie in its file: in encapsulated or native pixel data (PS3.5 A.4, 8.1), or in the
+frames that were fetched of it so far (`gateway.archive.partial`).
 
-wsidicom reads the header and the per-frame positions. The byte positions are read here, because zero-length frames,
-fragmented frames, odd lengths in extended offset tables and truncation must be told apart, and because frames are read
-in bulk with `pread`, without a lock.
+Zero-length frames, fragmented frames, odd lengths in extended offset tables, overflown basic ones and truncation are
+told apart, and frames are read in bulk with `pread`, without a lock.
 """
 
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from wsidicom.file.io import WsiDicomReader, WsiDicomReadIO
-from wsidicom.instance.dataset import TileType
 
-from gateway.operations.errors import CorruptFrame, InvalidSlide, TruncatedFile
+from gateway.archive.partial import PartialInstance, is_partial
+from gateway.operations.errors import CorruptFrame, FramesNotFetched, InvalidSlide
+from gateway.slides.elements import ITEM, UNDEFINED, Element, Elements, truncated
+from gateway.slides.header import ImageFile
+from gateway.slides.places import PER_FRAME_GROUPS, Places, read_places
 
-_ITEM = b"\xfe\xff\x00\xe0"
-_DELIMITER = b"\xfe\xff\xdd\xe0"
-_EXTENDED_OFFSETS = b"\xe0\x7f\x01\x00"
-_EXTENDED_LENGTHS = b"\xe0\x7f\x02\x00"
-_PIXEL_DATA = b"\xe0\x7f\x10\x00"
+_ITEM_BYTES = b"\xfe\xff\x00\xe0"
+_EXTENDED_OFFSETS, _EXTENDED_LENGTHS, _PIXEL_DATA = 0x7FE00001, 0x7FE00002, 0x7FE00010
 _HEADER = 8
 _ITEM_HEADER = struct.Struct("<4sI")
+_CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff")
+"""JPEG and JPEG-LS (SOI and the next marker), JPEG 2000 (SOC, SIZ): a frame begins there, if no table tells."""
 _MAX_GAP = 64 * 1024
 """Frames this close together are read in one go: a read costs more than the bytes between them."""
 
 
+class Frames(Protocol):
+    """The encoded frames of one instance. `path` is the file that holds them."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, fd: int, frames: list[int]) -> list[memoryview]:
+        """The encoded bytes of some frames in rising order; a frame of zero length comes empty. `fd` is `path`, open.
+
+        Raises TruncatedFile, CorruptFrame, FramesNotFetched.
+        """
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class FrameFile:
-    """The frames of one file: frame f lies in bytes `starts_F[f]:ends_F[f]`, item headers included if encapsulated."""
+class StoredFrames:
+    """The frames of a whole file: frame f lies in bytes `starts_F[f]:ends_F[f]`, with item headers if encapsulated."""
 
     path: Path
     encapsulated: bool
@@ -42,26 +58,57 @@ class FrameFile:
         return len(self.starts_F)
 
     def read(self, fd: int, frames: list[int]) -> list[memoryview]:
-        """The encoded bytes of some frames in rising order, neighbours in one read. Zero-length frames come empty.
+        try:
+            extents = _read_extents(fd, self.starts_F[frames], self.ends_F[frames])
+        except EOFError:
+            raise truncated(self.path) from None
+        return [_unwrap(extent) for extent in extents] if self.encapsulated else extents
 
-        Raises TruncatedFile, CorruptFrame.
-        """
-        starts, ends = self.starts_F[frames].tolist(), self.ends_F[frames].tolist()
-        result: list[memoryview] = []
-        first = 0
-        while first < len(frames):
-            last = first
-            while last + 1 < len(frames) and starts[last + 1] - ends[last] <= _MAX_GAP:
-                last += 1
-            origin, size = starts[first], ends[last] - starts[first]
-            data = memoryview(os.pread(fd, size, origin))
-            if len(data) != size:
-                raise TruncatedFile(_truncated(self.path))
-            for i in range(first, last + 1):
-                item = data[starts[i] - origin : ends[i] - origin]
-                result.append(_unwrap(item) if self.encapsulated else item)
-            first = last + 1
-        return result
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchedFrames:
+    """The frames that were fetched of a partial instance when it was opened: `extents_F2` as its index has them."""
+
+    path: Path
+    extents_F2: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.extents_F2)
+
+    def read(self, fd: int, frames: list[int]) -> list[memoryview]:
+        starts, ends = self.extents_F2[frames, 0], self.extents_F2[frames, 1]
+        if (starts < 0).any():
+            raise _not_fetched()
+        if not (ends > starts).any():
+            return [memoryview(b"")] * len(frames)
+        try:
+            return _read_extents(fd, starts, ends)
+        except (EOFError, OSError):
+            raise _not_fetched() from None
+
+
+def _not_fetched() -> FramesNotFetched:
+    return FramesNotFetched("Frames of the slide are not in the frame cache. Let them be fetched, then read again.")
+
+
+def _read_extents(fd: int, starts_E: NDArray[np.int64], ends_E: NDArray[np.int64]) -> list[memoryview]:
+    """Extents of an open file, neighbours in one read. Raises EOFError where the file ends before they do."""
+    order = np.argsort(starts_E, kind="stable").tolist()
+    starts, ends = starts_E.tolist(), ends_E.tolist()
+    result = [memoryview(b"")] * len(starts)
+    first = 0
+    while first < len(order):
+        origin, end, last = starts[order[first]], ends[order[first]], first
+        while last + 1 < len(order) and 0 <= starts[order[last + 1]] - end <= _MAX_GAP:
+            last += 1
+            end = ends[order[last]]
+        data = memoryview(os.pread(fd, end - origin, origin))
+        if len(data) != end - origin:
+            raise EOFError
+        for extent in order[first : last + 1]:
+            result[extent] = data[starts[extent] - origin : ends[extent] - origin]
+        first = last + 1
+    return result
 
 
 def _unwrap(item: memoryview) -> memoryview:
@@ -69,169 +116,152 @@ def _unwrap(item: memoryview) -> memoryview:
     fragments: list[memoryview] = []
     position = 0
     while position < len(item):
+        if position + _HEADER > len(item):
+            raise CorruptFrame(_MISPLACED)
         tag, length = _ITEM_HEADER.unpack_from(item, position)
         position += _HEADER
         fragments.append(item[position : position + length])
         position += length
-        if tag != _ITEM or position > len(item):
-            raise CorruptFrame("The slide's frames are not where its offset table says. Send it to the archive again.")
+        if tag != _ITEM_BYTES or position > len(item):
+            raise CorruptFrame(_MISPLACED)
     return fragments[0] if len(fragments) == 1 else memoryview(b"".join(fragments))
 
 
-def _truncated(path: Path) -> str:
-    return f"{path.name} ends before its pixel data does. The copy is incomplete: send the slide to the archive again."
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Positions:
-    """Where an instance's frames lie in the total pixel matrix: 0-based tile rows and columns of each frame, or None
-    where they simply follow each other (TILED_FULL). `plane_F` selects the frames of the focal plane and optical path
-    that is read."""
-
-    rows_F: NDArray[np.int64]
-    columns_F: NDArray[np.int64]
-    plane_F: NDArray[np.bool_]
+_MISPLACED = "The slide's frames are not where its offset table says. Send it to the archive again."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instance:
-    """One VOLUME instance with its frame positions; `frame_offset` counts the frames of earlier concatenation parts."""
+    """One VOLUME instance with its frames. `places` is None where they simply follow each other (TILED_FULL)."""
 
-    frames: FrameFile
-    frame_offset: int
-    positions: Positions | None
+    file: ImageFile
+    frames: Frames
+    places: Places | None
 
 
-def read_instance(path: Path, frame_width_px: int, frame_height_px: int) -> Instance:
-    """Find the frames of one VOLUME instance. Raises TruncatedFile, InvalidSlide."""
-    with path.open("rb") as stream:
-        try:
-            reader = WsiDicomReader(WsiDicomReadIO(stream, filepath=path))
-            dataset = reader.dataset
-            count, frame_offset = dataset.frame_count, dataset.frame_offset
-            positions = None
-            if dataset.tile_type != TileType.FULL:
-                positions = _sparse_positions(dataset.frame_positions, frame_width_px, frame_height_px)
-            pixel_data = reader._deferred_reader.seek_to_pixel_data()  # no public name gives the offset
-        except (EOFError, struct.error) as error:
-            raise TruncatedFile(_truncated(path)) from error
-        except InvalidSlide:
-            raise
-        except Exception as error:
-            # wsidicom raises from many layers (its own errors, pydicom's, KeyError, ValueError) for a bad header.
-            raise InvalidSlide(
-                f"{path.name} is a whole-slide image whose header cannot be used ({type(error).__name__}). Check how "
-                "the slide was converted."
-            ) from error
-        explicit = not reader.transfer_syntax.is_implicit_VR
-        table = _FrameTable(stream, path, explicit)
-        if reader.transfer_syntax.is_encapsulated:
-            frames = table.encapsulated(pixel_data, count)
+def read_instance(image: ImageFile) -> Instance:
+    """Find the frames of one VOLUME instance. Raises TruncatedFile, InvalidSlide, FramesNotFetched (it was evicted)."""
+    header, syntax = image.dataset, image.transfer_syntax
+    count = int(header.get("NumberOfFrames") or 1)
+    if count < 1:
+        raise InvalidSlide(f"{image.path.name} holds no frames. Check how the slide was converted.")
+    try:
+        fd = os.open(image.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        raise InvalidSlide("A file of the slide vanished while it was opened. Try again.") from None
+    try:
+        elements = Elements(fd, image.path, explicit=not syntax.is_implicit_VR, big_endian=not syntax.is_little_endian)
+        groups = data = None
+        position = image.rest
+        while position < elements.size:
+            element = elements.at(position)
+            if element.tag in (_EXTENDED_OFFSETS, _PIXEL_DATA):
+                data = element
+                break
+            if element.tag == PER_FRAME_GROUPS:
+                groups = element
+            position = elements.after(element)
+        places = None
+        if header.get("DimensionOrganizationType") != "TILED_FULL":
+            places = read_places(elements, groups, header, count)
+        if is_partial(image.path):
+            return Instance(image, _fetched(image, count), places)
+        if data is None:
+            raise truncated(image.path)
+        table = _FrameTable(elements, image.path)
+        if syntax.is_encapsulated:
+            frames = table.encapsulated(data, count)
         else:
-            frames = table.native(pixel_data, count, frame_width_px * frame_height_px * 3)
-    if positions is not None and len(positions.rows_F) != count:
-        raise InvalidSlide(f"{path.name} gives positions for {len(positions.rows_F)} of its {count} frames.")
-    return Instance(frames=frames, frame_offset=frame_offset, positions=positions)
+            frames = table.native(data, count, int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel))
+    finally:
+        os.close(fd)
+    return Instance(image, frames, places)
 
 
-def _sparse_positions(positions: object, frame_width_px: int, frame_height_px: int) -> Positions:
-    columns, rows = positions.columns - 1, positions.rows - 1  # type: ignore[attr-defined]
-    if (columns % frame_width_px).any() or (rows % frame_height_px).any():
-        raise InvalidSlide("The slide's frames do not lie on a regular grid. Convert it to TILED_FULL.")
-    plane = np.ones(len(columns), np.bool_)
-    z, paths = positions.z_offsets, positions.optical_path_identifiers  # type: ignore[attr-defined]
-    if z is not None:
-        planes = np.unique(z)
-        plane &= z == planes[np.argmin(np.abs(planes - np.median(planes)))]
-    if paths is not None:
-        plane &= paths == paths[0]
-    return Positions(rows_F=rows // frame_height_px, columns_F=columns // frame_width_px, plane_F=plane)
+def _fetched(image: ImageFile, count: int) -> FetchedFrames:
+    part = PartialInstance(image.path)
+    try:
+        extents_F2 = part.extents()
+    except (OSError, ValueError):
+        raise _not_fetched() from None
+    if len(extents_F2) != count:
+        raise _not_fetched()
+    return FetchedFrames(part.frames_file, extents_F2)
 
 
 class _FrameTable:
-    """Reads offset tables and item headers of one open file (little endian)."""
+    """Reads offset tables and item headers of one open file."""
 
-    def __init__(self, stream: BinaryIO, path: Path, explicit: bool) -> None:
-        self._fd = stream.fileno()
-        self._size = os.fstat(self._fd).st_size
+    def __init__(self, elements: Elements, path: Path) -> None:
+        self._elements = elements
         self._path = path
-        self._explicit = explicit
 
-    def _read(self, offset: int, length: int) -> bytes:
-        if offset + length > self._size:
-            raise TruncatedFile(_truncated(self._path))
-        return os.pread(self._fd, length, offset)
-
-    def _element(self, offset: int) -> tuple[bytes, int, int]:
-        """Tag, value offset and value length of the element at `offset`."""
-        if self._explicit:
-            head = self._read(offset, 12)
-            if head[4:6] in (b"OB", b"OW", b"OV"):
-                return head[:4], offset + 12, int.from_bytes(head[8:12], "little")
-            return head[:4], offset + 8, int.from_bytes(head[6:8], "little")
-        head = self._read(offset, 8)
-        return head[:4], offset + 8, int.from_bytes(head[4:8], "little")
-
-    def native(self, offset: int, count: int, frame_bytes: int) -> FrameFile:
-        tag, value, length = self._element(offset)
-        if tag != _PIXEL_DATA or value + length > self._size:
-            raise TruncatedFile(_truncated(self._path))
-        if length < count * frame_bytes:
+    def native(self, data: Element, count: int, frame_bytes: int) -> StoredFrames:
+        if data.tag != _PIXEL_DATA or data.end > self._elements.size:
+            raise truncated(self._path)
+        if data.length < count * frame_bytes:
             raise InvalidSlide(f"{self._path.name} holds fewer pixels than its header says.")
-        starts = value + np.arange(count, dtype=np.int64) * frame_bytes
-        return FrameFile(self._path, False, starts, starts + frame_bytes)
+        starts = data.value + np.arange(count, dtype=np.int64) * frame_bytes
+        return StoredFrames(self._path, False, starts, starts + frame_bytes)
 
-    def encapsulated(self, offset: int, count: int) -> FrameFile:
+    def encapsulated(self, data: Element, count: int) -> StoredFrames:
+        elements = self._elements
         offsets: NDArray[np.int64] | None = None
-        tag, value, length = self._element(offset)
-        if tag == _EXTENDED_OFFSETS:
-            offsets = np.frombuffer(self._read(value, length), "<u8").astype(np.int64)
-            tag, value, length = self._element(value + length)
-            if tag == _EXTENDED_LENGTHS:
-                tag, value, length = self._element(value + length)
-        if tag != _PIXEL_DATA:
-            raise TruncatedFile(_truncated(self._path))
-        head = self._read(value, _HEADER)
-        if head[:4] != _ITEM:
+        if data.tag == _EXTENDED_OFFSETS:
+            offsets = np.frombuffer(elements.bytes_at(data.value, data.length), "<u8").astype(np.int64)
+            data = elements.at(data.end)
+            if data.tag == _EXTENDED_LENGTHS:
+                data = elements.at(data.end)
+        if data.tag != _PIXEL_DATA:
+            raise truncated(self._path)
+        basic = elements.at(data.value)
+        if data.length != UNDEFINED or basic.tag != ITEM:
             raise InvalidSlide(f"{self._path.name} has no offset table item at the head of its pixel data.")
-        table = self._read(value + _HEADER, int.from_bytes(head[4:], "little"))
-        first = value + _HEADER + len(table)
+        table = elements.bytes_at(basic.value, basic.length)
         if offsets is None and len(table) == 4 * count:
             offsets = np.frombuffer(table, "<u4").astype(np.int64)
         # A basic table overflows beyond 4 GiB and some writers leave nonsense: then the items themselves are walked.
-        if offsets is None or len(offsets) != count or offsets[0] != 0 or (np.diff(offsets) < _HEADER).any():
-            return self._walk(first, count)
-        starts = first + offsets
+        if offsets is None or not self._plausible(offsets, basic.end, count):
+            return self._walk(basic.end, count)
+        starts = basic.end + offsets
         ends = np.append(starts[1:], self._end_of_items(int(starts[-1])))
-        return FrameFile(self._path, True, starts, ends)
+        return StoredFrames(self._path, True, starts, ends)
+
+    def _plausible(self, offsets_F: NDArray[np.int64], first: int, count: int) -> bool:
+        if len(offsets_F) != count or offsets_F[0] != 0 or (np.diff(offsets_F) < _HEADER).any():
+            return False
+        last = first + int(offsets_F[-1])
+        return last + _HEADER > self._elements.size or self._elements.at(last).tag == ITEM
 
     def _end_of_items(self, position: int) -> int:
         """The end of the run of items that starts at `position`."""
-        while position < self._size:
-            head = self._read(position, _HEADER)
-            if head[:4] != _ITEM:
+        while position < self._elements.size:
+            item = self._elements.at(position)
+            if item.tag != ITEM:
                 break
-            position += _HEADER + int.from_bytes(head[4:], "little")
-        if position > self._size:
-            raise TruncatedFile(_truncated(self._path))
+            position = item.end
+        if position > self._elements.size:
+            raise truncated(self._path)
         return position
 
-    def _walk(self, position: int, count: int) -> FrameFile:
+    def _walk(self, position: int, count: int) -> StoredFrames:
         starts: list[int] = []
-        while position < self._size:
-            head = self._read(position, _HEADER)
-            if head[:4] != _ITEM:
+        while position < self._elements.size:
+            item = self._elements.at(position)
+            if item.tag != ITEM:
                 break
             starts.append(position)
-            position += _HEADER + int.from_bytes(head[4:], "little")
-        if position > self._size or len(starts) < count:
-            raise TruncatedFile(_truncated(self._path))
+            position = item.end
+        if position > self._elements.size or len(starts) < count:
+            raise truncated(self._path)
         if count == 1:
             del starts[1:]
+        elif len(starts) > count:
+            starts = [start for start in starts if self._elements.bytes_at(start + _HEADER, 3) in _CODESTREAM_STARTS]
         if len(starts) != count:
             raise InvalidSlide(
-                f"{self._path.name} holds {len(starts)} fragments for {count} frames and no offset table. Convert it "
-                "with an offset table."
+                f"{self._path.name} has neither one fragment for each of its {count} frames nor an offset table. "
+                "Convert it with an offset table."
             )
         starts_F = np.asarray(starts, np.int64)
-        return FrameFile(self._path, True, starts_F, np.append(starts_F[1:], position))
+        return StoredFrames(self._path, True, starts_F, np.append(starts_F[1:], position))

@@ -8,15 +8,26 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
 
 from gateway.domain.codes import Code
 from gateway.domain.slide import SlideHeader
-from gateway.operations.errors import InvalidSlide, MissingPixelSpacing, NotDicom, NoVolumeImage, TruncatedFile
+from gateway.operations.errors import (
+    InvalidSlide,
+    MissingPixelSpacing,
+    NotDicom,
+    NoVolumeImage,
+    TruncatedFile,
+    UnsupportedTransferSyntax,
+)
+from gateway.slides.elements import UNDEFINED
+from gateway.slides.places import PER_FRAME_GROUPS
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_DICOMDIR = "1.2.840.10008.1.3.10"
-_PER_FRAME_GROUPS = 0x52009230
+_MAX_VALUE = 64 * 1024 * 1024
+"""The largest value of a header (an ICC profile has a megabyte): more is damage, and would be held in memory."""
 _REQUIRED = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
@@ -39,10 +50,20 @@ _MIN_UM, _MAX_UM = 0.02, 500.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFile:
-    """One file of the series with its header (no per-frame groups, no pixels)."""
+    """One file of the series with its header (no per-frame groups, no pixels); what follows it begins at `rest`."""
 
     path: Path
     dataset: Dataset
+    rest: int
+
+    @property
+    def is_slide(self) -> bool:
+        return bool(self.dataset.get("SOPClassUID") == WHOLE_SLIDE)
+
+    @property
+    def transfer_syntax(self) -> UID:
+        syntax: UID = self.dataset.file_meta.TransferSyntaxUID
+        return syntax
 
     @property
     def role(self) -> str:
@@ -52,24 +73,52 @@ class ImageFile:
 
 
 def read_header(path: Path) -> Dataset:
-    """The header of one DICOM file, up to per-frame groups and pixel data. Raises NotDicom, TruncatedFile."""
+    """The header of one DICOM file, up to per-frame groups and pixel data.
+
+    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image).
+    """
+    return _read_header(path)[0]
+
+
+def _read_header(path: Path) -> tuple[Dataset, int]:
+    """The header of one file, or its file meta information alone where that says it is no slide, and where it ends."""
     try:
+        meta = read_file_meta_info(path)
+        if meta.get("MediaStorageSOPClassUID", WHOLE_SLIDE) != WHOLE_SLIDE:
+            return meta, 0
+        if meta.get("TransferSyntaxUID") in _DEFLATED:
+            raise UnsupportedTransferSyntax(
+                f"{path.name} is stored deflated, so its frames cannot be reached without inflating all of it. Store "
+                "or send the slide as it was before, or uncompressed."
+            )
         with path.open("rb") as stream:
-            dataset = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >= _PER_FRAME_GROUPS)
+            dataset = read_partial(stream, stop_when=_header_ends)
+            rest = stream.tell()
+    except (UnsupportedTransferSyntax, TruncatedFile):
+        raise
     except InvalidDicomError:
         raise NotDicom(f"{path.name} is not a DICOM file. Give a folder of DICOM whole-slide images.") from None
     except OSError as error:
         raise NotDicom(f"{path.name} cannot be read ({error.strerror}). Check the file and its permissions.") from error
     except Exception as error:
         # pydicom's parser has no closed set of errors for a header that breaks off.
-        raise TruncatedFile(
-            f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again."
-        ) from error
-    if dataset.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
-        return dataset
+        raise TruncatedFile(_BREAKS_OFF.format(path.name)) from error
     if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
-        raise TruncatedFile(f"{path.name} is DICOM but its header breaks off. Send the slide to the archive again.")
-    return dataset
+        raise TruncatedFile(_BREAKS_OFF.format(path.name))
+    return dataset, rest
+
+
+_DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
+"""Deflated explicit VR little endian, JPIP referenced deflate, JPIP HTJ2K referenced deflate."""
+_BREAKS_OFF = "{} is DICOM but its header breaks off. Send the slide to the archive again."
+
+
+def _header_ends(tag: BaseTag, _vr: str | None, length: int) -> bool:
+    if tag >= PER_FRAME_GROUPS:
+        return True
+    if _MAX_VALUE < length < UNDEFINED:
+        raise ValueError("a value of the header is too long")
+    return False
 
 
 def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
@@ -80,9 +129,7 @@ def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
     """
     if not files:
         raise NoVolumeImage("There are no files to read a slide from.")
-    images = [
-        ImageFile(path, dataset) for path in files if (dataset := read_header(path)).get("SOPClassUID") == WHOLE_SLIDE
-    ]
+    images = [image for path in files if (image := ImageFile(path, *_read_header(path))).is_slide]
     if series is not None:
         images = [image for image in images if image.dataset.get("SeriesInstanceUID") == series]
     volumes = [image for image in images if image.role == "VOLUME"]

@@ -29,7 +29,8 @@ _TASK_FRAMES = 16
 class TileBatch:
     """Tiles `start`, `start + 1`, … of the plan: `images_BHWC` (B, tile_px, tile_px, 3) uint8 RGB.
 
-    `frames_missing` counts the frames absent from the slide (white here) whose first tile is in this batch.
+    `frames_missing` counts the frames that should be there and are empty (white here) whose first tile is in this
+    batch. What a sparse slide leaves out is background, not missing.
     """
 
     start: int
@@ -41,7 +42,7 @@ class TileBatch:
 class _OpenBatch:
     fields_BHWC: NDArray[np.uint8]
     missing: list[tuple[int, int]] = field(default_factory=list)
-    """Absent frames (row, column): a list, because appending to it is atomic."""
+    """Missing frames (row, column): a list, because appending to it is atomic."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +89,12 @@ def stream_tiles(
     """The plan's tiles, batch by batch: batch k is always tiles `[k * batch, (k + 1) * batch)` of the plan.
 
     `skip` tiles (a multiple of `batch`) are done already: frames that only they need are not read. At most `max_frames`
-    frames are fetched or decoded at a time; the pipeline works ahead of its reader up to that bound. Frames absent from
-    the slide, and what lies beyond its edge, are white. Where the level is finer than the model's resolution, tiles are
-    reduced with an antialiased bicubic filter. A caller's own `gauge` brings its own limit in place of `max_frames`.
+    frames are fetched or decoded at a time; the pipeline works ahead of its reader up to that bound. Frames that the
+    slide leaves out or lacks, and what lies beyond its edge, are white. Where the level is finer than the model's
+    resolution, tiles are reduced with an antialiased bicubic filter. A caller's own `gauge` brings its own limit in
+    place of `max_frames`.
 
-    Raises CorruptFrame, TruncatedFile, Cancelled (when `cancelled()` turns true).
+    Raises CorruptFrame, TruncatedFile, FramesNotFetched, Cancelled (when `cancelled()` turns true).
     """
     if batch < 1 or skip % batch or workers < 1:
         raise ValueError("batch and workers must be positive, skip a multiple of batch")
@@ -245,20 +247,25 @@ class _Stream:
                     continue
                 numbers = self._image.frame_at_RC[run.row, list(run.columns)].tolist()
                 height_px = min(level.frame_height_px, level.height_px - run.row * level.frame_height_px)
-                for column, data in zip(run.columns, self._image.read_frames(numbers), strict=True):
+                encoded = iter(self._image.read_frames([number for number in numbers if number >= 0]))
+                for column, number in zip(run.columns, numbers, strict=True):
+                    if number < 0:
+                        self._scatter(None, run.row, column, missing=False)
+                        continue
+                    data = next(encoded)
                     width_px = min(level.frame_width_px, level.width_px - column * level.frame_width_px)
                     frame = None
                     if data:
                         frame = visible(decode(data, scratch), height_px, width_px)
                         decoded, size = decoded + 1, size + len(data)
-                    self._scatter(frame, run.row, column)
+                    self._scatter(frame, run.row, column, missing=frame is None)
             finally:
                 self._gauge.drop(len(run.columns), decoded)
                 FRAMES_DECODED.inc(decoded)
                 FRAME_BYTES.inc(size)
 
-    def _scatter(self, frame: NDArray[np.uint8] | None, row: int, column: int) -> None:
-        """Copy a frame (None = absent: white) into the planned tiles that it overlaps and that are not done yet."""
+    def _scatter(self, frame: NDArray[np.uint8] | None, row: int, column: int, *, missing: bool) -> None:
+        """Copy a frame (None: white) into the planned tiles that it overlaps and that are not done yet."""
         seen = False
         for tile_row, from_y, to_y in self._rows[row]:
             for tile_column, from_x, to_x in self._columns[column]:
@@ -269,7 +276,7 @@ class _Stream:
                     batch = self._batch_of(tile)
                     part = WHITE if frame is None else frame[from_y, from_x]
                     batch.fields_BHWC[tile % self._batch, to_y, to_x] = part
-                    if frame is None and not seen:
+                    if missing and not seen:
                         batch.missing.append((row, column))
                 seen = True
 

@@ -17,48 +17,64 @@ from pydicom.dataset import Dataset
 from gateway.domain.slide import Level, SlideHeader
 from gateway.operations.errors import InvalidSlide, PathserveError
 from gateway.slides.decode import Decoder, check_transfer_syntax, decode_reduced, frame_decoder, visible
-from gateway.slides.frames import Instance, read_instance
-from gateway.slides.header import ImageFile, select_series, slide_header, spacing_um
+from gateway.slides.frames import FetchedFrames, Instance, read_instance
+from gateway.slides.header import select_series, slide_header, spacing_um
+from gateway.slides.layout import lay_out, optical_path
 
 _MAX_LEVEL_PX = 64 * 1024 * 1024
-_MAX_FRAME_POSITIONS, _MAX_MATRIX_PX = 1 << 24, 1 << 40
-"""Far above any slide (200,000² pixels in frames of 240² make 0.7 million), far below what a bad header can say."""
+_MAX_OVERVIEW_PX = 4_000_000
 _EXTENT_TOLERANCE = 0.02
 WHITE = 255
 
 
+THUMBNAIL_PX = 1024
+_READ_FRAMES = 64
+_MAX_OPEN_FILES = 32
+"""A level of more instances (one a frame, in the worst case) opens their files as they are read."""
+_NO_FILE = -1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelImage:
-    """The frames of one level: `frame_at_RC[row, column]` is the frame's number in the concatenation, or -1."""
+    """The frames of one level: `frame_at_RC[row, column]` counts through the frames of `instances`, one after the
+    other, or is -1 where the level has none by design (it is background); instance i begins at `offsets_I[i]`."""
 
     level: Level
-    files: tuple[Instance, ...]
+    instances: tuple[Instance, ...]
+    offsets_I: NDArray[np.int64]
     fds: tuple[int, ...]
     frame_at_RC: NDArray[np.int32]
+    focal_planes: int
     decoder: Decoder
     photometric: str
     header: Dataset
 
     def read_frames(self, frames: Sequence[int]) -> list[memoryview]:
-        """Encoded frames, by number in rising order; a missing frame (-1, or of zero length) comes as empty bytes.
+        """Encoded frames, by number in rising order; one of zero length, which is missing, comes as empty bytes.
 
-        Thread-safe. Raises TruncatedFile, CorruptFrame.
+        Thread-safe. Raises TruncatedFile, CorruptFrame, FramesNotFetched.
         """
         result: list[memoryview] = []
-        remaining = list(frames)
-        while remaining:
-            if remaining[0] < 0:
-                result.append(memoryview(b""))
-                del remaining[0]
-                continue
-            part = max(i for i, file in enumerate(self.files) if file.frame_offset <= remaining[0])
-            offset, count = self.files[part].frame_offset, len(self.files[part].frames)
-            run = 0
-            while run < len(remaining) and offset <= remaining[run] < offset + count:
-                run += 1
-            result += self.files[part].frames.read(self.fds[part], [frame - offset for frame in remaining[:run]])
-            del remaining[:run]
+        first = 0
+        while first < len(frames):
+            part = int(np.searchsorted(self.offsets_I, frames[first], "right")) - 1
+            offset, end = int(self.offsets_I[part]), int(self.offsets_I[part + 1])
+            last = first
+            while last < len(frames) and offset <= frames[last] < end:
+                last += 1
+            result += self._read(part, [frame - offset for frame in frames[first:last]])
+            first = last
         return result
+
+    def _read(self, part: int, frames: list[int]) -> list[memoryview]:
+        instance = self.instances[part]
+        if self.fds:
+            return instance.frames.read(self.fds[part], frames)
+        fd = _open(instance)
+        try:
+            return instance.frames.read(fd, frames)
+        finally:
+            _close_file(fd)
 
 
 class Slide:
@@ -76,19 +92,24 @@ class Slide:
     def open(cls, files: Sequence[Path], series: str | None = None) -> Self:
         """Open a slide from its local files. `series` picks one where the files hold several.
 
-        Raises NotDicom, TruncatedFile, InvalidSlide, NoVolumeImage, MissingPixelSpacing, UnsupportedTransferSyntax.
+        A file may be the head of a partial instance. What is fetched of it later is seen when it is opened again.
+
+        Raises NotDicom, TruncatedFile, InvalidSlide, NoVolumeImage, MissingPixelSpacing, UnsupportedTransferSyntax,
+        FramesNotFetched (a partial instance was evicted meanwhile).
         """
         images: list[LevelImage] = []
         try:
-            groups: dict[tuple[int, int, float, float], list[ImageFile]] = defaultdict(list)
-            for volume in select_series(files, series):
-                check_transfer_syntax(str(volume.dataset.file_meta.TransferSyntaxUID))
-                x_um, y_um = spacing_um(volume)
+            volumes = select_series(files, series)
+            for volume in volumes:
+                check_transfer_syntax(str(volume.transfer_syntax))
+            path = optical_path([volume.dataset for volume in volumes])
+            groups: dict[tuple[int, int, float, float], list[Instance]] = defaultdict(list)
+            for volume in volumes:
                 size = int(volume.dataset.TotalPixelMatrixColumns), int(volume.dataset.TotalPixelMatrixRows)
-                groups[(*size, x_um, y_um)].append(volume)
+                groups[(*size, *spacing_um(volume))].append(read_instance(volume))
             # Finest first: by pixel size, then by matrix size (two levels may give the same rounded spacing).
             for key in sorted(groups, key=lambda key: (key[2] + key[3], -key[0] * key[1])):
-                images.append(_open_level(len(images), groups[key]))
+                images.append(_open_level(len(images), groups[key], path))
             _check_extents([image.level for image in images])
             return cls(images)
         except PathserveError:
@@ -117,22 +138,34 @@ class Slide:
             raise InvalidSlide(f"A level of {level.width_px} × {level.height_px} pixels is too large to read at once.")
         return self._reduced(index, level.width_px, level.height_px)
 
-    def overview(self, um_per_px: float, max_pixels: int = 4_000_000) -> tuple[NDArray[np.uint8], float]:
+    def overview(self, um_per_px: float, max_pixels: int = _MAX_OVERVIEW_PX) -> tuple[NDArray[np.uint8], float]:
         """The whole slide at about `um_per_px`, coarser where it would exceed `max_pixels`: ((H, W, 3) uint8 RGB, µm
         per pixel in fact). Reads the coarsest level that is fine enough, frame by frame, so memory stays bounded."""
+        index, um_per_px = self._overview(um_per_px, max_pixels)
         finest = self.levels[0]
         width_um, height_um = finest.width_px * finest.mpp_x, finest.height_px * finest.mpp_y
-        um_per_px = max(um_per_px, (width_um * height_um / max_pixels) ** 0.5, finest.mpp)
-        index = max((level.index for level in self.levels if level.mpp <= um_per_px * 1.02), default=0)
         width_px = max(1, round(width_um / um_per_px))
         height_px = max(1, round(height_um / um_per_px))
         return self._reduced(index, width_px, height_px), width_um / width_px
 
-    def thumbnail(self, max_px: int = 1024) -> NDArray[np.uint8]:
-        """The whole slide with its longer side at most `max_px`: (H, W, 3) uint8 RGB."""
+    def overview_level(self, um_per_px: float, max_pixels: int = _MAX_OVERVIEW_PX) -> int:
+        """The index of the level that `overview` reads for these arguments."""
+        return self._overview(um_per_px, max_pixels)[0]
+
+    def _overview(self, um_per_px: float, max_pixels: int) -> tuple[int, float]:
         finest = self.levels[0]
         width_um, height_um = finest.width_px * finest.mpp_x, finest.height_px * finest.mpp_y
-        return self.overview(max(width_um, height_um) / max_px)[0]
+        um_per_px = max(um_per_px, (width_um * height_um / max_pixels) ** 0.5, finest.mpp)
+        return max((level.index for level in self.levels if level.mpp <= um_per_px * 1.02), default=0), um_per_px
+
+    def thumbnail(self, max_px: int = THUMBNAIL_PX) -> NDArray[np.uint8]:
+        """The whole slide with its longer side at most `max_px`: (H, W, 3) uint8 RGB."""
+        return self.overview(self.thumbnail_um_per_px(max_px))[0]
+
+    def thumbnail_um_per_px(self, max_px: int = THUMBNAIL_PX) -> float:
+        """What a pixel of the thumbnail measures."""
+        finest = self.levels[0]
+        return max(finest.width_px * finest.mpp_x, finest.height_px * finest.mpp_y) / max_px
 
     def _reduced(self, index: int, width_px: int, height_px: int) -> NDArray[np.uint8]:
         """A level scaled down to the given size; each frame is reduced as it is decoded."""
@@ -142,23 +175,30 @@ class Slide:
         canvas = np.full((height_px, width_px, 3), WHITE, np.uint8)
 
         def draw(row: int) -> None:
-            columns = np.flatnonzero(image.frame_at_RC[row] >= 0)
-            for column, data in zip(columns, image.read_frames(image.frame_at_RC[row, columns].tolist()), strict=True):
-                if not data:
-                    continue
-                x, y = int(column) * level.frame_width_px, row * level.frame_height_px
-                right = min(x + level.frame_width_px, level.width_px)
-                bottom = min(y + level.frame_height_px, level.height_px)
-                x0, x1, y0, y1 = round(x * scale_x), round(right * scale_x), round(y * scale_y), round(bottom * scale_y)
-                if x1 <= x0 or y1 <= y0:
-                    continue
-                if (right - x, bottom - y) == (level.frame_width_px, level.frame_height_px):
-                    frame = decode_reduced(data, level.transfer_syntax_uid, image.photometric, image.decoder, factor)
-                else:
-                    frame = visible(image.decoder(data, None), bottom - y, right - x)
-                if frame.shape[:2] != (y1 - y0, x1 - x0):
-                    frame = np.asarray(cv2.resize(frame, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA))
-                canvas[y0:y1, x0:x1] = frame
+            present = np.flatnonzero(image.frame_at_RC[row] >= 0)
+            for first in range(0, len(present), _READ_FRAMES):
+                columns = present[first : first + _READ_FRAMES]
+                frames = image.read_frames(image.frame_at_RC[row, columns].tolist())
+                for column, data in zip(columns.tolist(), frames, strict=True):
+                    if data:
+                        paste(row, column, data)
+
+        def paste(row: int, column: int, data: memoryview) -> None:
+            x, y = column * level.frame_width_px, row * level.frame_height_px
+            right, bottom = (
+                min(x + level.frame_width_px, level.width_px),
+                min(y + level.frame_height_px, level.height_px),
+            )
+            x1, x2, y1, y2 = round(x * scale_x), round(right * scale_x), round(y * scale_y), round(bottom * scale_y)
+            if x1 == x2 or y1 == y2:
+                return
+            if (right - x, bottom - y) == (level.frame_width_px, level.frame_height_px):
+                frame = decode_reduced(data, level.transfer_syntax_uid, image.photometric, image.decoder, factor)
+            else:
+                frame = visible(image.decoder(data, None), bottom - y, right - x)
+            if frame.shape[:2] != (y2 - y1, x2 - x1):
+                frame = np.asarray(cv2.resize(frame, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA))
+            canvas[y1:y2, x1:x2] = frame
 
         with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
             for _ in pool.map(draw, range(image.frame_at_RC.shape[0])):
@@ -182,96 +222,60 @@ class Slide:
 def _close(images: Sequence[LevelImage]) -> None:
     for image in images:
         for fd in image.fds:
-            os.close(fd)
+            _close_file(fd)
 
 
-def _open_level(index: int, files: list[ImageFile]) -> LevelImage:
-    """One level from its files: the parts of one concatenation, or the most central of several focal planes."""
-    parts = _one_image(files)
-    header = parts[0].dataset
-    columns, rows = int(header.Columns), int(header.Rows)
-    syntaxes = {str(part.dataset.file_meta.TransferSyntaxUID) for part in parts}
-    shapes = {(int(part.dataset.Columns), int(part.dataset.Rows)) for part in parts}
+def _open_level(index: int, instances: list[Instance], path: str | None) -> LevelImage:
+    """One level from its instances."""
+    syntaxes = {str(instance.file.transfer_syntax) for instance in instances}
+    shapes = {(int(instance.file.dataset.Columns), int(instance.file.dataset.Rows)) for instance in instances}
     if len(syntaxes) > 1 or len(shapes) > 1:
         raise InvalidSlide("The parts of one level differ in transfer syntax or frame size. Send the slide again.")
-    x_um, y_um = spacing_um(parts[0])
+    layout = lay_out(instances, path)
+    header = layout.instances[0].file.dataset
+    x_um, y_um = spacing_um(layout.instances[0].file)
     level = Level(
         index=index,
         width_px=int(header.TotalPixelMatrixColumns),
         height_px=int(header.TotalPixelMatrixRows),
         mpp_x=x_um,
         mpp_y=y_um,
-        frame_width_px=columns,
-        frame_height_px=rows,
-        sop_instance_uids=tuple(str(part.dataset.SOPInstanceUID) for part in parts),
+        frame_width_px=int(header.Columns),
+        frame_height_px=int(header.Rows),
+        sop_instance_uids=tuple(str(instance.file.dataset.SOPInstanceUID) for instance in layout.instances),
         transfer_syntax_uid=syntaxes.pop(),
     )
     photometric = str(header.PhotometricInterpretation)
-    decoder = frame_decoder(level.transfer_syntax_uid, photometric, rows, columns)
-    read = [(part.path, read_instance(part.path, columns, rows)) for part in parts]
-    read.sort(key=lambda item: item[1].frame_offset)
-    instances = tuple(instance for _, instance in read)
-    frame_at_RC = _frame_map(level, instances, int(header.get("TotalPixelMatrixFocalPlanes") or 1))
+    decoder = frame_decoder(level.transfer_syntax_uid, photometric, level.frame_height_px, level.frame_width_px)
+    offsets_I = np.cumsum([0, *(len(instance.frames) for instance in layout.instances)])
     fds: list[int] = []
+    if len(layout.instances) <= _MAX_OPEN_FILES:
+        try:
+            fds.extend(_open(instance) for instance in layout.instances)
+        except InvalidSlide:
+            for fd in fds:
+                _close_file(fd)
+            raise
+    return LevelImage(
+        level, layout.instances, offsets_I, tuple(fds), layout.frame_at_RC, layout.planes, decoder, photometric, header
+    )
+
+
+def _open(instance: Instance) -> int:
+    """The open file with the instance's frames, or -1: nothing was fetched of it yet."""
     try:
-        fds.extend(os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _ in read)
-    except OSError:
-        for fd in fds:
-            os.close(fd)
+        return os.open(instance.frames.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if isinstance(instance.frames, FetchedFrames):
+            return _NO_FILE
         raise InvalidSlide("A file of the slide vanished while it was opened. Try again.") from None
-    return LevelImage(level, instances, tuple(fds), frame_at_RC, decoder, photometric, header)
+    except OSError:
+        raise InvalidSlide("A file of the slide cannot be opened. Check the file and its permissions.") from None
 
 
-def _one_image(files: list[ImageFile]) -> list[ImageFile]:
-    images: dict[str, list[ImageFile]] = defaultdict(list)
-    for file in files:
-        whole = file.dataset.get("SOPInstanceUIDOfConcatenationSource") or file.dataset.SOPInstanceUID
-        images[str(whole)].append(file)
-    # Several images of one size are focal planes or repeats: the first acquired is the one in focus by convention.
-    key = min(images, key=lambda uid: (int(images[uid][0].dataset.get("InstanceNumber") or 0), uid))
-    parts = images[key]
-    parts.sort(key=lambda part: int(part.dataset.get("ConcatenationFrameOffsetNumber") or 0))
-    total = max(int(part.dataset.get("InConcatenationTotalNumber") or 1) for part in parts)
-    if len(parts) < total:
-        raise InvalidSlide(f"The slide is incomplete: {len(parts)} of {total} parts of a level. Send it again.")
-    return parts
-
-
-def _frame_map(level: Level, instances: tuple[Instance, ...], focal_planes: int) -> NDArray[np.int32]:
-    rows = -(-level.height_px // level.frame_height_px)
-    columns = -(-level.width_px // level.frame_width_px)
-    count = sum(len(instance.frames) for instance in instances)
-    if rows * columns > _MAX_FRAME_POSITIONS or level.width_px * level.height_px > _MAX_MATRIX_PX:
-        raise InvalidSlide(
-            f"A level of {level.width_px} × {level.height_px} pixels in frames of {level.frame_width_px} × "
-            f"{level.frame_height_px} cannot be a slide. Check how it was converted."
-        )
-    expected = 0
-    for instance in instances:
-        if instance.frame_offset != expected:
-            raise InvalidSlide("The slide is incomplete: a part of a level is missing. Send it again.")
-        expected += len(instance.frames)
-    if instances[0].positions is None:
-        if count < rows * columns * focal_planes:
-            raise InvalidSlide(
-                f"A level of {columns} × {rows} frames holds only {count}. The slide is incomplete: send it again."
-            )
-        first = rows * columns * (focal_planes // 2)
-        return np.arange(first, first + rows * columns, dtype=np.int32).reshape(rows, columns)
-    frame_at_RC = np.full((rows, columns), -1, np.int32)
-    for instance in instances:
-        positions = instance.positions
-        if positions is None:
-            raise InvalidSlide("The parts of one level differ in how they are tiled. Send the slide again.")
-        if not (_within(positions.rows_F, rows) and _within(positions.columns_F, columns)):
-            raise InvalidSlide("The slide has frames outside its pixel matrix. Check how it was converted.")
-        numbers = instance.frame_offset + np.flatnonzero(positions.plane_F)
-        frame_at_RC[positions.rows_F[positions.plane_F], positions.columns_F[positions.plane_F]] = numbers
-    return frame_at_RC
-
-
-def _within(positions_F: NDArray[np.int64], count: int) -> bool:
-    return bool(((positions_F >= 0) & (positions_F < count)).all())
+def _close_file(fd: int) -> None:
+    if fd != _NO_FILE:
+        os.close(fd)
 
 
 def _check_extents(levels: Sequence[Level]) -> None:

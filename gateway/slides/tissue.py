@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gateway.operations.errors import NoTissue
 from gateway.slides.slide import Slide
 
-_UM_PER_PX = 8.0
+TISSUE_UM_PER_PX = 8.0
 _MEAN_DENSITY_WEIGHT = 0.15
 _THRESHOLD = (0.05, 0.12)
 """Bounds of the threshold on the feature (optical density, base 10): above compression noise, below pale tissue."""
@@ -38,7 +38,7 @@ class TissueMask:
 
 def find_tissue(slide: Slide) -> TissueMask:
     """Find the tissue on a slide. Raises NoTissue, CorruptFrame, TruncatedFile."""
-    picture, um_per_px = slide.overview(_UM_PER_PX)
+    picture, um_per_px = slide.overview(TISSUE_UM_PER_PX)
     mask = tissue_of_picture(picture, um_per_px)
     area_mm2 = float(np.count_nonzero(mask)) * um_per_px**2 / 1e6
     if area_mm2 == 0:

@@ -170,18 +170,16 @@ def test_resuming_a_finished_plan_reads_nothing(slide):
     assert gauge.decoded == 0
 
 
-def test_missing_and_empty_frames_are_white_and_counted_once(make_phantom):
+def test_frames_left_out_or_missing_are_white_and_only_the_missing_are_counted(make_phantom):
     truth = make_phantom(1100, 800, sparse=True, empty_frames=(6, 7), levels=1, seed=2)
     with Slide.open(truth.files) as slide:
         plan = plan_tiles(slide, whole_tissue(slide), mpp=0.5, tile_px=224)
         absent = slide.image(0).frame_at_RC < 0
-        kept_empty = sum(not absent.ravel()[number] for number in (6, 7))
-        assert kept_empty == 2
-        for skip in (0, 4, 12):
+        assert absent.any()
+        assert not absent.ravel()[[6, 7]].any()
+        for skip, expected in ((0, {2}), (4, {0, 1, 2}), (12, {0, 1, 2})):
             counted = sum(batch.frames_missing for batch in stream_tiles(slide, plan, batch=4, skip=skip))
-            assert counted <= np.count_nonzero(absent) + kept_empty
-            if skip == 0:
-                assert counted == np.count_nonzero(absent) + kept_empty
+            assert counted in expected
         halves = [b.frames_missing for b in stream_tiles(slide, plan, batch=4)]
         resumed = [b.frames_missing for b in stream_tiles(slide, plan, batch=4, skip=8)]
         assert halves[2:] == resumed

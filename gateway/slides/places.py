@@ -1,0 +1,125 @@
+"""Where frames lie in the total pixel matrix, as the functional groups say it (PS3.3 C.7.6.16, C.7.6.17.3)."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from gateway.operations.errors import InvalidSlide
+from gateway.slides.elements import Element, Elements
+
+PER_FRAME_GROUPS = 0x52009230
+_PLANE_POSITION = 0x0048021A
+_COLUMN, _ROW, _Z_OFFSET = 0x0048021E, 0x0048021F, 0x0040074A
+_OPTICAL_PATH_IDENTIFICATION, _OPTICAL_PATH = 0x00480207, 0x00480106
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Places:
+    """The place of each frame of one instance: top left pixel in the total pixel matrix (0-based), height above the
+    slide (NaN where nothing is said) and optical path ("" where nothing is said)."""
+
+    x_F: NDArray[np.int64]
+    y_F: NDArray[np.int64]
+    z_um_F: NDArray[np.float64]
+    path_F: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.x_F)
+
+
+@dataclass(slots=True)
+class _Place:
+    """What one item of functional groups says; None where it says nothing."""
+
+    x: int | None = None
+    y: int | None = None
+    z_um: float | None = None
+    path: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Gathered:
+    x: list[int] = field(default_factory=list)
+    y: list[int] = field(default_factory=list)
+    z_um: list[float] = field(default_factory=list)
+    path: list[str] = field(default_factory=list)
+
+
+def read_places(elements: Elements, groups: Element | None, header: Dataset, frames: int) -> Places | None:
+    """The places of an instance's frames, from its per-frame groups, or from the shared ones where those say it for
+    all; None where neither does. Raises InvalidSlide, TruncatedFile."""
+    shared = _shared(header)
+    if groups is None:
+        if shared.x is None or shared.y is None:
+            return None
+        places = [_Place()] * frames
+    else:
+        places = []
+        for item in elements.within(groups):
+            if len(places) == frames:
+                raise InvalidSlide(f"The slide has more per-frame groups than its {frames} frames. Convert it again.")
+            places.append(_place(elements, item))
+    gathered = _Gathered()
+    for place in places:
+        x, y = shared.x if place.x is None else place.x, shared.y if place.y is None else place.y
+        if x is None or y is None:
+            return None
+        z_um, path = shared.z_um if place.z_um is None else place.z_um, place.path or shared.path
+        gathered.x.append(x - 1)
+        gathered.y.append(y - 1)
+        gathered.z_um.append(np.nan if z_um is None else z_um)
+        gathered.path.append(path or "")
+    if len(gathered.x) != frames:
+        raise InvalidSlide(f"The slide gives positions for {len(gathered.x)} of its {frames} frames. Convert it again.")
+    return Places(
+        x_F=np.asarray(gathered.x, np.int64),
+        y_F=np.asarray(gathered.y, np.int64),
+        z_um_F=np.asarray(gathered.z_um, np.float64),
+        path_F=np.asarray(gathered.path, np.str_),
+    )
+
+
+def _place(elements: Elements, item: Element) -> _Place:
+    place = _Place()
+    for group in elements.within(item):
+        if group.tag not in (_PLANE_POSITION, _OPTICAL_PATH_IDENTIFICATION):
+            continue
+        for inner in elements.within(group):
+            for element in elements.within(inner):
+                if element.tag == _COLUMN:
+                    place.x = elements.signed(element)
+                elif element.tag == _ROW:
+                    place.y = elements.signed(element)
+                elif element.tag == _Z_OFFSET and element.length:
+                    place.z_um = _micrometres(elements.text(element))
+                elif element.tag == _OPTICAL_PATH:
+                    place.path = elements.text(element)
+            break
+    return place
+
+
+def _micrometres(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidSlide("The slide gives a frame a height that is no number. Check how it was converted.") from None
+
+
+def _shared(header: Dataset) -> _Place:
+    place = _Place()
+    for groups in header.get("SharedFunctionalGroupsSequence") or ():
+        for plane in groups.get("PlanePositionSlideSequence") or ():
+            place.x = plane.get("ColumnPositionInTotalImagePixelMatrix")
+            place.y = plane.get("RowPositionInTotalImagePixelMatrix")
+            z_um = plane.get("ZOffsetInSlideCoordinateSystem")
+            place.z_um = None if z_um is None else float(z_um)
+        for path in groups.get("OpticalPathIdentificationSequence") or ():
+            place.path = str(path.get("OpticalPathIdentifier") or "")
+    return place
+
+
+def shared_optical_path(header: Dataset) -> str:
+    """The identifier of the optical path that all frames of the instance share, "" where the header names none."""
+    return _shared(header).path or ""
