@@ -1,0 +1,266 @@
+"""Report -> PDF/A for people, in the words and figures of the HTML page.
+
+typst sets it: values reach the template as JSON data, never as markup, and everything stays in memory. The template
+imports no package, so nothing is ever fetched.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from gateway.domain.report import Report, SlideReading, TissueClass, TissueResult
+from gateway.operations.errors import PathserveError
+from gateway.reports import wording
+from gateway.reports.sr_concepts import plain
+
+_TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
+_HEAD_CHARACTERS = 80
+_REPLACEMENT = "□"
+_UNSHOWN = re.compile(r'the text `"((?:[^"\\]|\\.)*)"` could not be displayed')
+_ESCAPE = re.compile(r"\\u\{([0-9a-f]+)\}|\\(.)")
+# typst takes files in memory as text only, so a picture travels inside an SVG, and into the PDF as it is.
+_SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
+    '<image width="{width}" height="{height}" xlink:href="data:{media_type};base64,{data}"/></svg>'
+)
+_NOT_GIVEN, _NOT_KNOWN = "not given", "not known"
+_PICTURES = (
+    ("thumbnail", "The slide", "Thumbnail of the whole slide"),
+    (
+        "tissue-map",
+        "Tissue map: one colour a class, grey hatching where uncertain",
+        "The slide in grey with the tiles coloured by class, as listed in the table below",
+    ),
+)
+
+
+def to_pdf(report: Report, pictures: Mapping[str, bytes]) -> bytes:
+    """The report for people, PDF/A-2a and PDF/UA-1. `pictures`: the bytes behind `report.pictures` by file name; a
+    missing one is named as missing in its place.
+
+    A character that no font shows, neither typst's own nor the system's, is replaced by □, and the document says so.
+    The bytes depend on the report and the pictures only, and on the system's fonts only where typst's own do not
+    suffice. Raises PathserveError.
+    """
+    import typst  # 80 MB of code that only this function needs
+
+    content, images = _content(report, pictures)
+    template = _TEMPLATE.read_bytes()
+    own_fonts_only = True
+    unshown: set[str] = set()
+    while True:
+        files = {"main.typ": template, "report.json": _data(content, unshown), **images}
+        # The package's types do not know files in memory.
+        compiler = typst.Compiler(files, ignore_system_fonts=own_fonts_only)  # type: ignore[type-var]
+        try:
+            pages = compiler.compile(
+                format="pdf", pdf_standards=["a-2a", "ua-1"], timestamp=int(report.issued.timestamp())
+            )
+            return cast(bytes, pages)
+        except typst.TypstError as error:
+            more = _characters(error.diagnostic) - unshown
+            if own_fonts_only:
+                own_fonts_only = False
+            elif more:
+                unshown |= more
+            else:
+                raise PathserveError(f"The report cannot be set as PDF: {error.message}. Report this.") from None
+
+
+def _data(content: dict[str, Any], unshown: set[str]) -> bytes:
+    replaced = f"{_REPLACEMENT} stands for a character that this document has no font for; report.html shows it."
+    text = json.dumps({**content, "replaced": replaced if unshown else None}, ensure_ascii=False)
+    return text.translate(dict.fromkeys(map(ord, unshown), _REPLACEMENT)).encode()
+
+
+def _characters(diagnostic: str) -> set[str]:
+    """The characters that typst names as those no font shows."""
+    found = (
+        _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
+        for text in _UNSHOWN.findall(diagnostic)
+    )
+    return set("".join(found))
+
+
+def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What the template says, all text, and the pictures that it shows by the names it knows them by."""
+    patient = wording.patient(report)
+    name = wording.person(patient["name"]) if patient["name"] else _NOT_GIVEN
+    images: dict[str, bytes] = {}
+    given_id = patient["id"] or _NOT_GIVEN
+    content = {
+        "title": wording.document_title(report),
+        "author": report.software.manufacturer,
+        "protocol": wording.protocol_title(report),
+        "who": _short(name),
+        "which": f"Patient id {given_id} · Accession {patient['accession'] or _NOT_GIVEN}",
+        "marks": "Research use · Preliminary" + (" · Exploratory" if report.exploratory else ""),
+        "issued": f"{report.issued:%Y-%m-%d %H:%M} UTC",
+        "analysis": report.analysis_id,
+        "statements": [wording.RESEARCH_USE, wording.PRELIMINARY],
+        "exploratory": wording.EXPLORATORY if report.exploratory else None,
+        "identity": [
+            ["Patient", name],
+            ["Patient id", f"{given_id} ({patient['issuer']})" if patient["issuer"] else given_id],
+            ["Birth date", wording.date(patient["birth_date"] or _NOT_GIVEN)],
+            ["Sex", patient["sex"] or _NOT_GIVEN],
+            ["Accession", patient["accession"] or _NOT_GIVEN],
+            ["Priority", report.order.priority.value],
+        ],
+        "remarks": [
+            *(
+                [wording.kind_title(finding.kind), f"{wording.slide_name(report, finding.series)}: {finding.text}"]
+                for finding in report.findings
+            ),
+            *(
+                ["Not read", f"{wording.slide_name(report, slide.series)}: {reason}"]
+                for slide, reason in wording.unread(report)
+            ),
+        ],
+        "nothing": "Nothing beside the result: every slide of the order was read, and each lies inside the intended "
+        "use of the model.",
+        "slides": [_slide(report, slide, pictures, images) for slide in report.slides if slide.read],
+        "statement": report.statement,
+        "models": [
+            {
+                "name": f"{model.name}, version {model.version}, {model.target} {model.precision}",
+                "facts": [
+                    ["Engine, sha256", model.engine_sha256],
+                    ["Weights, sha256", model.weights_sha256],
+                    ["Recipe", model.recipe],
+                    ["Recipe, sha256", model.recipe_sha256],
+                    ["Data manifest, sha256", model.manifest_sha256],
+                ],
+            }
+            for model in report.models
+        ],
+        "settings": [[key, str(value)] for key, value in report.order.settings],
+        "identifiers": [
+            [[f"Slide {number}, study", slide.study], [f"Slide {number}, series", slide.series or _NOT_KNOWN]]
+            for number, slide in enumerate(report.slides, 1)
+        ],
+        "footer": f"{report.software.name} {report.software.version}, {report.software.manufacturer} · report format "
+        f"{report.schema_version} · {report.state.value} · {wording.RESEARCH_USE}",
+    }
+    cleaned: dict[str, Any] = _clean(content)
+    return cleaned, images
+
+
+def _short(text: str) -> str:
+    """What the head of every page has room for; the first page has it whole."""
+    return text if len(text) <= _HEAD_CHARACTERS else text[: _HEAD_CHARACTERS - 1] + "…"
+
+
+def _clean(value: Any) -> Any:
+    """Text without the control characters that no font shows."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _clean(item) for key, item in value.items()}
+    return [_clean(item) for item in value] if isinstance(value, list) else value
+
+
+def _slide(
+    report: Report, slide: SlideReading, pictures: Mapping[str, bytes], images: dict[str, bytes]
+) -> dict[str, Any]:
+    result = wording.result_of(report, slide)
+    header = slide.header
+    scanner = " ".join(filter(None, (header.manufacturer, header.model_name))) if header else ""
+    facts = [
+        ["Specimen", (header.specimen_id if header else None) or _NOT_GIVEN],
+        ["Site", slide.site.display if slide.site else _NOT_KNOWN],
+        ["Stain", slide.stain or _NOT_KNOWN],
+        ["Scanner", scanner or _NOT_GIVEN],
+    ]
+    if slide.grid:
+        grid = slide.grid
+        facts.append(["Read at", f"{grid.mpp:.3f} µm per pixel, {slide.tiles_read} tiles of {grid.tile_um:.0f} µm"])
+    if slide.tissue_area_mm2 is not None:
+        facts.append(["Tissue found", f"{wording.area(slide.tissue_area_mm2)} mm²"])
+    missing = f"{slide.frames_missing} frames were missing in the slide and were read as empty background."
+    outside = "Exploratory: this slide lies outside the intended use of the model."
+    return {
+        "name": wording.slide_name(report, slide.series),
+        "facts": facts,
+        "missing": missing if slide.frames_missing else None,
+        "exploratory": outside if result and result.exploratory else None,
+        "result": _result(result) if result else None,
+        "without": "This slide was read; it has no tissue result.",
+        "pictures": [_picture(report, slide.series, *words, pictures, images) for words in _PICTURES],
+    }
+
+
+def _picture(
+    report: Report,
+    series: str,
+    role: str,
+    title: str,
+    alternative: str,
+    pictures: Mapping[str, bytes],
+    images: dict[str, bytes],
+) -> dict[str, str | None]:
+    """What the template knows of one picture; its bytes are put into `images`."""
+    found = next((picture for picture in report.pictures if (picture.series, picture.role) == (series, role)), None)
+    file = None
+    if found and (data := pictures.get(found.file)):
+        file = f"picture-{len(images) + 1}.svg"
+        images[file] = _SVG.format(
+            width=found.width_px,
+            height=found.height_px,
+            media_type=found.media_type,
+            data=base64.b64encode(data).decode(),
+        ).encode()
+    return {"file": file, "title": title, "alternative": alternative, "absent": "No picture at hand"}
+
+
+def _result(result: TissueResult) -> dict[str, Any]:
+    classes = sorted(result.classes, key=lambda tissue: tissue.area_mm2, reverse=True)
+    return {
+        "caption": "Share of the tissue area that was read. A tile counts for its most probable class if that reaches "
+        f"{wording.probability(result.min_probability)} (operating point “{result.operating_point}”), else as "
+        "uncertain.",
+        "heading": ["Class", "Area, mm²", "Share, %", "Mean probability", "Tiles"],
+        "rows": [
+            *(
+                [
+                    tissue.color,
+                    tissue.code.display,
+                    wording.area(tissue.area_mm2),
+                    wording.percent(tissue.share),
+                    wording.probability(tissue.mean_probability),
+                    str(tissue.tiles),
+                ]
+                for tissue in classes
+            ),
+            [
+                None,
+                wording.UNCERTAIN,
+                wording.area(result.uncertain_area_mm2),
+                wording.percent(result.uncertain_share),
+                wording.probability(None),
+                str(result.uncertain_tiles),
+            ],
+        ],
+        "total": ["Tissue read", wording.area(result.area_mm2), "", "", str(result.tiles)],
+        "tiles-caption": "Position of the tile's top left corner, in micrometres from the slide image's top left "
+        "corner.",
+        "tiles-heading": ["Class", "x, µm", "y, µm", "Side, µm", "Probability"],
+        "tiles": [row for tissue in result.classes for row in _tiles(tissue)],
+    }
+
+
+def _tiles(tissue: TissueClass) -> list[list[str]]:
+    return [
+        [
+            tissue.color,
+            tissue.code.display,
+            f"{tile.x_um:.0f}",
+            f"{tile.y_um:.0f}",
+            f"{tile.size_um:.0f}",
+            wording.probability(tile.probability),
+        ]
+        for tile in tissue.evidence
+    ]
