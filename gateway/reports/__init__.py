@@ -1,6 +1,6 @@
 """Report -> JSON, HTML, PDF, GeoJSON and DICOM objects: pure functions of `domain.Report` (DESIGN.md law 1)."""
 
-from gateway.reports.encode import result_objects, write_all
+from gateway.reports.encode import DICOM, result_objects, write_all
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
 from gateway.reports.pictures import picture, thumbnail_jpeg, tissue_map
@@ -8,6 +8,7 @@ from gateway.reports.spatial import UNCERTAIN, SlideSource, TileMap
 from gateway.reports.sr import sr_bytes, to_sr
 
 __all__ = [
+    "DICOM",
     "UNCERTAIN",
     "SlideSource",
     "TileMap",
