@@ -149,7 +149,7 @@ def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
         for group in SlideGroups(report, number, slide, image, None if shared else subject).all()
     ]
     content = hd.MeasurementReport(
-        observation_context=hd.ObservationContext(observer_device_context=_device(report), subject_context=shared),
+        observation_context=hd.ObservationContext(observer_device_context=device_observer(report), subject_context=shared),
         procedure_reported=concept.coded(concept.IMAGE_ANALYSIS),
         title=hd.CodedConcept(*concept.REPORT, concept.long_string(f"Imaging Measurement Report, {_use(report)}")),
         imaging_measurements=groups,
@@ -163,7 +163,8 @@ def _use(report: Report) -> str:
     return "research use, exploratory" if report.exploratory else "research use"
 
 
-def _device(report: Report) -> hd.ObserverContext:
+def device_observer(report: Report) -> hd.ObserverContext:
+    """The software as the observer (TID 1004): no person has read the slide."""
     return hd.ObserverContext(
         observer_type=codes.DCM.Device,
         observer_identifying_attributes=hd.DeviceObserverIdentifyingAttributes(
