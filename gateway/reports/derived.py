@@ -38,7 +38,7 @@ _AS_RECEIVED = (
     "ReferringPhysicianName",
     "TimezoneOffsetFromUTC",
 )
-_TYPE_2 = (
+TYPE_2 = (
     "PatientName",
     "PatientID",
     "PatientBirthDate",
@@ -49,6 +49,7 @@ _TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+"""What every object has of patient and study, empty where the image lacks it."""
 SPECIMEN = (
     "ContainerIdentifier",
     "IssuerOfTheContainerIdentifierSequence",
@@ -106,7 +107,7 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
     for keyword in _AS_RECEIVED:
         if keyword in image:
             dataset[keyword] = image[keyword]
-        elif keyword in _TYPE_2:
+        elif keyword in TYPE_2:
             setattr(dataset, keyword, None)
         elif keyword in dataset:
             del dataset[keyword]

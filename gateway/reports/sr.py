@@ -17,21 +17,10 @@ from gateway.domain.report import FindingKind, Report, SlideReading
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import Kind, ObjectName, decode_all, local_time, scanner
+from gateway.reports.derived import TYPE_2, Kind, ObjectName, decode_all, local_time, scanner
 from gateway.reports.sr_groups import SlideGroups
 
 _SHORT_STRING = 16
-_TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "AccessionNumber",
-    "StudyID",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-)
 
 
 def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
@@ -118,7 +107,7 @@ def _reference(image: Dataset) -> Dataset:
     reference = Dataset()
     for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
         setattr(reference, keyword, image[keyword].value)
-    for keyword in _TYPE_2:
+    for keyword in TYPE_2:
         setattr(reference, keyword, None)
     return reference
 
@@ -149,7 +138,9 @@ def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
         for group in SlideGroups(report, number, slide, image, None if shared else subject).all()
     ]
     content = hd.MeasurementReport(
-        observation_context=hd.ObservationContext(observer_device_context=device_observer(report), subject_context=shared),
+        observation_context=hd.ObservationContext(
+            observer_device_context=device_observer(report), subject_context=shared
+        ),
         procedure_reported=concept.coded(concept.IMAGE_ANALYSIS),
         title=hd.CodedConcept(*concept.REPORT, concept.long_string(f"Imaging Measurement Report, {_use(report)}")),
         imaging_measurements=groups,

@@ -1,0 +1,71 @@
+"""A Key Object Selection (PS3.3 A.35.4, TID 2010) that lists what belongs to one analysis in one study."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pydicom
+from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from gateway.domain.report import Report
+from gateway.operations.errors import PathserveError
+from gateway.reports import dicom_file, wording
+from gateway.reports import sr_concepts as concept
+from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete
+from gateway.reports.sr import device_observer
+
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+_IMAGE = ("Rows", "Columns")
+
+
+def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], objects: Sequence[Path]) -> None:
+    """Write the selection: every file of `objects` in the given order, then the `images` that they were drawn from.
+
+    `images`: the headers of the levels that were read, one a slide of the study. Raises PathserveError where there is
+    no object or one lies in another study, OSError.
+    """
+    study = str(images[0].StudyInstanceUID)
+    listed = [_identity(dataset) for dataset in (*map(_header, objects), *images)]
+    if not objects or {str(item.StudyInstanceUID) for item in listed} != {study}:
+        raise PathserveError("A key object selection lists objects of one study, and there are none. Report this.")
+    name = ObjectName(report.analysis_id, Kind.KO, study)
+    document = KeyObjectSelectionDocument(
+        evidence=listed,
+        content=KeyObjectSelection(
+            document_title=codes.DCM.Manifest,
+            referenced_objects=listed,
+            observer_device_context=device_observer(report),
+            description=concept.plain(" ".join(_description(report))),
+        ),
+        series_instance_uid=name.series_instance_uid,
+        series_number=name.kind.value.series_number,
+        sop_instance_uid=name.sop_instance_uid,
+        instance_number=1,
+        specific_character_set="ISO_IR 192",
+    )
+    complete(document, report, images[0], name)
+    dicom_file.save(document, path)
+
+
+def _description(report: Report) -> Iterator[str]:
+    yield f"All objects of the analysis {report.analysis_id} in this study, and the images that were read."
+    yield wording.RESEARCH_USE
+    yield wording.PRELIMINARY
+    if report.exploratory:
+        yield wording.EXPLORATORY
+
+
+def _header(file: Path) -> Dataset:
+    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_IDENTITY, *_IMAGE])
+
+
+def _identity(dataset: Dataset) -> Dataset:
+    """What a reference needs of an object; patient and study are left to `complete`, unchecked by highdicom."""
+    identity = Dataset()
+    for keyword in (*_IDENTITY, *_IMAGE):
+        if keyword in dataset:
+            setattr(identity, keyword, dataset[keyword].value)
+    for keyword in TYPE_2:
+        setattr(identity, keyword, None)
+    return identity
