@@ -44,6 +44,7 @@ def write_parametric_map(path: Path, report: Report, source: SlideSource) -> Non
     dataset.ContentDescription = concept.long_string(wording.document_title(report))
     dataset.ContentCreatorName = None
     dataset.ContentQualification = "RESEARCH"
+    dataset.AcquisitionContextSequence = []
     dataset.RecognizableVisualFeatures = "NO"
     dataset.PixelPresentation = "MONOCHROME"
     dataset.PresentationLUTShape = "IDENTITY"

@@ -40,7 +40,7 @@ class PyramidLevel:
     @property
     def pixel_mm(self) -> tuple[float, float]:
         """Height and width of a pixel in mm."""
-        height, width = (float(value) for value in _measures(self.image).PixelSpacing)
+        height, width = (float(value) for value in _measures_of(self.image).PixelSpacing)
         return height, width
 
 
@@ -120,7 +120,6 @@ def derived_image(
     organization.DimensionOrganizationUID = derive_uid(report.analysis_id, f"{name.kind.extension}-tiles/{name.of}")
     dataset.DimensionOrganizationSequence = [organization]
     dataset.TotalPixelMatrixFocalPlanes = 1
-    dataset.AcquisitionContextSequence = []
     copy_specimen(dataset, image)
     dataset.SourceImageSequence = _references(level)
     series = Dataset()
@@ -128,7 +127,7 @@ def derived_image(
     series.ReferencedInstanceSequence = _references(level)
     dataset.ReferencedSeriesSequence = [series]
     shared = Dataset()
-    shared.PixelMeasuresSequence = [_measures(image)]
+    shared.PixelMeasuresSequence = [_measures_of(image)]
     shared.DerivationImageSequence = [_derivation(level, derivation)]
     dataset.SharedFunctionalGroupsSequence = [shared]
     return dataset
@@ -153,9 +152,13 @@ def _size(image: Dataset) -> tuple[int, int]:
     return int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
 
 
-def _measures(image: Dataset) -> Dataset:
-    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1); a slide without them is never read."""
-    measures: Dataset = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+def _measures_of(image: Dataset) -> Dataset:
+    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1), as received; a slide without them is never read."""
+    received = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures = Dataset()
+    for keyword in ("SliceThickness", "PixelSpacing"):
+        if keyword in received:
+            measures[keyword] = received[keyword]
     return measures
 
 

@@ -21,8 +21,11 @@ from gateway.operations.errors import PathserveError
 _TILE_PX = 512
 _BUFFER_BYTES = 1 << 20
 _MOST_NATIVE_BYTES = 0xFFFFFFFE
-_MOST_BASIC_BYTES = 1 << 31
-"""Raw size up to which the basic offset table's 32 bits are sure to hold; JPEG-LS never doubles what it encodes."""
+_JPEG_LS_GROWTH = 4
+"""Noise grows: a sample of 8 or 16 bits takes at most 32 or 64 (LIMIT of ISO 14495-1 A.2.1), beside the headers."""
+_JPEG_LS_HEADERS_BYTES = 1024
+_MOST_BASIC_BYTES = (1 << 32) // _JPEG_LS_GROWTH
+"""Raw size up to which the 32 bits of the basic offset table are sure to hold."""
 _PIXEL_DATA, _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x0010, 0x0001, 0x0002
 """Elements of group 7FE0."""
 _ITEM, _SEQUENCE_END = 0xE000, 0xE0DD
@@ -46,14 +49,9 @@ class Tiling:
 
     @classmethod
     def of(cls, rows: int, columns: int) -> "Tiling":
-        """Tiles of 512 pixels, smaller where the matrix is. Sides are multiples of 8, so that each frame of a bit mask
+        """Tiles of at most 512 pixels, as even as can be. Sides are multiples of 8, so that each frame of a bit mask
         begins with a byte: not all readers expect otherwise."""
-        return cls(
-            rows=rows,
-            columns=columns,
-            tile_rows=min(_TILE_PX, -(-rows // 8) * 8),
-            tile_columns=min(_TILE_PX, -(-columns // 8) * 8),
-        )
+        return cls(rows=rows, columns=columns, tile_rows=_even_side(rows), tile_columns=_even_side(columns))
 
     @property
     def tiles(self) -> int:
@@ -68,6 +66,11 @@ class Tiling:
                     slice(top, min(top + self.tile_rows, self.rows)),
                     slice(left, min(left + self.tile_columns, self.columns)),
                 )
+
+
+def _even_side(size_px: int) -> int:
+    tiles = -(-size_px // _TILE_PX)
+    return -(-size_px // (8 * tiles)) * 8
 
 
 def write_tiled(
@@ -181,7 +184,7 @@ def _write_jpeg_ls(stream: BinaryIO, frames: Iterator[Frame], count: int, *, ext
         stream.write(table)
     lengths = np.zeros(count, "<u8")
     for number, frame in enumerate(frames):
-        encoded = imagecodecs.jpegls_encode(frame)
+        encoded = imagecodecs.jpegls_encode(frame, out=frame.nbytes * _JPEG_LS_GROWTH + _JPEG_LS_HEADERS_BYTES)
         encoded += b"\0" * (len(encoded) % 2)
         _item_head(stream, _ITEM, len(encoded))
         stream.write(encoded)
