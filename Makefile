@@ -10,9 +10,11 @@ SLIDE ?= tests/data/cmu_small_he
 KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
+# These start whole servers, and kill them.
+SERVER_TESTS := tests/e2e tests/faults
 
-.PHONY: setup setup-training setup-tensorrt demo test packages bench campaign lint docs engines clean FORCE
-# One recipe at a time: they build on one another, and share two environments.
+.PHONY: setup setup-training setup-tensorrt setup-import demo test packages bench campaign lint docs engines clean FORCE
+# One recipe at a time: they build on one another, and share environments.
 .NOTPARALLEL:
 
 # An environment holds its checkout's path, and so does its stamp: one that was moved, or whose setup was cut off, is
@@ -58,6 +60,14 @@ setup-tensorrt: .venv-tensorrt/.ready
 	.venv-tensorrt/bin/python -m pip install -q --disable-pip-version-check --no-deps -r constraints-tensorrt.txt
 	$(ready)
 
+## Vendor formats (`pathserve import`): .venv-import, since wsidicomizer needs an older wsidicom than we do.
+setup-import: .venv-import/.ready
+
+.venv-import/.ready: constraints-import.txt $(call moved,.venv-import)
+	$(environment)
+	.venv-import/bin/python -m pip install -qq --disable-pip-version-check --no-deps -r constraints-import.txt
+	$(ready)
+
 ## The main job: Triton, gateway and PACS up, one order over REST, the report, everything down again.
 demo: setup
 	.venv/bin/python deploy/demo/demo.py --slide '$(SLIDE)' $(if $(filter 1,$(KEEP)),--keep)
@@ -67,17 +77,19 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-## The whole suite. Needs Debian's orthanc, orthanc-dicomweb, dcmtk, dicom3tools: it says so first if one is missing.
-test: packages setup setup-training setup-tensorrt lint
+## The whole suite. Needs some of Debian's packages: it says so first if one is missing.
+test: packages setup setup-training setup-tensorrt setup-import lint
 	@mkdir -p build
-	# Side by side: most of the time the serving tests wait for the servers that they started.
-	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) > build/training-tests.log 2>&1 &
-	training=$$!
-	trap 'kill $$training 2> /dev/null || true' EXIT
+	# Three groups side by side: most of the time the serving tests wait for the servers that they started.
+	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) > build/tests-training.log 2>&1 & training=$$!
+	.venv/bin/python -m pytest -p tests.skips $(SERVER_TESTS) > build/tests-servers.log 2>&1 & servers=$$!
+	trap 'kill $$training $$servers 2> /dev/null || true' EXIT
 	failed=0
-	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS)) || failed=1
+	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS)) || failed=1
 	wait $$training || failed=1
-	cat build/training-tests.log
+	cat build/tests-training.log
+	wait $$servers || failed=1
+	cat build/tests-servers.log
 	exit $$failed
 
 packages:

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENTS = (".venv", ".venv-triton", ".venv-training", ".venv-tensorrt")
-SETUPS = ("setup", "setup-training", "setup-tensorrt")
+ENVIRONMENTS = (".venv", ".venv-triton", ".venv-training", ".venv-tensorrt", ".venv-import")
+SETUPS = ("setup", "setup-training", "setup-tensorrt", "setup-import")
 
 
 def checkout(folder: Path) -> Path:
-    constraints = [f"constraints{name}.txt" for name in ("", "-triton", "-training", "-tensorrt")]
+    constraints = [f"constraints{name}.txt" for name in ("", "-triton", "-training", "-tensorrt", "-import")]
     for file in ("Makefile", "pyproject.toml", *constraints):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, folder / file)
