@@ -7,22 +7,23 @@ moment: what a step has finished lies in the analysis's folder and is not done a
 import asyncio
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway import __version__
 from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
-from gateway.analyses.fetched import Fetched, not_there
+from gateway.analyses.fetched import Fetched, each_readable
 from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
+from gateway.analyses.pull import CasePull
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.cache import FrameCache
-from gateway.archive.protocol import Archive, SeriesEntry
+from gateway.archive.protocol import Archive
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.model import ModelCard, ModelVersion
 from gateway.domain.order import Order
@@ -31,21 +32,17 @@ from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
-from gateway.operations.errors import (
-    Cancelled,
-    ModelChanged,
-    SlideError,
-    SlideNotInArchive,
-    StateError,
-)
+from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, StateError
 from gateway.operations.settings import Settings
-from gateway.reports import SlideSource, picture, result_objects, write_all
+from gateway.reports import DICOM, SlideSource, from_json, picture, result_objects, write_all
 from gateway.slides import Slide, TilePlan
 
 _HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
 SCHEMA_VERSION = "1.1"
 STATEMENT = "Research use, not a medical device. Preliminary: made by software, not signed by a person."
 PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
+
+T = TypeVar("T")
 
 
 class CaseRun:
@@ -75,6 +72,7 @@ class CaseRun:
         self.artifacts = folder / "artifacts"
         self._settings = settings
         self._archive = archive
+        self._cache = FrameCache(settings.state / "cache", settings.cache_bytes)
         self._progress = progress
         self._cancelled = cancelled
         self._choices = choices
@@ -85,92 +83,82 @@ class CaseRun:
         self._repository = ModelRepository(settings.model_repository)
 
     async def fetch(self) -> dict[str, Any]:
-        """Bring every slide of the order within reach; one that is not in the archive is noted and the others go on.
+        """Bring what will be read of every slide into the frame cache; one that cannot be read is noted and the others
+        go on (`CasePull.run`).
 
-        The models that serve now are those of the analysis from here on. Raises ArchiveError (where no slide is there,
-        the first one's reason), SlideError, ModelNotLoaded, ModelRefused, DiskFull, Cancelled.
+        The models that serve now are those of the analysis from here on. Raises what `CasePull.run` raises,
+        ModelNotLoaded, ModelRefused.
         """
         return await asyncio.to_thread(self._fetch)
 
     def _fetch(self) -> dict[str, Any]:
-        if not self._models_file.exists():
-            self._pin()
-        fetched: list[Fetched] = []
-        missing: SlideNotInArchive | SlideError | None = None
-        for index, specimen in enumerate(self.order.specimens):
-            for reference in specimen.slides:
-                try:
-                    entries = self._archive.find_series(reference.study, reference.series)
-                    fetched += [self._fetch_one(index, entry) for entry in entries]
-                except (SlideNotInArchive, SlideError) as error:
-                    missing = missing or error
-                    fetched += not_there(index, reference, error)
-        if missing is not None and not any(slide.files for slide in fetched):
-            raise missing
-        self._write("fetched.json", [slide.to_json(self._settings.state) for slide in fetched])
-        return {"slides": len(fetched), "files": sum(len(slide.files) for slide in fetched)}
-
-    def _fetch_one(self, specimen: int, entry: SeriesEntry) -> Fetched:
-        series = self._archive.fetch(
-            entry,
-            FrameCache(self._settings.state / "frames", self._settings.cache_bytes),
+        pins = self._pins() or self._pin()
+        pull = CasePull(
+            self.order,
+            self._archive,
+            self._cache,
+            opened=lambda slide: self._opened(pins, slide),
+            plan=self._half.plan,
             progress=lambda done, total: self._progress(Progress(Step.FETCH, done, total, "bytes")),
             cancelled=self._cancelled,
         )
-        return Fetched(
-            specimen=specimen, study=entry.study, series=entry.series, files=series.files, reason=None, detail=None
-        )
+        slides = pull.run()
+        self._note(slides)
+        return {"slides": len(slides), "files": sum(len(slide.files) for slide in slides)}
 
     async def infer(self) -> dict[str, Any]:
         """Run the protocol's models over every slide, continuing after the tiles that are done.
 
-        A slide that cannot be read is noted and the others go on; where none can, its error is raised. Raises
-        SlideError, IdentityMismatch, InferenceError, DiskFull, Cancelled.
+        What has left the cache since it was fetched, and what another model needs of the slides where one was changed,
+        is fetched first. Raises SlideError, InferenceError and what `fetch` raises.
         """
-        pins = await asyncio.to_thread(lambda: self._pins() or self._pin())
+        if await asyncio.to_thread(self._pins) is None:
+            await self.fetch()
+        return await self._with_frames(self._infer)
+
+    async def _with_frames(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what needs the slides' frames; where some are not in the cache (any more) fetch them, and do it again."""
+        try:
+            return await work()
+        except FramesNotFetched:
+            await self.fetch()
+            return await work()
+
+    async def _infer(self) -> dict[str, Any]:
+        pins = await asyncio.to_thread(self._pins)
+        if pins is None:
+            raise _changed()
         fetched = await asyncio.to_thread(self._fetched)
-        async with TritonEngine.open(self._settings, tuple(pins.folders.values())) as engine:
-            with ExitStack() as slides:
-                planned = await asyncio.to_thread(self._plan, pins, fetched, slides)
-                total = sum(len(plan.rows_N) for _, plan in planned)
-                before = 0
+        with ExitStack() as held:
+            await asyncio.to_thread(held.enter_context, self._held(fetched))
+            planned = await asyncio.to_thread(self._plan, pins, fetched, held)
+            total = sum(len(plan) for _, plan in planned)
+            before = 0
+            async with TritonEngine.open(self._settings, tuple(pins.folders.values())) as engine:
                 for task, plan in planned:
                     await self._half.infer(
                         task, plan, engine, progress=self._tiles_done(before, total), cancelled=self._cancelled
                     )
-                    before += len(plan.rows_N)
+                    before += len(plan)
         return {"slides": len(planned), "tiles": total}
 
     def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
         return lambda done: self._progress(Progress(Step.INFER, before + done, total, "tiles"))
 
-    def _plan(self, pins: Pins, fetched: list[Fetched], slides: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
+    def _plan(self, pins: Pins, fetched: list[Fetched], opened: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
         planned: list[tuple[SlideTask, TilePlan]] = []
-        unread: dict[str, list[str]] = {}
-        first_error: SlideError | None = None
-        tasks: list[SlideTask] = []
 
-        def unreadable(series: str, error: SlideError) -> None:
-            nonlocal first_error
-            unread[series] = [error.reason, error.detail]
-            first_error = first_error or error
-
-        for slide in (slide for slide in fetched if slide.files):
-            try:
-                tasks.append(slides.enter_context(self._opened(pins, slide)))
-            except SlideError as error:
-                unreadable(slide.series, error)
-        check_one_patient([task.slide.header for task in tasks])
-        for task in tasks:
+        def plan(slide: Fetched) -> Fetched:
             if self._cancelled():
                 raise Cancelled("The analysis was cancelled.")
-            try:
-                planned.append((task, self._half.plan(task)))
-            except SlideError as error:
-                unreadable(task.slide.header.series_uid, error)
-        if not planned and first_error is not None:
-            raise first_error
-        self._write("unread.json", unread)
+            task = opened.enter_context(self._opened(pins, slide))
+            planned.append((task, self._half.plan(task)))
+            return slide
+
+        slides = each_readable(fetched, plan)
+        check_one_patient([task.slide.header for task, _ in planned])
+        if slides != fetched:
+            self._note(slides)
         return planned
 
     @contextmanager
@@ -189,6 +177,10 @@ class CaseRun:
                 folder=self.folder / "tiles" / slide.header.series_uid,
             )
 
+    def _held(self, slides: Sequence[Fetched]) -> AbstractContextManager[None]:
+        """The slides' files, kept in the cache. Raises FramesNotFetched where one has left it."""
+        return self._cache.hold([file for slide in slides for file in slide.files])
+
     async def report(self) -> dict[str, Any]:
         """Build the report once and write every encoding of it, all or nothing, to `folder/artifacts`.
 
@@ -198,7 +190,7 @@ class CaseRun:
         if not self.artifacts.exists():
             if await asyncio.to_thread(self._pins) is None:
                 await self.infer()
-            await asyncio.to_thread(self._report)
+            await self._with_frames(lambda: asyncio.to_thread(self._report))
         return {"artifacts": sorted(path.name for path in self.artifacts.iterdir())}
 
     def _report(self) -> None:
@@ -207,7 +199,9 @@ class CaseRun:
         pins = self._pins()
         if pins is None:
             raise _changed()
-        report, sources, pictures = self._build(pins)
+        fetched = self._fetched()
+        with self._held(fetched):
+            report, sources, pictures = self._build(pins, fetched)
         part = self.folder / "artifacts.part"
         with disk_errors():
             shutil.rmtree(part, ignore_errors=True)
@@ -217,23 +211,21 @@ class CaseRun:
             part.rename(self.artifacts)
             sync_folder(self.folder)
 
-    def _build(self, pins: Pins) -> tuple[Report, list[SlideSource], dict[str, bytes]]:
-        unread: dict[str, list[str]] = json.loads((self.folder / "unread.json").read_text())
+    def _build(self, pins: Pins, slides: list[Fetched]) -> tuple[Report, list[SlideSource], dict[str, bytes]]:
         outcomes: list[SlideOutcome] = []
         sources: list[SlideSource] = []
         readings: list[SlideReading] = []
         findings: list[Finding] = [*_changed_settings(self.order)]
         pictures: list[Picture] = []
         data: dict[str, bytes] = {}
-        for number, fetched in enumerate(self._fetched(), 1):
-            reason, detail = unread.get(fetched.series, [fetched.reason, fetched.detail])
-            if reason is not None:
+        for number, fetched in enumerate(slides, 1):
+            if fetched.reason is not None:
                 readings.append(
                     SlideReading(
                         study=fetched.study,
                         series=fetched.series,
                         read=False,
-                        reason=f"{reason}: {detail}",
+                        reason=f"{fetched.reason}: {fetched.detail}",
                         container=self.order.specimens[fetched.specimen].container,
                     )
                 )
@@ -241,7 +233,7 @@ class CaseRun:
                     Finding(
                         kind=FindingKind.NOT_READ,
                         code=finding_code("slide-not-read"),
-                        text=f"A slide of this order was not read: {detail}",
+                        text=f"A slide of this order was not read: {fetched.detail}",
                         series=fetched.series or None,
                     )
                 )
@@ -321,19 +313,35 @@ class CaseRun:
         return versions
 
     async def deliver(self) -> dict[str, Any]:
-        """Store the report's DICOM objects in the archive. Raises ArchiveError, DiskFull, Cancelled."""
-        if self._cancelled():
-            raise Cancelled("The analysis was cancelled.")
-        objects = sorted(self.artifacts.glob("*.dcm"))
-        if not objects:
-            raise StateError("The report's files are gone from the state folder. Order the analysis again.")
-        await asyncio.to_thread(self._archive.store, objects)
+        """Store the report's DICOM objects in the archive, one after the other: what others refer to comes first.
+
+        Raises ArchiveError, StateError, DiskFull, Cancelled.
+        """
+        objects = await asyncio.to_thread(self._deliverable)
+        for done, path in enumerate(objects):
+            if self._cancelled():
+                raise Cancelled("The analysis was cancelled.")
+            self._progress(Progress(Step.DELIVER, done, len(objects), "objects"))
+            await asyncio.to_thread(self._archive.store, [path])
         self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
         return {"objects": len(objects)}
+
+    def _deliverable(self) -> list[Path]:
+        try:
+            objects = from_json((self.artifacts / "report.json").read_bytes()).objects
+        except FileNotFoundError:
+            objects = ()
+        files = [self.artifacts / item.file for item in objects if item.media_type == DICOM]
+        if not files or not all(file.exists() for file in files):
+            raise StateError("The report's files are gone from the state folder. Order the analysis again.")
+        return files
 
     def _fetched(self) -> list[Fetched]:
         entries = json.loads((self.folder / "fetched.json").read_text())
         return [Fetched.from_json(entry, self._settings.state) for entry in entries]
+
+    def _note(self, slides: Sequence[Fetched]) -> None:
+        self._write("fetched.json", [slide.to_json(self._settings.state) for slide in slides])
 
     def _issued(self) -> datetime:
         """The report's time, fixed when it is first built, so that a repeated step builds the same report."""

@@ -285,9 +285,9 @@ class AnalysisWorkflow:
         state = State(end["state"])
         failure = Failure(end["reason"], end["detail"]) if state is State.FAILED else None
         held = self._ledger.finish(analysis_id, state, failure)
-        # The fetched pixels have served; a report only stays where its analysis completed.
-        for name in ("slides",) if held is State.COMPLETED else ("slides", "artifacts", "artifacts.part"):
-            shutil.rmtree(self._analyses / analysis_id / name, ignore_errors=True)
+        if held is not State.COMPLETED:  # a report only stays where its analysis completed
+            for name in ("artifacts", "artifacts.part"):
+                shutil.rmtree(self._analyses / analysis_id / name, ignore_errors=True)
         record = self._ledger.get(analysis_id).analysis
         seconds = (record.updated - record.created).total_seconds()
         TURNAROUND_SECONDS.labels(record.order.protocol, record.order.priority.value, held.value).observe(seconds)

@@ -77,6 +77,7 @@ class SlowArchive:
         entry: SeriesEntry,
         cache: Path,
         *,
+        wanted: object = None,
         progress: FetchProgress = no_progress,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> FetchedSeries:
