@@ -1,6 +1,5 @@
 """HTTP with one DICOMweb server: its address, the limits, and every failure as a typed error in bounded time."""
 
-import ipaddress
 import json
 import logging
 import random
@@ -15,12 +14,27 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from gateway.archive.access import is_loopback
+from gateway.archive.breaker import Breaker
+from gateway.archive.dicomweb_answers import Transient, judge, translated
+from gateway.archive.dicomweb_auth import Credentials
+from gateway.archive.dicomweb_wire import Limits, Wire
 from gateway.archive.metrics import PACS_REQUEST_SECONDS
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, InvalidSetting
 
-# httpx logs every URL at INFO, and our URLs hold UIDs, which lead to a patient.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+__all__ = [
+    "DICOM_JSON",
+    "Endpoint",
+    "Limits",
+    "Session",
+    "Transient",
+    "all_pages",
+    "matches",
+    "never",
+    "text",
+    "values",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -29,25 +43,6 @@ _SCHEME = "dicomweb://"
 _MODALITY, _SERIES_INSTANCES = "00080060", "00201209"
 _PAGE = 500
 _T = TypeVar("_T")
-
-
-class Transient(ArchiveUnavailable):
-    """Worth another try at once: no connection, a broken one, or a server error."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long and how much we wait for. Seconds and bytes; `read_s` is the longest silence in an answer."""
-
-    connect_s: float = 5.0
-    read_s: float = 30.0
-    answer_bytes: int = 32 * 2**20
-    instance_bytes: int = 64 * 2**30
-    slowest_bytes_s: float = 1024.0
-    attempts: int = 3
-    backoff_s: float = 0.5
-    instances: int = 20_000
-    visible_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +54,10 @@ class Endpoint:
     password: str = field(default="", repr=False)
 
     @classmethod
-    def from_address(cls, address: str) -> Self:
-        """The endpoint of `dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH`; plain HTTP on loopback, TLS elsewhere.
+    def from_address(cls, address: str, *, tls: bool = False) -> Self:
+        """The endpoint of `dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH`.
 
-        Raises InvalidSetting.
+        Plain HTTP is spoken on loopback, unless `tls`; TLS everywhere else. Raises InvalidSetting.
         """
         wrong = InvalidSetting(
             "The archive address is not valid: write dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH, "
@@ -78,7 +73,7 @@ class Endpoint:
         authority = f"[{host}]" if ":" in host else host
         if port is not None:
             authority += f":{port}"
-        scheme = "http" if _is_loopback(host) else "https"
+        scheme = "http" if is_loopback(host) and not tls else "https"
         return cls(
             url=f"{scheme}://{authority}{parts.path.rstrip('/')}",
             user=None if parts.username is None else unquote(parts.username),
@@ -91,15 +86,6 @@ class Endpoint:
         return _SCHEME + self.url.partition("://")[2]
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def never() -> bool:
     """The `cancelled` of an operation that nobody cancels."""
     return False
@@ -108,9 +94,7 @@ def never() -> bool:
 class Session:
     """One conversation with the server; close it (context manager) when the operation is over.
 
-    Credentials go to this server only: redirects are refused, proxies and netrc of the environment are not used, and
-    no URL that the server names is ever followed. Nothing is asked for compressed: gzip of JPEG costs ten times the
-    time of the transfer.
+    Credentials go to this server only: no URL that the server names is ever followed (see `Wire` for the rest).
     """
 
     def __init__(
@@ -118,19 +102,16 @@ class Session:
         endpoint: Endpoint,
         limits: Limits,
         tls: ssl.SSLContext,
+        credentials: Credentials,
+        breaker: Breaker,
         cancelled: Callable[[], bool] = never,
     ) -> None:
         self.limits = limits
         self.cancelled = cancelled
         self._url = endpoint.url
-        self._client = httpx.Client(
-            auth=None if endpoint.user is None else httpx.BasicAuth(endpoint.user, endpoint.password),
-            headers={"Accept-Encoding": "identity", "User-Agent": "pathserve"},
-            timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s),
-            follow_redirects=False,
-            trust_env=False,
-            verify=tls,
-        )
+        self._credentials = credentials
+        self._breaker = breaker
+        self._wire = Wire(limits, tls)
 
     def __enter__(self) -> Self:
         return self
@@ -138,7 +119,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self._wire.__exit__(kind, error, trace)
 
     def check_cancelled(self) -> None:
         """Raise Cancelled where the caller has given up."""
@@ -146,13 +127,17 @@ class Session:
             raise Cancelled("The analysis was cancelled.")
 
     def repeated(self, work: Callable[[], _T]) -> _T:
-        """The result of `work`, tried again after Transient failures, with growing, jittered pauses."""
+        """The result of `work`, tried again after Transient failures, with growing, jittered pauses.
+
+        `work` has to be safe to repeat: all that we send is (searches, retrievals, and storing, which is by UID).
+        """
         for tried in range(self.limits.attempts - 1):
             try:
                 return work()
-            except Transient:
+            except Transient as error:
                 # Jitter keeps many workers from coming back in the same instant.
-                self._pause(self.limits.backoff_s * 2**tried * random.uniform(0.5, 1.5))  # noqa: S311
+                pause_s = self.limits.backoff_s * 2**tried * random.uniform(0.5, 1.5)  # noqa: S311
+                self._pause(max(pause_s, error.after_s))
         return work()
 
     def _pause(self, seconds: float) -> None:
@@ -171,25 +156,55 @@ class Session:
         headers: Mapping[str, str],
         params: Sequence[tuple[str, str]] = (),
         content: Iterable[bytes] | None = None,
+        content_bytes: int = 0,
     ) -> Iterator[httpx.Response]:
-        """One answer, its body unread. Status 2xx, 400, 404, 406, 409 and 415 are the caller's to judge.
+        """One answer, its body unread. Status 2xx, 400, 404, 406, 409, 414 and 415 are the caller's to judge.
 
-        Raises Transient, ArchiveUnavailable, ArchiveRefused, also for what goes wrong while the caller reads.
+        A refused access token is renewed once, and the request sent again: `content` has to give its bytes anew each
+        time that it is iterated. Raises Transient, ArchiveUnavailable, ArchiveRefused, also for what goes wrong while
+        the caller reads.
         """
         began = time.monotonic()
         try:
-            with (
-                _translated(),
-                self._client.stream(
-                    method, self._url + path, headers=dict(headers), params=list(params), content=content
-                ) as response,
-            ):
-                _judge(response)
-                yield response
+            for last in (False, True):
+                shown = self._credentials.authorization()
+                sent = dict(headers) if shown is None else {**headers, "Authorization": shown}
+                self._breaker.admit()
+                with (
+                    self._failures_counted(),
+                    translated(),
+                    self._wire.answer(
+                        method,
+                        self._url + path,
+                        headers=sent,
+                        params=params,
+                        content=content,
+                        content_bytes=content_bytes,
+                    ) as response,
+                ):
+                    if response.status_code != 401 or last:
+                        judge(response, self.limits.retry_after_s)
+                        self._breaker.answered()
+                        yield response
+                        return
+                    self._breaker.answered()
+                if not self._credentials.renew(shown):
+                    judge(response, self.limits.retry_after_s)
         finally:
             seconds = time.monotonic() - began
             PACS_REQUEST_SECONDS.labels(operation).observe(seconds)
             _log.debug("%s %s took %.3f s", operation, path, seconds)
+
+    @contextmanager
+    def _failures_counted(self) -> Iterator[None]:
+        try:
+            yield
+        except ArchiveUnavailable:
+            self._breaker.failed()
+            raise
+        except ArchiveRefused:
+            self._breaker.answered()
+            raise
 
     def pieces(self, response: httpx.Response, most: int) -> Iterator[bytes]:
         """The body of an answer in pieces; bounded in size, in silence, and in slowness.
@@ -240,11 +255,13 @@ def matches(body: bytes) -> list[dict[str, Any]]:
     return found
 
 
-def all_pages(session: Session, path: str, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def all_pages(
+    session: Session, path: str, key: str, params: Sequence[tuple[str, str]] = ()
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """All matches of a search by their UID, page after page. Raises ArchiveRefused where a UID is not one."""
     seen: set[str] = set()
     # The parameter is repeated: servers ignore a list whose comma is percent-encoded.
-    include = [("includefield", name) for name in (_MODALITY, _SERIES_INSTANCES)]
+    include = [*params, ("includefield", _MODALITY), ("includefield", _SERIES_INSTANCES)]
     offset = 0
     while True:
         page = session.listing("find", path, [*include, ("limit", str(_PAGE)), ("offset", str(offset))]) or []
@@ -274,43 +291,3 @@ def text(dataset: Mapping[str, Any], tag: str) -> str | None:
     """The first value of one attribute of a DICOM JSON data set where that is text."""
     found = values(dataset, tag)
     return found[0] if found and isinstance(found[0], str) else None
-
-
-def _judge(response: httpx.Response) -> None:
-    status = response.status_code
-    if status == 401:
-        raise ArchiveRefused(
-            "The PACS does not accept the user name or password (HTTP 401): correct them in the archive's address."
-        )
-    if status == 403:
-        raise ArchiveRefused("The PACS does not allow this to the configured user (HTTP 403): grant it the right.")
-    if status in (408, 429):
-        raise ArchiveUnavailable(f"The PACS is too busy (HTTP {status}): try again later.")
-    if status >= 500:
-        raise Transient(f"The PACS reports an error of its own (HTTP {status}): see its log.")
-    if 300 <= status < 400:
-        raise ArchiveRefused(
-            f"The PACS redirects elsewhere (HTTP {status}), which is never followed: configure its final address."
-        )
-    if not (200 <= status < 300 or status in (400, 404, 406, 409, 415)):
-        raise ArchiveRefused(f"The PACS refused the request (HTTP {status}).")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except httpx.ConnectTimeout:
-        raise Transient("The PACS cannot be reached in time: check that it runs and the network to it.") from None
-    except httpx.ConnectError as error:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            raise ArchiveRefused(
-                "The certificate of the PACS is not trusted: install its authority on this machine."
-            ) from None
-        raise Transient("The PACS cannot be reached: check that it runs and the network to it.") from None
-    except httpx.TimeoutException:
-        raise ArchiveUnavailable("The PACS stopped answering: try again when it is well.") from None
-    except httpx.TransportError:
-        raise Transient("The PACS broke the connection: see its log.") from None
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError):
-        raise ArchiveRefused("The PACS answers in a way that cannot be read: check its address.") from None

@@ -15,13 +15,14 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 
 from gateway.archive.cache import FrameCache
-from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted, no_progress
+from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, SlideQuery, Wanted, no_progress
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
     Cancelled,
     DiskFull,
+    IdentityMismatch,
     NotDicom,
     NoVolumeImage,
     SlideNotInArchive,
@@ -29,9 +30,18 @@ from gateway.operations.errors import (
 )
 
 _RESULTS = "results"
-_IDENTITY = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "Modality")
+_IDENTITY = (
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SOPInstanceUID",
+    "Modality",
+    "AccessionNumber",
+    "ContainerIdentifier",
+    "PatientID",
+    "IssuerOfPatientID",
+)
 _DICOMDIR = "1.2.840.10008.1.3.10"
-_AFTER_IDENTITY = 0x0020000F
+_AFTER_IDENTITY = 0x00400513
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -45,6 +55,9 @@ class _Identity:
     series: str = ""
     sop: str = ""
     modality: str = ""
+    accession: str = ""
+    container: str = ""
+    patient: tuple[str, str] = ("", "")
     problem: str | None = None
 
 
@@ -96,6 +109,20 @@ class FolderArchive:
                 f"The archive holds no slide series {', '.join(missing)} in study {study}. Check the UID, or send it."
             )
         return tuple(found[uid] for uid in series) if series else tuple(found.values())
+
+    def search(self, query: SlideQuery) -> tuple[SeriesEntry, ...]:
+        index = self._refresh()
+        fitting = [identity for identity in index.values() if identity.modality == "SM" and _fits(identity, query)]
+        series = {(identity.study, identity.series) for identity in fitting}
+        found = tuple(entry for entry in _series_of(index) if (entry.study, entry.series) in series)
+        if not found:
+            raise SlideNotInArchive(
+                "The archive holds no slide (modality SM) of that study, series, accession number and container: send "
+                "it there, or correct what is looked for."
+            )
+        if len({identity.patient for identity in fitting}) > 1:
+            raise IdentityMismatch("The slides found are those of several patients: name the study as well.")
+        return found
 
     def fetch(
         self,
@@ -244,7 +271,9 @@ def _identify(path: Path) -> _Identity:
             header = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >= _AFTER_IDENTITY)
             # Values are decoded only here, by a parser that has no closed set of errors for damaged ones.
             kind = header.file_meta.get("MediaStorageSOPClassUID")
-            study, series, sop, modality = (str(header.get(keyword) or "") for keyword in _IDENTITY)
+            study, series, sop, modality, accession, container, *patient = (
+                str(header.get(keyword) or "").strip() for keyword in _IDENTITY
+            )
     except InvalidDicomError:
         return _Identity(problem="not-dicom")
     except FileNotFoundError:
@@ -257,7 +286,7 @@ def _identify(path: Path) -> _Identity:
         return _Identity(problem="directory")
     if not (study and series and sop):
         return _Identity(problem="truncated")
-    return _Identity(study=study, series=series, sop=sop, modality=modality)
+    return _Identity(study, series, sop, modality, accession, container, (patient[0], patient[1]))
 
 
 def _series_of(index: dict[Path, _Identity]) -> tuple[SeriesEntry, ...]:
@@ -266,6 +295,17 @@ def _series_of(index: dict[Path, _Identity]) -> tuple[SeriesEntry, ...]:
         if identity.problem is None and identity.modality == "SM":
             instances[identity.study, identity.series].add(identity.sop)
     return tuple(SeriesEntry(study, series, len(sops)) for (study, series), sops in sorted(instances.items()))
+
+
+def _fits(identity: _Identity, query: SlideQuery) -> bool:
+    """Whether the file is one that is looked for. Instances that name no container belong to no container."""
+    pairs = (
+        (query.study, identity.study),
+        (query.series, identity.series),
+        (query.accession, identity.accession),
+        (query.container, identity.container),
+    )
+    return identity.problem is None and all(wanted in (None, there) for wanted, there in pairs)
 
 
 def _unavailable(error: OSError) -> ArchiveUnavailable:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from gateway.archive.cache import FrameCache
+from gateway.domain.uids import is_uid
+from gateway.operations.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,25 @@ class FetchedSeries:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideQuery:
-    """What a slide is looked for by; every key that is given has to match exactly."""
+    """What a slide is looked for by; every key that is given has to match exactly. Raises InvalidInput."""
 
     study: str | None = None
     series: str | None = None
     accession: str | None = None
     container: str | None = None
+
+    def __post_init__(self) -> None:
+        if all(key is None for key in (self.study, self.series, self.accession, self.container)):
+            raise InvalidInput("Name what to look for: a study, a series, an accession number or a container.")
+        if not all(uid is None or is_uid(uid) for uid in (self.study, self.series)):
+            raise InvalidInput("The study or series to look for has a UID that is not valid: correct it.")
+        if not all(text is None or _is_identifier(text) for text in (self.accession, self.container)):
+            raise InvalidInput("The accession number or container to look for is not one: correct it.")
+
+
+def _is_identifier(text: str) -> bool:
+    # PS3.5 6.2, SH and LO: no backslash, no control character, and blanks around it do not count.
+    return 0 < len(text) <= 64 and text.isprintable() and "\\" not in text and text == text.strip()
 
 
 Wanted = Mapping[str, Sequence[int] | None]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.archive.breaker import Breaker
 from gateway.archive.cache import FrameCache
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
@@ -103,7 +104,8 @@ def test_probe(archive: DicomWebArchive, orthanc: Orthanc) -> None:
 
 
 def test_down_and_up_again(orthanc: Orthanc, slide_uids: tuple[str, str], cache: FrameCache) -> None:
-    archive = DicomWebArchive.from_address(orthanc.address, QUICK)
+    now = 0.0
+    archive = DicomWebArchive.from_address(orthanc.address, QUICK, breaker=Breaker(lambda: now))
     [entry] = archive.find_series(slide_uids[0])
     orthanc.stop()
     try:
@@ -114,4 +116,7 @@ def test_down_and_up_again(orthanc: Orthanc, slide_uids: tuple[str, str], cache:
         assert time.monotonic() - began < 5
     finally:
         orthanc.start()
+    with pytest.raises(ArchiveUnavailable, match="left alone"):
+        archive.probe()
+    now += 10
     assert len(archive.fetch(entry, cache).files) == 8

@@ -1,0 +1,143 @@
+"""HTTP with one server in bounded time: connecting, TLS, sending, and waiting for an answer each have their limit."""
+
+import logging
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+# httpx logs every URL at INFO, and our URLs hold UIDs, which lead to a patient.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
+_CONNECTIONS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long and how much we wait for; seconds and bytes.
+
+    `connect_s` is for TCP, and again for TLS; `read_s` for the whole head of an answer, and for a silence within its
+    body; `write_s` for what is sent, beyond the time that it takes at `slowest_bytes_s`, which holds for both ways.
+    """
+
+    connect_s: float = 5.0
+    read_s: float = 30.0
+    write_s: float = 30.0
+    answer_bytes: int = 32 * 2**20
+    instance_bytes: int = 64 * 2**30
+    slowest_bytes_s: float = 1024.0
+    attempts: int = 3
+    backoff_s: float = 0.5
+    retry_after_s: float = 10.0
+    instances: int = 20_000
+    series: int = 200
+    visible_s: float = 15.0
+
+
+class Wire:
+    """A pool of connections; close it (context manager) when the conversation is over. Thread-safe.
+
+    What is sent goes to the named server only: redirects are not followed, proxies and netrc of the environment are not
+    used. Nothing is asked for compressed: gzip of JPEG costs ten times the time of the transfer.
+    """
+
+    def __init__(self, limits: Limits, tls: ssl.SSLContext) -> None:
+        self._limits = limits
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._client = httpx.Client(
+            headers={"Accept-Encoding": "identity", "User-Agent": "pathserve"},
+            timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s, write=limits.write_s),
+            limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
+            follow_redirects=False,
+            trust_env=False,
+            verify=tls,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    @contextmanager
+    def answer(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        params: Sequence[tuple[str, str]] = (),
+        content: Iterable[bytes] | None = None,
+        content_bytes: int = 0,
+    ) -> Iterator[httpx.Response]:
+        """One answer, its body unread. Raises httpx.HTTPError, httpx.StreamError, httpx.InvalidURL."""
+        watch = _Watch(self._sockets)
+        sending_s = self._limits.write_s + content_bytes / self._limits.slowest_bytes_s
+
+        def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+                self._sockets.add(info["return_value"].get_extra_info("socket"))
+            elif event == "http11.send_request_headers.started":
+                watch.begin(sending_s)
+            elif event == "http11.receive_response_headers.started":
+                watch.begin(self._limits.read_s)
+
+        try:
+            with self._client.stream(
+                method,
+                url,
+                headers=dict(headers),
+                params=list(params) or None,
+                content=content,
+                extensions={"trace": trace},
+            ) as response:
+                watch.end()
+                yield response
+        except httpx.TransportError as error:
+            if watch.expired:
+                raise httpx.ReadTimeout("the server took too long") from error
+            raise
+        finally:
+            watch.end()
+
+
+class _Watch:
+    """Cuts the connections when a phase takes too long.
+
+    The client's own timeouts begin anew with every byte, so that a server that sends a byte now and then would hold us
+    for ever. Cut are all connections of the conversation, since which one serves a request is not told.
+    """
+
+    def __init__(self, sockets: Iterable[socket.socket]) -> None:
+        self.expired = False
+        self._sockets = sockets
+        self._timer: threading.Timer | None = None
+
+    def begin(self, seconds: float) -> None:
+        self.end()
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _cut(self) -> None:
+        self.expired = True
+        for connection in list(self._sockets):
+            try:
+                # The base class's: that of a TLS socket would take its state from the thread that reads.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            except OSError:
+                continue  # closed already
