@@ -14,6 +14,7 @@ from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
 
 _LEAST_FREE_BYTES = 5_000_000_000
+_LEAST_DAYS = 14
 
 
 def doctor() -> int:
@@ -24,6 +25,7 @@ def doctor() -> int:
             "state": lambda: _state(settings),
             "database": lambda: _database(settings),
             "archive": lambda: _archive(settings),
+            "certificate": lambda: _certificate(settings),
             "inference": lambda: _inference(settings),
             "choices": lambda: _choices(settings),
         }
@@ -86,11 +88,22 @@ def _choices(settings: Settings) -> Iterable[Finding]:
 
 
 def _archive(settings: Settings) -> Iterable[Finding]:
-    from gateway.archive import open_archive
+    from gateway.archive import Access, open_archive
 
-    archive = open_archive(settings.archive_address)
+    access = Access.from_settings(settings)
+    archive = open_archive(settings.archive_address, access)
     archive.probe()
-    yield "archive", True, f"{archive.address} answers"
+    shown = "" if settings.archive_address.startswith("folder:") else f" ({access.describe(settings.archive_address)})"
+    yield "archive", True, f"{archive.address} answers{shown}"
+
+
+def _certificate(settings: Settings) -> Iterable[Finding]:
+    from gateway.archive.certificates import valid_until
+
+    if settings.archive_certificate is not None:
+        until = valid_until(settings.archive_certificate)
+        lasting = (until - datetime.now(UTC)).days >= _LEAST_DAYS
+        yield "certificate", lasting, f"ours is valid until {until:%Y-%m-%d}" + ("" if lasting else "; have it renewed")
 
 
 def _inference(settings: Settings) -> Iterable[Finding]:

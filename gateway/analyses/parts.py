@@ -13,7 +13,7 @@ from gateway.analyses.ledger import Ledger
 from gateway.analyses.pins import Pins
 from gateway.analyses.steps import CaseRun
 from gateway.analyses.worker import Parts
-from gateway.archive import open_archive
+from gateway.archive import Access, open_archive
 from gateway.domain.analysis import Progress
 from gateway.domain.order import Order
 from gateway.operations.errors import Cancelled, StateError
@@ -30,9 +30,9 @@ T = TypeVar("T")
 def open_parts(settings: Settings) -> Iterator[Parts]:
     """The worker's parts; Triton runs as long as the context (a guest of whoever runs it already).
 
-    Raises InvalidSetting where the archive's address is not one; StateError, DiskFull.
+    Raises InvalidSetting where the archive's address or access is not one; StateError, DiskFull.
     """
-    archive = open_archive(settings.archive_address)
+    archive = open_archive(settings.archive_address, Access.from_settings(settings))
     ledger = Ledger.open(settings.ledger_url, settings.state)
 
     def make_case(

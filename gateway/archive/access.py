@@ -81,6 +81,17 @@ class Access:
             authorities=settings.archive_authorities,
         )
 
+    def describe(self, address: str) -> str:
+        """What the archive at this address is shown, without any secret: fit for `pathserve doctor`."""
+        shown = "no credentials"
+        if self.oauth is not None:
+            shown = "OAuth 2.0 client credentials"
+        elif self.token is not None:
+            shown = "a bearer token"
+        elif "@" in address:
+            shown = "a user name and password"
+        return shown + (" and a client certificate" if self.certificate is not None else "")
+
     @property
     def needs_tls(self) -> bool:
         """True where plain HTTP would leave a certificate or authorities unused."""

@@ -34,6 +34,24 @@ class Settings(BaseSettings):
     archive: Annotated[str | None, NoDecode] = Field(
         default=None, description="Default archive; folder:DIR or dicomweb://…"
     )
+    archive_token: SecretStr | None = Field(default=None, description="Bearer token for a DICOMweb archive")
+    archive_oauth_url: str | None = Field(
+        default=None, description="Token endpoint (OAuth 2.0 client credentials) of a DICOMweb archive; TLS or loopback"
+    )
+    archive_oauth_client_id: str | None = Field(default=None, description="Our client id at the token endpoint")
+    archive_oauth_client_secret: SecretStr | None = Field(
+        default=None, description="Our client secret at the token endpoint"
+    )
+    archive_oauth_scope: str | None = Field(default=None, description="Scopes asked for, with blanks between them")
+    archive_certificate: Path | None = Field(
+        default=None, description="PEM file of our client certificate and its chain, for mutual TLS with the archive"
+    )
+    archive_key: Path | None = Field(
+        default=None, description="PEM file of its private key, without a passphrase; unset = in the certificate's file"
+    )
+    archive_authorities: Path | None = Field(
+        default=None, description="PEM file of the authorities that are trusted in place of the operating system's"
+    )
     cache_bytes: int = Field(
         default=20 * 2**30, ge=2**20, description="Most bytes of slides that the frame cache in the state folder holds"
     )
@@ -47,6 +65,9 @@ class Settings(BaseSettings):
     )
     triton_backends: Path = Field(
         default=_CHECKOUT / "deploy" / "triton" / "backends", description="Our Python-based backends"
+    )
+    import_venv: Path = Field(
+        default=Path(sys.prefix).parent / ".venv-import", description="Virtual environment that converts vendor formats"
     )
     database_url: str | None = Field(
         default=None,
@@ -88,12 +109,18 @@ class Settings(BaseSettings):
             raise ValueError("write folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
         return value
 
+    @field_validator("archive_certificate", "archive_key", "archive_authorities")
+    @classmethod
+    def _absolute_with_its_links(cls, value: Path | None) -> Path | None:
+        # Not resolved: certificates that are renewed are often links that move.
+        return None if value is None else value.expanduser().absolute()
+
     @field_validator("state", "model_repository", "triton_backends")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().resolve()
 
-    @field_validator("triton_venv")
+    @field_validator("triton_venv", "import_venv")
     @classmethod
     def _absolute_but_not_resolved(cls, value: Path) -> Path:
         # A virtual environment may be reached through a link; resolving its interpreter would leave it.
