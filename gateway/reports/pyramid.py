@@ -20,6 +20,7 @@ from gateway.reports.spatial import SlideSource, TileMap
 from gateway.reports.tiled import Tiling
 
 _LEAST_TILE_PX = 8
+_NOMINAL_THICKNESS_MM = 0.001
 _UPRIGHT = [1, 0, 0, 0, 1, 0]
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
@@ -153,11 +154,13 @@ def _size(image: Dataset) -> tuple[int, int]:
 
 
 def _measures_of(image: Dataset) -> Dataset:
-    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1), as received; a slide without them is never read."""
+    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1), as received; a slide without spacing is never read. Where the
+    thickness is unknown, a micrometre stands for it: readers refuse an image without one, or with 0."""
     received = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures = Dataset()
+    measures.SliceThickness = _NOMINAL_THICKNESS_MM
     for keyword in ("SliceThickness", "PixelSpacing"):
-        if keyword in received:
+        if received.get(keyword) is not None:
             measures[keyword] = received[keyword]
     return measures
 
