@@ -9,16 +9,19 @@ from typing import Literal
 
 from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
 from gateway.reports.ann import write_annotations
+from gateway.reports.encapsulated import write_encapsulated_pdf
 from gateway.reports.geojson import to_geojson
 from gateway.reports.html import to_html
 from gateway.reports.json_report import to_json
+from gateway.reports.key_objects import write_key_objects
 from gateway.reports.parametric_map import write_parametric_map
+from gateway.reports.pdf import to_pdf
 from gateway.reports.regions import has_regions
 from gateway.reports.seg import write_seg
 from gateway.reports.spatial import SlideSource
 from gateway.reports.sr import sr_bytes, to_sr
 
-DICOM = "application/dicom"
+DICOM, PDF = "application/dicom", "application/pdf"
 
 
 def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> tuple[ResultObject, ...]:
@@ -31,16 +34,21 @@ def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource
 
 
 def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> Iterator[ResultObject]:
-    by_series = {source.series: source for source in sources}
+    drawn = {source.series: source for source in sources if source.tiles is not None}
     for number, slide in enumerate(slides, 1):
-        source = by_series.get(slide.series)
-        if source is not None and source.tiles is not None:
-            yield from _drawn(f"tissue-{number}", slide, source)
-    studies = dict.fromkeys(slide.study for slide in slides if slide.read)
+        if slide.series in drawn:
+            yield from _drawn(f"tissue-{number}", slide, drawn[slide.series])
     yield ResultObject(kind=ObjectKind.PAGE, file="report.html", media_type="text/html")
+    yield ResultObject(kind=ObjectKind.DOCUMENT, file="report.pdf", media_type=PDF)
+    studies = dict.fromkeys(slide.study for slide in slides if slide.read)
     stems = {study: "report" if number == 1 else f"report-{number}" for number, study in enumerate(studies, 1)}
     for study, stem in stems.items():
         yield ResultObject(kind=ObjectKind.STRUCTURED_REPORT, file=f"{stem}.sr.dcm", media_type=DICOM, study=study)
+    drawn_in = {slide.study for slide in slides if slide.series in drawn}
+    for kind, extension in ((ObjectKind.DOCUMENT, "pdf"), (ObjectKind.KEY_OBJECTS, "ko")):
+        for study, stem in stems.items():
+            if study in drawn_in:
+                yield ResultObject(kind=kind, file=f"{stem}.{extension}.dcm", media_type=DICOM, study=study)
 
 
 def _drawn(stem: str, slide: SlideReading, source: SlideSource) -> Iterator[ResultObject]:
@@ -73,6 +81,7 @@ def write_all(
     (folder / "report.json").write_bytes(to_json(report))
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
+    document = to_pdf(report, pictures)
     by_series: dict[str | None, SlideSource] = {source.series: source for source in sources}
     for item in report.objects:
         path = folder / item.file
@@ -90,3 +99,10 @@ def write_all(
                 path.write_bytes(to_html(report, pictures))
             case ObjectKind.STRUCTURED_REPORT:
                 path.write_bytes(sr_bytes(to_sr(report, images)))
+            case ObjectKind.DOCUMENT if item.media_type == PDF:
+                path.write_bytes(document)
+            case ObjectKind.DOCUMENT:
+                write_encapsulated_pdf(path, report, images[0], document)
+            case ObjectKind.KEY_OBJECTS:
+                others = [other for other in report.objects if (other.study, other.media_type) == (item.study, DICOM)]
+                write_key_objects(path, report, images, [folder / other.file for other in others if other != item])

@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.domain.report import ObjectKind, Report, ResultObject, TissueResult
-from gateway.reports import DICOM, SlideSource, wording
+from gateway.reports import DICOM, SlideSource, result_objects, wording
 from tests.reports.conftest import encoded, source_of
 
 DIAGNOSIS = re.compile(r"adenocarcinoma|carcinoma|cancer|tumou?r|malignan|dysplasia|normal", re.IGNORECASE)
@@ -130,8 +130,74 @@ def test_two_slides(two_slides: Report, image: pydicom.Dataset, second_image: py
     check(two_slides, sources_of(two_slides, image, second_image))
 
 
+def names(report: Report, sources: list[SlideSource]) -> list[str]:
+    return [item.file for item in result_objects(report.slides, sources)]
+
+
+def drawn(number: int) -> list[str]:
+    return [f"tissue-{number}.{ending}" for ending in ("seg.dcm", "pm.dcm", "ann.dcm", "geojson")]
+
+
+def test_files_come_in_the_order_in_which_they_refer_to_each_other(
+    two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset
+) -> None:
+    sources = sources_of(two_slides, image, second_image)
+    study = ["report.sr.dcm", "report.pdf.dcm", "report.ko.dcm"]
+    assert names(two_slides, sources) == [*drawn(1), *drawn(2), "report.html", "report.pdf", *study]
+
+
+def test_a_slide_of_a_wrong_stain_gets_nothing_drawn(
+    two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset
+) -> None:
+    first, second = two_slides.tissue
+    one = [source_of(image, None), source_of(second_image, second)]
+    study = ["report.sr.dcm", "report.pdf.dcm", "report.ko.dcm"]
+    assert names(two_slides, one) == [*drawn(2), "report.html", "report.pdf", *study]
+    check(two_slides, one)
+    none = [source_of(image, None), source_of(second_image, None)]
+    assert names(two_slides, none) == ["report.html", "report.pdf", "report.sr.dcm"]
+    check(two_slides, none)
+    assert first.series == one[0].series
+
+
+def test_a_slide_that_was_not_read_keeps_its_number(two_slides: Report, second_image: pydicom.Dataset) -> None:
+    unread, second = two_slides.slides[2], two_slides.slides[1]
+    report = replace(two_slides, slides=(unread, second), tissue=two_slides.tissue[1:])
+    assert names(report, sources_of(report, second_image))[:4] == drawn(2)
+
+
+def test_a_slide_that_is_uncertain_everywhere_has_no_annotations(report: Report, image: pydicom.Dataset) -> None:
+    [source] = sources_of(report, image)
+    assert source.tiles is not None
+    nowhere = replace(source.tiles, classes_N=np.full_like(source.tiles.classes_N, -1))
+    assert "tissue-1.ann.dcm" not in names(report, [replace(source, tiles=nowhere)])
+
+
+def test_key_objects_list_all_that_lies_in_their_study(
+    two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset
+) -> None:
+    named, files = encoded(two_slides, sources_of(two_slides, image, second_image))
+    datasets = {
+        item.file: pydicom.dcmread(BytesIO(files[item.file]), stop_before_pixels=True)
+        for item in named.objects
+        if item.media_type == DICOM
+    }
+    selection = datasets.pop("report.ko.dcm")
+    listed = [
+        item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        for item in selection.ContentSequence
+        if "ReferencedSOPSequence" in item
+    ]
+    own = [str(dataset.SOPInstanceUID) for dataset in datasets.values()]
+    assert listed == [*own, image.SOPInstanceUID, second_image.SOPInstanceUID]
+
+
 def test_two_studies(second_study: tuple[Report, list[pydicom.Dataset]]) -> None:
     report, images = second_study
+    assert names(report, sources_of(report, *images)) == [
+        *drawn(1), *drawn(2), "report.html", "report.pdf", "report.sr.dcm", "report-2.sr.dcm", "report.pdf.dcm",
+        "report-2.pdf.dcm", "report.ko.dcm", "report-2.ko.dcm",
+    ]  # fmt: skip
     check(report, sources_of(report, *images))
 
 
@@ -259,7 +325,8 @@ def test_exploratory_names_no_diagnosis(exploratory: Report, report: Report, ima
         assert DIAGNOSIS.search(text) is None, name
     _, inside = encoded(report, sources_of(report, image))
     silent = {name for name, data in inside.items() if not DIAGNOSIS.search(data.decode("utf-8", errors="replace"))}
-    assert silent == {"tissue-1.pm.dcm"}  # a heat map names no class
+    # A heat map and a list of objects name no class, and a PDF's text is compressed.
+    assert silent == {"tissue-1.pm.dcm", "report.ko.dcm", "report.pdf", "report.pdf.dcm"}
 
 
 def test_encoders_leave_their_input_alone(report: Report, image: pydicom.Dataset) -> None:
