@@ -18,6 +18,7 @@ _REPORTS = {
     "application/json": "report.json",
     "text/html": "report.html",
     "application/dicom": "report.sr.dcm",
+    "application/pdf": "report.pdf",
 }
 _MEDIA_TYPES = {
     ".json": "application/json",
@@ -60,7 +61,7 @@ class Artifacts(BaseModel):
 def report(
     here: Here, request: Request, analysis_id: AnalysisId, accept: Annotated[str | None, Header()] = None
 ) -> Response:
-    """JSON, or by `Accept` the HTML page or the DICOM structured report."""
+    """JSON, or by `Accept` the HTML page, the DICOM structured report or the PDF."""
     record = here.ledger.get(analysis_id)
     state = record.analysis.state
     if state is not State.COMPLETED:

@@ -74,6 +74,9 @@ def finished(ledger: Ledger, state: Path) -> Callable[..., None]:
                 ("report.json", b'{"schema_version": "1.0"}'),
                 ("report.html", b"<!doctype html><title>Report</title>"),
                 ("report.sr.dcm", b"\0" * 128 + b"DICM"),
+                ("report.pdf", b"%PDF-1.7"),
+                ("tissue-1.seg.dcm", b"\0" * 128 + b"DICM"),
+                ("tissue-1.geojson", b'{"type": "FeatureCollection", "features": []}'),
                 ("tissue-map-1.png", b"\x89PNG"),
             ):
                 (artifacts / name).write_bytes(content)

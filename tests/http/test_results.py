@@ -24,6 +24,7 @@ async def analysis_id(client: httpx.AsyncClient, order: dict[str, Any]) -> str:
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html; charset=utf-8"),
         ("application/dicom", "application/dicom"),
         ("application/json;q=0.1, application/dicom;q=0.2", "application/dicom"),
+        ("application/pdf", "application/pdf"),
         ("TEXT/HTML", "text/html; charset=utf-8"),
         ("application/json;q=0, */*", "text/html; charset=utf-8"),
         ("application/json; q=x", None),
@@ -90,7 +91,10 @@ async def test_the_artifacts(client: httpx.AsyncClient, analysis_id: str, finish
     assert {item["name"]: item["media_type"] for item in items} == {
         "report.html": "text/html; charset=utf-8",
         "report.json": "application/json",
+        "report.pdf": "application/pdf",
         "report.sr.dcm": "application/dicom",
+        "tissue-1.geojson": "application/geo+json",
+        "tissue-1.seg.dcm": "application/dicom",
         "tissue-map-1.png": "image/png",
     }
     for item in items:
