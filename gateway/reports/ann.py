@@ -96,6 +96,8 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
         dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
         dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator") or "SLIDE_CORNER"
     copy_specimen(dataset, image)
+    if "SpecimenDescriptionSequence" not in image:
+        dataset.Laterality = None  # type 2C: of a slide without a specimen no one knows (PS3.3 C.7.3.1)
     dataset.ReferencedImageSequence = [reference_to(image)]
     series = Dataset()
     series.SeriesInstanceUID = image.SeriesInstanceUID
