@@ -31,6 +31,14 @@ class SlideHeader:
     icc_profile: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class SlideRemark:
+    """What the reader of a report must know of how the slide was read: `key` of the findings' table, and a sentence."""
+
+    key: str
+    text: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
     """One pyramid level. Sizes in pixels of this level, `mpp_*` in micrometres per pixel."""

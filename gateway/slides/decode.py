@@ -3,6 +3,7 @@
 Every decoder used here releases the GIL, so a thread pool decodes on all cores.
 """
 
+import struct
 from collections.abc import Callable
 
 import imagecodecs
@@ -11,12 +12,11 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from gateway.operations.errors import CorruptFrame, InvalidSlide, UnsupportedTransferSyntax
+from gateway.slides import codestream
+from gateway.slides.codestream import Bytes, Codestream
+from gateway.slides.colour import ToSrgb
 
 Image = NDArray[np.uint8]
-Bytes = bytes | memoryview
-Decoder = Callable[[Bytes, Image | None], Image]
-"""Decodes one frame to (rows, columns, 3) uint8 RGB, which may be a view of the scratch image where one is given."""
-
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _LOSSLESS_JPEG = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 _JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
@@ -45,26 +45,91 @@ def check_transfer_syntax(uid: str) -> None:
         )
 
 
-def frame_decoder(transfer_syntax: str, photometric: str, rows: int, columns: int) -> Decoder:
-    """The decoder for all frames of one image. Raises UnsupportedTransferSyntax, InvalidSlide (colour space).
+_READERS: dict[str, codestream.Reader] = {
+    **dict.fromkeys(_JPEG | _LOSSLESS_JPEG | _JPEG_LS, codestream.jpeg),
+    **dict.fromkeys(_JPEG_2000, codestream.jpeg_2000),
+    **dict.fromkeys(_JPEG_XL, codestream.jpeg_xl),
+}
+_YBR = {"YBR_FULL", "YBR_FULL_422"}
+_MAX_FRAME_PX = 1 << 26
+_MAX_OVERHEAD = 1 << 20
+"""No encoding makes a frame more than twice as large; what a codestream may carry besides (profiles, padding)."""
+_CORRUPT = "A frame of the slide is damaged and cannot be decoded. Send the slide to the archive again."
 
-    The decoder raises CorruptFrame where the bytes are damaged or hold more than the frame. They may hold less: some
-    converters cut the frames of the right and lower edge (see `visible`).
+
+class FrameDecoder:
+    """Decodes the frames of one image to (rows, columns, 3) uint8 in sRGB. For many threads.
+
+    `photometric` is the header's word for the colour space; a codestream that says its own is believed before it, since
+    converters leave RGB in the header of YCbCr streams. `planar`: uncompressed pixels come as three colour planes.
+    `to_srgb` is applied to each frame once. Raises UnsupportedTransferSyntax, InvalidSlide (colour space, frame size).
     """
-    check_transfer_syntax(transfer_syntax)
-    shape = (rows, columns, 3)
-    decode = _codec(transfer_syntax, photometric, shape)
-    if photometric == "YBR_FULL" and transfer_syntax not in _JPEG:
-        decode = _from_ybr(decode)
-    elif photometric not in _PHOTOMETRIC or (photometric == "YBR_FULL_422" and transfer_syntax in _NATIVE | _RLE):
-        raise InvalidSlide(
-            f"The slide's photometric interpretation {photometric} cannot be read with its transfer syntax. Send the "
-            "slide as RGB or as JPEG."
-        )
 
-    def checked(data: Bytes, scratch: Image | None) -> Image:
+    def __init__(
+        self,
+        transfer_syntax: str,
+        photometric: str,
+        rows: int,
+        columns: int,
+        *,
+        planar: bool = False,
+        to_srgb: ToSrgb | None = None,
+    ) -> None:
+        check_transfer_syntax(transfer_syntax)
+        if photometric not in _photometrics(transfer_syntax):
+            raise InvalidSlide(
+                f"The slide's photometric interpretation {photometric} cannot be read with its transfer syntax. Send "
+                "the slide as RGB or as JPEG."
+            )
+        if rows * columns > _MAX_FRAME_PX:
+            raise InvalidSlide(
+                f"The slide has frames of {columns} × {rows} pixels, too large to be read one at a time. Convert it to "
+                "smaller frames."
+            )
+        self._syntax = transfer_syntax
+        self._photometric = photometric
+        self._shape = (rows, columns, 3)
+        self._planar = planar
+        self._to_srgb = to_srgb
+        self._reader = _READERS.get(transfer_syntax)
+
+    def __call__(self, data: Bytes, scratch: Image | None = None) -> Image:
+        """One frame, which may be a view of the scratch image (rows, columns, 3) where one is given.
+
+        Raises CorruptFrame where the bytes are damaged or hold more than the frame. They may hold less: some converters
+        cut the frames of the right and lower edge (see `visible`).
+        """
+        return self._decoded(data, lambda head: self._decode(data, scratch, head))
+
+    def reduced(self, data: Bytes, factor: float) -> Image:
+        """A frame for an overview: JPEG is decoded at the smallest size that is still at least 1/`factor` of the full
+        one (the DCT gives 1/2, 1/4, 1/8 for nearly nothing); everything else at full size. Raises CorruptFrame."""
+        if self._syntax not in _JPEG or factor < 2:
+            return self(data)
+
+        def decode(head: Codestream | None) -> Image:
+            if self._is_bare_rgb(head):
+                return self._decode(data, None, head)
+            image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=factor, min_height=1, min_width=1)
+            return image
+
+        return self._decoded(data, decode)
+
+    def _decoded(self, data: Bytes, decode: Callable[[Codestream | None], Image]) -> Image:
+        rows, columns, _ = self._shape
         try:
-            image = decode(data, scratch)
+            head = self._reader(data) if self._reader is not None else None
+        except (ValueError, IndexError, struct.error):
+            raise CorruptFrame(_CORRUPT) from None
+        if head is not None:
+            if head.components != 3 or head.bits != 8:
+                raise CorruptFrame(f"{_CORRUPT} It is not an 8-bit colour image.")
+            if not (0 < head.rows <= rows and 0 < head.columns <= columns):
+                raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+        if len(data) > 2 * 3 * rows * columns + _MAX_OVERHEAD:
+            raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+        try:
+            image = decode(head)
         except Exception as error:
             # Codecs raise what they like; each means the same: these bytes are not the frame they should be.
             raise CorruptFrame(_CORRUPT) from error
@@ -72,9 +137,56 @@ def frame_decoder(transfer_syntax: str, photometric: str, rows: int, columns: in
             raise CorruptFrame(f"{_CORRUPT} It is not an 8-bit colour image.")
         if image.shape[0] > rows or image.shape[1] > columns:
             raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+        return image if self._to_srgb is None else self._to_srgb(image)
+
+    def _decode(self, data: Bytes, scratch: Image | None, head: Codestream | None) -> Image:
+        if self._syntax in _JPEG:
+            return self._jpeg(data, scratch, head)
+        if self._syntax in _LOSSLESS_JPEG:
+            image = imagecodecs.ljpeg_decode(bytes(data))
+        elif self._syntax in _JPEG_LS:
+            image = imagecodecs.jpegls_decode(bytes(data))
+        elif self._syntax in _JPEG_2000:
+            # Converters write plain JPEG 2000 under the HTJ2K UIDs; OpenJPEG tells the two apart by the codestream.
+            image = imagecodecs.jpeg2k_decode(bytes(data))
+        elif self._syntax in _JPEG_XL:
+            image = imagecodecs.jpegxl_decode(bytes(data))
+        elif self._syntax in _RLE:
+            image = self._planes(bytes(imagecodecs.dicomrle_decode(bytes(data), dtype=np.dtype(np.uint8))))
+        elif self._planar:
+            image = self._planes(data)
+        else:
+            image = np.frombuffer(data, np.uint8, count=self._shape[0] * self._shape[1] * 3).reshape(self._shape)
+        undone = head is not None and head.rgb is True
+        return _from_ybr(image) if self._photometric in _YBR and not undone else image
+
+    def _jpeg(self, data: Bytes, scratch: Image | None, head: Codestream | None) -> Image:
+        if self._is_bare_rgb(head):
+            image: Image = imagecodecs.jpeg8_decode(bytes(data), colorspace="RGB", outcolorspace="RGB")
+        else:
+            image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=scratch)
         return image
 
-    return checked
+    def _is_bare_rgb(self, head: Codestream | None) -> bool:
+        """JPEG of which the header says RGB and the stream nothing: libjpeg would guess YCbCr."""
+        return self._photometric == "RGB" and head is not None and head.rgb is None
+
+    def _planes(self, data: Bytes) -> Image:
+        """Three colour planes one after the other: RLE always (PS3.5 G.2), uncompressed pixels by choice."""
+        rows, columns, _ = self._shape
+        planes = np.frombuffer(data, np.uint8, count=3 * rows * columns).reshape(3, rows, columns)
+        return np.moveaxis(planes, 0, 2)
+
+
+def _photometrics(transfer_syntax: str) -> set[str]:
+    """The photometric interpretations of colour that PS3.5 8.2 allows in a transfer syntax, as far as they are read."""
+    if transfer_syntax in _NATIVE | _RLE:
+        return {"RGB", "YBR_FULL"}
+    if transfer_syntax in _LOSSLESS_JPEG | _JPEG_LS:
+        return {"RGB", "YBR_FULL"}
+    if transfer_syntax in _JPEG_2000:
+        return {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}
+    return {"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "XYB"}
 
 
 def visible(image: Image, height_px: int, width_px: int) -> Image:
@@ -85,67 +197,8 @@ def visible(image: Image, height_px: int, width_px: int) -> Image:
     return image if (height, width) == (height_px, width_px) else image[:height_px, :width_px]
 
 
-_PHOTOMETRIC = {"RGB", "YBR_FULL_422", "YBR_FULL", "YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "XYB"}
-_CORRUPT = "A frame of the slide is damaged and cannot be decoded. Send the slide to the archive again."
-
-
-def _codec(transfer_syntax: str, photometric: str, shape: tuple[int, int, int]) -> Decoder:
-    if transfer_syntax in _JPEG:
-        return _jpeg_rgb_without_marker if photometric == "RGB" else _jpeg
-    if transfer_syntax in _LOSSLESS_JPEG:
-        return lambda data, _: imagecodecs.ljpeg_decode(bytes(data))
-    if transfer_syntax in _JPEG_LS:
-        return lambda data, _: imagecodecs.jpegls_decode(bytes(data))
-    if transfer_syntax in _JPEG_2000:
-        # Converters write plain JPEG 2000 under the HTJ2K UIDs; OpenJPEG tells the two apart by the codestream.
-        return lambda data, _: imagecodecs.jpeg2k_decode(bytes(data))
-    if transfer_syntax in _JPEG_XL:
-        return lambda data, _: imagecodecs.jpegxl_decode(bytes(data))
-    if transfer_syntax in _RLE:
-        return lambda data, _: _run_length(data, shape)
-    return lambda data, _: np.frombuffer(data, np.uint8, count=shape[0] * shape[1] * 3).reshape(shape)
-
-
-def _jpeg(data: Bytes, scratch: Image | None) -> Image:
-    image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=scratch)
-    return image
-
-
-def _jpeg_rgb_without_marker(data: Bytes, scratch: Image | None) -> Image:
-    """JPEG that the header calls RGB. A JFIF or Adobe marker in the stream wins (converters leave RGB in the header of
-    YCbCr streams); without one, libjpeg would guess YCbCr, so the colour space is named."""
-    start = bytes(data[:2048])
-    tables_end = start.find(b"\xff\xda")
-    start = start[: tables_end if tables_end > 0 else len(start)]
-    if (b"\xff\xe0" in start and b"JFIF\0" in start) or (b"\xff\xee" in start and b"Adobe" in start):
-        return _jpeg(data, scratch)
-    image: Image = imagecodecs.jpeg8_decode(bytes(data), colorspace="RGB", outcolorspace="RGB")
-    return image
-
-
-def _run_length(data: Bytes, shape: tuple[int, int, int]) -> Image:
-    """RLE holds the three colour planes one after the other (PS3.5 G.2)."""
-    planes = np.frombuffer(imagecodecs.dicomrle_decode(bytes(data), dtype=np.dtype(np.uint8)), np.uint8)
-    return np.moveaxis(planes.reshape(3, shape[0], shape[1]), 0, 2)
-
-
-def _from_ybr(decode: Decoder) -> Decoder:
-    def converted(data: Bytes, scratch: Image | None) -> Image:
-        ybr = decode(data, scratch).astype(np.float32)
-        ybr[..., 1:] -= 128.0
-        rgb: Image = np.clip(np.rint(ybr @ _YBR_TO_RGB.T), 0, 255).astype(np.uint8)
-        return rgb
-
-    return converted
-
-
-def decode_reduced(data: Bytes, transfer_syntax: str, photometric: str, decoder: Decoder, factor: float) -> Image:
-    """A frame for an overview: JPEG is decoded at the smallest size that is still at least 1/`factor` of the full one
-    (the DCT gives 1/2, 1/4, 1/8 for nearly nothing); everything else at full size. Raises CorruptFrame."""
-    if transfer_syntax in _JPEG and photometric != "RGB" and factor >= 2:
-        try:
-            image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=factor, min_height=1, min_width=1)
-        except ValueError as error:
-            raise CorruptFrame(_CORRUPT) from error
-        return image
-    return decoder(data, None)
+def _from_ybr(image: Image) -> Image:
+    ybr = image.astype(np.float32)
+    ybr[..., 1:] -= 128.0
+    rgb: Image = np.clip(np.rint(ybr @ _YBR_TO_RGB.T), 0, 255).astype(np.uint8)
+    return rgb

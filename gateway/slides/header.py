@@ -46,6 +46,8 @@ _COPIED_GROUPS = {0x0008, 0x0010, 0x0038}
 """Study, patient and visit: what a report copies from the slide."""
 _MIN_UM, _MAX_UM = 0.02, 500.0
 """Plausible pixel spacing of a level; what lies outside is a unit error of the converter (mm, µm and inch mixed up)."""
+_SAME_SIZE, _ANOTHER_MAGNIFICATION = 1.05, 1.5
+"""How far the imaged volume may differ from its pixels' size: beyond the first a remark, beyond the last an error."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,16 +74,9 @@ class ImageFile:
         return str(values[2]) if len(values) > 2 else ""
 
 
-def read_header(path: Path) -> Dataset:
-    """The header of one DICOM file, up to per-frame groups and pixel data.
-
-    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image).
-    """
-    return _read_header(path)[0]
-
-
 def _read_header(path: Path) -> tuple[Dataset, int]:
-    """The header of one file, or its file meta information alone where that says it is no slide, and where it ends."""
+    """The header of one file up to per-frame groups and pixel data, and where it ends; of a file that is no slide the
+    file meta information alone. Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image)."""
     try:
         meta = read_file_meta_info(path)
         if meta.get("MediaStorageSOPClassUID", WHOLE_SLIDE) != WHOLE_SLIDE:
@@ -135,6 +130,8 @@ def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
     volumes = [image for image in images if image.role == "VOLUME"]
     if not volumes:
         raise NoVolumeImage(_no_volume(images))
+    # Fluorescence images, one grey image a channel, may lie beside the brightfield ones.
+    volumes = [image for image in volumes if image.dataset.get("SamplesPerPixel") != 1] or volumes
     if len({image.dataset.get("SeriesInstanceUID") for image in volumes}) > 1:
         raise InvalidSlide("The files hold more than one slide. Name the series to read.")
     unique = {image.dataset.get("SOPInstanceUID"): image for image in volumes}
@@ -160,7 +157,7 @@ def _check_header(image: ImageFile) -> None:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not _UID.fullmatch(str(dataset.get(keyword))):
             raise InvalidSlide(f"The {keyword} of {image.path.name} is not a UID. Check how it was converted.")
-    if dataset.SamplesPerPixel != 3 or dataset.BitsAllocated != 8 or dataset.get("PlanarConfiguration", 0) != 0:
+    if dataset.SamplesPerPixel != 3 or dataset.BitsAllocated != 8:
         raise InvalidSlide(
             f"{image.path.name} is not an 8-bit colour image (samples {dataset.SamplesPerPixel}, bits "
             f"{dataset.BitsAllocated}). Only brightfield slides can be read."
@@ -186,6 +183,33 @@ def spacing_um(image: ImageFile) -> tuple[float, float]:
             "Convert the slide with its real pixel spacing."
         )
     return x_um, y_um
+
+
+def size_contradiction(dataset: Dataset) -> str | None:
+    """A sentence where the size of the imaged volume (PS3.3 C.8.12.4) is not that of its pixels; None where it is, or
+    is not said. Raises MissingPixelSpacing where they are so far apart that the magnification may be another one."""
+    try:
+        groups = dataset.SharedFunctionalGroupsSequence[0]
+        y_mm, x_mm = (float(value) for value in groups.PixelMeasuresSequence[0].PixelSpacing)
+        said = sorted(float(dataset[keyword].value) for keyword in ("ImagedVolumeWidth", "ImagedVolumeHeight"))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    # In order of size: which of them is the width depends on how the slide lay, and writers differ.
+    pixels = sorted((dataset.TotalPixelMatrixColumns * x_mm, dataset.TotalPixelMatrixRows * y_mm))
+    if not all(math.isfinite(value) and value > 0 for value in said):
+        return None
+    ratio = max(max(a / b, b / a) for a, b in zip(said, pixels, strict=True))
+    if ratio > _ANOTHER_MAGNIFICATION:
+        raise MissingPixelSpacing(
+            f"The header contradicts itself: its pixels measure {pixels[0]:.3g} × {pixels[1]:.3g} mm and the imaged "
+            f"volume {said[0]:.3g} × {said[1]:.3g} mm, so its pixel spacing cannot be trusted. Convert the slide again."
+        )
+    if ratio <= _SAME_SIZE:
+        return None
+    return (
+        f"The header contradicts itself: its pixels measure {pixels[0]:.3g} × {pixels[1]:.3g} mm and the imaged volume "
+        f"{said[0]:.3g} × {said[1]:.3g} mm. The pixel spacing was believed."
+    )
 
 
 def slide_header(dataset: Dataset) -> SlideHeader:

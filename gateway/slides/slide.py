@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from gateway.domain.slide import Level, SlideHeader
+from gateway.domain.slide import Level, SlideHeader, SlideRemark
 from gateway.operations.errors import InvalidSlide, PathserveError
-from gateway.slides.decode import Decoder, check_transfer_syntax, decode_reduced, frame_decoder, visible
+from gateway.slides.colour import UnusableProfile, colours_of
+from gateway.slides.decode import FrameDecoder, check_transfer_syntax, visible
 from gateway.slides.frames import FetchedFrames, Instance, read_instance
-from gateway.slides.header import select_series, slide_header, spacing_um
+from gateway.slides.header import select_series, size_contradiction, slide_header, spacing_um
 from gateway.slides.layout import lay_out, optical_path
 
 _MAX_LEVEL_PX = 64 * 1024 * 1024
@@ -34,20 +35,21 @@ _MAX_OPEN_FILES = 32
 _NO_FILE = -1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class LevelImage:
     """The frames of one level: `frame_at_RC[row, column]` counts through the frames of `instances`, one after the
-    other, or is -1 where the level has none by design (it is background); instance i begins at `offsets_I[i]`."""
+    other, or is -1 where the level has none by design (it is background); instance i begins at `offsets_I[i]`.
+    `uncalibrated` ends a sentence about why its colours could not be made sRGB."""
 
     level: Level
     instances: tuple[Instance, ...]
     offsets_I: NDArray[np.int64]
     fds: tuple[int, ...]
     frame_at_RC: NDArray[np.int32]
-    focal_planes: int
-    decoder: Decoder
-    photometric: str
+    decoder: FrameDecoder
     header: Dataset
+    focal_planes: int
+    uncalibrated: str | None
 
     def read_frames(self, frames: Sequence[int]) -> list[memoryview]:
         """Encoded frames, by number in rising order; one of zero length, which is missing, comes as empty bytes.
@@ -83,9 +85,10 @@ class Slide:
     Levels are told apart by TotalPixelMatrix and PixelSpacing alone (ImageType value 4 and flavours are unreliable).
     """
 
-    def __init__(self, images: Sequence[LevelImage]) -> None:
+    def __init__(self, images: Sequence[LevelImage], optical_path: str | None) -> None:
         self.images = tuple(images)
         self.levels: tuple[Level, ...] = tuple(image.level for image in images)
+        self.remarks: tuple[SlideRemark, ...] = _remarks(images, optical_path)
         self.header: SlideHeader = slide_header(images[0].header)
 
     @classmethod
@@ -111,7 +114,7 @@ class Slide:
             for key in sorted(groups, key=lambda key: (key[2] + key[3], -key[0] * key[1])):
                 images.append(_open_level(len(images), groups[key], path))
             _check_extents([image.level for image in images])
-            return cls(images)
+            return cls(images, path)
         except PathserveError:
             _close(images)
             raise
@@ -193,9 +196,9 @@ class Slide:
             if x1 == x2 or y1 == y2:
                 return
             if (right - x, bottom - y) == (level.frame_width_px, level.frame_height_px):
-                frame = decode_reduced(data, level.transfer_syntax_uid, image.photometric, image.decoder, factor)
+                frame = image.decoder.reduced(data, factor)
             else:
-                frame = visible(image.decoder(data, None), bottom - y, right - x)
+                frame = visible(image.decoder(data), bottom - y, right - x)
             if frame.shape[:2] != (y2 - y1, x2 - x1):
                 frame = np.asarray(cv2.resize(frame, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA))
             canvas[y1:y2, x1:x2] = frame
@@ -245,8 +248,18 @@ def _open_level(index: int, instances: list[Instance], path: str | None) -> Leve
         sop_instance_uids=tuple(str(instance.file.dataset.SOPInstanceUID) for instance in layout.instances),
         transfer_syntax_uid=syntaxes.pop(),
     )
-    photometric = str(header.PhotometricInterpretation)
-    decoder = frame_decoder(level.transfer_syntax_uid, photometric, level.frame_height_px, level.frame_width_px)
+    try:
+        to_srgb, uncalibrated = colours_of(header, path), None
+    except UnusableProfile as problem:
+        to_srgb, uncalibrated = None, str(problem)
+    decoder = FrameDecoder(
+        level.transfer_syntax_uid,
+        str(header.PhotometricInterpretation),
+        level.frame_height_px,
+        level.frame_width_px,
+        planar=header.get("PlanarConfiguration") == 1,
+        to_srgb=to_srgb,
+    )
     offsets_I = np.cumsum([0, *(len(instance.frames) for instance in layout.instances)])
     fds: list[int] = []
     if len(layout.instances) <= _MAX_OPEN_FILES:
@@ -257,7 +270,15 @@ def _open_level(index: int, instances: list[Instance], path: str | None) -> Leve
                 _close_file(fd)
             raise
     return LevelImage(
-        level, layout.instances, offsets_I, tuple(fds), layout.frame_at_RC, layout.planes, decoder, photometric, header
+        level=level,
+        instances=layout.instances,
+        offsets_I=offsets_I,
+        fds=tuple(fds),
+        frame_at_RC=layout.frame_at_RC,
+        decoder=decoder,
+        header=header,
+        focal_planes=layout.planes,
+        uncalibrated=uncalibrated,
     )
 
 
@@ -276,6 +297,25 @@ def _open(instance: Instance) -> int:
 def _close_file(fd: int) -> None:
     if fd != _NO_FILE:
         os.close(fd)
+
+
+def _remarks(images: Sequence[LevelImage], path: str | None) -> tuple[SlideRemark, ...]:
+    """What was chosen or could not be done, for the whole slide."""
+    remarks: list[SlideRemark] = []
+    problem = next((image.uncalibrated for image in images if image.uncalibrated), None)
+    if problem is not None:
+        text = f"The colours of the slide are read as they are: its ICC profile {problem}."
+        remarks.append(SlideRemark("colour-not-calibrated", text))
+    planes = max(image.focal_planes for image in images)
+    if planes > 1:
+        text = f"The slide has {planes} focal planes; the middle one was read."
+        remarks.append(SlideRemark("focal-plane-chosen", text))
+    if path is not None:
+        text = "The slide has several optical paths; the one under brightfield illumination was read."
+        remarks.append(SlideRemark("optical-path-chosen", text))
+    contradictions = [said for image in images if (said := size_contradiction(image.header)) is not None]
+    remarks.extend(SlideRemark("size-contradicted", said) for said in contradictions[:1])
+    return tuple(remarks)
 
 
 def _check_extents(levels: Sequence[Level]) -> None:

@@ -9,7 +9,7 @@ from pydicom.pixels import convert_color_space
 
 from gateway.operations.errors import CorruptFrame, InvalidSlide, UnsupportedTransferSyntax
 from gateway.slides import Slide
-from gateway.slides.decode import frame_decoder, visible
+from gateway.slides.decode import FrameDecoder, visible
 
 JPEG = "1.2.840.10008.1.2.4.50"
 NATIVE = "1.2.840.10008.1.2.1"
@@ -34,7 +34,7 @@ def test_rgb_jpeg_without_a_marker(picture):
     plain = without_marker(data, 0xEE) if b"Adobe" in data else data
     assert b"Adobe" not in plain
     assert b"JFIF" not in plain
-    image = frame_decoder(JPEG, "RGB", *picture.shape[:2])(plain, None)
+    image = FrameDecoder(JPEG, "RGB", *picture.shape[:2])(plain, None)
     assert np.abs(image.astype(int) - picture).mean() < 4
 
 
@@ -43,20 +43,20 @@ def test_rgb_jpeg_with_an_adobe_marker(picture):
     if b"Adobe" not in data:
         data = data[:2] + b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00" + data[2:]
     for photometric in ("RGB", "YBR_FULL_422"):
-        image = frame_decoder(JPEG, photometric, *picture.shape[:2])(data, None)
+        image = FrameDecoder(JPEG, photometric, *picture.shape[:2])(data, None)
         assert np.abs(image.astype(int) - picture).mean() < 4
 
 
 @pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL_422", "YBR_FULL"])
 def test_ycbcr_jpeg_whatever_the_header_says(picture, photometric):
     data = simplejpeg.encode_jpeg(picture, quality=95)
-    image = frame_decoder(JPEG, photometric, *picture.shape[:2])(data, None)
+    image = FrameDecoder(JPEG, photometric, *picture.shape[:2])(data, None)
     assert np.abs(image.astype(int) - picture).mean() < 4
 
 
 def test_uncompressed_ybr_full(picture):
     ybr = convert_color_space(picture, "RGB", "YBR_FULL")
-    image = frame_decoder(NATIVE, "YBR_FULL", *picture.shape[:2])(ybr.tobytes(), None)
+    image = FrameDecoder(NATIVE, "YBR_FULL", *picture.shape[:2])(ybr.tobytes(), None)
     assert np.abs(image.astype(int) - picture).max() <= 2
 
 
@@ -65,25 +65,25 @@ def test_uncompressed_ybr_full(picture):
 def test_jpeg_2000_under_every_name(picture, uid, level):
     """Converters write plain JPEG 2000 under the HTJ2K UID."""
     data = imagecodecs.jpeg2k_encode(picture, level=level, codecformat="j2k", reversible=level == 0)
-    image = frame_decoder(uid, "YBR_RCT" if level == 0 else "YBR_ICT", *picture.shape[:2])(data, None)
+    image = FrameDecoder(uid, "YBR_RCT" if level == 0 else "YBR_ICT", *picture.shape[:2])(data, None)
     assert np.abs(image.astype(int) - picture).mean() < (0.01 if level == 0 else 4)
 
 
 def test_htj2k(picture):
     data = imagecodecs.htj2k_encode(picture, reversible=True)
-    image = frame_decoder("1.2.840.10008.1.2.4.201", "YBR_RCT", *picture.shape[:2])(data, None)
+    image = FrameDecoder("1.2.840.10008.1.2.4.201", "YBR_RCT", *picture.shape[:2])(data, None)
     assert np.array_equal(image, picture)
 
 
 def test_jpeg_xl(picture):
     data = imagecodecs.jpegxl_encode(picture, lossless=True)
-    image = frame_decoder("1.2.840.10008.1.2.4.110", "RGB", *picture.shape[:2])(data, None)
+    image = FrameDecoder("1.2.840.10008.1.2.4.110", "RGB", *picture.shape[:2])(data, None)
     assert np.array_equal(image, picture)
 
 
 def test_the_scratch_image_is_used(picture):
     scratch = np.empty_like(picture)
-    image = frame_decoder(JPEG, "YBR_FULL_422", *picture.shape[:2])(simplejpeg.encode_jpeg(picture), scratch)
+    image = FrameDecoder(JPEG, "YBR_FULL_422", *picture.shape[:2])(simplejpeg.encode_jpeg(picture), scratch)
     assert np.shares_memory(image, scratch)
 
 
@@ -96,14 +96,14 @@ def test_the_scratch_image_is_used(picture):
 @pytest.mark.parametrize("data", [b"\0" * 40, b"\xff\xd8\xff\xd9", b"x"])
 def test_damage_is_a_corrupt_frame(uid, photometric, data):
     with pytest.raises(CorruptFrame):
-        frame_decoder(uid, photometric, 64, 80)(data, None)
+        FrameDecoder(uid, photometric, 64, 80)(data, None)
 
 
 def test_a_frame_larger_or_smaller_than_the_header_says(picture):
     data = simplejpeg.encode_jpeg(picture)
     with pytest.raises(CorruptFrame):
-        frame_decoder(JPEG, "YBR_FULL_422", 32, 32)(data, None)
-    smaller = frame_decoder(JPEG, "YBR_FULL_422", 256, 256)(data, None)
+        FrameDecoder(JPEG, "YBR_FULL_422", 32, 32)(data, None)
+    smaller = FrameDecoder(JPEG, "YBR_FULL_422", 256, 256)(data, None)
     assert visible(smaller, 60, 70).shape == (60, 70, 3)
     with pytest.raises(CorruptFrame):
         visible(smaller, 65, 70)
@@ -111,11 +111,11 @@ def test_a_frame_larger_or_smaller_than_the_header_says(picture):
 
 def test_what_cannot_be_decoded_is_said_when_the_slide_is_opened():
     with pytest.raises(UnsupportedTransferSyntax, match=r"4\.102"):
-        frame_decoder("1.2.840.10008.1.2.4.102", "RGB", 8, 8)
+        FrameDecoder("1.2.840.10008.1.2.4.102", "RGB", 8, 8)
     with pytest.raises(InvalidSlide):
-        frame_decoder(NATIVE, "YBR_FULL_422", 8, 8)
+        FrameDecoder(NATIVE, "YBR_FULL_422", 8, 8)
     with pytest.raises(InvalidSlide):
-        frame_decoder(JPEG, "MONOCHROME2", 8, 8)
+        FrameDecoder(JPEG, "MONOCHROME2", 8, 8)
 
 
 def test_plain_jpeg_2000_in_a_file_that_says_htj2k(make_phantom, tmp_path):

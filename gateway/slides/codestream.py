@@ -1,0 +1,161 @@
+"""What a frame's codestream says of itself, read from its head before any memory is given to decoding it.
+
+A frame that claims to be larger than its image's header says would take as much memory as it likes; and the codestream,
+not the header, decides which colour transform its decoder undoes.
+"""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Bytes = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Codestream:
+    """Size, components and bits of an encoded image. `rgb`: what its decoder gives, RGB (True) or YCbCr that it leaves
+    as it is (False); None where the codestream does not say."""
+
+    rows: int
+    columns: int
+    components: int
+    bits: int
+    rgb: bool | None = None
+
+
+Reader = Callable[[Bytes], Codestream]
+"""Reads the head of an encoded frame. Raises ValueError where it is not one (also struct.error, IndexError)."""
+
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
+_SOS, _EOI, _APP0, _APP14 = 0xDA, 0xD9, 0xE0, 0xEE
+
+
+def jpeg(data: Bytes) -> Codestream:
+    """JPEG (ITU-T T.81), its lossless process and JPEG-LS (T.87): the start of frame before the first scan.
+
+    `rgb` follows libjpeg: a JFIF marker means YCbCr, else Adobe's says (its transform 0 is RGB), else components named
+    R, G, B, or subsampled ones (RGB never is).
+    """
+    if bytes(data[:2]) != b"\xff\xd8":
+        raise ValueError("no start of image")
+    found: Codestream | None = None
+    jfif, adobe, rgb = False, None, None
+    position = 2
+    while position + 4 <= len(data):
+        if data[position] != 0xFF:
+            raise ValueError("no marker")
+        code = data[position + 1]
+        if code == 0xFF or code in _WITHOUT_LENGTH:
+            position += 1 if code == 0xFF else 2
+            continue
+        if code in (_SOS, _EOI):
+            break
+        if code in _SOF:
+            if found is not None:
+                raise ValueError("two frames in one")
+            bits, rows, columns, components = struct.unpack_from(">BHHB", data, position + 4)
+            names = bytes(data[position + 10 : position + 10 + 3 * components : 3])
+            sampling = bytes(data[position + 11 : position + 11 + 3 * components : 3])
+            found = Codestream(rows, columns, components, bits)
+            rgb = True if names == b"RGB" else False if len(set(sampling)) > 1 else None
+        elif code == _APP0:
+            jfif = jfif or bytes(data[position + 4 : position + 9]) == b"JFIF\0"
+        elif code == _APP14 and bytes(data[position + 4 : position + 9]) == b"Adobe":
+            adobe = data[position + 15]
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    if found is None:
+        raise ValueError("no start of frame")
+    said = False if jfif else adobe == 0 if adobe is not None else rgb
+    return Codestream(found.rows, found.columns, found.components, found.bits, said)
+
+
+_MAX_J2K_TILES = 4096
+_SIZ, _COD, _SOT = 0xFF51, 0xFF52, 0xFF90
+
+
+def jpeg_2000(data: Bytes) -> Codestream:
+    """JPEG 2000 and HTJ2K (ITU-T T.800 A.5.1, A.6.1), bare or, against PS3.5 A.4.4, in a JP2 file."""
+    position = 0
+    if bytes(data[4:8]) == b"jP  ":
+        position = bytes(data[:65536]).find(b"\xff\x4f\xff\x51")
+    if position < 0 or bytes(data[position : position + 2]) != b"\xff\x4f":
+        raise ValueError("no start of codestream")
+    position += 2
+    found: Codestream | None = None
+    while True:
+        marker, length = struct.unpack_from(">HH", data, position)
+        if marker == _SIZ:
+            width, height, left, top, tile_width, tile_height = struct.unpack_from(">6I", data, position + 6)
+            (components,) = struct.unpack_from(">H", data, position + 38)
+            if not tile_width or not tile_height:
+                raise ValueError("tiles without a size")
+            if -(-width // tile_width) * -(-height // tile_height) > _MAX_J2K_TILES:
+                raise ValueError("too many tiles")
+            bits = (data[position + 40] & 0x7F) + 1
+            found = Codestream(height - top, width - left, components, bits)
+        elif marker == _COD and found is not None:
+            return Codestream(found.rows, found.columns, found.components, found.bits, data[position + 8] == 1 or None)
+        elif marker == _SOT:
+            raise ValueError("no coding style")
+        position += 2 + length
+
+
+_JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
+
+
+def jpeg_xl(data: Bytes) -> Codestream:
+    """JPEG XL (ISO/IEC 18181-1 C.3, 18181-2): bare or in its container. Its decoder gives RGB, whatever is inside.
+
+    Components and bits are not read: the decoded image shows them.
+    """
+    bits = _Bits(_jxl_codestream(data))
+    if bits.take(16) != 0x0AFF:
+        raise ValueError("no signature")
+    small = bits.take(1)
+    rows = (bits.take(5) + 1) * 8 if small else bits.size()
+    ratio = bits.take(3)
+    if ratio:
+        numerator, denominator = _JXL_RATIOS[ratio - 1]
+        columns = rows * numerator // denominator
+    else:
+        columns = (bits.take(5) + 1) * 8 if small else bits.size()
+    return Codestream(rows, columns, 3, 8, True)
+
+
+def _jxl_codestream(data: Bytes) -> bytes:
+    """The head of the codestream: of the first `jxlc` or `jxlp` box, or the data themselves."""
+    if bytes(data[4:8]) != b"JXL ":
+        return bytes(data[:32])
+    position = 0
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        head = 8
+        if length == 1:
+            (length,) = struct.unpack_from(">Q", data, position + 8)
+            head = 16
+        if kind in (b"jxlc", b"jxlp"):
+            head += 4 if kind == b"jxlp" else 0
+            return bytes(data[position + head : position + head + 32])
+        if length < head:
+            raise ValueError("no codestream")
+        position += length
+
+
+class _Bits:
+    """Bits in rising order of significance (ISO/IEC 18181-1 B.2)."""
+
+    def __init__(self, data: bytes) -> None:
+        self._value = int.from_bytes(data, "little")
+        self._left = 8 * len(data)
+
+    def take(self, count: int) -> int:
+        if count > self._left:
+            raise ValueError("too short")
+        value = self._value & ((1 << count) - 1)
+        self._value >>= count
+        self._left -= count
+        return value
+
+    def size(self) -> int:
+        return self.take((9, 13, 18, 30)[self.take(2)]) + 1
