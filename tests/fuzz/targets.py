@@ -1,0 +1,124 @@
+"""What a damaged input is given to: the product's own rooms, as the workflow calls them."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pydicom
+from pydicom.encaps import generate_frames
+
+from gateway.archive import FolderArchive, SeriesEntry
+from gateway.archive.cache import FrameCache
+from gateway.archive.dicomweb import DicomWebArchive
+from gateway.archive.dicomweb_http import Limits
+from gateway.archive.partial import PartialInstance
+from gateway.operations.errors import ArchiveError, DiskFull, FramesNotFetched, SlideError, SlideNotInArchive
+from gateway.reports.encode import write_all
+from gateway.slides import Slide, TissueMask, frames_of, overview_levels, plan_tiles, stream_tiles
+from tests.conformance.invented import invented
+from tests.fuzz.judge import Task
+from tests.fuzz.rogue import ANSWERS, KINDS, Rogue, running
+
+_LIMITS = Limits(connect_s=1.0, read_s=1.0, attempts=2, backoff_s=0.05, visible_s=0.5, instance_bytes=64 << 20)
+_TILES = 12
+_CACHE_BYTES = 256 << 20
+
+
+def read_folder(case: Path) -> None:
+    """A folder archive: find every series, fetch it, read it."""
+    archive = FolderArchive(case / "in")
+    for entry in archive.entries():
+        [found] = archive.find_series(entry.study, (entry.series,))
+        fetched = archive.fetch(found, FrameCache(case / "cache", _CACHE_BYTES))
+        read_slide(list(fetched.files), entry.series)
+
+
+def read_slide(files: list[Path], series: str | None = None) -> None:
+    """Open, look at all of it, and read some tiles, wherever tissue may be."""
+    with Slide.open(files, series) as slide:
+        slide.thumbnail(256)
+        picture, um_per_px = slide.overview(8.0)
+        everywhere = TissueMask(np.ones(picture.shape[:2], np.bool_), um_per_px, 1.0)
+        plan = plan_tiles(slide, everywhere, mpp=max(slide.levels[0].mpp, 0.25), tile_px=64)
+        for _ in zip(stream_tiles(slide, plan, batch=4, max_frames=32), range(_TILES // 4), strict=False):
+            pass
+
+
+def read_partial(case: Path) -> None:
+    """An instance of which some frames were fetched, as the cache would hand it over."""
+    read_slide(sorted((case / "in").glob("*.header.dcm")))
+
+
+def report_slide(case: Path) -> None:
+    """Read a slide to its end and write every object about it: what is poor in its header goes into all of them."""
+    work, out = case / "work", case / "out"
+    made = invented(sorted((case / "in").glob("*.dcm")), work)
+    write_all(out, made.report, [made.source], made.pictures, segmentation_type="BINARY")
+
+
+def keep_object(case: Path) -> None:
+    """A result stored in a folder archive, twice, and found again."""
+    archive = FolderArchive(case / "store")
+    files = sorted(path for path in (case / "in").iterdir() if path.is_file())
+    archive.store(files)
+    archive.store(files)
+    with suppress(SlideNotInArchive):
+        FolderArchive(case / "in").find_series("2.25.1")  # reads the header of every file there
+
+
+def pull(rng: Random, answer: str) -> Task:
+    """Find, fetch and read from a PACS that misbehaves, and store there."""
+    victim = rng.choice(KINDS)
+
+    def run(case: Path) -> None:
+        rogue = Rogue(rng, case / "in", victim, ANSWERS[answer])
+        with running(rogue) as server:
+            archive = DicomWebArchive.from_address(server.address, _LIMITS)
+            archive.probe()
+            cache = FrameCache(case / "cache", _CACHE_BYTES)
+            for entry in archive.find_series(server.study):
+                _pull_slide(archive, entry, cache)
+            archive.store(sorted((case / "in").glob("*.dcm"))[:1])
+
+    return Task(run, (ArchiveError, SlideError, DiskFull, FramesNotFetched), ("cache", "copy.dcm"))
+
+
+def _pull_slide(archive: DicomWebArchive, entry: SeriesEntry, cache: FrameCache) -> None:
+    """The moves of a case's fetch: headers, overview, the frames under the tiles; then it is read."""
+    files = archive.fetch(entry, cache, wanted={}).files
+    with Slide.open(files) as slide:
+        wanted = overview_levels(slide)
+    files = archive.fetch(entry, cache, wanted=wanted).files
+    with Slide.open(files) as slide:
+        picture, um_per_px = slide.overview(8.0)
+        slide.thumbnail(256)
+        everywhere = TissueMask(np.ones(picture.shape[:2], np.bool_), um_per_px, 1.0)
+        wanted = frames_of(slide, plan_tiles(slide, everywhere, mpp=max(slide.levels[0].mpp, 0.25), tile_px=64))
+    files = archive.fetch(entry, cache, wanted=wanted).files
+    with cache.hold(files):
+        read_slide(list(files))
+
+
+def write_partial(slide: Path, folder: Path) -> None:
+    """Every instance of a slide as a partial one that holds every other frame."""
+    folder.mkdir()
+    for file in sorted(slide.glob("*.dcm")):
+        dataset = pydicom.dcmread(file)
+        count = int(dataset.NumberOfFrames)
+        frames = list(generate_frames(dataset.PixelData, number_of_frames=count))
+        del dataset.PixelData
+        part = PartialInstance.create(folder, dataset, count)
+        part.append((number, frames[number]) for number in range(0, count, 2))
+
+
+SLIDE = Task(read_folder, (ArchiveError, SlideError))
+REPORT = Task(report_slide, (SlideError,), ("work", "out"))
+PARTIAL = Task(read_partial, (SlideError, FramesNotFetched))
+OBJECT = Task(keep_object, (ArchiveError, SlideError), ("store",))
+
+
+def copied(source: Path, folder: Path) -> None:
+    """A copy that may be damaged."""
+    shutil.copytree(source, folder, copy_function=shutil.copyfile)
