@@ -169,7 +169,7 @@ def page(document: dict[str, object]) -> str:
         "",
         "## Control",
         "",
-        "A harness that catches nothing passes everything: bugs are planted in a target, and each must get its verdict.",
+        "A harness that catches nothing passes everything: bugs are planted in a target, and each must get its due.",
         "",
         "| the target | verdict due | verdict given |",
         "|---|---|---|",
