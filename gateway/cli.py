@@ -7,25 +7,17 @@ import json
 import logging
 import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from gateway import __version__
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order, RegionUm
 from gateway.operations.errors import InvalidInput, PathserveError
-
-OWN_OUTPUT = re.compile(
-    r"(?P<part>\.)?(report\.(json|html|pdf)|report(-\d+)?\.(sr|seg|ann|pm|ko)\.dcm|thumbnail-\d+\.jpg|"
-    r"tissue-map-\d+\.png)(?(part)\.part)"
-)
-"""The files that `analyze` writes, and may therefore replace or remove in its output folder; `.NAME.part` is one that
-a kill left half-written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--archive", metavar="URL", help="folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
     analyze.add_argument("--study", metavar="UID", help="study instance UID (with --archive)")
     analyze.add_argument("--series", metavar="UID", help="series instance UID (with --archive)")
+    analyze.add_argument("--accession", metavar="NUMBER", help="all slides of this accession (with --archive)")
+    analyze.add_argument("--container", metavar="ID", help="the slides of this container (with --archive)")
     analyze.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
     analyze.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt of the protocol")
     analyze.add_argument("--region", metavar="X,Y,W,H", help="only this box, in µm from the slide's top left")
@@ -115,7 +109,26 @@ def _parser() -> argparse.ArgumentParser:
     phantom.add_argument("--height", type=int, default=4096, metavar="PX")
     phantom.add_argument("--seed", type=int, default=0)
     phantom.set_defaults(run=_phantom)
+
+    imported = commands.add_parser("import", help="convert a vendor's slide file (SVS, NDPI, MRXS, …) to DICOM")
+    imported.set_defaults(run=_import)
+    _add_import(imported)
     return parser
+
+
+def _add_import(imported: argparse.ArgumentParser) -> None:
+    imported.add_argument("source", type=Path, metavar="SRC", help="the slide's file")
+    imported.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the DICOM files")
+    imported.add_argument("--metadata", type=Path, metavar="FILE", help="JSON file of what is known of the slide")
+    imported.add_argument("--study", metavar="UID", help="study to put the slide in (default: a new one)")
+    imported.add_argument("--accession", metavar="NUMBER")
+    imported.add_argument("--patient-id", metavar="ID")
+    imported.add_argument("--patient-name", metavar="NAME", help="FAMILY^GIVEN")
+    imported.add_argument("--container", metavar="ID", help="identifier of the glass slide")
+    imported.add_argument("--stain", choices=("HE", "PAP"))
+    imported.add_argument("--organ", metavar="CODE,SCHEME,NAME", help="e.g. 71854001,SCT,Colon")
+    imported.add_argument("--mpp", type=_mpp, metavar="UM", help="µm per pixel, in place of what the file says")
+    imported.add_argument("--with-label", action="store_true", help="label and overview too; they often show names")
 
 
 def _add_models(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -139,7 +152,9 @@ def _add_models(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    with _own_outputs_replaced(arguments.out):
+    from gateway.reports.outputs import own_outputs_replaced
+
+    with own_outputs_replaced(arguments.out):
         files = _analyze_into(arguments, arguments.out)
     for path in files:
         print(path)
@@ -153,38 +168,53 @@ def _analyze_into(arguments: argparse.Namespace, out: Path) -> tuple[Path, ...]:
     from gateway.operations.state import prepare_state
 
     protocol_named(arguments.protocol)
-    if arguments.archive is not None and arguments.study is None:
-        raise InvalidInput("--archive needs --study UID: which study shall be analysed?")
-    if arguments.slide is not None and (arguments.study or arguments.series):
-        raise InvalidInput("--study and --series belong to --archive; --slide takes the slide in its folder.")
+    keys = (arguments.study, arguments.series, arguments.accession, arguments.container)
+    if arguments.archive is not None and not any(keys):
+        raise InvalidInput(
+            "--archive needs to know what to analyse: give --study UID, --series UID, --accession NUMBER or "
+            "--container ID."
+        )
+    if arguments.slide is not None and any(keys):
+        raise InvalidInput(
+            "--study, --series, --accession and --container belong to --archive; --slide takes the slide in its folder."
+        )
     region = _region(arguments.region) if arguments.region is not None else None
     changes = tuple(_change(text) for text in arguments.set)
     prepare_state(settings())
     # What libraries have to say may quote a header: it goes to the log's allow-list, never to the terminal.
     configure_logging("analyze", settings().log_level, settings().state / "logs", terminal=False)
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ending) is not signal.SIG_IGN:  # as `nohup` sets it
-            signal.signal(ending, signal.default_int_handler)  # unwinds, so that Triton ends and nothing is left
+    _end_by_interruption()
 
     from gateway.analyses.local import analyze, case_of
-    from gateway.archive import Archive, FolderArchive, open_archive
+    from gateway.archive import Access, Archive, FolderArchive, SlideQuery, open_archive
 
     archive: Archive
     if arguments.slide is not None:
         archive = folder = FolderArchive(arguments.slide)
         entries = folder.entries()
     else:
-        archive = open_archive(arguments.archive)
-        entries = archive.find_series(arguments.study, (arguments.series,) if arguments.series else ())
+        archive = open_archive(arguments.archive, Access.from_settings(settings()))
+        entries = archive.search(
+            SlideQuery(**dict(zip(("study", "series", "accession", "container"), keys, strict=True)))
+        )
     order = Order(
         protocol=arguments.protocol,
-        specimens=case_of(entries),
+        # What they were found by is what their headers have to say.
+        accession=arguments.accession,
+        specimens=tuple(replace(specimen, container=arguments.container) for specimen in case_of(entries)),
         prompts=tuple(arguments.prompt),
         region=region,
         settings=changes,
     )
     with _bar() as show:
         return asyncio.run(analyze(order, archive, out, settings(), show))
+
+
+def _end_by_interruption() -> None:
+    """Let SIGTERM and SIGHUP unwind as Ctrl-C does, so that what we started ends and nothing is left half done."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(ending, signal.default_int_handler)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -247,6 +277,37 @@ def _phantom(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from gateway.operations.settings import settings
+    from gateway.slides.import_facts import slide_facts
+    from gateway.slides.importing import import_slide
+
+    names = ("study", "accession", "patient_id", "patient_name", "container", "stain", "organ")
+    facts = slide_facts(arguments.metadata, **{name: getattr(arguments, name) for name in names})
+    _end_by_interruption()
+    files = import_slide(
+        arguments.source,
+        arguments.out,
+        facts,
+        environment=settings().import_venv,
+        mpp=arguments.mpp,
+        label=arguments.with_label,
+    )
+    for path in files:
+        print(path)
+    return 0
+
+
+def _mpp(text: str) -> float:
+    try:
+        mpp = float(text)
+    except ValueError:
+        mpp = math.nan
+    if not 0.02 <= mpp <= 20:
+        raise argparse.ArgumentTypeError("micrometres per pixel are a number from 0.02 to 20, e.g. 0.25")
+    return mpp
+
+
 def _port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) <= 65535):
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
@@ -270,30 +331,6 @@ def _change(text: str) -> tuple[str, str]:
     if not (name and equals and value):
         raise InvalidInput(f"--set takes KEY=VALUE, e.g. tissue.min_share=0.5; {text!r} is not of that form.")
     return name, value
-
-
-@contextmanager
-def _own_outputs_replaced(out: Path) -> Iterator[None]:
-    """Our earlier outputs go when the block begins; where it ends by an error or an interruption, so do the new."""
-    _remove_own_outputs(out)
-    try:
-        yield
-    except BaseException:
-        with suppress(InvalidInput):
-            _remove_own_outputs(out)
-        raise
-
-
-def _remove_own_outputs(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path in out.iterdir():
-            if OWN_OUTPUT.fullmatch(path.name):
-                path.unlink()
-        with TemporaryFile(dir=out):
-            pass  # a folder that takes no file is better known now than after an hour's work
-    except OSError as error:
-        raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
 
 
 @contextmanager
