@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.slides.phantom import write_phantom
-from tests.benchmarks import bench_analyze, bench_engines, bench_frames, bench_memory, bench_triton
+from tests.benchmarks import bench_analyze, bench_engines, bench_frames, bench_memory, bench_objects, bench_triton
 from tests.benchmarks.rows import Row, publish
 
 BUILD = Path(__file__).parents[2] / "build"
@@ -39,6 +39,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
     return [
         ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
         ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
+        ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
