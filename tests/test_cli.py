@@ -91,10 +91,32 @@ def test_a_region_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_wrong_usage_leaves_no_earlier_report(tmp_path: Path, wrong: tuple[str, str]) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("report.json", "report.sr.dcm", ".report.html.part", "notes.txt", "report.json.bak"):
+    ours = {
+        *("report.json", "report.html", "report.pdf", ".report.html.part", "thumbnail-1.jpg", "tissue-map-2.png"),
+        *("report.sr.dcm", "report-2.sr.dcm", "report.pdf.dcm", "report.ko.dcm", "report-2.ko.dcm"),
+        *("tissue-1.seg.dcm", "tissue-12.pm.dcm", "tissue-1.ann.dcm", "tissue-1.geojson", ".tissue-1.seg.dcm.part"),
+    }
+    theirs = {"notes.txt", "report.json.bak", "tissue.seg.dcm", "tissue-1.tif", "my-report.sr.dcm", "slide.dcm"}
+    for name in ours | theirs:
         (out / name).write_text("earlier")
     assert cli.main(_analyze(tmp_path, out, *wrong)) == 1
-    assert {path.name for path in out.iterdir()} == {"notes.txt", "report.json.bak"}
+    assert {path.name for path in out.iterdir()} == theirs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--archive", "folder:/nowhere"), "--container"),
+        (("--slide", "/nowhere", "--accession", "A1"), "--slide"),
+        (("--slide", "/nowhere", "--container", "A1-1"), "--slide"),
+    ],
+)
+def test_what_to_analyse_is_said_and_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+) -> None:
+    command = ["analyze", "--protocol", "tissue-classification", "--out", str(tmp_path / "out"), *arguments]
+    assert cli.main(command) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_output_folder_that_takes_no_file(
