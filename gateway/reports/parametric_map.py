@@ -49,7 +49,6 @@ def write_parametric_map(path: Path, report: Report, source: SlideSource) -> Non
     dataset.PixelPresentation = "MONOCHROME"
     dataset.PresentationLUTShape = "IDENTITY"
     dataset.PixelPaddingValue = NOT_READ
-    dataset["PixelPaddingValue"].VR = "US"
     _describe_values(dataset.SharedFunctionalGroupsSequence[0], dataset)
     complete(dataset, report, level.image, name)
     write_tiled(path, dataset, level.tiling, TileRaster.over(level, report, source).frames(stored_N), bits=16)

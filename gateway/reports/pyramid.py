@@ -38,12 +38,6 @@ class PyramidLevel:
         """How an image of the level's whole extent is cut into frames."""
         return Tiling.of(int(self.image.TotalPixelMatrixRows), int(self.image.TotalPixelMatrixColumns))
 
-    @property
-    def pixel_mm(self) -> tuple[float, float]:
-        """Height and width of a pixel in mm."""
-        height, width = (float(value) for value in _measures_of(self.image).PixelSpacing)
-        return height, width
-
 
 def level_of(report: Report, source: SlideSource, index: int) -> PyramidLevel:
     """The level that `source.levels[index]` belongs to."""

@@ -117,7 +117,6 @@ def write_segments(
     if labels:
         dataset.SegmentSequence.insert(0, _background(algorithm))
         dataset.PixelPaddingValue = 0
-        dataset["PixelPaddingValue"].VR = "US"
     elif len(segments) == 1:
         identification = Dataset()
         identification.ReferencedSegmentNumber = 1
@@ -176,6 +175,10 @@ def _algorithm(report: Report) -> AlgorithmIdentificationSequence:
         name=concept.long_string(report.protocol),
         version=concept.long_string(report.software.version),
         source=concept.long_string(report.software.manufacturer),
+        parameters={
+            model.name: f"version {model.version}, engine sha256 {model.engine_sha256}" for model in report.models
+        }
+        or None,
         family=concept.coded(concept.ARTIFICIAL_INTELLIGENCE),
     )
 

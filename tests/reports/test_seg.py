@@ -138,6 +138,7 @@ def test_segments_say_what_they_show(case: tuple[Report, SlideSource], written: 
         algorithm = item.SegmentationAlgorithmIdentificationSequence[0]
         assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (report.protocol, report.software.version)
         assert algorithm.AlgorithmFamilyCodeSequence[0].CodeValue == "123110"
+        assert all(model.engine_sha256 in algorithm.AlgorithmParameters for model in report.models)
     assert items[-1].SegmentedPropertyTypeCodeSequence[0].CodeValue == "uncertain"
     assert "0.6" in items[-1].SegmentDescription
 
@@ -216,10 +217,10 @@ def test_areas_are_those_of_the_report(case: tuple[Report, SlideSource], tmp_pat
     report, source = case_of(COMMITTED, scale=0.5)
     path = tmp_path / "tissue-1.seg.dcm"
     write_seg(path, report, source, segmentation_type="BINARY")
-    level = map_level(report, source)
-    pixel_mm2 = level.pixel_mm[0] * level.pixel_mm[1]
-    tile_px = report.slides[0].grid.field_px * level.tiling.rows / source.image.TotalPixelMatrixRows
-    areas_mm2 = masks(path).sum(axis=(0, 1)) * pixel_mm2
+    read = pydicom.dcmread(path)
+    height_mm, width_mm = read.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    tile_px = report.slides[0].grid.field_px * read.TotalPixelMatrixRows / source.image.TotalPixelMatrixRows
+    areas_mm2 = masks(path).sum(axis=(0, 1)) * float(height_mm) * float(width_mm)
     assert set(source.tiles.tissue_N) == {0.5}
     for tissue, area_mm2 in zip(report.tissue[0].classes, areas_mm2, strict=False):
         assert area_mm2 * 0.5 == pytest.approx(tissue.area_mm2, rel=2 / tile_px)
@@ -389,6 +390,27 @@ def test_any_masks_are_read_back(
     else:
         whole = read.get_total_pixel_matrix(rescale_fractional=False)
         assert np.array_equal(np.moveaxis(whole, -1, 0), pixels)
+
+
+@needs_dciodvfy
+@pytest.mark.validators
+@pytest.mark.parametrize("segmentation_type", ["BINARY", "FRACTIONAL"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_validator_finds_no_error_in_any_mask(
+    segmentation_type: str, count: int, case: tuple[Report, SlideSource], tmp_path: Path
+) -> None:
+    report, source = case
+    level = map_level(report, source)
+    write_segments(
+        tmp_path / "any.seg.dcm",
+        report,
+        level,
+        ObjectName(report.analysis_id, Kind.SEG, source.series),
+        _segments(count),
+        [np.ones((level.tiling.rows, level.tiling.columns), np.uint8)] * count,
+        segmentation_type=segmentation_type,
+    )
+    assert validate(tmp_path / "any.seg.dcm") == []
 
 
 def test_more_labels_than_a_byte_holds(case: tuple[Report, SlideSource], tmp_path: Path) -> None:
