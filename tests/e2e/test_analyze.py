@@ -12,8 +12,11 @@ import pytest
 
 from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
+from tests.support.dciodvfy import needs_dciodvfy, validate
 
-FILES = {"report.json", "report.html", "report.sr.dcm", "thumbnail-1.jpg", "tissue-map-1.png"}
+OF_THE_CASE = {"report.json", "report.html", "report.pdf", "report.sr.dcm", "thumbnail-1.jpg", "tissue-map-1.png"}
+DRAWN = {"tissue-1.seg.dcm", "tissue-1.pm.dcm", "tissue-1.ann.dcm", "tissue-1.geojson"}
+FILES = OF_THE_CASE | DRAWN | {"report.pdf.dcm", "report.ko.dcm"}
 
 
 def analyze(cli: Cli, slide: Path, out: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -55,20 +58,42 @@ def test_unknown_organ_is_exploratory_without_diagnosis_words(report_dir: Path) 
 
 
 @pytest.mark.validators
-def test_structured_report_is_standards_clean(report_dir: Path) -> None:
-    checked = subprocess.run(["dciodvfy", report_dir / "report.sr.dcm"], capture_output=True, text=True, check=False)
-    errors = [line for line in checked.stderr.splitlines() if line.startswith("Error")]
-    assert errors == []
-    assert "Comprehensive3DSR" in checked.stderr
+@needs_dciodvfy
+def test_every_object_is_standards_clean(report_dir: Path) -> None:
+    objects = sorted(report_dir.glob("*.dcm"))
+    assert len(objects) == 6
+    assert {path.name: validate(path) for path in objects} == {path.name: [] for path in objects}
 
 
-def test_structured_report_belongs_to_the_slide(report_dir: Path, cmu_slide: Path) -> None:
+def test_every_object_belongs_to_the_slide(report_dir: Path, cmu_slide: Path) -> None:
     source = pydicom.dcmread(next(cmu_slide.glob("*.dcm")), stop_before_pixels=True)
+    objects = [pydicom.dcmread(path, stop_before_pixels=True) for path in report_dir.glob("*.dcm")]
+    for keyword in (
+        "StudyInstanceUID",
+        "PatientID",
+        "PatientName",
+        "PatientBirthDate",
+        "PatientSex",
+        "AccessionNumber",
+    ):
+        assert {str(each[keyword].value) for each in objects} == {str(source[keyword].value)}
+    assert len({each.SeriesInstanceUID for each in objects} | {source.SeriesInstanceUID}) == len(objects) + 1
     report = highdicom.sr.srread(report_dir / "report.sr.dcm")
-    for keyword in ("StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber"):
-        assert report[keyword].value == source[keyword].value
-    assert report.SeriesInstanceUID != source.SeriesInstanceUID
     assert (report.VerificationFlag, report.CompletionFlag) == ("UNVERIFIED", "COMPLETE")
+
+
+def test_unknown_organ_gets_every_object_and_each_says_that_it_is_exploratory(report_dir: Path) -> None:
+    described = {
+        path.name: pydicom.dcmread(path, stop_before_pixels=True).SeriesDescription for path in report_dir.glob("*.dcm")
+    }
+    assert [name for name, text in described.items() if "exploratory" not in text] == []
+    assert json.loads((report_dir / "tissue-1.geojson").read_text())["pathserve"]["exploratory"] is True
+
+
+def test_the_report_names_every_file(report_dir: Path) -> None:
+    report = json.loads((report_dir / "report.json").read_text())
+    named = {item["file"] for item in (*report["objects"], *report["pictures"])}
+    assert named == FILES - {"report.json"}
 
 
 def test_replaces_its_own_files_and_leaves_others(cli: Cli, cmu_slide: Path, tmp_path: Path) -> None:
@@ -189,6 +214,17 @@ def test_slide_without_tissue(cli: Cli, tmp_path: Path) -> None:
 def test_only_coarse_levels(cli: Cli, tmp_path: Path) -> None:
     write_phantom(tmp_path / "slide", kind="he", width_px=2048, height_px=2048, mpp=2.0)
     expect_refusal(analyze(cli, tmp_path / "slide", tmp_path / "out"), tmp_path / "out", "2 µm", "0.5")
+
+
+def test_a_stain_that_the_model_is_not_for_gets_the_structured_report_alone(cli: Cli, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "slide", kind="cytology", width_px=1024, height_px=1024)
+    done = analyze(cli, tmp_path / "slide", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OF_THE_CASE
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    [finding] = [each for each in report["findings"] if each["code"]["code"] == "stain-outside"]
+    assert "PAP" in finding["text"]
+    assert "no segments" in finding["text"]
 
 
 @pytest.mark.parametrize(
