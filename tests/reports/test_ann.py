@@ -1,3 +1,4 @@
+import subprocess
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -43,6 +44,8 @@ def test_what_is_read_back_is_what_was_found(name: str, tmp_path: Path) -> None:
     report, source = drawn(real_levels(name))
     document = written(tmp_path, report, source)
     assert validate(tmp_path / "regions.ann.dcm") == []
+    dumped = subprocess.run(["dcmdump", str(tmp_path / "regions.ann.dcm")], capture_output=True, text=True, check=True)
+    assert dumped.stdout.count("(006a,0003)") == len(document.AnnotationGroupSequence)  # a UID each
     assert (document.AnnotationCoordinateType, document.PixelOriginInterpretation) == ("2D", "VOLUME")
     assert document.ReferencedImageSequence[0].ReferencedSOPInstanceUID == source.image.SOPInstanceUID
     classes = {tissue.index: tissue for tissue in report.tissue[0].classes}
