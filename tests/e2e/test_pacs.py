@@ -1,7 +1,8 @@
-"""The whole way with a real PACS: slide from the PACS, order over REST, report back in the PACS."""
+"""The whole way with a real PACS: slides from the PACS, order over REST, every object back in the PACS."""
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pydicom
 import pytest
 
 from gateway.domain.uids import derive_uid
+from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.orthanc import Orthanc, running_orthanc
@@ -16,7 +18,10 @@ from tests.support.orthanc import Orthanc, running_orthanc
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
 
 OWN = {"analysis_id", "issued", "order"}
-"""What two reports of one slide may differ in at the top level; UIDs and file digests below it are dropped too."""
+"""What two reports of one slide may differ in."""
+
+DRAWN = ("ANN", "OT", "SEG")
+"""The modalities of what is drawn on a slide; OT is the heat map's."""
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +59,64 @@ def own_things_dropped(report: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in report.items() if key not in OWN}
 
 
-def test_one_structured_report_lies_in_the_pacs(
-    gateway: Gateway, pacs: Orthanc, slide: pydicom.Dataset, analysis: str
-) -> None:
-    sop = derive_uid(analysis, f"sr/{slide.StudyInstanceUID}")
-    assert pacs.instances("SR") == [sop]
-    given = gateway.request("GET", f"/v1/analyses/{analysis}/report", headers={"Accept": "application/dicom"})
-    assert given.status_code == 200
-    assert pacs.file(sop) == given.content
+def objects_of(gateway: Gateway, analysis: str) -> dict[str, bytes]:
+    """The analysis's DICOM objects, by SOP instance UID, as the API gives them."""
+    items = gateway.request("GET", f"/v1/analyses/{analysis}/artifacts").json()["items"]
+    files = [
+        gateway.request("GET", item["href"]).content for item in items if item["media_type"] == "application/dicom"
+    ]
+    return {pydicom.dcmread(BytesIO(file), stop_before_pixels=True).SOPInstanceUID: file for file in files}
 
 
-def test_the_pacs_shows_it_in_the_slides_study(pacs: Orthanc, slide: pydicom.Dataset, analysis: str) -> None:
-    [study] = pacs.get("/studies?expand")
-    assert study["MainDicomTags"]["StudyInstanceUID"] == slide.StudyInstanceUID
-    modalities = sorted(pacs.get(f"/series/{series}")["MainDicomTags"]["Modality"] for series in study["Series"])
-    assert modalities == ["SM", "SR"]
+def shown(pacs: Orthanc, study: str) -> list[str]:
+    """The modalities of the series that the PACS shows in a study."""
+    [found] = [each for each in pacs.get("/studies?expand") if each["MainDicomTags"]["StudyInstanceUID"] == study]
+    return sorted(pacs.get(f"/series/{series}")["MainDicomTags"]["Modality"] for series in found["Series"])
+
+
+def test_every_object_lies_in_the_pacs_byte_for_byte(gateway: Gateway, pacs: Orthanc, analysis: str) -> None:
+    objects = objects_of(gateway, analysis)
+    assert len(objects) == 6
+    assert {sop: pacs.file(sop) == file for sop, file in objects.items()} == dict.fromkeys(objects, True)
+
+
+def test_the_pacs_shows_them_in_the_slides_study(pacs: Orthanc, slide: pydicom.Dataset, analysis: str) -> None:
+    assert shown(pacs, slide.StudyInstanceUID) == sorted([*DRAWN, "DOC", "KO", "SM", "SR"])
+    assert pacs.instances("SR") == [derive_uid(analysis, f"sr/{slide.StudyInstanceUID}")]
+
+
+@pytest.mark.parametrize(
+    ("media_type", "begins"),
+    [("application/dicom", b"\0" * 128 + b"DICM"), ("application/pdf", b"%PDF-"), ("text/html", b"<!DOCTYPE html>")],
+)
+def test_the_report_is_given_in_every_encoding(gateway: Gateway, analysis: str, media_type: str, begins: bytes) -> None:
+    given = gateway.request("GET", f"/v1/analyses/{analysis}/report", headers={"Accept": media_type})
+    assert (given.status_code, given.headers["content-type"].partition(";")[0]) == (200, media_type)
+    assert given.content.startswith(begins)
+
+
+def test_two_studies_and_a_wrong_stain(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
+    """A case of two slides in two studies of one patient, one of them stained for another purpose."""
+    studies = ["2.25.8001", "2.25.8002"]
+    for number, study in enumerate(studies):
+        identity = Identity(study_uid=study, container=f"C-{number}")
+        write_phantom(tmp_path / study, width_px=1024, height_px=1024, seed=number, stains=(), identity=identity)
+        pacs.upload(tmp_path / study)
+    specimens = [
+        {"container": f"C-{number}", "stain": stain, "slides": [{"study": study}]}
+        for number, (study, stain) in enumerate(zip(studies, ("HE", "PAP"), strict=True))
+    ]
+    analysis = gateway.order(studies[0], specimens=specimens)
+    ended = gateway.finish(analysis)
+    assert ended["state"] == "completed", ended
+    assert shown(pacs, studies[0]) == sorted([*DRAWN, "DOC", "KO", "SM", "SR"])
+    assert shown(pacs, studies[1]) == ["SM", "SR"]
+    report = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    [finding] = [each for each in report["findings"] if each["code"]["code"] == "stain-outside"]
+    assert finding["series"] == report["slides"][1]["series"]
+    # What was stored can be taken away, so that others find the PACS as they expect it.
+    for sop in objects_of(gateway, analysis):
+        pacs.delete(sop)
 
 
 def test_the_report_is_the_one_from_a_folder(
