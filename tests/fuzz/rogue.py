@@ -44,6 +44,7 @@ class Rogue:
     victim: str
     misbehave: "Answer"
     address: str = ""
+    seen: Callable[[Request], None] = lambda request: None
     headers: dict[str, pydicom.Dataset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -421,6 +422,7 @@ def running(rogue: Rogue) -> Iterator[Rogue]:
                 request = _request(connection)
                 if request is None:
                     return
+                rogue.seen(request)
                 if request.kind == rogue.victim:
                     rogue.misbehave(rogue, request, connection)
                 else:

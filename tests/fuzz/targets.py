@@ -21,7 +21,7 @@ from tests.conformance.invented import invented
 from tests.fuzz.judge import Task
 from tests.fuzz.rogue import ANSWERS, KINDS, Rogue, running
 
-_LIMITS = Limits(connect_s=1.0, read_s=1.0, attempts=2, backoff_s=0.05, visible_s=0.5, instance_bytes=64 << 20)
+LIMITS = Limits(connect_s=1.0, read_s=1.0, attempts=2, backoff_s=0.05, visible_s=0.5, instance_bytes=64 << 20)
 _TILES = 12
 _CACHE_BYTES = 256 << 20
 
@@ -38,7 +38,7 @@ def read_folder(case: Path) -> None:
 def read_slide(files: list[Path], series: str | None = None) -> None:
     """Open, look at all of it, and read some tiles, wherever tissue may be."""
     with Slide.open(files, series) as slide:
-        slide.thumbnail(256)
+        slide.thumbnail()
         picture, um_per_px = slide.overview(8.0)
         everywhere = TissueMask(np.ones(picture.shape[:2], np.bool_), um_per_px, 1.0)
         plan = plan_tiles(slide, everywhere, mpp=max(slide.levels[0].mpp, 0.25), tile_px=64)
@@ -75,17 +75,17 @@ def pull(rng: Random, answer: str) -> Task:
     def run(case: Path) -> None:
         rogue = Rogue(rng, case / "in", victim, ANSWERS[answer])
         with running(rogue) as server:
-            archive = DicomWebArchive.from_address(server.address, _LIMITS)
+            archive = DicomWebArchive.from_address(server.address, LIMITS)
             archive.probe()
             cache = FrameCache(case / "cache", _CACHE_BYTES)
             for entry in archive.find_series(server.study):
-                _pull_slide(archive, entry, cache)
+                pull_slide(archive, entry, cache)
             archive.store(sorted((case / "in").glob("*.dcm"))[:1])
 
     return Task(run, (ArchiveError, SlideError, DiskFull, FramesNotFetched), ("cache", "copy.dcm"))
 
 
-def _pull_slide(archive: DicomWebArchive, entry: SeriesEntry, cache: FrameCache) -> None:
+def pull_slide(archive: DicomWebArchive, entry: SeriesEntry, cache: FrameCache) -> None:
     """The moves of a case's fetch: headers, overview, the frames under the tiles; then it is read."""
     files = archive.fetch(entry, cache, wanted={}).files
     with Slide.open(files) as slide:
@@ -93,7 +93,7 @@ def _pull_slide(archive: DicomWebArchive, entry: SeriesEntry, cache: FrameCache)
     files = archive.fetch(entry, cache, wanted=wanted).files
     with Slide.open(files) as slide:
         picture, um_per_px = slide.overview(8.0)
-        slide.thumbnail(256)
+        slide.thumbnail()
         everywhere = TissueMask(np.ones(picture.shape[:2], np.bool_), um_per_px, 1.0)
         wanted = frames_of(slide, plan_tiles(slide, everywhere, mpp=max(slide.levels[0].mpp, 0.25), tile_px=64))
     files = archive.fetch(entry, cache, wanted=wanted).files
