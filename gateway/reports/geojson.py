@@ -14,6 +14,7 @@ from gateway.reports.regions import Region, Ring, regions_of
 from gateway.reports.spatial import SlideSource
 
 _DECIMALS = 3
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def to_geojson(report: Report, source: SlideSource) -> bytes:
@@ -27,27 +28,25 @@ def to_geojson(report: Report, source: SlideSource) -> bytes:
     classes = {tissue.index: tissue for tissue in result.classes} if result else {}
     exploratory = bool(result and result.exploratory)
     to_finest = _Scale(source.image, source.levels[0])
-    document = {
-        "type": "FeatureCollection",
-        "features": [
-            _feature(report, source, classes[region.index], region, exploratory, to_finest)
-            for region in regions_of(report, source)
+    # One feature at a time: a slide of a hundred thousand regions is never held as a tree of objects.
+    features = ",".join(
+        _json(_feature(report, source, classes[region.index], region, exploratory, to_finest))
+        for region in regions_of(report, source)
+    )
+    # A foreign member (section 6.1): who reads the file without QuPath finds what it is.
+    about = {
+        "analysis": report.analysis_id,
+        "series": source.series,
+        "state": report.state.value,
+        "exploratory": exploratory,
+        "statements": [
+            wording.RESEARCH_USE,
+            wording.PRELIMINARY,
+            *([wording.EXPLORATORY] if exploratory else []),
+            report.statement,
         ],
-        # A foreign member (section 6.1): who reads the file without QuPath finds what it is.
-        "pathserve": {
-            "analysis": report.analysis_id,
-            "series": source.series,
-            "state": report.state.value,
-            "exploratory": exploratory,
-            "statements": [
-                wording.RESEARCH_USE,
-                wording.PRELIMINARY,
-                *([wording.EXPLORATORY] if exploratory else []),
-                report.statement,
-            ],
-        },
     }
-    return (json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    return f'{{"type":"FeatureCollection","features":[{features}],"pathserve":{_json(about)}}}\n'.encode()
 
 
 class _Scale:

@@ -6,8 +6,9 @@ stays a ring of its own (OGC Simple Features 6.1.11).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -102,12 +103,12 @@ class _Lattice:
         mask_RC = np.zeros((rows_M.max() + 1, columns_M.max() + 1), dtype=np.uint8)
         mask_RC[rows_M, columns_M] = 1
         whole_RC, _ = connected(mask_RC)
-        rings = outlines(whole_RC)
-        part_RC = whole_RC
-        if cut and any(len(of_one) > 1 for of_one in rings):
+        part_RC, rings = whole_RC, _outlines(whole_RC)
+        if cut and len(rings.label_G) > whole_RC.max():
             part_RC = _without_holes(whole_RC, rings)
-            rings = outlines(part_RC)
-        part_M, count = part_RC[rows_M, columns_M], len(rings) + 1
+            rings = _outlines(part_RC)
+        part_M = part_RC[rows_M, columns_M]
+        count = int(part_RC.max()) + 1
         number_P = np.zeros(count, dtype=np.int64)
         number_P[part_M] = whole_RC[rows_M, columns_M]
         probability_M = self.tiles.probabilities_NC[chosen_M, tissue.index].astype(np.float64)
@@ -116,31 +117,50 @@ class _Lattice:
         tissue_P = np.bincount(part_M, self.tiles.tissue_N[chosen_M].astype(np.float64), count)
         highest_P = np.zeros(count)
         np.maximum.at(highest_P, part_M, probability_M)
+        # Lattice points as pixels; the last row and column of tiles may reach beyond the level.
+        moved_K2 = (rings.corners_K2 + np.array([self._column, self._row])) * self.grid.field_px
+        in_px = replace(rings, corners_K2=np.minimum(moved_K2, np.array(self.level_px)))
+        area_P = np.bincount(rings.label_G, in_px.areas, count)
         pixel_mm2 = self.grid.tile_area_mm2 / self.grid.field_px**2
-        for part, of_one in enumerate(rings, 1):
-            in_px = tuple(self._in_px(ring) for ring in of_one)
+        for part, of_part in enumerate(in_px.by_label(), 1):
             yield Region(
                 index=tissue.index,
                 number=int(number_P[part]),
-                rings=in_px,
+                rings=of_part,
                 tiles=int(tiles_P[part]),
-                area_mm2=sum(ring_area(ring) for ring in in_px) * pixel_mm2,
+                area_mm2=float(area_P[part]) * pixel_mm2,
                 tissue_area_mm2=float(tissue_P[part]) * self.grid.tile_area_mm2,
                 mean_probability=float(probability_P[part]),
                 max_probability=float(highest_P[part]),
             )
 
-    def _in_px(self, ring_K2: Ring) -> Ring:
-        """Lattice points as pixels; the last row and column of tiles may reach beyond the level."""
-        moved = ring_K2 + np.array([self._column, self._row])
-        in_px: Ring = np.minimum(moved * self.grid.field_px, np.array(self.level_px))
-        return in_px
 
+@dataclass(frozen=True, eq=False)
+class _Rings:
+    """G rings one after the other, by label from 1 up; of each label the outer ring comes first.
 
-def ring_area(ring_K2: Ring) -> float:
-    """The signed area of a ring by the shoelace formula, in units of its coordinates squared."""
-    x, y = ring_K2[:, 0], ring_K2[:, 1]
-    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+    `corners_K2` (K, 2): x and y; `first_G` (G,): each ring's first corner; `label_G` (G,).
+    """
+
+    corners_K2: npt.NDArray[np.int64]
+    first_G: npt.NDArray[np.int64]
+    label_G: npt.NDArray[np.int32]
+
+    @property
+    def areas(self) -> npt.NDArray[np.float64]:
+        """Signed areas (G,) by the shoelace formula."""
+        following_K = np.arange(1, len(self.corners_K2) + 1)
+        following_K[np.append(self.first_G[1:], len(self.corners_K2)) - 1] = self.first_G
+        x_K, y_K = self.corners_K2.T
+        twice_G = np.add.reduceat(x_K * y_K[following_K] - x_K[following_K] * y_K, self.first_G)
+        return np.asarray(twice_G / 2)
+
+    def by_label(self) -> Iterator[tuple[Ring, ...]]:
+        """The rings of each label."""
+        first = [*self.first_G.tolist(), len(self.corners_K2)]
+        ends = np.searchsorted(self.label_G, np.arange(self.label_G[-1] + 1), side="right").tolist()
+        for start, end in pairwise(ends):
+            yield tuple(self.corners_K2[first[ring] : first[ring + 1]] for ring in range(start, end))
 
 
 def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
@@ -153,13 +173,13 @@ def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
     return rank[found_RC], count - 1
 
 
-def _without_holes(whole_RC: Labels, rings: list[list[Ring]]) -> Labels:
+def _without_holes(whole_RC: Labels, rings: _Rings) -> Labels:
     """Cut every component that has holes along the left end of each of its holes, and number the parts afresh.
 
     No part has a hole: what lies of a hole within a strip between two cuts reaches one of them.
     """
     strip_RC = np.zeros(whole_RC.shape, dtype=np.uint8)
-    for label, (outer, *holes) in enumerate(rings, 1):
+    for label, (outer, *holes) in enumerate(rings.by_label(), 1):
         if holes:
             (left, top), (right, bottom) = outer.min(axis=0), outer.max(axis=0)
             cuts = np.unique([hole[:, 0].min() for hole in holes])
@@ -183,30 +203,32 @@ def _by_component(whole_RC: Labels, part_RC: Labels, count: int) -> Labels:
     return rank[part_RC]
 
 
-def outlines(labels_RC: Labels) -> list[list[Ring]]:
-    """For each label from 1 up, the rings of its outline on the lattice: the outer one first, then those of holes.
+def _outlines(labels_RC: Labels) -> _Rings:
+    """The outlines of all labels on the lattice, x being the column; each label is one 4-connected component.
 
-    Each label is one 4-connected component. Corners are (column, row), only where the outline turns.
+    There is a corner only where an outline turns.
     """
     label_E, start_E2, direction_E, next_E = _edges(labels_RC)
     turns_E = np.ones(len(next_E), dtype=np.bool_)
     turns_E[next_E] = direction_E[next_E] != direction_E
-    rings: list[list[Ring]] = [[] for _ in range(int(labels_RC.max()))]
-    following, turns, label = next_E.tolist(), turns_E.tolist(), label_E.tolist()
+    following, turns = next_E.tolist(), turns_E.tolist()
     seen = bytearray(len(following))
+    corners: list[int] = []
+    firsts: list[int] = []
+    starts: list[int] = []
     # Edges come by label, then in reading order: the first that is left over starts a ring at its topmost corner.
-    for first in range(len(following)):
-        if seen[first]:
+    for start in range(len(following)):
+        if seen[start]:
             continue
-        corners = []
-        edge = first
+        firsts.append(len(corners))
+        starts.append(start)
+        edge = start
         while not seen[edge]:
             seen[edge] = 1
             if turns[edge]:
                 corners.append(edge)
             edge = following[edge]
-        rings[label[first] - 1].append(start_E2[corners])
-    return rings
+    return _Rings(start_E2[corners], np.array(firsts), label_E[starts])
 
 
 def _edges(

@@ -45,6 +45,12 @@ def patches(grid: TileGrid, series: str, *, seed: int = 1, classes: int = 7, pat
     )
 
 
+def ring_area(ring_K2: np.ndarray) -> float:
+    """The signed area of an open ring of corners (x, y), by the shoelace formula."""
+    x, y = np.asarray(ring_K2, dtype=np.float64).T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) / 2
+
+
 def agreeing(slide: SlideReading, tiles: TileMap, *, exploratory: bool = False) -> TissueResult:
     """The result that these tiles add up to, as the protocol computes it."""
     assert slide.grid is not None

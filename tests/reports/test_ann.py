@@ -15,10 +15,10 @@ from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource
 from gateway.reports.ann import OUTLINE_AREA, REGION_NUMBER, Group, write_annotations, write_groups
 from gateway.reports.derived import Kind, ObjectName
-from gateway.reports.regions import regions_of, ring_area, simple_regions_of
+from gateway.reports.regions import regions_of, simple_regions_of
 from gateway.reports.sr_concepts import AREA, MEAN_PROBABILITY, TISSUE
 from tests.reports.conftest import COMMITTED, source_of, volume_headers
-from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels
+from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels, ring_area
 from tests.support.dciodvfy import needs_dciodvfy, validate
 
 

@@ -13,9 +13,9 @@ from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource
 from gateway.reports.geojson import to_geojson
-from gateway.reports.regions import regions_of, ring_area
+from gateway.reports.regions import regions_of
 from tests.reports.conftest import COMMITTED, source_of, volume_headers
-from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels
+from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels, ring_area
 
 
 def collection(report: Report, source: SlideSource) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource, TileMap
-from gateway.reports.regions import Region, has_regions, regions_of, ring_area, simple_regions_of
+from gateway.reports.regions import Region, has_regions, regions_of, simple_regions_of
 from tests.reports.conftest import COMMITTED, reading_of, report_of, result_of, source_of, volume_headers
-from tests.reports.drawn import drawn
+from tests.reports.drawn import drawn, ring_area
 
 FIELD_PX = 200
 Grid = npt.NDArray[np.int32]
