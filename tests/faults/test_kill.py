@@ -1,5 +1,6 @@
 """kill -9 at any moment: every accepted order still ends exactly once, and what was done is not done again."""
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +23,19 @@ DURABLE_BATCH = IN_FLIGHT * REQUEST_TILES
 
 
 def assert_ended_once(gateway: Gateway, pacs: Orthanc, analysis: str, study: str) -> Counter[tuple[str, str]]:
-    """Completed, each step finished once, one report in the PACS; the step events, counted."""
+    """Completed, each step finished once, each object in the PACS once; the step events, counted."""
     shown = gateway.finish(analysis)
     assert shown["state"] == "completed", shown
     steps = Counter(gateway.steps(analysis))
     assert {step: steps[step, "finished"] for step in STEPS} == dict.fromkeys(STEPS, 1)
-    assert pacs.instances("SR").count(derive_uid(analysis, f"sr/{study}")) == 1
+    stored = Counter(pacs.instances())
+    assert {role: stored[derive_uid(analysis, role)] for role in of_study(study)} == dict.fromkeys(of_study(study), 1)
     return steps
+
+
+def of_study(study: str) -> list[str]:
+    """The roles of the objects that an analysis writes once a study, in the order in which they are delivered."""
+    return [f"{kind}/{study}" for kind in ("sr", "pdf", "ko")]
 
 
 def in_the_middle_of_the_tiles(gateway: Gateway, analysis: str) -> int:
@@ -79,6 +86,30 @@ def test_killed_at_the_beginning_of_every_step(gateway: Gateway, pacs: Orthanc, 
     steps = assert_ended_once(gateway, pacs, analysis, small_study)
     # Killed once each, as its beginning was seen; a step that was over by then is not begun again.
     assert all(1 <= steps[step, "started"] <= 2 for step in STEPS)
+
+
+def test_killed_in_the_middle_of_the_delivery(gateway: Gateway, pacs: Orthanc, small_study: str) -> None:
+    analysis = gateway.order(small_study)
+    first, *_, last = (derive_uid(analysis, role) for role in of_study(small_study))
+    eventually(lambda: first in pacs.instances("SR"), "the first document is delivered", every_s=0.01)
+    gateway.kill()
+    stored = pacs.instances()
+    gateway.start(ready=False)
+    steps = assert_ended_once(gateway, pacs, analysis, small_study)
+    assert steps["deliver", "started"] == 2
+    assert last not in stored, "the delivery was over before the kill: nothing was tested"
+
+
+def test_killed_and_the_frame_cache_is_emptied(gateway: Gateway, pacs: Orthanc, small_study: str) -> None:
+    """What was fetched may be taken away at any moment: it is fetched again."""
+    analysis = gateway.order(small_study)
+    gateway.wait_for_step(analysis, "infer", "started")
+    gateway.kill()
+    shutil.rmtree(gateway.state / "cache")
+    gateway.start(ready=False)
+    steps = assert_ended_once(gateway, pacs, analysis, small_study)
+    assert steps["fetch", "started"] == 1
+    assert list((gateway.state / "cache").glob("*/*/*/*.*")) != []
 
 
 def test_the_pacs_is_down_at_delivery(gateway: Gateway, pacs: Orthanc, small_study: str) -> None:
