@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.slides.phantom import write_phantom
-from tests.benchmarks import bench_analyze, bench_engines, bench_frames, bench_memory, bench_objects, bench_triton
+from tests.benchmarks import (
+    bench_analyze,
+    bench_annotations,
+    bench_engines,
+    bench_frames,
+    bench_memory,
+    bench_objects,
+    bench_triton,
+)
 from tests.benchmarks.rows import Row, publish
 
 BUILD = Path(__file__).parents[2] / "build"
@@ -42,6 +50,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
+        ("annotations and the PDF", bench_annotations.measure),
         ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
     ]
 
