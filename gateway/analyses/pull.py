@@ -1,4 +1,4 @@
-"""The slides of one case, brought from the archive: the headers of all first, then what is read of the pixels."""
+"""The slides of one case, brought from the archive: all headers first, then what is read of the pixels."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -1,6 +1,7 @@
 """What a case asks of its archive: everybody's headers, a check of whose they are, no more pixels than are read."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,13 @@ from gateway.archive import FolderArchive
 from gateway.archive.cache import FrameCache
 from gateway.domain.analysis import Progress
 from gateway.domain.order import Order, Patient, SlideReference, Specimen
-from gateway.operations.errors import Cancelled, IdentityMismatch, NoTissue, SlideNotInArchive
+from gateway.inference import TritonEngine
+from gateway.operations.errors import Cancelled, IdentityMismatch, InferenceUnavailable, NoTissue, SlideNotInArchive
 from gateway.operations.settings import Settings
 from gateway.slides import Slide, find_tissue, frames_of, overview_levels, plan_tiles, stream_tiles
 from gateway.slides.phantom import Identity, write_phantom
 from tests.analyses.frugal import FrugalArchive
+from tests.support.models import read, seal, two_versions, write
 
 STUDY = "2.25.7001"
 TISSUE, EMPTY, STRANGER = "2.25.7011", "2.25.7012", "2.25.7013"
@@ -197,3 +200,30 @@ async def test_the_plan_is_made_once(
     again = CaseRun("a-1", changed, run.folder, settings=Settings(state=tmp_path), archive=archive)
     await again.fetch()
     assert len(looked) == 2
+
+
+async def test_where_a_model_was_replaced_what_the_other_one_needs_is_fetched(
+    archive: FrugalArchive, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*_: object) -> object:
+        raise InferenceUnavailable("Triton does not answer; check that it runs.")  # at once, not after some seconds
+
+    monkeypatch.setattr(TritonEngine, "open", unreachable)
+    repository = two_versions(tmp_path / "models")
+    settings = Settings(state=tmp_path, model_repository=repository)
+    order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
+    run = CaseRun("a-1", order, tmp_path / "a-1", settings=settings, archive=archive)
+    await run.fetch()
+    asked = archive.asked.copy()
+
+    # The pinned version goes, and the one that is left reads at half the resolution.
+    second = repository / "tissue_classification-v2"
+    shutil.rmtree(repository / "tissue_classification")
+    for folder in (repository / "tile_encoder", repository / "tissue_head-v2", second):
+        write(folder, "card.json", read(folder, "card.json") | {"mpp": 1.0})
+        seal(folder)
+    with pytest.raises(InferenceUnavailable):
+        await run.infer()
+    again = archive.asked[len(asked) :]
+    assert again[:2] == asked[:2]
+    assert again[2] != asked[2]
