@@ -4,6 +4,7 @@ A frame that claims to be larger than its image's header says would take as much
 not the header, decides which colour transform its decoder undoes.
 """
 
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -68,6 +69,30 @@ def jpeg(data: Bytes) -> Codestream:
         raise ValueError("no start of frame")
     said = False if jfif else adobe == 0 if adobe is not None else rgb
     return Codestream(found.rows, found.columns, found.components, found.bits, said)
+
+
+_MARKER = re.compile(rb"\xff([\x80-\xff])", re.DOTALL)
+_BETWEEN_SCANS = frozenset((_SOS, *range(0xD0, 0xD8)))
+
+
+def jpeg_ls(data: Bytes) -> Codestream:
+    """JPEG-LS (ITU-T T.87), which must be whole: CharLS does not return from a scan that breaks off."""
+    found = jpeg(data)
+    stream = bytes(data)
+    markers = [marker[0] for marker in _MARKER.findall(stream, stream.index(b"\xff\xda") + 2)]
+    if not markers or markers[-1] != _EOI or not _BETWEEN_SCANS.issuperset(markers[:-1]):
+        raise ValueError("the scan breaks off")
+    return found
+
+
+_RLE_HEADER = struct.Struct("<16I")
+
+
+def check_run_lengths(data: Bytes) -> None:
+    """The header of an RLE frame in three colours (PS3.5 G.5): its decoder reads where it says. Raises ValueError."""
+    segments, *offsets = _RLE_HEADER.unpack_from(data)
+    if segments != 3 or not _RLE_HEADER.size <= offsets[0] < offsets[1] < offsets[2] < len(data):
+        raise ValueError("not three segments")
 
 
 _MAX_J2K_TILES = 4096

@@ -15,6 +15,7 @@ from gateway.operations.errors import CorruptFrame, InvalidSlide, UnsupportedTra
 from gateway.slides import codestream
 from gateway.slides.codestream import Bytes, Codestream
 from gateway.slides.colour import ToSrgb
+from gateway.slides.header import NATIVE
 
 Image = NDArray[np.uint8]
 _JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
@@ -29,8 +30,7 @@ _JPEG_2000 = {
 }
 _JPEG_XL = {"1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"}
 _RLE = {"1.2.840.10008.1.2.5"}
-_NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1"}
-SUPPORTED = frozenset(_JPEG | _LOSSLESS_JPEG | _JPEG_LS | _JPEG_2000 | _JPEG_XL | _RLE | _NATIVE)
+SUPPORTED = frozenset(_JPEG | _LOSSLESS_JPEG | _JPEG_LS | _JPEG_2000 | _JPEG_XL | _RLE | NATIVE)
 
 # PS3.3 C.7.6.3.1.2: the full-range YCbCr of ITU-T T.871.
 _YBR_TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)
@@ -46,7 +46,8 @@ def check_transfer_syntax(uid: str) -> None:
 
 
 _READERS: dict[str, codestream.Reader] = {
-    **dict.fromkeys(_JPEG | _LOSSLESS_JPEG | _JPEG_LS, codestream.jpeg),
+    **dict.fromkeys(_JPEG | _LOSSLESS_JPEG, codestream.jpeg),
+    **dict.fromkeys(_JPEG_LS, codestream.jpeg_ls),
     **dict.fromkeys(_JPEG_2000, codestream.jpeg_2000),
     **dict.fromkeys(_JPEG_XL, codestream.jpeg_xl),
 }
@@ -143,7 +144,7 @@ class FrameDecoder:
         if self._syntax in _JPEG:
             return self._jpeg(data, scratch, head)
         if self._syntax in _LOSSLESS_JPEG:
-            image = imagecodecs.ljpeg_decode(bytes(data))
+            image = imagecodecs.jpeg8_decode(bytes(data), colorspace="RGB", outcolorspace="RGB")
         elif self._syntax in _JPEG_LS:
             image = imagecodecs.jpegls_decode(bytes(data))
         elif self._syntax in _JPEG_2000:
@@ -152,12 +153,14 @@ class FrameDecoder:
         elif self._syntax in _JPEG_XL:
             image = imagecodecs.jpegxl_decode(bytes(data))
         elif self._syntax in _RLE:
+            codestream.check_run_lengths(data)
             image = self._planes(bytes(imagecodecs.dicomrle_decode(bytes(data), dtype=np.dtype(np.uint8))))
         elif self._planar:
             image = self._planes(data)
         else:
             image = np.frombuffer(data, np.uint8, count=self._shape[0] * self._shape[1] * 3).reshape(self._shape)
-        undone = head is not None and head.rgb is True
+        # Only the decoders of JPEG 2000 and JPEG XL undo a transform; the others give what was encoded.
+        undone = self._syntax in _JPEG_2000 | _JPEG_XL and head is not None and head.rgb is True
         return _from_ybr(image) if self._photometric in _YBR and not undone else image
 
     def _jpeg(self, data: Bytes, scratch: Image | None, head: Codestream | None) -> Image:
@@ -180,7 +183,7 @@ class FrameDecoder:
 
 def _photometrics(transfer_syntax: str) -> set[str]:
     """The photometric interpretations of colour that PS3.5 8.2 allows in a transfer syntax, as far as they are read."""
-    if transfer_syntax in _NATIVE | _RLE:
+    if transfer_syntax in NATIVE | _RLE:
         return {"RGB", "YBR_FULL"}
     if transfer_syntax in _LOSSLESS_JPEG | _JPEG_LS:
         return {"RGB", "YBR_FULL"}

@@ -27,11 +27,12 @@ def truncated(path: Path) -> TruncatedFile:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element's tag, and where its value lies; `length` may be UNDEFINED. Items are elements without a VR."""
+    """One element's tag, and where its value lies; `length` may be UNDEFINED, `vr` empty (items, implicit VR)."""
 
     tag: int
     value: int
     length: int
+    vr: bytes = b""
 
     @property
     def end(self) -> int:
@@ -76,8 +77,8 @@ class Elements:
         if not self._explicit or group == 0xFFFE or not (b"AA" <= vr <= b"ZZ"):
             return Element(tag, offset + 8, self._long.unpack_from(head, 4)[0])
         if vr not in _LONG_VRS:
-            return Element(tag, offset + 8, self._short.unpack_from(head, 6)[0])
-        return Element(tag, offset + 12, self._long.unpack(self.bytes_at(offset + 8, 4))[0])
+            return Element(tag, offset + 8, self._short.unpack_from(head, 6)[0], vr)
+        return Element(tag, offset + 12, self._long.unpack(self.bytes_at(offset + 8, 4))[0], vr)
 
     def within(self, parent: Element) -> Iterator[Element]:
         """The elements inside an item, or the items inside a sequence."""

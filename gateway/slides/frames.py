@@ -47,12 +47,14 @@ class Frames(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFrames:
-    """The frames of a whole file: frame f lies in bytes `starts_F[f]:ends_F[f]`, with item headers if encapsulated."""
+    """The frames of a whole file: frame f lies in bytes `starts_F[f]:ends_F[f]`, with item headers if encapsulated.
+    `swapped`: bytes are stored in words with the high one first (PS3.5 A.3)."""
 
     path: Path
     encapsulated: bool
     starts_F: NDArray[np.int64]
     ends_F: NDArray[np.int64]
+    swapped: bool = False
 
     def __len__(self) -> int:
         return len(self.starts_F)
@@ -62,7 +64,11 @@ class StoredFrames:
             extents = _read_extents(fd, self.starts_F[frames], self.ends_F[frames])
         except EOFError:
             raise truncated(self.path) from None
-        return [_unwrap(extent) for extent in extents] if self.encapsulated else extents
+        if self.encapsulated:
+            return [_unwrap(extent) for extent in extents]
+        if self.swapped:
+            return [memoryview(np.frombuffer(extent, "<u2").byteswap().tobytes()) for extent in extents]
+        return extents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,7 +147,7 @@ class Instance:
 
 def read_instance(image: ImageFile) -> Instance:
     """Find the frames of one VOLUME instance. Raises TruncatedFile, InvalidSlide, FramesNotFetched (it was evicted)."""
-    header, syntax = image.dataset, image.transfer_syntax
+    header = image.dataset
     count = int(header.get("NumberOfFrames") or 1)
     if count < 1:
         raise InvalidSlide(f"{image.path.name} holds no frames. Check how the slide was converted.")
@@ -150,7 +156,7 @@ def read_instance(image: ImageFile) -> Instance:
     except OSError:
         raise InvalidSlide("A file of the slide vanished while it was opened. Try again.") from None
     try:
-        elements = Elements(fd, image.path, explicit=not syntax.is_implicit_VR, big_endian=not syntax.is_little_endian)
+        elements = Elements(fd, image.path, explicit=image.explicit, big_endian=image.big_endian)
         groups = data = None
         position = image.rest
         while position < elements.size:
@@ -169,10 +175,11 @@ def read_instance(image: ImageFile) -> Instance:
         if data is None:
             raise truncated(image.path)
         table = _FrameTable(elements, image.path)
-        if syntax.is_encapsulated:
+        if image.encapsulated:
             frames = table.encapsulated(data, count)
         else:
-            frames = table.native(data, count, int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel))
+            frame_bytes = int(header.Rows) * int(header.Columns) * int(header.SamplesPerPixel)
+            frames = table.native(data, count, frame_bytes, swapped=image.big_endian and data.vr == b"OW")
     finally:
         os.close(fd)
     return Instance(image, frames, places)
@@ -196,13 +203,15 @@ class _FrameTable:
         self._elements = elements
         self._path = path
 
-    def native(self, data: Element, count: int, frame_bytes: int) -> StoredFrames:
+    def native(self, data: Element, count: int, frame_bytes: int, *, swapped: bool) -> StoredFrames:
         if data.tag != _PIXEL_DATA or data.end > self._elements.size:
             raise truncated(self._path)
         if data.length < count * frame_bytes:
             raise InvalidSlide(f"{self._path.name} holds fewer pixels than its header says.")
+        if swapped and frame_bytes % 2:
+            raise InvalidSlide(f"{self._path.name} has words that two frames share. Convert it to little endian.")
         starts = data.value + np.arange(count, dtype=np.int64) * frame_bytes
-        return StoredFrames(self._path, False, starts, starts + frame_bytes)
+        return StoredFrames(self._path, False, starts, starts + frame_bytes, swapped)
 
     def encapsulated(self, data: Element, count: int) -> StoredFrames:
         elements = self._elements

@@ -10,7 +10,6 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import UID
 
 from gateway.domain.codes import Code
 from gateway.domain.slide import SlideHeader
@@ -25,6 +24,8 @@ from gateway.operations.errors import (
 from gateway.slides.elements import UNDEFINED
 from gateway.slides.places import PER_FRAME_GROUPS
 
+_IMPLICIT, _EXPLICIT, _BIG_ENDIAN = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
+NATIVE = frozenset((_IMPLICIT, _EXPLICIT, _BIG_ENDIAN))
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _MAX_VALUE = 64 * 1024 * 1024
 """The largest value of a header (an ICC profile has a megabyte): more is damage, and would be held in memory."""
@@ -63,9 +64,21 @@ class ImageFile:
         return bool(self.dataset.get("SOPClassUID") == WHOLE_SLIDE)
 
     @property
-    def transfer_syntax(self) -> UID:
-        syntax: UID = self.dataset.file_meta.TransferSyntaxUID
-        return syntax
+    def transfer_syntax(self) -> str:
+        return str(self.dataset.file_meta.TransferSyntaxUID)
+
+    @property
+    def explicit(self) -> bool:
+        return self.transfer_syntax != _IMPLICIT
+
+    @property
+    def big_endian(self) -> bool:
+        return self.transfer_syntax == _BIG_ENDIAN
+
+    @property
+    def encapsulated(self) -> bool:
+        """Not asked of pydicom, which does not know all transfer syntaxes that are read (JPEG XL)."""
+        return self.transfer_syntax not in NATIVE
 
     @property
     def role(self) -> str:

@@ -104,7 +104,7 @@ class Slide:
         try:
             volumes = select_series(files, series)
             for volume in volumes:
-                check_transfer_syntax(str(volume.transfer_syntax))
+                check_transfer_syntax(volume.transfer_syntax)
             path = optical_path([volume.dataset for volume in volumes])
             groups: dict[tuple[int, int, float, float], list[Instance]] = defaultdict(list)
             for volume in volumes:
@@ -230,7 +230,7 @@ def _close(images: Sequence[LevelImage]) -> None:
 
 def _open_level(index: int, instances: list[Instance], path: str | None) -> LevelImage:
     """One level from its instances."""
-    syntaxes = {str(instance.file.transfer_syntax) for instance in instances}
+    syntaxes = {instance.file.transfer_syntax for instance in instances}
     shapes = {(int(instance.file.dataset.Columns), int(instance.file.dataset.Rows)) for instance in instances}
     if len(syntaxes) > 1 or len(shapes) > 1:
         raise InvalidSlide("The parts of one level differ in transfer syntax or frame size. Send the slide again.")
