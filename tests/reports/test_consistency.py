@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.domain.report import ObjectKind, Report, ResultObject, TissueResult
 from gateway.reports import DICOM, SlideSource, result_objects, wording
 from tests.reports.conftest import encoded, source_of
+from tests.reports.pdf_text import pages
 
 DIAGNOSIS = re.compile(r"adenocarcinoma|carcinoma|cancer|tumou?r|malignan|dysplasia|normal", re.IGNORECASE)
 
@@ -66,6 +67,7 @@ def check(report: Report, sources: list[SlideSource]) -> None:
     for source in sources:
         if source.tiles is not None:
             check_drawn(named, source, files)
+    check_pdf(named, files)
     document = json.loads(files["report.json"])
     page = files["report.html"].decode()
     groups: dict[str, dict[str, object]] = {}
@@ -225,6 +227,33 @@ def check_common(report: Report, item: ResultObject, data: bytes) -> None:
     assert (dataset.ContentDate, dataset.ContentTime[:6]) == ("20261126", "093015")
 
 
+def check_pdf(report: Report, files: dict[str, bytes]) -> None:
+    """The PDF names whose it is on every page, each class with its figures, and what the reader must know."""
+    document = files["report.pdf"]
+    text = pages(document)
+    said = "".join(text)
+    header = report.slides[0].header
+    assert header is not None
+    for page in text:
+        assert str(header.patient_id) in page
+        assert ("Exploratory" in page) == report.exploratory
+    for result in report.tissue:
+        for tissue in result.classes:
+            row = (
+                tissue.code.display,
+                wording.area(tissue.area_mm2),
+                wording.percent(tissue.share),
+                wording.probability(tissue.mean_probability),
+                str(tissue.tiles),
+            )
+            assert "".join("".join(row).split()) in said
+    assert [finding for finding in report.findings if "".join(finding.text.split()) not in said] == []
+    for name, data in files.items():
+        if name.endswith(".pdf.dcm"):
+            dataset = pydicom.dcmread(BytesIO(data))
+            assert dataset.EncapsulatedDocument[: dataset.EncapsulatedDocumentLength] == document
+
+
 def check_drawn(report: Report, source: SlideSource, files: dict[str, bytes]) -> None:
     """What is drawn on a slide has the names, codes, areas and probabilities of the report."""
     result = next(result for result in report.tissue if result.series == source.series)
@@ -318,15 +347,19 @@ def test_any_figures(report: Report, image: pydicom.Dataset) -> None:
     hold()
 
 
+def diagnosis_in(data: bytes) -> bool:
+    """Whether a word of diagnosis is among the text of a file; pixels, which come last, are not searched."""
+    return DIAGNOSIS.search(data[:300_000].decode("utf-8", errors="replace")) is not None
+
+
 def test_exploratory_names_no_diagnosis(exploratory: Report, report: Report, image: pydicom.Dataset) -> None:
     _, files = encoded(exploratory, sources_of(exploratory, image))
-    for name, data in files.items():
-        text = data.decode("utf-8", errors="replace")
-        assert DIAGNOSIS.search(text) is None, name
+    assert [name for name, data in files.items() if diagnosis_in(data)] == []
+    assert DIAGNOSIS.search("".join(pages(files["report.pdf"]))) is None
     _, inside = encoded(report, sources_of(report, image))
-    silent = {name for name, data in inside.items() if not DIAGNOSIS.search(data.decode("utf-8", errors="replace"))}
     # A heat map and a list of objects name no class, and a PDF's text is compressed.
-    assert silent == {"tissue-1.pm.dcm", "report.ko.dcm", "report.pdf", "report.pdf.dcm"}
+    silent = {"tissue-1.pm.dcm", "report.ko.dcm", "report.pdf", "report.pdf.dcm"}
+    assert {name for name, data in inside.items() if not diagnosis_in(data)} == silent
 
 
 def test_encoders_leave_their_input_alone(report: Report, image: pydicom.Dataset) -> None:
