@@ -118,8 +118,9 @@ def test_a_cut_file_beside_the_slide_is_not_passed_over(archive, slide, cache):
         archive.fetch(archive.entries()[0], cache)
 
 
-def test_a_dicomdir_is_no_damage(archive, slide, cache):
-    directory = slide.files[0].with_name("DICOMDIR")
+def test_a_dicomdir_of_another_name_is_no_damage(archive, slide, cache):
+    """Its records lead nowhere from here: it came from elsewhere."""
+    directory = slide.files[0].with_name("DIRECTORY.OLD")
     shutil.copy(pydicom.data.get_testdata_file("DICOMDIR"), directory)
     fetched = archive.fetch(archive.entries()[0], cache)
     assert directory not in fetched.files
@@ -147,7 +148,9 @@ def test_new_changed_and_removed_files_are_noticed(archive, slide):
 
 def test_headers_are_read_once(archive, monkeypatch):
     archive.entries()
-    monkeypatch.setattr("gateway.archive.folder._identify", lambda path: pytest.fail(f"{path.name} was read again"))
+    monkeypatch.setattr(
+        "gateway.archive.folder_index.identify", lambda path: pytest.fail(f"{path.name} was read again")
+    )
     assert len(archive.entries()) == 1
 
 
@@ -188,11 +191,18 @@ def test_storing_again_changes_nothing(archive, result):
     archive.store([result])
     path = Path(archive.address.removeprefix("folder:")) / stored(archive)[0]
     before = path.stat()
+    archive.store([result])
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_another_object_under_the_same_uid_is_refused(archive, result):
+    archive.store([result])
+    path = Path(archive.address.removeprefix("folder:")) / stored(archive)[0]
     dataset = pydicom.dcmread(REPORT)
     dataset.ContentDate = "20300101"
     dataset.save_as(result)
-    archive.store([result])
-    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    with pytest.raises(ArchiveRefused, match=r"report\.sr\.dcm is not what was sent \(it differs in ContentDate\)"):
+        archive.store([result])
     assert path.read_bytes() == REPORT.read_bytes()
 
 
