@@ -166,7 +166,7 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
     _set_coordinates(item, points)
     if group.graphic == "POLYGON":
         # Counted in values, not in points, and from 1.
-        item.LongPrimitivePointIndexList = (group.first_N * points.shape[1] + 1).astype("<i4").tobytes()
+        item.LongPrimitivePointIndexList = (group.first_N * points.shape[1] + 1).astype("<u4").tobytes()
     if group.measurements:
         item.MeasurementsSequence = [
             Measurements(concept.coded(name), values, concept.coded(unit)) for name, unit, values in group.measurements

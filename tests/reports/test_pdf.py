@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
+from gateway.domain.order import Patient
 from gateway.domain.report import Finding, FindingKind, Report
 from gateway.reports import pdf as pdf_module
 from gateway.reports import picture, thumbnail_jpeg, to_html, wording
 from gateway.reports.pdf import to_pdf
 from tests.reports.pdf_text import pages
+from tests.reports.test_consistency import DIAGNOSIS
 
 # What the page says of its own layout; the PDF lays the same values out otherwise.
 ONLY_ON_THE_PAGE = {
@@ -67,7 +69,23 @@ def pictured(report: Report) -> tuple[Report, dict[str, bytes]]:
     return replace(report, pictures=records), pictures
 
 
-@pytest.mark.parametrize("name", ["report", "exploratory", "two_slides"])
+@pytest.fixture(scope="module")
+def bare(report: Report) -> Report:
+    """A report that knows next to nothing of its slide, with frames missing, no finding, and a changed setting."""
+    slide = replace(report.slides[0], header=None, container=None, stain=None, site=None, grid=None)
+    slide = replace(slide, tissue_area_mm2=None, frames_missing=3)
+    order = replace(report.order, settings=(("tissue.min_share", 0.5),), patient=Patient(), accession=None)
+    return replace(report, slides=(slide,), tissue=(), findings=(), order=order)
+
+
+@pytest.fixture(scope="module")
+def unread(report: Report) -> Report:
+    """A report whose one slide was not read."""
+    slide = replace(report.slides[0], read=False, reason="The series has no VOLUME image.", series="")
+    return replace(report, slides=(slide,), tissue=(), findings=())
+
+
+@pytest.mark.parametrize("name", ["report", "exploratory", "two_slides", "bare", "unread"])
 def test_says_what_the_page_says(name: str, request: pytest.FixtureRequest) -> None:
     report: Report = request.getfixturevalue(name)
     said = "".join(pages(to_pdf(report, {})))
@@ -83,6 +101,11 @@ def test_says_what_the_page_says(name: str, request: pytest.FixtureRequest) -> N
                 str(tissue.tiles),
             )
             assert squeezed("".join(figures)) in said
+
+
+def test_outside_the_intended_use_no_word_is_a_diagnosis(exploratory: Report, report: Report) -> None:
+    assert DIAGNOSIS.search("".join(pages(to_pdf(exploratory, {})))) is None
+    assert DIAGNOSIS.search("".join(pages(to_pdf(report, {}))))
 
 
 def test_every_page_says_whose_it_is(exploratory: Report) -> None:
