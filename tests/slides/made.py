@@ -12,6 +12,7 @@ from pydicom.uid import UID, generate_uid
 
 IMPLICIT, NATIVE, BIG_ENDIAN = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 JPEG = "1.2.840.10008.1.2.4.50"
+ITEM, EMPTY = b"\xfe\xff\x00\xe0", b"\0\0"
 STUDY, SERIES = generate_uid(entropy_srcs=["study"]), generate_uid(entropy_srcs=["series"])
 BRIGHTFIELD, EPIFLUORESCENCE = ("111744", "DCM"), ("111743", "DCM")
 
@@ -74,7 +75,7 @@ def place(dataset: Dataset, places: Sequence[tuple[int, int]], *, z_um=None, pat
         plane = Dataset()
         plane.ColumnPositionInTotalImagePixelMatrix, plane.RowPositionInTotalImagePixelMatrix = column, row
         if z_um is not None:
-            plane.ZOffsetInSlideCoordinateSystem = str(z_um[i])
+            plane.ZOffsetInSlideCoordinateSystem = f"{z_um[i]:.4f}"
         group = Dataset()
         group.PlanePositionSlideSequence = [plane]
         if paths is not None:
@@ -116,7 +117,10 @@ def write(
         encapsulated = encapsulate_extended(list(frames))
         dataset.PixelData, dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths = encapsulated
     else:
-        dataset.PixelData = encapsulate(list(frames), fragments_per_frame=fragments, has_bot=table == "basic")
+        # pydicom refuses frames of zero length: a byte pair stands for them until they are encapsulated.
+        data = encapsulate([f or EMPTY for f in frames], fragments_per_frame=fragments, has_bot=table == "basic")
+        assert all(frames) or fragments == 1
+        dataset.PixelData = data if all(frames) else emptied(data, len(frames) if table == "basic" else 0)
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = syntax not in (IMPLICIT, NATIVE, BIG_ENDIAN)
     # The syntax is named afterwards where pydicom does not know it (JPEG XL).
@@ -126,6 +130,18 @@ def write(
     if known != syntax:
         rename_syntax(path, known, syntax)
     return path
+
+
+def emptied(data: bytes, offsets: int) -> bytes:
+    """Encapsulated frames, those that are EMPTY made so; behind a basic offset table of so many entries."""
+    position, items, starts = 8 + 4 * offsets, b"", []
+    while position < len(data):
+        end = position + 8 + int.from_bytes(data[position + 4 : position + 8], "little")
+        item = data[position:end]
+        starts.append(len(items))
+        items += ITEM + bytes(4) if item[8:] == EMPTY else item
+        position = end
+    return ITEM + struct.pack(f"<I{offsets}I", 4 * offsets, *starts[:offsets]) + items
 
 
 def rename_syntax(path: Path, old: str, new: str) -> None:
