@@ -56,69 +56,110 @@ def _split_outside_quotes(text: str) -> list[str]:
 
 
 def first_part(chunks: Iterable[bytes], boundary: str) -> Part:
-    """The first part of a multipart body, read from `chunks` as its own body is read.
+    """The first part of a multipart body, as `parts` gives it. Raises MultipartError, also where there is none."""
+    for part in parts(chunks, boundary):
+        return part
+    raise MultipartError("the multipart holds no part")
 
-    The part is whole when the next delimiter was seen, or, where a server leaves out the closing delimiter, when the
+
+def parts(chunks: Iterable[bytes], boundary: str) -> Iterator[Part]:
+    """The parts of a multipart body, read from `chunks` as their own bodies are read, one after the other.
+
+    A part is whole when the next delimiter was seen, or, where a server leaves out the closing delimiter, when the
     stream ended exactly at the part's own Content-Length. Memory is bounded by one chunk and a few kilobytes.
 
-    Raises MultipartError, also while the body is read: no delimiter, no end of headers, or the stream ends early.
+    Raises MultipartError, also while a body is read: no delimiter, no end of headers, or the stream ends early.
     """
-    stream = iter(chunks)
-    _, buffer = _read_until(stream, b"", b"--" + boundary.encode(), _PREAMBLE_BYTES)
-    line, buffer = _read_until(stream, buffer, b"\n", _HEADER_BYTES)
-    if line.startswith(b"--"):
-        raise MultipartError("the multipart holds no part")
-    headers, buffer = _headers(stream, buffer)
-    return Part(headers, _body(stream, buffer, boundary, headers.get("content-length")))
+    source = _Source(iter(chunks))
+    delimiter = b"--" + boundary.encode()
+    source.until(delimiter, _PREAMBLE_BYTES)
+    while not source.begins_with(b"--"):
+        source.until(b"\n", _HEADER_BYTES)
+        headers = _headers(source)
+        body = _body(source, delimiter, headers.get("content-length"))
+        yield Part(headers, body)
+        for _ in body:  # what the caller left unread
+            pass
+        if source.ended:
+            return
 
 
-def _read_until(stream: Iterator[bytes], buffer: bytes, mark: bytes, most: int) -> tuple[bytes, bytes]:
-    while mark not in buffer:
-        if len(buffer) > most:
-            raise MultipartError("an expected mark is missing")
-        chunk = next(stream, None)
+class _Source:
+    """The chunks as one stream, read at `at`; what was read is dropped when the next chunk comes."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self.data = b""
+        self.at = 0
+        self.ended = False
+
+    def more(self) -> bool:
+        """Take the next chunk; False at the end of the stream."""
+        chunk = next(self._chunks, None)
         if chunk is None:
-            raise MultipartError("the stream ended early")
-        buffer += chunk
-    before, _, after = buffer.partition(mark)
-    return before, after
+            self.ended = True
+            return False
+        self.data = self.data[self.at :] + chunk
+        self.at = 0
+        return True
+
+    def until(self, mark: bytes, most: int) -> bytes:
+        """The bytes before the mark; the stream goes on after it. Raises MultipartError."""
+        while (found := self.data.find(mark, self.at)) < 0:
+            if len(self.data) - self.at > most:
+                raise MultipartError("an expected mark is missing")
+            if not self.more():
+                raise MultipartError("the stream ended early")
+        before = self.data[self.at : found]
+        self.at = found + len(mark)
+        return before
+
+    def begins_with(self, mark: bytes) -> bool:
+        """Whether the mark comes next; it stays there."""
+        while len(self.data) - self.at < len(mark) and self.more():
+            pass
+        return self.data.startswith(mark, self.at)
 
 
-def _headers(stream: Iterator[bytes], buffer: bytes) -> tuple[dict[str, str], bytes]:
+def _headers(source: _Source) -> dict[str, str]:
     headers: dict[str, str] = {}
     size = 0
-    while True:
-        line, buffer = _read_until(stream, buffer, b"\n", _HEADER_BYTES)
-        line = line.strip()
-        if not line:
-            return headers, buffer
+    while line := source.until(b"\n", _HEADER_BYTES).strip():
         size += len(line)
         if size > _HEADER_BYTES:
             raise MultipartError("the part's headers are too long")
         key, _, value = line.decode("latin-1").partition(":")
         headers[key.strip().lower()] = value.strip()
+    return headers
 
 
-def _body(stream: Iterator[bytes], buffer: bytes, boundary: str, content_length: str | None) -> Iterator[bytes]:
-    mark = b"\r\n--" + boundary.encode()
+def _body(source: _Source, delimiter: bytes, content_length: str | None) -> Iterator[bytes]:
+    mark = b"\r\n" + delimiter
     declared = int(content_length) if content_length and _LENGTH.fullmatch(content_length) else None
+    if declared in (0, None) and source.begins_with(delimiter):
+        source.at += len(delimiter)  # some end the headers of an empty part with the delimiter's own line break
+        return
     size = 0
-    ended = False
-    while not ended:
-        found = buffer.find(mark)
-        # What could be the beginning of the delimiter stays in the buffer until more has come.
-        usable = found if found >= 0 else max(0, len(buffer) - len(mark) + 1)
-        chunk: bytes | None = b""
-        if found < 0:
-            chunk = next(stream, None)
-            if chunk is None:
-                usable = len(buffer.removesuffix(b"\r\n")) if size + len(buffer) != declared else len(buffer)
-                if size + usable != declared:
-                    raise MultipartError("the stream ended in the middle of a part")
-        if usable:
-            size += usable
-            yield buffer[:usable]
-        ended = found >= 0 or chunk is None
-        buffer = buffer[usable:] + (chunk or b"")
-    if declared is not None and size != declared:
+    while (found := source.data.find(mark, source.at)) < 0:
+        # What could be the beginning of the delimiter stays until more has come.
+        end = max(source.at, len(source.data) - len(mark) + 1)
+        if end > source.at:
+            piece = source.data[source.at : end]
+            source.at = end
+            size += len(piece)
+            yield piece
+        if not source.more():
+            rest = source.data[source.at :]
+            if size + len(rest) != declared:
+                rest = rest.removesuffix(b"\r\n")
+            if size + len(rest) != declared:
+                raise MultipartError("the stream ended in the middle of a part")
+            if rest:
+                yield rest
+            return
+    piece = source.data[source.at : found]
+    source.at = found + len(mark)
+    if piece:
+        yield piece
+    if declared is not None and size + len(piece) != declared:
         raise MultipartError("the part is not as long as it says")

@@ -1,19 +1,39 @@
-"""WADO-RS (PS3.18 10.4): what a slide's series holds in the PACS, brought to the local disk as it is stored there."""
+"""WADO-RS (PS3.18 10.4): what is wanted of a slide's series, brought to the frame cache the way that is fastest."""
 
-from collections.abc import Callable, Iterator
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
+import pydicom
+from pydicom import Dataset
 
 from gateway.archive.cache import FrameCache
+from gateway.archive.cached_series import CachedSeries, Record
+from gateway.archive.costs import Costs, Need, Sample, Way, choose
+from gateway.archive.dicomweb_answers import dicom_in
 from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole
+from gateway.archive.dicomweb_frames import FrameRequests, FramesRefused, Stored
+from gateway.archive.dicomweb_headers import Described, Head, completed, head_from, head_in, metadata, presumed
 from gateway.archive.dicomweb_http import Session, Transient, all_pages, text
-from gateway.archive.dicomweb_multipart import MultipartError, first_part, media_type
-from gateway.archive.metrics import PACS_BYTES
+from gateway.archive.dicomweb_multipart import MultipartError, media_type
+from gateway.archive.metrics import CACHE_FRAMES, FRAMES, PACS_BYTES
+from gateway.archive.partial import PartialInstance
 from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, Wanted
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, SlideError, SlideNotInArchive
+from gateway.operations.errors import (
+    ArchiveRefused,
+    ArchiveUnavailable,
+    InvalidSlide,
+    SlideError,
+    SlideNotInArchive,
+)
 
 _SOP_INSTANCE, _MODALITY = "00080018", "00080060"
 
@@ -24,13 +44,20 @@ _ACCEPT = (
     'multipart/related; type="application/dicom"; transfer-syntax=*',
     "application/dicom; transfer-syntax=*",
 )
+_ROOM_STEP_BYTES = 64 * 2**20
+"""How much is written before room is made anew, where an archive does not say how long an instance is."""
+_COMPRESSED = 0.06
+"""Encoded bytes over decoded ones of a JPEG frame: presumed while no frame of the series has come."""
 
 
 class Retrieval:
-    """How one archive's instances are pulled; remembers what it takes."""
+    """How one archive's instances are pulled. Remembers in which form it takes requests; thread-safe."""
 
     def __init__(self) -> None:
         self._accept: tuple[str, ...] = _ACCEPT
+        self.frames = FrameRequests()
+        self.refused: set[str] = set()
+        """Transfer syntaxes of which the archive does not give frames as they are stored."""
 
     def fetch(
         self,
@@ -44,36 +71,15 @@ class Retrieval:
     ) -> FetchedSeries:
         """`Archive.fetch` of an entry whose UIDs were checked. Raises as it."""
         with disk_errors(), cache.filling(address, entry.study, entry.series, session.cancelled) as folder:
-            instances = self._instances(session, entry)
-            files = [folder / f"{uid}.dcm" for uid in instances]
-            # A file is renamed to its name only after it was checked, so one that is there is whole.
-            done = sum(file.stat().st_size for file in files if file.exists())
-            progress(done, None)
-            for uid, file in zip(instances, files, strict=True):
-                if not file.exists():
-                    instance = InstanceId(entry.study, entry.series, uid)
-                    done += self._fetch_one(session, instance, file, partial(_advanced, progress, done))
-            cache.make_room(folder, 0)
-            progress(done, done)
-        return FetchedSeries(entry.study, entry.series, tuple(files))
+            pull = _Pull(self, session, entry, cache, CachedSeries(folder), address, progress)
+            return pull.run(wanted)
 
-    def _instances(self, session: Session, entry: SeriesEntry) -> list[str]:
-        path = f"/studies/{entry.study}/series/{entry.series}/instances"
-        listed = dict(all_pages(session, path, _SOP_INSTANCE))
-        if not listed:
-            raise SlideNotInArchive(f"The series {entry.series} is not in the PACS: send it there and order again.")
-        if entry.instances is not None and len(listed) < entry.instances:
-            raise ArchiveUnavailable("The PACS does not list the whole series yet: try again when it is complete.")
-        return sorted(uid for uid, match in listed.items() if (text(match, _MODALITY) or "SM") == "SM")
-
-    def _fetch_one(self, session: Session, wanted: InstanceId, file: Path, progress: Callable[[int], None]) -> int:
-        session.repeated(lambda: self._download(session, wanted, file, progress))
-        return file.stat().st_size
-
-    def _download(self, session: Session, wanted: InstanceId, file: Path, progress: Callable[[int], None]) -> None:
+    @contextmanager
+    def instance(self, session: Session, operation: str, wanted: InstanceId) -> Iterator[httpx.Response]:
+        """The answer that brings a stored instance as it is. Raises SlideNotInArchive, ArchiveRefused, as `request`."""
         path = f"/studies/{wanted.study}/series/{wanted.series}/instances/{wanted.sop}"
         for accept in self._accept:
-            with session.request("retrieve", "GET", path, headers={"Accept": accept}) as response:
+            with session.request(operation, "GET", path, headers={"Accept": accept}) as response:
                 if response.status_code == 404:
                     raise SlideNotInArchive(f"The instance {wanted.sop} is not in the PACS any more: order again.")
                 if response.status_code in (400, 406, 415):
@@ -81,48 +87,269 @@ class Retrieval:
                 if response.status_code != 200:
                     raise ArchiveRefused(f"The PACS did not give an instance (HTTP {response.status_code}).")
                 self._accept = (accept,)
-                self._keep(session, response, wanted, file, progress)
+                yield response
                 return
         raise ArchiveRefused("The PACS does not give the slide as it is stored (transfer-syntax=*): see its manual.")
 
-    def _keep(
+
+class _Pull:
+    """One fetch of one series."""
+
+    def __init__(
         self,
+        retrieval: Retrieval,
         session: Session,
-        response: httpx.Response,
-        wanted: InstanceId,
-        file: Path,
-        progress: Callable[[int], None],
+        entry: SeriesEntry,
+        cache: FrameCache,
+        series: CachedSeries,
+        address: str,
+        progress: FetchProgress,
     ) -> None:
-        received = PACS_BYTES.labels("received")
+        self._retrieval = retrieval
+        self._session = session
+        self._entry = entry
+        self._cache = cache
+        self._series = series
+        self._address = address
+        self._progress = progress
+        self._costs_file = cache.of_archive(address) / "costs.json"
+        self._costs = Costs.read(self._costs_file)
+        self._done = 0
+
+    def run(self, wanted: Wanted | None) -> FetchedSeries:
+        known = self._costs
         try:
-            with written_whole(file) as out:
-                size = 0
-                for piece in _dicom(response, session.pieces(response, session.limits.instance_bytes)):
-                    out.write(piece)
-                    size += len(piece)
-                    received.inc(len(piece))
-                    progress(size)
-                out.flush()
-                _check_received(Path(out.name), wanted, response)
-        except MultipartError:
-            raise ArchiveUnavailable(f"The PACS broke off in the middle of the instance {wanted.sop}.") from None
+            # Headers at hand serve while frames are pulled by them; whoever asks for headers gets them anew.
+            if not wanted or not self._series.is_known():
+                self._refresh(whole=wanted is None)
+            self._done = self._series.size()
+            self._progress(self._done, None)
+            for sop in self._series.records if wanted is None else wanted:
+                self._bring(sop, None if wanted is None else wanted[sop], whole=wanted is None)
+        finally:
+            self._series.save()
+            if self._costs is not known:
+                self._costs.write(self._costs_file)
+        self._cache.make_room(self._series.folder, 0)
+        self._progress(self._series.size(), self._series.size())
+        files = [self._series.file(sop) for sop in sorted(self._series.records)]
+        return FetchedSeries(self._entry.study, self._entry.series, tuple(file for file in files if file is not None))
 
+    # Headers
 
-def _advanced(progress: FetchProgress, before: int, size: int) -> None:
-    progress(before + size, None)
+    def _refresh(self, *, whole: bool) -> None:
+        """The headers of all instances, made anew where the archive says something else than before.
 
+        Where every instance comes whole, no headers are made: they come with the instances.
+        """
+        series = self._series
+        described = self._described()
+        series.forget(set(series.records) - set(described))
+        for sop in [sop for sop, found in described.items() if found is None]:
+            if not whole or series.file(sop) is not None:
+                described[sop] = Described.of_head(sop, self._head(sop))
+        changed = {sop: found for sop, found in described.items() if not self._holds(sop, found)}
+        series.forget(changed)
+        series.save()
+        series.sweep()
+        if whole:
+            for sop, found in changed.items():
+                if found is not None:
+                    series.records[sop] = _record(found)
+                else:
+                    self._download(sop)
+                    series.records[sop] = _record(Described.of_head(sop, head_in(series.whole(sop))))
+                series.save()
+        else:
+            self._make_headers([found for found in changed.values() if found is not None])
 
-def _dicom(response: httpx.Response, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The DICOM file within an answer, of one part or of several. Raises ArchiveRefused, MultipartError."""
-    kind = media_type(response.headers.get("content-type", ""))
-    if kind.name == "multipart/related" and kind.boundary:
-        part = first_part(pieces, kind.boundary)
-        kind, pieces = media_type(part.headers.get("content-type", "application/dicom")), part.body
-    if kind.name not in ("application/dicom", "application/octet-stream"):
-        raise ArchiveRefused(
-            "The PACS did not answer with DICOM: check that the archive's address is that of DICOMweb."
+    def _holds(self, sop: str, found: Described | None) -> bool:
+        record = self._series.records.get(sop)
+        if record is None or found is None or record.digest != found.digest:
+            return False
+        return self._series.file(sop) is not None
+
+    def _described(self) -> dict[str, Described | None]:
+        """The series' instances with what the archive says of each."""
+        described = metadata(self._session, self._entry)
+        if described is None:
+            path = f"/studies/{self._entry.study}/series/{self._entry.series}/instances"
+            listed = dict(all_pages(self._session, path, _SOP_INSTANCE))
+            described = {sop: None for sop, match in listed.items() if (text(match, _MODALITY) or "SM") == "SM"}
+        if not described:
+            raise SlideNotInArchive(
+                f"The series {self._entry.series} is not in the PACS: send it there and order again."
+            )
+        if self._entry.instances is not None and len(described) < self._entry.instances:
+            raise ArchiveUnavailable("The PACS does not list the whole series yet: try again when it is complete.")
+        return described
+
+    def _make_headers(self, described: Sequence[Described]) -> None:
+        """Heads of partial instances. What the archive leaves out is read from the series' smallest image, and presumed
+        of the others until their pixels are pulled: to read it of each would cost as much as pulling the slide."""
+        lacking = [found for found in described if found.syntax is None or found.without_icc]
+        volumes = [found for found in lacking if found.is_volume] or lacking
+        example: Head | None = None
+        smallest = min(volumes, key=lambda found: found.frames * found.raw_frame_bytes, default=None)
+        if smallest is not None:
+            example = self._head(smallest.sop)
+        has_icc = example is not None and any(example.icc_profiles)
+        for found in described:
+            lacks_icc = found.without_icc > 0 and (has_icc or found.names_icc)
+            if found is smallest and example is not None:
+                self._make_header(found, completed(found.dataset, example), complete=True, size=example.size)
+            elif found.per_frame or (found.names_icc and not has_icc and found.without_icc):
+                head = self._head(found.sop)
+                self._make_header(found, completed(found.dataset, head), complete=True, size=head.size)
+            else:
+                complete = found.syntax is not None and not lacks_icc
+                self._make_header(found, presumed(found, example), complete=complete, size=0)
+
+    def _make_header(self, found: Described, dataset: Dataset, *, complete: bool, size: int) -> None:
+        record = replace(_record(found), complete=complete, size=size)
+        self._create(found.sop, record, dataset)
+
+    def _create(self, sop: str, record: Record, dataset: Dataset) -> None:
+        try:
+            part = PartialInstance.create(self._series.folder, dataset, record.frames)
+        except OSError:
+            raise
+        except Exception as error:
+            # pydicom raises nearly anything for a value that cannot be written.
+            raise InvalidSlide(
+                f"The slide's header cannot be used ({type(error).__name__}). Check how the slide was converted."
+            ) from None
+        syntax = str(dataset.file_meta.TransferSyntaxUID)
+        self._series.records[sop] = replace(record, syntax=syntax, checksum=part.checksum())
+
+    def _complete(self, sop: str) -> None:
+        """Put what was presumed of an instance right, before the first of its frames is asked for."""
+        record, head = self._series.records[sop], self._head(sop)
+        dataset = pydicom.dcmread(self._series.partial(sop).header)
+        self._create(sop, replace(record, complete=True, size=head.size), completed(dataset, head))
+
+    def _head(self, sop: str) -> Head:
+        return self._session.repeated(lambda: self._read_head(self._id(sop)))
+
+    def _read_head(self, wanted: InstanceId) -> Head:
+        with self._retrieval.instance(self._session, "head", wanted) as response:
+            return head_from(self._session, response, wanted)
+
+    # Pixels
+
+    def _bring(self, sop: str, frames: Sequence[int] | None, *, whole: bool) -> None:
+        series, record = self._series, self._series.records.get(sop)
+        if record is None:
+            raise ArchiveUnavailable("The series has changed in the PACS meanwhile: try again.")
+        frames = range(record.frames) if frames is None else frames
+        if series.whole(sop).exists():
+            CACHE_FRAMES.labels("hit").inc(len(frames))
+            return
+        missing = list(frames) if whole else series.partial(sop).missing(frames)
+        CACHE_FRAMES.labels("hit").inc(len(frames) - len(missing))
+        CACHE_FRAMES.labels("miss").inc(len(missing))
+        while missing:
+            record = series.records[sop]
+            need = self._need(sop, record, missing)
+            if whole or record.syntax in self._retrieval.refused or choose(self._costs, need) is Way.WHOLE:
+                self._download(sop)
+                return
+            if not record.complete:
+                self._complete(sop)
+                continue
+            try:
+                self._session.repeated(partial(self._pull_batch, sop, record, frames, need))
+            except FramesRefused:
+                self._retrieval.refused.add(record.syntax)
+            missing = series.partial(sop).missing(frames)
+
+    def _need(self, sop: str, record: Record, missing: Sequence[int]) -> Need:
+        frame_bytes = self._frame_bytes(sop, record)
+        batch = self._retrieval.frames.batch(self._id(sop), missing, self._address)
+        # What is only presumed of the instance costs a request more.
+        requests = math.ceil(len(missing) / len(batch)) + (not record.complete)
+        return Need(
+            instance_bytes=record.size or record.frames * frame_bytes,
+            frame_bytes=len(missing) * frame_bytes,
+            requests=requests,
+            room_bytes=self._cache.most_bytes - self._series.size(),
         )
-    return pieces
+
+    def _frame_bytes(self, sop: str, record: Record) -> float:
+        """The mean bytes of an encoded frame: of those that came already, else as the series' other images have it."""
+        if record.checksum:
+            extents_F2 = self._series.partial(sop).extents()
+            lengths = (extents_F2[:, 1] - extents_F2[:, 0])[extents_F2[:, 0] >= 0]
+            if len(lengths):
+                return float(lengths.mean())
+        whole = [other for other in self._series.records.values() if other.size and other.raw_frame_bytes]
+        largest = max(whole, key=lambda other: other.size, default=None)
+        if largest is not None:
+            return record.raw_frame_bytes * largest.size / (largest.frames * largest.raw_frame_bytes)
+        return record.raw_frame_bytes * _COMPRESSED
+
+    def _pull_batch(self, sop: str, record: Record, frames: Sequence[int], need: Need) -> None:
+        part, requests = self._series.partial(sop), self._retrieval.frames
+        missing = part.missing(frames)
+        batch = requests.batch(self._id(sop), missing, self._address)
+        self._cache.make_room(self._series.folder, math.ceil(need.frame_bytes * len(batch) / len(missing)))
+        stored = Stored(record.syntax, record.raw_frame_bytes)
+        pulled = requests.pull(self._session, self._id(sop), part, stored, batch)
+        self._learn(frames=True, instance_bytes=need.instance_bytes, sent_bytes=pulled.size, seconds=pulled.seconds)
+        FRAMES.labels(Way.BATCHED if len(batch) > 1 else Way.SINGLE).inc(pulled.frames)
+        self._done += pulled.size
+        self._progress(self._done, None)
+
+    def _download(self, sop: str) -> None:
+        """Bring the whole instance; what there was of it in part goes."""
+        began = time.monotonic()
+        self._session.repeated(partial(self._stream, sop))
+        size = self._series.whole(sop).stat().st_size
+        self._learn(frames=False, instance_bytes=size, sent_bytes=size, seconds=time.monotonic() - began)
+        self._series.partial(sop).remove()
+        if (record := self._series.records.get(sop)) is not None:
+            self._series.records[sop] = replace(record, checksum=0, size=size)
+            FRAMES.labels(Way.WHOLE).inc(record.frames)
+        self._done += size
+
+    def _stream(self, sop: str) -> None:
+        wanted = self._id(sop)
+        with self._retrieval.instance(self._session, "retrieve", wanted) as response:
+            pieces = self._session.pieces(response, self._session.limits.instance_bytes)
+            try:
+                with written_whole(self._series.whole(sop)) as out:
+                    os.fchmod(out.fileno(), 0o600)
+                    self._write(out, dicom_in(response, pieces), int(response.headers.get("content-length") or 0))
+                    out.flush()
+                    _check_received(Path(out.name), wanted, response)
+            except MultipartError:
+                raise Transient(f"The PACS broke off in the middle of the instance {sop}.") from None
+
+    def _write(self, out: BinaryIO, pieces: Iterator[bytes], expected: int) -> None:
+        received = PACS_BYTES.labels("received")
+        size = room = 0
+        for piece in pieces:
+            if size + len(piece) > room:
+                step = max(len(piece), min(_ROOM_STEP_BYTES, self._cache.most_bytes // 64), expected - size)
+                self._cache.make_room(self._series.folder, step)
+                room = size + step
+            out.write(piece)
+            size += len(piece)
+            received.inc(len(piece))
+            self._progress(self._done + size, None)
+
+    def _learn(self, *, frames: bool, instance_bytes: float, sent_bytes: float, seconds: float) -> None:
+        self._costs = self._costs.with_sample(Sample(frames, instance_bytes, sent_bytes, seconds, time.time()))
+
+    def _id(self, sop: str) -> InstanceId:
+        return InstanceId(self._entry.study, self._entry.series, sop)
+
+
+def _record(found: Described) -> Record:
+    """What the archive says of an instance, all of it the instance's own."""
+    return Record(
+        digest=found.digest, frames=found.frames, raw_frame_bytes=found.raw_frame_bytes, syntax=found.syntax or ""
+    )
 
 
 def _check_received(file: Path, wanted: InstanceId, response: httpx.Response) -> None:

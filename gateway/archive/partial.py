@@ -9,8 +9,10 @@ index names them, so that a kill at any moment leaves a shorter, right index.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Self
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +22,17 @@ from gateway.operations.disk import written_whole
 
 _HEADER, _FRAMES, _INDEX = ".header.dcm", ".frames", ".index"
 _NOT_FETCHED = -1
+_MODE = 0o600
 
 
 def is_partial(file: Path) -> bool:
     """True where the file is the head of a partial instance."""
     return file.name.endswith(_HEADER)
+
+
+def header_of(folder: Path, sop: str) -> Path:
+    """The head of the partial instance `sop` in `folder`."""
+    return folder / f"{sop}{_HEADER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +46,30 @@ class PartialInstance:
         """Write the head of an instance of which no frame is there yet. Raises OSError.
 
         `dataset` has no pixel data; its `file_meta` names the stored instance's transfer syntax. `frames` is the
-        number of its frames. What was fetched earlier under this name is forgotten.
+        number of its frames. What was fetched earlier under this name is forgotten. Nothing is flushed to the disk: a
+        head that a power cut may have damaged is known by its `checksum`, and made anew.
         """
-        part = cls(folder / f"{dataset.SOPInstanceUID}{_HEADER}")
-        part._write_index(np.full((frames, 2), _NOT_FETCHED, np.int64))
+        part = cls(header_of(folder, str(dataset.SOPInstanceUID)))
+        head = BytesIO()
+        dcmwrite(head, dataset, enforce_file_format=True)
+        part.header.unlink(missing_ok=True)
         part.frames_file.unlink(missing_ok=True)
-        with written_whole(part.header) as out:
-            dcmwrite(out, dataset, enforce_file_format=True)
+        _write(part._beside(_INDEX), np.full((frames, 2), _NOT_FETCHED, "<i8").tobytes())
+        _write(part.header, head.getvalue())
         return part
+
+    def checksum(self) -> int:
+        """CRC-32 of the head. Raises OSError."""
+        return crc32(self.header.read_bytes())
+
+    def is_usable(self, frames: int) -> bool:
+        """Whether the index is that of so many frames, and they lie in `frames_file`. Raises OSError."""
+        try:
+            extents_F2 = self.extents()
+        except (FileNotFoundError, ValueError):
+            return False
+        size = self.frames_file.stat().st_size if self.frames_file.exists() else 0
+        return len(extents_F2) == frames and _in_order(extents_F2) and extents_F2.max(initial=0) <= size
 
     @property
     def frames_file(self) -> Path:
@@ -67,17 +91,23 @@ class PartialInstance:
         return [frame for frame in frames if extents_F2[frame, 0] == _NOT_FETCHED]
 
     def append(self, frames: Iterable[tuple[int, bytes]]) -> int:
-        """Add encoded frames by number; they are on disk when this returns. Returns their bytes. Raises OSError."""
+        """Add encoded frames by number; they are on disk when this returns. Returns their bytes. Raises OSError.
+
+        Where `frames` raises, none of them is added.
+        """
         extents_F2 = self.extents()
-        with self.frames_file.open("ab") as out:
-            begin = position = out.tell()
+        with open(self.frames_file, "ab", opener=_private) as out:
+            begin = position = max(0, int(extents_F2.max(initial=0)))
+            out.truncate(begin)  # what an append that was cut short has left
             for number, data in frames:
                 out.write(data)
                 extents_F2[number] = position, position + len(data)
                 position += len(data)
             out.flush()
             os.fsync(out.fileno())
-        self._write_index(extents_F2)
+        with written_whole(self._beside(_INDEX)) as index:
+            os.fchmod(index.fileno(), _MODE)
+            index.write(extents_F2.astype("<i8").tobytes())
         return position - begin
 
     def remove(self) -> None:
@@ -85,9 +115,21 @@ class PartialInstance:
         for file in (self.header, self._beside(_INDEX), self.frames_file):
             file.unlink(missing_ok=True)
 
-    def _write_index(self, extents_F2: npt.NDArray[np.int64]) -> None:
-        with written_whole(self._beside(_INDEX)) as out:
-            out.write(extents_F2.astype("<i8").tobytes())
-
     def _beside(self, ending: str) -> Path:
         return self.header.with_name(self.header.name.removesuffix(_HEADER) + ending)
+
+
+def _in_order(extents_F2: npt.NDArray[np.int64]) -> bool:
+    return bool(((extents_F2[:, 0] >= _NOT_FETCHED) & (extents_F2[:, 1] >= extents_F2[:, 0])).all())
+
+
+def _write(target: Path, data: bytes) -> None:
+    """Replace a file whole, for readers of this moment."""
+    part = target.with_name(f".{target.name}.part")
+    with open(part, "wb", opener=_private) as out:
+        out.write(data)
+    part.replace(target)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, _MODE)

@@ -23,8 +23,8 @@ def archive(orthanc: Orthanc) -> DicomWebArchive:
 
 
 def kept(cache: Path) -> dict[str, int]:
-    """Every file below the cache but the lock, with its inode."""
-    return {path.name: path.stat().st_ino for path in cache.rglob("*") if path.is_file() and path.name != ".lock"}
+    """Every whole instance below the cache, with its inode."""
+    return {path.name: path.stat().st_ino for path in cache.rglob("*.dcm")}
 
 
 def test_fetched_files_are_the_stored_ones(

@@ -24,7 +24,7 @@ from gateway.operations.errors import (
     SlideNotInArchive,
 )
 from tests.support.dicom import dicom_file
-from tests.support.rogue_answers import hang, reset, retrieving
+from tests.support.rogue_answers import by_path, describing, hang, reset, retrieving
 from tests.support.rogue_pacs import (
     BOUNDARY,
     MULTIPART,
@@ -75,7 +75,8 @@ def until_closed(body: bytes) -> Answer:
 
 
 def fetch(pacs: RoguePacs, cache: Path, cancelled: Callable[[], bool] = lambda: False) -> bytes:
-    """The one instance's bytes, as the archive brought them."""
+    """The one instance's bytes, as the archive brought them, without metadata to describe it."""
+    pacs.retrieve = by_path(instance=pacs.retrieve)
     with running(pacs):
         archive = DicomWebArchive.from_address(pacs.address, LIMITS)
         [file] = archive.fetch(ENTRY, FrameCache(cache, CACHE_BYTES), cancelled=cancelled).files
@@ -83,7 +84,8 @@ def fetch(pacs: RoguePacs, cache: Path, cancelled: Callable[[], bool] = lambda: 
 
 
 def files_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    ours = {".lock", "series.json", "costs.json"}
+    return [path.name for path in folder.rglob("*") if path.is_file() and path.name not in ours]
 
 
 @pytest.mark.parametrize(
@@ -235,7 +237,7 @@ def test_a_refusal_is_not_repeated(status: int, tmp_path: Path) -> None:
     pacs = RoguePacs(list_instances=retrieving(status, "text/plain", b""))
     with pytest.raises(PathserveError):
         fetch(pacs, tmp_path)
-    assert len(pacs.requests) == 1
+    assert len(pacs.requests) == 2  # metadata that there are none of, and the listing
 
 
 def test_redirects_are_refused_and_credentials_stay(tmp_path: Path) -> None:
@@ -340,7 +342,7 @@ def test_two_fetches_of_one_series_share_the_work(tmp_path: Path) -> None:
         time.sleep(0.3)
         request.answer(200, MULTIPART, multipart(FILE))
 
-    with running(RoguePacs(retrieve=slowly)) as pacs:
+    with running(RoguePacs(retrieve=by_path(metadata=describing(FILE), instance=slowly))) as pacs:
         archives = [DicomWebArchive.from_address(pacs.address, LIMITS) for _ in range(2)]
         threads = [
             threading.Thread(target=archive.fetch, args=(ENTRY, FrameCache(tmp_path, CACHE_BYTES)))
