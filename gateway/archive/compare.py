@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pydicom
-from pydicom.datadict import keyword_for_tag, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 
 from gateway.archive.dicomweb_files import instance_id
 from gateway.archive.metrics import PACS_RESULTS_ALTERED
@@ -135,12 +135,16 @@ def _named_as_coerced(dataset: pydicom.Dataset) -> set[int]:
 def _same(first: pydicom.Dataset, second: pydicom.Dataset, tag: Any, ours: BinaryIO, theirs: BinaryIO) -> bool:
     if tag not in first or tag not in second:
         return False
-    mine, other = first.get_item(tag), second.get_item(tag)
-    if _on_disk(mine) and _on_disk(other):
-        return _same_bytes(_stored(ours, mine), _stored(theirs, other))
-    raw, other_raw = getattr(mine, "value", None), getattr(other, "value", None)
-    if isinstance(raw, bytes) and isinstance(other_raw, bytes) and raw.rstrip(b" \0") == other_raw.rstrip(b" \0"):
+    mine, other = first.get_item(tag, keep_deferred=True), second.get_item(tag, keep_deferred=True)
+    large = _on_disk(mine), _on_disk(other)
+    if all(large) and _same_bytes(_stored(ours, mine), _stored(theirs, other)):
         return True
+    if any(large) and not (_is_sequence(mine) or _is_sequence(other)):
+        return False
+    raw, other_raw = getattr(mine, "value", None), getattr(other, "value", None)
+    if isinstance(raw, bytes) and raw == other_raw:
+        return True
+    # Padding, the encoding of lengths, and character sets may differ: what counts is the value.
     return _equal(first, second, tag)
 
 
@@ -155,6 +159,13 @@ def _equal(first: pydicom.Dataset, second: pydicom.Dataset, tag: Any) -> bool:
         and all(_equal(one, two, key) for key in one.keys() if key.element)  # noqa: SIM118
         for one, two in zip(mine.value, other.value, strict=True)
     )
+
+
+def _is_sequence(element: Any) -> bool:
+    if element.VR is not None:
+        return bool(element.VR == "SQ")
+    # Without explicit value representations the dictionary tells (PS3.5 7.1.3).
+    return bool(dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == "SQ")
 
 
 def _on_disk(element: Any) -> bool:
