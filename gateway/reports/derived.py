@@ -124,8 +124,10 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
     dataset.ManufacturerModelName = long_string(report.software.name)
     dataset.DeviceSerialNumber = long_string(report.software.device_uid)
     dataset.SoftwareVersions = long_string(report.software.version)
-    if equipment := scanner(image):
-        dataset.ContributingEquipmentSequence = equipment
+    # highdicom puts itself here, with the time of the day: the same report would not give the same bytes.
+    dataset.ContributingEquipmentSequence = scanner(image)
+    if not dataset.ContributingEquipmentSequence:
+        del dataset.ContributingEquipmentSequence
     if "file_meta" in dataset.__dict__:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     decode_all(dataset)

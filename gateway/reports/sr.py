@@ -17,7 +17,7 @@ from gateway.domain.report import FindingKind, Report, SlideReading
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import TYPE_2, Kind, ObjectName, decode_all, local_time, scanner
+from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete
 from gateway.reports.sr_groups import SlideGroups
 
 _SHORT_STRING = 16
@@ -35,10 +35,8 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     study = str(source_images[0].StudyInstanceUID)
     pairs = _slides_with_sources(report, study, source_images)
     images = [image for _, _, image in pairs]
-    first = images[0]
-    issued = local_time(report.issued, first.get("TimezoneOffsetFromUTC"))
-    software = report.software
     name = ObjectName(report.analysis_id, Kind.SR, study)
+    manufacturer = concept.long_string(report.software.manufacturer)
     document = hd.Comprehensive3DSR(
         evidence=[_reference(image) for image in images],
         content=_content(report, pairs),
@@ -49,32 +47,17 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
         is_complete=True,
         is_final=False,
         is_verified=False,
-        manufacturer=concept.long_string(software.manufacturer),
-        manufacturer_model_name=concept.long_string(software.name),
-        software_versions=concept.long_string(software.version),
-        device_serial_number=concept.long_string(software.device_uid),
-        series_description=concept.long_string(wording.document_title(report)),
+        manufacturer=manufacturer,
         content_qualification="RESEARCH",
         requested_procedures=_request(report, study),
-        content_date=issued.date(),
-        content_time=issued.time(),
-        series_date=issued.date(),
-        series_time=issued.time(),
         coding_schemes=[
             CodingSchemeIdentificationItem(
-                designator=PRIVATE_SCHEME,
-                name="pathserve concepts",
-                responsible_organization=concept.long_string(software.manufacturer),
+                designator=PRIVATE_SCHEME, name="pathserve concepts", responsible_organization=manufacturer
             )
         ],
         specific_character_set="ISO_IR 192",
     )
-    document.copy_patient_and_study_information(first)
-    if "TimezoneOffsetFromUTC" in first:
-        document.TimezoneOffsetFromUTC = first.TimezoneOffsetFromUTC
-    document.InstanceCreationDate, document.InstanceCreationTime = document.ContentDate, document.ContentTime
-    document.ContributingEquipmentSequence = scanner(first)
-    decode_all(document)
+    complete(document, report, images[0], name)
     return document
 
 

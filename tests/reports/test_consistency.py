@@ -224,7 +224,7 @@ def check_common(report: Report, item: ResultObject, data: bytes) -> None:
     assert (dataset.DeviceSerialNumber, dataset.SoftwareVersions) == (
         report.software.device_uid, report.software.version,
     )  # fmt: skip
-    assert (dataset.ContentDate, dataset.ContentTime[:6]) == ("20261126", "093015")
+    assert (dataset.ContentDate, dataset.ContentTime) == ("20261126", "093015")
 
 
 def check_pdf(report: Report, files: dict[str, bytes]) -> None:
