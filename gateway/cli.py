@@ -194,9 +194,12 @@ def _analyze_into(arguments: argparse.Namespace, out: Path) -> tuple[Path, ...]:
         entries = folder.entries()
     else:
         archive = open_archive(arguments.archive, Access.from_settings(settings()))
-        entries = archive.search(
-            SlideQuery(**dict(zip(("study", "series", "accession", "container"), keys, strict=True)))
-        )
+        if arguments.study is not None and not (arguments.accession or arguments.container):
+            entries = archive.find_series(arguments.study, (arguments.series,) if arguments.series else ())
+        else:
+            study, series, accession, container = keys
+            query = SlideQuery(study=study, series=series, accession=accession, container=container)
+            entries = archive.search(query)
     order = Order(
         protocol=arguments.protocol,
         # What they were found by is what their headers have to say.
