@@ -7,7 +7,7 @@ imports no package, so nothing is ever fetched.
 import base64
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,7 +61,7 @@ def to_pdf(report: Report, pictures: Mapping[str, bytes]) -> bytes:
             )
             return cast(bytes, pages)
         except typst.TypstError as error:
-            more = _characters(error.diagnostic) - unshown
+            more = _named_unshown(error.diagnostic) - unshown
             if own_fonts_only:
                 own_fonts_only = False
             elif more:
@@ -71,18 +71,37 @@ def to_pdf(report: Report, pictures: Mapping[str, bytes]) -> bytes:
 
 
 def _data(content: dict[str, Any], unshown: set[str]) -> bytes:
+    """The content as JSON, without the texts that no font shows: of each only what is ASCII stays."""
+    replacements = {
+        text: "".join(character if character.isascii() else _REPLACEMENT for character in text)
+        for text in sorted(unshown, key=len, reverse=True)
+    }
+
+    def shown(value: str) -> str:
+        for text, replacement in replacements.items():
+            value = value.replace(text, replacement)
+        return value
+
     replaced = f"{_REPLACEMENT} stands for a character that this document has no font for; report.html shows it."
-    text = json.dumps({**content, "replaced": replaced if unshown else None}, ensure_ascii=False)
-    return text.translate(dict.fromkeys(map(ord, unshown), _REPLACEMENT)).encode()
+    document = {**_each(content, shown), "replaced": replaced if unshown else None}
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
-def _characters(diagnostic: str) -> set[str]:
-    """The characters that typst names as those no font shows."""
-    found = (
+def _named_unshown(diagnostic: str) -> set[str]:
+    """The texts, a character with its marks each, that typst names as those no font shows."""
+    return {
         _ESCAPE.sub(lambda escape: chr(int(escape[1], 16)) if escape[1] else escape[2], text)
         for text in _UNSHOWN.findall(diagnostic)
-    )
-    return set("".join(found))
+    }
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each(item, change) for key, item in value.items()}
+    return [_each(item, change) for item in value] if isinstance(value, list) else value
 
 
 def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -145,22 +164,12 @@ def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, A
         "footer": f"{report.software.name} {report.software.version}, {report.software.manufacturer} · report format "
         f"{report.schema_version} · {report.state.value} · {wording.RESEARCH_USE}",
     }
-    cleaned: dict[str, Any] = _clean(content)
-    return cleaned, images
+    return _each(content, plain), images  # no font shows control characters
 
 
 def _short(text: str) -> str:
     """What the head of every page has room for; the first page has it whole."""
     return text if len(text) <= _HEAD_CHARACTERS else text[: _HEAD_CHARACTERS - 1] + "…"
-
-
-def _clean(value: Any) -> Any:
-    """Text without the control characters that no font shows."""
-    if isinstance(value, str):
-        return plain(value)
-    if isinstance(value, dict):
-        return {key: _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, list) else value
 
 
 def _slide(

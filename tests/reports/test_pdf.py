@@ -174,6 +174,17 @@ def test_a_character_without_a_font_is_seen_to_be_missing(name: str, report: Rep
         assert "YamadaTarou" in said[0]
 
 
+def test_only_what_no_font_shows_is_replaced(report: Report) -> None:
+    report = replace(report, findings=(finding("0\u0d00 and 1\U0001246a"),))  # a mark on a digit, and a bare sign
+    said = "".join(pages(to_pdf(report, {})))
+    assert "0□and1□" in said
+    assert said.count("□") == 3
+    rest = Words(to_html(replace(report, findings=(finding("x"),)), {})).pieces
+    assert [piece for piece in rest if squeezed(piece) not in said and piece not in ONLY_ON_THE_PAGE] == [
+        "Whole case: x"
+    ]
+
+
 HOSTILE = '#evil[$x$] *b* _i_ \\ "q" <a> @ref `raw` // comment ] } #import "@preview/x:1.0.0" = head'
 
 
