@@ -11,6 +11,7 @@ TOP_LEVEL = {
     "model_repository", "gateway", "exporters", "training", "deploy", "tests", "docs",
     "pyproject.toml", "README.md", "LICENSE", "Makefile", ".ci", ".gitignore",
     "constraints.txt", "constraints-triton.txt", "constraints-training.txt", "constraints-tensorrt.txt",
+    "constraints-import.txt",
 }  # fmt: skip
 LIMIT_BYTES = 32 * 2**20
 FORBIDDEN = re.compile(
