@@ -5,16 +5,17 @@ import socket
 import ssl
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-# httpx logs every URL at INFO, and our URLs hold UIDs, which lead to a patient.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+# httpx logs every URL at INFO, and our URLs hold UIDs, which lead to a patient; httpcore logs headers at DEBUG.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 _CONNECTIONS = 8
 
@@ -50,6 +51,7 @@ class Wire:
 
     def __init__(self, limits: Limits, tls: ssl.SSLContext) -> None:
         self._limits = limits
+        self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._client = httpx.Client(
             headers={"Accept-Encoding": "identity", "User-Agent": "pathserve"},
@@ -80,12 +82,13 @@ class Wire:
         content_bytes: int = 0,
     ) -> Iterator[httpx.Response]:
         """One answer, its body unread. Raises httpx.HTTPError, httpx.StreamError, httpx.InvalidURL."""
-        watch = _Watch(self._sockets)
+        watch = _Watch(self._cut)
         sending_s = self._limits.write_s + content_bytes / self._limits.slowest_bytes_s
 
         def trace(event: str, info: Mapping[str, Any]) -> None:
             if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-                self._sockets.add(info["return_value"].get_extra_info("socket"))
+                with self._lock:
+                    self._sockets.add(info["return_value"].get_extra_info("socket"))
             elif event == "http11.send_request_headers.started":
                 watch.begin(sending_s)
             elif event == "http11.receive_response_headers.started":
@@ -109,35 +112,37 @@ class Wire:
         finally:
             watch.end()
 
+    def _cut(self) -> None:
+        """Cut all connections: which of them serves a request is not told."""
+        with self._lock:
+            for connection in list(self._sockets):
+                with suppress(OSError):  # closed already
+                    # The base class's: that of a TLS socket would take its state from the thread that reads.
+                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
 
 class _Watch:
-    """Cuts the connections when a phase takes too long.
+    """Cuts when a phase takes too long: the client's own timeouts begin anew with every byte, so that a server that
+    sends a byte now and then would hold us for ever."""
 
-    The client's own timeouts begin anew with every byte, so that a server that sends a byte now and then would hold us
-    for ever. Cut are all connections of the conversation, since which one serves a request is not told.
-    """
-
-    def __init__(self, sockets: Iterable[socket.socket]) -> None:
+    def __init__(self, cut: Callable[[], None]) -> None:
         self.expired = False
-        self._sockets = sockets
+        self._cut = cut
         self._timer: threading.Timer | None = None
 
     def begin(self, seconds: float) -> None:
+        """A new phase, in place of the one before."""
         self.end()
-        self._timer = threading.Timer(seconds, self._cut)
+        self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
         self._timer.start()
 
     def end(self) -> None:
+        """The last phase is over."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _cut(self) -> None:
+    def _expire(self) -> None:
         self.expired = True
-        for connection in list(self._sockets):
-            try:
-                # The base class's: that of a TLS socket would take its state from the thread that reads.
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)
-            except OSError:
-                continue  # closed already
+        self._cut()

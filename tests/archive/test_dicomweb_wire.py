@@ -25,6 +25,7 @@ LIMITS = Limits(connect_s=0.5, read_s=0.5, write_s=0.5, slowest_bytes_s=1e6, att
 def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
     """The address of a server that does this with each connection."""
     stop = threading.Event()
+    accepted: list[socket.socket] = []
 
     def serve() -> None:
         while not stop.is_set():
@@ -32,6 +33,7 @@ def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
                 connection, _ = listener.accept()
             except TimeoutError:
                 continue
+            accepted.append(connection)
             with connection:
                 try:
                     behave(connection)
@@ -46,6 +48,8 @@ def serving(behave: Callable[[socket.socket], None]) -> Iterator[str]:
             yield f"dicomweb://127.0.0.1:{listener.getsockname()[1]}/rs"
         finally:
             stop.set()
+            for connection in accepted:
+                connection.close()  # which ends what it does there
             thread.join()
 
 
@@ -78,14 +82,13 @@ def test_an_answer_whose_head_never_ends(behave: Callable[[socket.socket], None]
     began = time.monotonic()
     with serving(behave) as address, pytest.raises(ArchiveUnavailable, match="stopped answering"):
         DicomWebArchive.from_address(address, LIMITS).find_series(STUDY)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5  # it would have gone on for 20 s
 
 
 def test_a_server_that_hardly_reads(tmp_path: Path) -> None:
     def sip(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        for _ in range(45):
-            connection.recv(1000)
+        while connection.recv(1000):
             time.sleep(0.05)
 
     result = tmp_path / "result.dcm"
@@ -95,7 +98,7 @@ def test_a_server_that_hardly_reads(tmp_path: Path) -> None:
     with serving(sip) as address:
         with pytest.raises(ArchiveUnavailable):
             DicomWebArchive.from_address(address, limits).store([result])
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 5
 
 
 def test_retry_after_is_honoured() -> None:
@@ -111,7 +114,7 @@ def test_retry_after_is_honoured() -> None:
     began = time.monotonic()
     with running(RoguePacs(list_series=busy)) as pacs:
         DicomWebArchive.from_address(pacs.address, Limits(backoff_s=0.01)).find_series(STUDY)
-    assert 2 <= time.monotonic() - began < 4
+    assert 2 <= time.monotonic() - began < 8
 
 
 @pytest.mark.parametrize("after", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)])
