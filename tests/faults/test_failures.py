@@ -15,6 +15,7 @@ from tests.faults.conftest import study_of
 from tests.support.dicom import dicom_file
 from tests.support.gateway import Gateway, running_gateway
 from tests.support.orthanc import Orthanc, free_port
+from tests.support.rogue_answers import by_path
 from tests.support.rogue_pacs import Answer, RoguePacs, dicom_json, once_listed, running
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
@@ -134,7 +135,9 @@ def pacs_with(folder: Path) -> RoguePacs:
     return RoguePacs(
         list_series=once_listed(dicom_json({"0020000E": [header.SeriesInstanceUID], "00080060": ["SM"]})),
         list_instances=once_listed(dicom_json(*({"00080018": [sop]} for sop in files))),
-        retrieve=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]]),
+        retrieve=by_path(
+            instance=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]])
+        ),
     )
 
 
