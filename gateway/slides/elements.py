@@ -6,9 +6,8 @@ thousands. Here only heads are read (PS3.5 7.1), through one window of bounded s
 
 import os
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.operations.errors import TruncatedFile
 
@@ -25,8 +24,7 @@ def truncated(path: Path) -> TruncatedFile:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One element's tag, and where its value lies; `length` may be UNDEFINED, `vr` empty (items, implicit VR)."""
 
     tag: int
@@ -48,7 +46,7 @@ class Elements:
         self._explicit = explicit
         order = ">" if big_endian else "<"
         self._signed = struct.Struct(f"{order}i")
-        self._tag = struct.Struct(f"{order}HH")
+        self._head = struct.Struct(f"{order}HHI")
         self._short = struct.Struct(f"{order}H")
         self._long = struct.Struct(f"{order}I")
         self.size = os.fstat(fd).st_size
@@ -57,39 +55,33 @@ class Elements:
 
     def bytes_at(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on."""
-        if offset + length > self.size:
-            raise truncated(self._path)
+        begin = self._reach(offset, length)
+        return self._window[begin : begin + length]
+
+    def _reach(self, offset: int, length: int) -> int:
+        """Have these bytes in the window; returns where they begin in it."""
         begin = offset - self._start
         if begin < 0 or begin + length > len(self._window):
+            if offset + length > self.size:
+                raise truncated(self._path)
             self._window = os.pread(self._fd, max(length, _WINDOW), offset)
             self._start, begin = offset, 0
             if length > len(self._window):
                 raise truncated(self._path)
-        return self._window[begin : begin + length]
+        return begin
 
     def at(self, offset: int) -> Element:
         """The element whose head starts at `offset`."""
-        head = self.bytes_at(offset, 8)
-        group, number = self._tag.unpack_from(head)
+        begin = self._reach(offset, 8)
+        group, number, length = self._head.unpack_from(self._window, begin)
         tag = group << 16 | number
         # Some writers lapse into implicit VR inside sequences: then there are no two capital letters.
-        vr = head[4:6]
+        vr = self._window[begin + 4 : begin + 6]
         if not self._explicit or group == 0xFFFE or not (b"AA" <= vr <= b"ZZ"):
-            return Element(tag, offset + 8, self._long.unpack_from(head, 4)[0])
+            return Element(tag, offset + 8, length)
         if vr not in _LONG_VRS:
-            return Element(tag, offset + 8, self._short.unpack_from(head, 6)[0], vr)
+            return Element(tag, offset + 8, self._short.unpack_from(self._window, begin + 6)[0], vr)
         return Element(tag, offset + 12, self._long.unpack(self.bytes_at(offset + 8, 4))[0], vr)
-
-    def within(self, parent: Element) -> Iterator[Element]:
-        """The elements inside an item, or the items inside a sequence."""
-        position = parent.value
-        end = self.size if parent.length == UNDEFINED else parent.end
-        while position < end:
-            element = self.at(position)
-            if element.tag in (ITEM_END, SEQUENCE_END):
-                return
-            yield element
-            position = self.after(element)
 
     def after(self, element: Element) -> int:
         """The offset behind an element, its delimiter included. Takes time for its length only, however it nests."""

@@ -100,9 +100,10 @@ def stream_tiles(
         raise ValueError("batch and workers must be positive, skip a multiple of batch")
     gauge = gauge or FrameGauge(limit=max_frames)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="frames") as pool:
-        stream = _Stream(slide.image(plan.grid.level), plan, batch, skip, gauge, pool)
+        image = slide.image(plan.grid.level)
+        stream = _Stream(image, plan, batch, skip, gauge, pool)
         try:
-            yield from stream.batches(max(1, min(_TASK_FRAMES, gauge.limit // (2 * workers))), cancelled)
+            yield from stream.batches(image.at_once(min(_TASK_FRAMES, gauge.limit // (2 * workers))), cancelled)
         finally:
             stream.stop()
 

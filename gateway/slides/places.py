@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from gateway.operations.errors import InvalidSlide
-from gateway.slides.elements import Element, Elements
+from gateway.slides.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Element, Elements
 
 PER_FRAME_GROUPS = 0x52009230
 _PLANE_POSITION = 0x0048021A
@@ -56,11 +56,7 @@ def read_places(elements: Elements, groups: Element | None, header: Dataset, fra
             return None
         places = [_Place()] * frames
     else:
-        places = []
-        for item in elements.within(groups):
-            if len(places) == frames:
-                raise InvalidSlide(f"The slide has more per-frame groups than its {frames} frames. Convert it again.")
-            places.append(_place(elements, item))
+        places = _frame_places(elements, groups, frames)
     gathered = _Gathered()
     for place in places:
         x, y = shared.x if place.x is None else place.x, shared.y if place.y is None else place.y
@@ -81,23 +77,45 @@ def read_places(elements: Elements, groups: Element | None, header: Dataset, fra
     )
 
 
-def _place(elements: Elements, item: Element) -> _Place:
+def _frame_places(elements: Elements, groups: Element, frames: int) -> list[_Place]:
+    """What each item of the per-frame groups says, in one walk over their heads: only what says a place is entered, and
+    each of those sequences has one item."""
+    places: list[_Place] = []
     place = _Place()
-    for group in elements.within(item):
-        if group.tag not in (_PLANE_POSITION, _OPTICAL_PATH_IDENTIFICATION):
-            continue
-        for inner in elements.within(group):
-            for element in elements.within(inner):
-                if element.tag == _COLUMN:
-                    place.x = elements.signed(element)
-                elif element.tag == _ROW:
-                    place.y = elements.signed(element)
-                elif element.tag == _Z_OFFSET and element.length:
-                    place.z_um = _micrometres(elements.text(element))
-                elif element.tag == _OPTICAL_PATH:
-                    place.path = elements.text(element)
-            break
-    return place
+    within_undefined, item_is_inner = 0, False
+    position, end = groups.value, elements.size if groups.length == UNDEFINED else groups.end
+    while position < end:
+        element = elements.at(position)
+        position = element.value
+        tag = element.tag
+        if tag == ITEM:
+            if not item_is_inner:
+                if len(places) == frames:
+                    raise InvalidSlide(
+                        f"The slide has more per-frame groups than its {frames} frames. Convert it again."
+                    )
+                place = _Place()
+                places.append(place)
+            item_is_inner = False
+        elif tag == SEQUENCE_END:
+            if not within_undefined:
+                break
+            within_undefined -= 1
+            item_is_inner = False
+        elif tag in (_PLANE_POSITION, _OPTICAL_PATH_IDENTIFICATION):
+            item_is_inner = element.length > 0
+            within_undefined += element.length == UNDEFINED
+        elif tag != ITEM_END:
+            if tag == _COLUMN:
+                place.x = elements.signed(element)
+            elif tag == _ROW:
+                place.y = elements.signed(element)
+            elif tag == _Z_OFFSET and element.length:
+                place.z_um = _micrometres(elements.text(element))
+            elif tag == _OPTICAL_PATH:
+                place.path = elements.text(element)
+            position = elements.after(element)
+    return places
 
 
 def _micrometres(text: str) -> float:

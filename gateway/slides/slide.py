@@ -29,7 +29,7 @@ WHITE = 255
 
 
 THUMBNAIL_PX = 1024
-_READ_FRAMES = 64
+_READ_FRAMES, _READ_BYTES = 64, 32 * 1024 * 1024
 _MAX_OPEN_FILES = 32
 """A level of more instances (one a frame, in the worst case) opens their files as they are read."""
 _NO_FILE = -1
@@ -67,6 +67,10 @@ class LevelImage:
             result += self._read(part, [frame - offset for frame in frames[first:last]])
             first = last
         return result
+
+    def at_once(self, most: int) -> int:
+        """How many frames to read in one go: `most`, fewer where they are large."""
+        return max(1, min(most, _READ_BYTES // (3 * self.level.frame_width_px * self.level.frame_height_px)))
 
     def _read(self, part: int, frames: list[int]) -> list[memoryview]:
         instance = self.instances[part]
@@ -175,12 +179,13 @@ class Slide:
         image, level = self.images[index], self.levels[index]
         scale_x, scale_y = width_px / level.width_px, height_px / level.height_px
         factor = min(1 / scale_x, 1 / scale_y)
+        step = image.at_once(_READ_FRAMES)
         canvas = np.full((height_px, width_px, 3), WHITE, np.uint8)
 
         def draw(row: int) -> None:
             present = np.flatnonzero(image.frame_at_RC[row] >= 0)
-            for first in range(0, len(present), _READ_FRAMES):
-                columns = present[first : first + _READ_FRAMES]
+            for first in range(0, len(present), step):
+                columns = present[first : first + step]
                 frames = image.read_frames(image.frame_at_RC[row, columns].tolist())
                 for column, data in zip(columns.tolist(), frames, strict=True):
                     if data:
