@@ -79,6 +79,22 @@ def test_stored_once_however_often(
     assert archive.find_series(slide_uids[0])[0].instances == 8
 
 
+def test_another_object_under_the_same_uid_is_refused(
+    archive: DicomWebArchive, orthanc: Orthanc, slide_uids: tuple[str, str], tmp_path: Path
+) -> None:
+    """Orthanc keeps the first, and answers that all is well."""
+    sop = derive_uid("another-analysis", "sr")
+    content = dicom_file(slide_uids[0], "2.25.402", sop, modality="SR", pixels=None)
+    report = tmp_path / "report.sr.dcm"
+    report.write_bytes(content)
+    archive.store([report])
+    report.write_bytes(content.replace(b"TEST^P0001", b"TEST^P0002"))
+    with pytest.raises(ArchiveRefused, match=r"report\.sr\.dcm is not what was sent .it differs in PatientName"):
+        archive.store([report])
+    assert orthanc.file(sop) == content
+    orthanc.delete(sop)
+
+
 def test_what_cannot_be_stored_is_said(archive: DicomWebArchive, tmp_path: Path) -> None:
     text = tmp_path / "report.sr.dcm"
     text.write_bytes(b"not DICOM at all")
