@@ -80,21 +80,18 @@ pathserve is a client of one archive. It offers no DICOM service to others, and 
 | QIDO-RS, user agent | `/studies`, `/studies/{study}/series`, `/studies/{study}/series/{series}/instances`, \
 `/series`, `/instances` | `StudyInstanceUID`, `SeriesInstanceUID`, `SOPInstanceUID`, `AccessionNumber`, \
 `ContainerIdentifier`, `includefield` (repeated), `limit`, `offset`; `application/dicom+json` |
-| WADO-RS, user agent | `/studies/{study}/series/{series}/metadata`, `…/instances/{instance}/metadata` | \
-`application/dicom+json` |
+| WADO-RS, user agent | `/studies/{study}/series/{series}/metadata` | `application/dicom+json` |
 | WADO-RS, user agent | `/studies/{study}/series/{series}/instances/{instance}` | `multipart/related; \
 type="application/dicom"; transfer-syntax=*`, else the single part `application/dicom; transfer-syntax=*` |
 | WADO-RS, user agent | `…/instances/{instance}/frames/{list}` | `multipart/related`, in the stored transfer \
 syntax only |
-| WADO-RS, user agent | bulk data of the instance, where their URI lies below the archive's own address | \
-`multipart/related; type="application/octet-stream"` |
 | STOW-RS, user agent | `POST /studies`, one instance a request, key objects last; then read back and compared | \
 `multipart/related; type="application/dicom"` |
 | Media Storage (PS3.10), file-set reader | a folder, or the files that its DICOMDIR names | – |
 | Media Storage (PS3.10), file creator | the folder archive's `results/STUDY/INSTANCE.dcm`; no DICOMDIR is written | – |
 
 Requests carry `Accept-Encoding: identity`. Pixels are taken in the transfer syntax in which they are stored, or not at
-all. Redirects, and URLs that lead elsewhere than to the archive, are not followed. How an archive is found, pulled from
+all. Redirects and the URLs of an answer (Retrieve URL, BulkDataURI) are not followed. How an archive is found, pulled from
 and written to: [archive.md](archive.md)."""
 
 _SECURITY = """\

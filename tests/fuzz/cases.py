@@ -36,6 +36,7 @@ _REPORT_LIES = (
     "bits-in-header",
     "hostile-uid",
 )
+_CACHE_DAMAGES = ("file-gone", "no-file", "zeroed", "cut-anywhere", "bits-in-preamble")
 _PACS_WALL_S = 10.0 + WALL_S
 """The timeouts that a pull may use up in a row, and what it may take beyond them."""
 SEEDS_A_CAMPAIGN = 1_000_000
@@ -47,6 +48,7 @@ MUTATORS: tuple[tuple[str, str], ...] = (
     *(("report", name) for name in _REPORT_LIES),
     *(("partial", name) for name in PARTIAL_TRICKS),
     *(("partial", name) for name in ("bits-in-header", "cut-at-boundary", "absurd-size", "frames-lie", "wrong-value")),
+    *(("cache", name) for name in _CACHE_DAMAGES),
     *(("pacs", name) for name in ANSWERS),
 )
 """All kinds of damage; seeds go round them, so that each occurs as often as any other."""
@@ -89,6 +91,11 @@ def _case_of(seed: int, corpus: Path) -> Case:
             targets.pull(rng, mutator),
             _PACS_WALL_S,
         )
+    if subject == "cache":
+        again = targets.pull_again(rng, mutator)
+        return Case(
+            seed, subject, mutator, source, lambda case: targets.copied(slide, case / "in"), again, _PACS_WALL_S
+        )
     if subject == "report":
         return Case(seed, subject, mutator, source, _damage_slide(rng, mutator, slide), targets.REPORT)
     if subject == "partial":
@@ -115,7 +122,7 @@ def _slides(corpus: Path, subject: str, mutator: str) -> list[str]:
         return ["parts", "jpeg"]
     if subject == "report":
         return ["cmu", "jpeg", "parts"]
-    if mutator.startswith("bomb-") or subject in ("partial", "pacs"):
+    if mutator.startswith("bomb-") or subject in ("partial", "pacs", "cache"):
         return [name for name in names if name in ("jpeg", "jpeg2000", "sparse", "cmu-small")]
     return names
 

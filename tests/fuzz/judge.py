@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from gateway.operations.errors import PathserveError
 WALL_S = 10.0
 MEMORY_BYTES = 1 << 30
 _POLL_S = 0.02
+_TEMPORARY = "tmp"
+"""A case's folder for temporary files: any may be written there, and none may be left."""
 _PAGE_BYTES = resource.getpagesize()
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES: dict[str, tuple[tuple[int, int | None], ...]] = {
@@ -75,6 +78,7 @@ def judged(
 
     Call it from a process with one thread.
     """
+    (case / _TEMPORARY).mkdir(exist_ok=True)
     before = _listing(case, task.may_write), _listing(outside, ()) if outside else None
     reading, writing = os.pipe()
     began = time.monotonic()
@@ -152,6 +156,7 @@ def _listing(folder: Path, without: tuple[str, ...]) -> dict[str, tuple[int, int
     for top, folders, files in os.walk(folder):
         if Path(top) == folder:
             folders[:] = [name for name in folders if name not in without]
+            files = [name for name in files if name not in without]
         for name in [*folders, *files]:
             status = os.lstat(path := f"{top}/{name}")
             found[path] = (status.st_size, status.st_mtime_ns, status.st_mode)
@@ -166,7 +171,8 @@ def _child(task: Task, case: Path, writing: int) -> None:
             os.dup2(devnull, descriptor)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         stray: list[str] = []
-        _watch_writes(stray, tuple(os.fspath(case / name) for name in task.may_write))
+        tempfile.tempdir = os.fspath(case / _TEMPORARY)
+        _watch_writes(stray, tuple(os.fspath(case / name) for name in (_TEMPORARY, *task.may_write)))
         outcome = _outcome(task, case)
         if stray and outcome["outcome"] in ("result", "refused"):
             outcome = {"outcome": "stray", "detail": "; ".join(stray[:3])}

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pydicom
@@ -20,7 +21,7 @@ from pydicom.encaps import generate_frames
 from tests.fuzz.damage import DAMAGES
 from tests.fuzz.lies import LIES
 
-KINDS = ("find", "metadata", "frames", "instance", "bulk", "store")
+KINDS = ("find", "metadata", "frames", "instance", "store")
 _EDGE = "edge-of-a-part"
 _JSON = "application/dicom+json"
 _UIDS = ("../../../x", "/etc/passwd", "1.2\0", "1" * 90, "", "1.2.3/../../4", "..%2f..%2fx")
@@ -100,7 +101,7 @@ def _right(rogue: Rogue, request: Request) -> tuple[int, str, bytes]:
     if request.kind == "metadata":
         one = "/instances/" in request.path
         files = [rogue.file_of(request.path)] if one else [Path(header.filename) for header in rogue.headers.values()]
-        return 200, _JSON, json.dumps([_metadata(file) for file in files]).encode()
+        return 200, _JSON, json.dumps([_metadata(rogue, file) for file in files]).encode()
     file = rogue.file_of(request.path)
     if request.kind == "frames":
         dataset = pydicom.dcmread(file)
@@ -111,10 +112,16 @@ def _right(rogue: Rogue, request: Request) -> tuple[int, str, bytes]:
     return 200, *_multipart([file.read_bytes()], "application/dicom")
 
 
-def _metadata(file: Path) -> dict[str, object]:
+def _metadata(rogue: Rogue, file: Path) -> dict[str, Any]:
+    """A header in DICOM JSON; colour profiles by reference, as PACS do."""
     dataset = pydicom.dcmread(file, stop_before_pixels=True)
-    found: dict[str, object] = dataset.to_json_dict()
+    found: dict[str, Any] = dataset.to_json_dict()
     found["00083002"] = {"vr": "UI", "Value": [str(dataset.file_meta.TransferSyntaxUID)]}
+    at = f"{rogue.address.replace('dicomweb:', 'http:')}"
+    at += f"/studies/{rogue.study}/series/{dataset.SeriesInstanceUID}/instances/{dataset.SOPInstanceUID}/bulk/1"
+    for path in found.get("00480105", {}).get("Value", ()):
+        if path.get("00282000", {}).pop("InlineBinary", None):
+            path["00282000"]["BulkDataURI"] = at
     return found
 
 
@@ -277,7 +284,7 @@ def lying_metadata(rogue: Rogue, request: Request, connection: socket.socket) ->
         lie = rng.choice(("absurd-size", "frames-lie", "hostile-uid", "wrong-spacing", "attributes-gone"))
         LIES[lie](rng, copy)
         with suppress(Exception):  # what pydicom itself cannot say in JSON is not sent
-            found.append(_metadata(copy))
+            found.append(_metadata(rogue, copy))
     uri = rng.choice(
         ("file:///etc/passwd", "http://127.0.0.1:9/x", "//127.0.0.1:9/x", "../../../../x", "http://[", "/b")
     )
@@ -402,8 +409,6 @@ def _request(connection: socket.socket) -> Request | None:
         kind = "metadata"
     elif "/frames/" in path:
         kind = "frames"
-    elif "/bulk" in path:
-        kind = "bulk"
     elif re.search(r"/instances/[^/]+$", path):
         kind = "instance"
     else:

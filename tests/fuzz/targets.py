@@ -14,10 +14,11 @@ from gateway.archive.cache import FrameCache
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.partial import PartialInstance
-from gateway.operations.errors import ArchiveError, DiskFull, FramesNotFetched, SlideError, SlideNotInArchive
+from gateway.operations.errors import ArchiveError, SlideError, SlideNotInArchive, StateError
 from gateway.reports.encode import write_all
 from gateway.slides import Slide, TissueMask, frames_of, overview_levels, plan_tiles, stream_tiles
 from tests.conformance.invented import invented
+from tests.fuzz.damage import DAMAGES
 from tests.fuzz.judge import Task
 from tests.fuzz.rogue import ANSWERS, KINDS, Rogue, running
 
@@ -82,7 +83,26 @@ def pull(rng: Random, answer: str) -> Task:
                 pull_slide(archive, entry, cache)
             archive.store(sorted((case / "in").glob("*.dcm"))[:1])
 
-    return Task(run, (ArchiveError, SlideError, DiskFull, FramesNotFetched), ("cache", "copy.dcm"))
+    return Task(run, (ArchiveError, SlideError, StateError), ("cache", "copy.dcm"))
+
+
+def pull_again(rng: Random, damage: str) -> Task:
+    """Pull a slide from a good PACS, damage a file of the cache, and pull and read it once more."""
+
+    def run(case: Path) -> None:
+        good = Rogue(rng, case / "in", "none", ANSWERS["html"])
+        with running(good) as server:
+            archive = DicomWebArchive.from_address(server.address, LIMITS)
+            [entry] = archive.find_series(server.study)
+            pull_slide(archive, entry, FrameCache(case / "cache", _CACHE_BYTES))
+            file = rng.choice(sorted(path for path in (case / "cache").rglob("*") if path.is_file()))
+            if damage == "file-gone":
+                file.unlink()
+            else:
+                file.write_bytes(DAMAGES[damage](rng, bytearray(file.read_bytes() or b"x")))
+            pull_slide(archive, entry, FrameCache(case / "cache", _CACHE_BYTES))
+
+    return Task(run, (ArchiveError, SlideError, StateError), ("cache",))
 
 
 def pull_slide(archive: DicomWebArchive, entry: SeriesEntry, cache: FrameCache) -> None:
@@ -115,7 +135,7 @@ def write_partial(slide: Path, folder: Path) -> None:
 
 SLIDE = Task(read_folder, (ArchiveError, SlideError))
 REPORT = Task(report_slide, (SlideError,), ("work", "out"))
-PARTIAL = Task(read_partial, (SlideError, FramesNotFetched))
+PARTIAL = Task(read_partial, (SlideError, StateError))
 OBJECT = Task(keep_object, (ArchiveError, SlideError), ("store",))
 
 
