@@ -41,7 +41,8 @@ class CasePull:
         self._progress = progress
         self._cancelled = cancelled
         self._unframed = -1
-        self._before = 0
+        self._done: dict[str, int] = {}
+        """Bytes that are there of each series, so that what is brought in turns is told as one sum."""
 
     def run(self) -> list[Fetched]:
         """Bring what will be read; the slides of the order, there or with the reason why not.
@@ -57,7 +58,8 @@ class CasePull:
             slides = each_readable(slides, self._planned)
             self._unframed = sum(slide.partial for slide in slides)
             slides = each_readable(slides, self._framed)
-        self._progress(self._before, self._before)
+        done = sum(self._done.values())
+        self._progress(done, done)
         return slides
 
     def _with_headers(self) -> list[Fetched]:
@@ -75,7 +77,7 @@ class CasePull:
                 for entry in entries:
                     slide = Fetched(specimen=index, study=entry.study, series=entry.series)
                     try:
-                        fetched.append(self._bring(slide, {}))
+                        fetched.append(self._bring(slide, {}, entry))
                     except (SlideNotInArchive, SlideError) as error:
                         first = first or error
                         fetched.append(slide.unread(error))
@@ -113,18 +115,15 @@ class CasePull:
         self._unframed -= 1
         return self._bring(slide, wanted)
 
-    def _bring(self, slide: Fetched, wanted: Wanted) -> Fetched:
-        before = self._before
+    def _bring(self, slide: Fetched, wanted: Wanted, entry: SeriesEntry | None = None) -> Fetched:
+        before = self._done.get(slide.series, 0)
+        others = sum(self._done.values()) - before
 
         def progress(done: int, total: int | None) -> None:
-            self._before = before + done
-            self._progress(before + done, before + total if total is not None and self._unframed == 0 else None)
+            self._done[slide.series] = max(before, done)
+            in_all = None if total is None or self._unframed else others + total
+            self._progress(others + self._done[slide.series], in_all)
 
-        series = self._archive.fetch(
-            SeriesEntry(slide.study, slide.series),
-            self._cache,
-            wanted=wanted,
-            progress=progress,
-            cancelled=self._cancelled,
-        )
+        entry = entry or SeriesEntry(slide.study, slide.series)
+        series = self._archive.fetch(entry, self._cache, wanted=wanted, progress=progress, cancelled=self._cancelled)
         return replace(slide, files=series.files)

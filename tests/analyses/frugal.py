@@ -41,7 +41,12 @@ class FrugalArchive:
         if cancelled():
             raise Cancelled("The analysis was cancelled.")
         self.asked.append((entry.series, wanted))
-        heads, done = [], 0
+        heads: list[Path] = []
+
+        def done() -> int:
+            parts = (PartialInstance(head).frames_file for head in heads)
+            return sum(part.stat().st_size for part in parts if part.exists())
+
         with cache.filling(self.address, entry.study, entry.series, cancelled) as folder:
             for file in self._folder.fetch(entry, cache).files:
                 sop = str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID)
@@ -53,8 +58,8 @@ class FrugalArchive:
                     frames = encoded_frames(file)
                     numbers = wanted[sop]
                     missing = part.missing(range(len(frames)) if numbers is None else numbers)
-                    done += part.append((number, frames[number]) for number in missing)
+                    part.append((number, frames[number]) for number in missing)
                     self.frames_brought += len(missing)
-                    progress(done, None)
-        progress(done, done)
+                    progress(done(), None)
+        progress(done(), done())
         return FetchedSeries(entry.study, entry.series, tuple(sorted(heads)))
