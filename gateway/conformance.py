@@ -91,8 +91,8 @@ syntax only |
 | Media Storage (PS3.10), file creator | the folder archive's `results/STUDY/INSTANCE.dcm`; no DICOMDIR is written | – |
 
 Requests carry `Accept-Encoding: identity`. Pixels are taken in the transfer syntax in which they are stored, or not at
-all. Redirects and the URLs of an answer (Retrieve URL, BulkDataURI) are not followed. How an archive is found, pulled from
-and written to: [archive.md](archive.md)."""
+all. Redirects and URLs within an answer (Retrieve URL, BulkDataURI) are not followed. How an archive is searched, pulled
+from and written to: [archive.md](archive.md)."""
 
 _SECURITY = """\
 - TLS 1.2 or newer with checked certificates; plain HTTP on the loopback address only.
@@ -104,7 +104,7 @@ _LEFT_OUT = """\
 - Images that are not 8-bit colour: MONOCHROME, PALETTE COLOR, 16 bits, fluorescence.
 - 12-bit JPEG, video, the transfer syntaxes refused above.
 - Slides without pixel spacing, with pixels that are not square, with frames off a regular grid, or whose levels do not
-  show the same area: refused with a reason. What is read of a slide, and how: [slides.md](slides.md).
+  show the same area: refused with a reason. What is read of a slide, and how: `docs/slides.md`.
 - Presentation states, structured display, fractional segmentations of the tissue classes."""
 
 _FALSE_ERRORS = """\
