@@ -7,7 +7,7 @@ not the header, decides which colour transform its decoder undoes.
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Bytes = bytes | memoryview
 
@@ -15,12 +15,13 @@ Bytes = bytes | memoryview
 @dataclass(frozen=True, slots=True)
 class Codestream:
     """Size, components and bits of an encoded image. `rgb`: what its decoder gives, RGB (True) or YCbCr that it leaves
-    as it is (False); None where the codestream does not say."""
+    as it is (False); None where the codestream does not say. All of it stands in the first `length` bytes."""
 
     rows: int
     columns: int
     components: int
     bits: int
+    length: int
     rgb: bool | None = None
 
 
@@ -40,7 +41,7 @@ def jpeg(data: Bytes) -> Codestream:
     """
     if bytes(data[:2]) != b"\xff\xd8":
         raise ValueError("no start of image")
-    found: Codestream | None = None
+    found: tuple[int, int, int, int] | None = None
     jfif, adobe, rgb = False, None, None
     position = 2
     while position + 4 <= len(data):
@@ -58,7 +59,7 @@ def jpeg(data: Bytes) -> Codestream:
             bits, rows, columns, components = struct.unpack_from(">BHHB", data, position + 4)
             names = bytes(data[position + 10 : position + 10 + 3 * components : 3])
             sampling = bytes(data[position + 11 : position + 11 + 3 * components : 3])
-            found = Codestream(rows, columns, components, bits)
+            found = rows, columns, components, bits
             rgb = True if names == b"RGB" else False if len(set(sampling)) > 1 else None
         elif code == _APP0:
             jfif = jfif or bytes(data[position + 4 : position + 9]) == b"JFIF\0"
@@ -68,7 +69,7 @@ def jpeg(data: Bytes) -> Codestream:
     if found is None:
         raise ValueError("no start of frame")
     said = False if jfif else adobe == 0 if adobe is not None else rgb
-    return Codestream(found.rows, found.columns, found.components, found.bits, said)
+    return Codestream(*found, position, said)
 
 
 _MARKER = re.compile(rb"\xff([\x80-\xff])", re.DOTALL)
@@ -82,7 +83,7 @@ def jpeg_ls(data: Bytes) -> Codestream:
     markers = [marker[0] for marker in _MARKER.findall(stream, stream.index(b"\xff\xda") + 2)]
     if not markers or markers[-1] != _EOI or not _BETWEEN_SCANS.issuperset(markers[:-1]):
         raise ValueError("the scan breaks off")
-    return found
+    return replace(found, length=len(data))
 
 
 _RLE_HEADER = struct.Struct("<16I")
@@ -107,7 +108,7 @@ def jpeg_2000(data: Bytes) -> Codestream:
     if position < 0 or bytes(data[position : position + 2]) != b"\xff\x4f":
         raise ValueError("no start of codestream")
     position += 2
-    found: Codestream | None = None
+    found: tuple[int, int, int, int] | None = None
     while True:
         marker, length = struct.unpack_from(">HH", data, position)
         if marker == _SIZ:
@@ -118,9 +119,9 @@ def jpeg_2000(data: Bytes) -> Codestream:
             if -(-width // tile_width) * -(-height // tile_height) > _MAX_J2K_TILES:
                 raise ValueError("too many tiles")
             bits = (data[position + 40] & 0x7F) + 1
-            found = Codestream(height - top, width - left, components, bits)
+            found = height - top, width - left, components, bits
         elif marker == _COD and found is not None:
-            return Codestream(found.rows, found.columns, found.components, found.bits, data[position + 8] == 1 or None)
+            return Codestream(*found, position + 2 + length, data[position + 8] == 1 or None)
         elif marker == _SOT:
             raise ValueError("no coding style")
         position += 2 + length
@@ -145,7 +146,7 @@ def jpeg_xl(data: Bytes) -> Codestream:
         columns = rows * numerator // denominator
     else:
         columns = (bits.take(5) + 1) * 8 if small else bits.size()
-    return Codestream(rows, columns, 3, 8, True)
+    return Codestream(rows, columns, 3, 8, len(data), True)
 
 
 def _jxl_codestream(data: Bytes) -> bytes:

@@ -4,7 +4,6 @@ Every decoder used here releases the GIL, so a thread pool decodes on all cores.
 """
 
 import struct
-from collections.abc import Callable
 
 import imagecodecs
 import numpy as np
@@ -93,6 +92,7 @@ class FrameDecoder:
         self._planar = planar
         self._to_srgb = to_srgb
         self._reader = _READERS.get(transfer_syntax)
+        self._last: tuple[bytes, Codestream] | None = None
 
     def __call__(self, data: Bytes, scratch: Image | None = None) -> Image:
         """One frame, which may be a view of the scratch image (rows, columns, 3) where one is given.
@@ -100,40 +100,51 @@ class FrameDecoder:
         Raises CorruptFrame where the bytes are damaged or hold more than the frame. They may hold less: some converters
         cut the frames of the right and lower edge (see `visible`).
         """
-        return self._decoded(data, lambda head: self._decode(data, scratch, head))
+        head = self._checked_head(data)
+        try:
+            image = self._decode(data, scratch, head)
+        except Exception as error:
+            # Codecs raise what they like; each means the same: these bytes are not the frame they should be.
+            raise CorruptFrame(_CORRUPT) from error
+        return self._finished(image)
 
     def reduced(self, data: Bytes, factor: float) -> Image:
         """A frame for an overview: JPEG is decoded at the smallest size that is still at least 1/`factor` of the full
         one (the DCT gives 1/2, 1/4, 1/8 for nearly nothing); everything else at full size. Raises CorruptFrame."""
         if self._syntax not in _JPEG or factor < 2:
             return self(data)
-
-        def decode(head: Codestream | None) -> Image:
-            if self._is_bare_rgb(head):
-                return self._decode(data, None, head)
-            image: Image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=factor, min_height=1, min_width=1)
-            return image
-
-        return self._decoded(data, decode)
-
-    def _decoded(self, data: Bytes, decode: Callable[[Codestream | None], Image]) -> Image:
-        rows, columns, _ = self._shape
+        head = self._checked_head(data)
         try:
-            head = self._reader(data) if self._reader is not None else None
-        except (ValueError, IndexError, struct.error):
-            raise CorruptFrame(_CORRUPT) from None
-        if head is not None:
-            if head.components != 3 or head.bits != 8:
-                raise CorruptFrame(f"{_CORRUPT} It is not an 8-bit colour image.")
-            if not (0 < head.rows <= rows and 0 < head.columns <= columns):
-                raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+            if self._is_bare_rgb(head):
+                image = self._decode(data, None, head)
+            else:
+                image = simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=factor, min_height=1, min_width=1)
+        except Exception as error:
+            raise CorruptFrame(_CORRUPT) from error
+        return self._finished(image)
+
+    def _checked_head(self, data: Bytes) -> Codestream | None:
+        """What the codestream says of itself; the next frame mostly begins like the last one, and says the same."""
+        rows, columns, _ = self._shape
         if len(data) > 2 * 3 * rows * columns + _MAX_OVERHEAD:
             raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+        if self._reader is None:
+            return None
+        if self._last is not None and bytes(data[: self._last[1].length]) == self._last[0]:
+            return self._last[1]
         try:
-            image = decode(head)
-        except Exception as error:
-            # Codecs raise what they like; each means the same: these bytes are not the frame they should be.
-            raise CorruptFrame(_CORRUPT) from error
+            head = self._reader(data)
+        except (ValueError, IndexError, struct.error):
+            raise CorruptFrame(_CORRUPT) from None
+        if head.components != 3 or head.bits != 8:
+            raise CorruptFrame(f"{_CORRUPT} It is not an 8-bit colour image.")
+        if not (0 < head.rows <= rows and 0 < head.columns <= columns):
+            raise CorruptFrame(f"{_CORRUPT} It is larger than the header says.")
+        self._last = bytes(data[: head.length]), head
+        return head
+
+    def _finished(self, image: Image) -> Image:
+        rows, columns, _ = self._shape
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise CorruptFrame(f"{_CORRUPT} It is not an 8-bit colour image.")
         if image.shape[0] > rows or image.shape[1] > columns:
