@@ -91,7 +91,7 @@ syntax only |
 | Media Storage (PS3.10), file creator | the folder archive's `results/STUDY/INSTANCE.dcm`; no DICOMDIR is written | – |
 
 Requests carry `Accept-Encoding: identity`. Pixels are taken in the transfer syntax in which they are stored, or not at
-all. Redirects and URLs within an answer (Retrieve URL, BulkDataURI) are not followed. How an archive is searched, pulled
+all. Redirects and URLs within an answer (Retrieve URL, BulkDataURI) are not followed. How an archive is found, pulled
 from and written to: [archive.md](archive.md)."""
 
 _SECURITY = """\
