@@ -49,10 +49,19 @@ def store(session: Session, files: Sequence[Path]) -> None:
     for file in files:
         with disk_errors():
             wanted = instance_id(file)
-            session.repeated(partial(_upload, session, wanted, file))
+            try:
+                session.repeated(partial(_upload, session, file))
+            except _NotStored:
+                # Servers have reasons of their own for what they hold already: then it counts what that is.
+                if not _is_listed(session, wanted):
+                    raise
             _await_visible(session, wanted)
             session.repeated(partial(_verify, session, wanted, file))
         _log.debug("stored %s in the PACS", wanted.sop)
+
+
+class _NotStored(ArchiveRefused):
+    """The PACS took the request, and says that it did not store the object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,7 @@ class _Upload:
         yield self.tail
 
 
-def _upload(session: Session, wanted: InstanceId, file: Path) -> None:
+def _upload(session: Session, file: Path) -> None:
     boundary = uuid.uuid4().hex
     head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
     tail = f"\r\n--{boundary}--\r\n".encode()
@@ -111,9 +120,9 @@ def _check_stored(answer: bytes, name: str, *, refused: bool) -> None:
         if reason is not None and reason in _OUT_OF_RESOURCES:
             raise ArchiveUnavailable(f"The PACS is out of resources and did not store {name}: make room there.")
         meaning = "see its log" if reason is None else _REASONS.get(reason, "see its log")
-        raise ArchiveRefused(f"The PACS did not store {name} (failure reason {reason}: {meaning}).")
+        raise _NotStored(f"The PACS did not store {name} (failure reason {reason}: {meaning}).")
     if refused and not failures:
-        raise ArchiveRefused(f"The PACS did not store {name} (HTTP 409): see its log.")
+        raise _NotStored(f"The PACS did not store {name} (HTTP 409): see its log.")
     for warning in _reasons(dataset, _STORED, _WARNING_REASON):
         if warning is not None:
             PACS_RESULTS_ALTERED.inc()
@@ -127,14 +136,16 @@ def _reasons(dataset: dict[str, object], sequence: str, reason: str) -> list[int
     return [value if isinstance(value, int) else None for value in found]
 
 
+def _is_listed(session: Session, wanted: InstanceId) -> bool:
+    path = f"/studies/{wanted.study}/series/{wanted.series}/instances"
+    found = session.listing("find", path, [("SOPInstanceUID", wanted.sop)]) or []
+    return any(text(match, _SOP_INSTANCE) == wanted.sop for match in found)
+
+
 def _await_visible(session: Session, wanted: InstanceId) -> None:
     """Return when the PACS lists the object: some answer before they have indexed it."""
     until = time.monotonic() + session.limits.visible_s
-    path = f"/studies/{wanted.study}/series/{wanted.series}/instances"
-    while True:
-        found = session.listing("find", path, [("SOPInstanceUID", wanted.sop)]) or []
-        if any(text(match, _SOP_INSTANCE) == wanted.sop for match in found):
-            return
+    while not _is_listed(session, wanted):
         if time.monotonic() > until:
             raise ArchiveUnavailable("The PACS took the result but does not list it: see its log.")
         time.sleep(_POLL_S)

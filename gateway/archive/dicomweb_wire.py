@@ -89,7 +89,7 @@ class Wire:
             if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
                 with self._lock:
                     self._sockets.add(info["return_value"].get_extra_info("socket"))
-            elif event == "http11.send_request_headers.started":
+            elif event == "http11.send_request_headers.started" and content is not None:
                 watch.begin(sending_s)
             elif event == "http11.receive_response_headers.started":
                 watch.begin(self._limits.read_s)
