@@ -1,6 +1,7 @@
 """The whole way with a real PACS: slides from the PACS, order over REST, every object back in the PACS."""
 
 import json
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 import pydicom
 import pytest
 
+from gateway.archive import open_archive
+from gateway.archive.cache import FrameCache
+from gateway.archive.costs import Costs, Sample
 from gateway.domain.uids import derive_uid
 from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
@@ -128,6 +132,33 @@ def test_the_report_is_the_one_from_a_folder(
     from_pacs = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
     assert from_pacs["analysis_id"] == analysis
     assert own_things_dropped(from_pacs) == own_things_dropped(from_folder)
+
+
+def test_a_slide_of_which_only_tissue_was_pulled_gives_the_same_report(
+    gateway: Gateway, cli: Cli, pacs: Orthanc, tmp_path: Path
+) -> None:
+    slide = tmp_path / "slide"
+    write_phantom(slide, width_px=3072, height_px=3072, seed=9, coverage=0.1)
+    pacs.upload(slide)
+    header = pydicom.dcmread(next(slide.glob("*.dcm")), stop_before_pixels=True)
+    # As if whole instances had been slow to come from this PACS, so that frames are asked for.
+    cache = FrameCache(gateway.state / "cache", 2**30).of_archive(open_archive(pacs.address).address)
+    slow = Sample(frames=False, instance_bytes=1e6, sent_bytes=1e6, seconds=60.0, at=time.time())
+    cache.mkdir(parents=True, exist_ok=True)
+    Costs((slow,)).write(cache / "costs.json")
+
+    analysis = gateway.order(header.StudyInstanceUID, specimens=[{"slides": [{"study": header.StudyInstanceUID}]}])
+    assert gateway.finish(analysis)["state"] == "completed"
+    pulled = sum(path.stat().st_size for path in (cache / header.StudyInstanceUID).rglob("*.frames"))
+    assert 0 < pulled < 0.6 * sum(path.stat().st_size for path in slide.glob("*.dcm"))
+
+    done = cli("analyze", "--protocol", "tissue-classification", "--slide", slide, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    from_folder = json.loads((tmp_path / "out" / "report.json").read_text())
+    from_pacs = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    assert own_things_dropped(from_pacs) == own_things_dropped(from_folder)
+    for sop in objects_of(gateway, analysis):
+        pacs.delete(sop)
 
 
 def test_steps_are_told(gateway: Gateway, analysis: str) -> None:
