@@ -7,14 +7,13 @@ stays a ring of its own (OGC Simple Features 6.1.11).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import pairwise
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from gateway.domain.report import Report, TissueClass
+from gateway.domain.report import Report
 from gateway.domain.slide import TileGrid
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
@@ -70,69 +69,54 @@ def _regions(report: Report, source: SlideSource, *, cut: bool) -> Iterator[Regi
     tiles = source.tiles
     slide = next((slide for slide in report.slides if slide.series == source.series), None)
     result = wording.result_of(report, slide) if slide else None
-    if tiles is None or result is None or not len(tiles.rows_N):
+    if tiles is None or result is None:
         return
     if slide is None or slide.grid is None or slide.level_width_px is None or slide.level_height_px is None:
         raise PathserveError("The report does not say which grid a slide was read on. Run the analysis again.")
-    lattice = _Lattice(slide.grid, (slide.level_width_px, slide.level_height_px), tiles)
+    level_px = slide.level_width_px, slide.level_height_px
     for tissue in result.classes:
-        yield from lattice.regions(tissue, cut=cut)
+        yield from _of_class(tissue.index, tiles, slide.grid, level_px, cut=cut)
 
 
-@dataclass(frozen=True)
-class _Lattice:
-    """The tiles of one slide in the box of the grid that holds them."""
-
-    grid: TileGrid
-    level_px: tuple[int, int]
-    tiles: TileMap
-
-    @cached_property
-    def _row(self) -> int:
-        return int(self.tiles.rows_N.min())
-
-    @cached_property
-    def _column(self) -> int:
-        return int(self.tiles.columns_N.min())
-
-    def regions(self, tissue: TissueClass, *, cut: bool) -> Iterator[Region]:
-        chosen_M = np.flatnonzero(self.tiles.classes_N == tissue.index)
-        if not len(chosen_M):
-            return
-        rows_M, columns_M = self.tiles.rows_N[chosen_M] - self._row, self.tiles.columns_N[chosen_M] - self._column
-        mask_RC = np.zeros((rows_M.max() + 1, columns_M.max() + 1), dtype=np.uint8)
-        mask_RC[rows_M, columns_M] = 1
-        whole_RC, _ = connected(mask_RC)
-        part_RC, rings = whole_RC, _outlines(whole_RC)
-        if cut and len(rings.label_G) > whole_RC.max():
-            part_RC = _without_holes(whole_RC, rings)
-            rings = _outlines(part_RC)
-        part_M = part_RC[rows_M, columns_M]
-        count = int(part_RC.max()) + 1
-        number_P = np.zeros(count, dtype=np.int64)
-        number_P[part_M] = whole_RC[rows_M, columns_M]
-        probability_M = self.tiles.probabilities_NC[chosen_M, tissue.index].astype(np.float64)
-        tiles_P = np.bincount(part_M, minlength=count)
-        probability_P = np.bincount(part_M, probability_M, count) / np.maximum(tiles_P, 1)
-        tissue_P = np.bincount(part_M, self.tiles.tissue_N[chosen_M].astype(np.float64), count)
-        highest_P = np.zeros(count)
-        np.maximum.at(highest_P, part_M, probability_M)
-        # Lattice points as pixels; the last row and column of tiles may reach beyond the level.
-        moved_K2 = (rings.corners_K2 + np.array([self._column, self._row])) * self.grid.field_px
-        in_px = replace(rings, corners_K2=np.minimum(moved_K2, np.array(self.level_px)))
-        area_P = np.bincount(rings.label_G, in_px.areas, count)
-        pixel_mm2 = self.grid.tile_area_mm2 / self.grid.field_px**2
-        for part, of_part in enumerate(in_px.by_label(), 1):
-            yield Region(
-                index=tissue.index,
-                number=int(number_P[part]),
-                rings=of_part,
-                tiles=int(tiles_P[part]),
-                area_mm2=float(area_P[part]) * pixel_mm2,
-                tissue_area_mm2=float(tissue_P[part]) * self.grid.tile_area_mm2,
-                mean_probability=float(probability_P[part]),
-                max_probability=float(highest_P[part]),
-            )
+def _of_class(index: int, tiles: TileMap, grid: TileGrid, level_px: tuple[int, int], *, cut: bool) -> Iterator[Region]:
+    chosen_M = np.flatnonzero(tiles.classes_N == index)
+    if not len(chosen_M):
+        return
+    rows_M, columns_M = tiles.rows_N[chosen_M], tiles.columns_N[chosen_M]
+    top, left = rows_M.min(), columns_M.min()
+    rows_M, columns_M = rows_M - top, columns_M - left
+    mask_RC = np.zeros((rows_M.max() + 1, columns_M.max() + 1), dtype=np.uint8)
+    mask_RC[rows_M, columns_M] = 1
+    whole_RC, count = _connected(mask_RC)
+    part_RC, rings = whole_RC, _outlines(whole_RC)
+    if cut and len(rings.label_G) > count:
+        part_RC, count = _without_holes(whole_RC, rings)
+        rings = _outlines(part_RC)
+    # Lattice points as pixels; the last row and column of tiles may reach beyond the level.
+    in_px = np.minimum((rings.corners_K2 + np.array([left, top])) * grid.field_px, np.array(level_px))
+    rings = replace(rings, corners_K2=in_px)
+    part_M = part_RC[rows_M, columns_M]
+    number_P = np.zeros(count + 1, dtype=np.int64)
+    number_P[part_M] = whole_RC[rows_M, columns_M]
+    probability_M = tiles.probabilities_NC[chosen_M, index].astype(np.float64)
+    highest_P = np.zeros(count + 1)
+    np.maximum.at(highest_P, part_M, probability_M)
+    tiles_P = np.bincount(part_M)
+    probability_P = np.bincount(part_M, probability_M)
+    tissue_P = np.bincount(part_M, tiles.tissue_N[chosen_M].astype(np.float64))
+    area_P = np.bincount(rings.label_G, rings.areas)
+    pixel_mm2 = grid.tile_area_mm2 / grid.field_px**2
+    for part, of_part in enumerate(rings.by_label(), 1):
+        yield Region(
+            index=index,
+            number=int(number_P[part]),
+            rings=of_part,
+            tiles=int(tiles_P[part]),
+            area_mm2=float(area_P[part]) * pixel_mm2,
+            tissue_area_mm2=float(tissue_P[part]) * grid.tile_area_mm2,
+            mean_probability=float(probability_P[part] / tiles_P[part]),
+            max_probability=float(highest_P[part]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +147,7 @@ class _Rings:
             yield tuple(self.corners_K2[first[ring] : first[ring + 1]] for ring in range(start, end))
 
 
-def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
+def _connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
     """The 4-connected components of a mask (R, C), numbered from 1 by first cell in reading order; their count."""
     count, found_RC = cv2.connectedComponents(mask_RC, connectivity=4, ltype=cv2.CV_32S)
     labels, first = np.unique(found_RC, return_index=True)
@@ -173,8 +157,8 @@ def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
     return rank[found_RC], count - 1
 
 
-def _without_holes(whole_RC: Labels, rings: _Rings) -> Labels:
-    """Cut every component that has holes along the left end of each of its holes, and number the parts afresh.
+def _without_holes(whole_RC: Labels, rings: _Rings) -> tuple[Labels, int]:
+    """Cut every component that has holes along the left end of each of its holes; the parts numbered, and their count.
 
     No part has a hole: what lies of a hole within a strip between two cuts reaches one of them.
     """
@@ -187,10 +171,10 @@ def _without_holes(whole_RC: Labels, rings: _Rings) -> Labels:
             box = slice(top, bottom), slice(left, right)
             strip_RC[box] = np.where(whole_RC[box] == label, strip_C, strip_RC[box])
     # Strips alternate, so the even and the odd ones fall apart into their own components.
-    even_RC, even = connected(((whole_RC > 0) & (strip_RC == 0)).astype(np.uint8))
-    odd_RC, odd = connected(((whole_RC > 0) & (strip_RC == 1)).astype(np.uint8))
+    even_RC, even = _connected(((whole_RC > 0) & (strip_RC == 0)).astype(np.uint8))
+    odd_RC, odd = _connected(((whole_RC > 0) & (strip_RC == 1)).astype(np.uint8))
     apart_RC = np.where(odd_RC > 0, odd_RC + even, even_RC)
-    return _by_component(whole_RC, apart_RC, even + odd)
+    return _by_component(whole_RC, apart_RC, even + odd), even + odd
 
 
 def _by_component(whole_RC: Labels, part_RC: Labels, count: int) -> Labels:
