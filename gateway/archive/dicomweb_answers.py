@@ -111,7 +111,7 @@ def translated() -> Iterator[None]:
     except httpx.TimeoutException:
         raise ArchiveUnavailable("The PACS stopped answering: try again when it is well.") from None
     except httpx.TransportError as error:
-        if "alert" in str(error).lower() and "certificate" in str(error).lower():
+        if _is_about_our_certificate(str(error)):
             # With TLS 1.3 a client certificate is judged after the handshake, so that the first read fails.
             raise ArchiveRefused(_CERTIFICATE_REFUSED) from None
         raise Transient("The PACS broke the connection: see its log.") from None
@@ -131,7 +131,7 @@ def _not_connected(said: str) -> ArchiveUnavailable | ArchiveRefused:
             "The certificate of the PACS is not trusted: install its authority on this machine, or name it in "
             "PATHSERVE_ARCHIVE_AUTHORITIES."
         )
-    if "ALERT" in said and ("CERTIFICATE" in said or "HANDSHAKE_FAILURE" in said):
+    if _is_about_our_certificate(said):
         return ArchiveRefused(_CERTIFICATE_REFUSED)
     if "PROTOCOL" in said or "WRONG_VERSION_NUMBER" in said:
         return ArchiveRefused(
@@ -139,3 +139,10 @@ def _not_connected(said: str) -> ArchiveUnavailable | ArchiveRefused:
             "date."
         )
     return Transient("The PACS cannot be reached: check that it runs and the network to it.")
+
+
+def _is_about_our_certificate(said: str) -> bool:
+    """Whether OpenSSL tells of an alert (RFC 8446 6.2) that refuses a client certificate, or the want of one."""
+    return "_ALERT_" in said and any(
+        alert in said for alert in ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
+    )

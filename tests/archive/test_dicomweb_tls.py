@@ -101,6 +101,26 @@ def test_no_client_certificate(site: Site) -> None:
         archive.probe()
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@pytest.mark.parametrize("foreign", [False, True])
+def test_servers_that_break_off_the_handshake(
+    site: Site, tmp_path: Path, version: ssl.TLSVersion, foreign: bool
+) -> None:
+    """nginx explains itself in HTTP; others end the connection, with TLS 1.3 after we have sent our request."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=site.authority.certificate)
+    context.load_cert_chain(site.nginx.folder / "server.pem", site.nginx.folder / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.minimum_version = context.maximum_version = version
+    mine = Authority(tmp_path / "foreign", "Other").issue("client", tmp_path, name="x") if foreign else None
+    access = Access(
+        authorities=site.authority.certificate,
+        certificate=mine and mine.certificate,
+        key=mine and mine.key,
+    )
+    with running(RoguePacs(), context) as pacs, pytest.raises(ArchiveRefused, match="client certificate"):
+        open_archive(f"dicomweb://localhost:{pacs.port}/rs", access).probe()
+
+
 def test_a_client_certificate_of_another_authority(site: Site, tmp_path: Path) -> None:
     foreign = Authority(tmp_path / "foreign", "Other Authority").issue("client", tmp_path, name="pathserve")
     with pytest.raises(ArchiveRefused, match="client certificate"):
