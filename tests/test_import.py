@@ -1,5 +1,6 @@
 """`pathserve import`: a real SVS and invented ones become DICOM slides with the same pixels, whole or not at all."""
 
+import io
 import json
 import resource
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -15,12 +17,14 @@ import numpy as np
 import pydicom
 import pytest
 
+from gateway import cli
 from gateway.domain.codes import Code
 from gateway.domain.tables import stain_name
-from gateway.operations.errors import InvalidInput
+from gateway.operations.errors import InvalidInput, InvalidSlide
 from gateway.operations.settings import settings
-from gateway.slides import Slide
+from gateway.slides import Slide, importing
 from gateway.slides.import_facts import slide_facts
+from gateway.slides.imported import SlideFacts
 from tests.conftest import data_path
 from tests.support.dciodvfy import needs_dciodvfy, validate
 
@@ -34,36 +38,54 @@ KNOWN = (
 
 pytestmark = pytest.mark.skipif(not (ENVIRONMENT / ".ready").exists(), reason="needs `make setup-import`")
 
-# Invented files as vendors write them. Arguments: file, colour space, what the description says.
-WRITE_SVS = """
-import sys, numpy, tifffile
+APERIO = "Aperio Image Library v11.2.1\\r\\n700x500 (240x240) JPEG/RGB Q=95|AppMag = 20"
+# Files as vendors write them, beside what the TIFF library sees in them.
+WRITE = f"""
+import numpy, os, sys, tifffile
+os.chdir(sys.argv[1])
 x, y = numpy.meshgrid(numpy.arange(700), numpy.arange(500))
 image = numpy.stack([(x / 3).astype('u1'), (y / 2).astype('u1'), (255 - x / 4).astype('u1')], -1)
-jpeg = {'tile': (240, 240), 'compression': 'jpeg', 'compressionargs': {'level': 95}, 'metadata': None,
-        'photometric': 'rgb' if sys.argv[2] == 'rgb' else 'ycbcr'}
-if sys.argv[2] == 'rgb':
-    jpeg['compressionargs']['outcolorspace'] = 'rgb'
-resolution = {'resolution': (72, 72), 'resolutionunit': 'INCH'} if sys.argv[2] == 'screen' else {}
-with tifffile.TiffWriter(sys.argv[1]) as out:
-    out.write(image, description=sys.argv[3], **jpeg, **resolution)
-numpy.save(sys.argv[1] + '.npy', tifffile.imread(sys.argv[1], key=0))
+ycbcr = dict(photometric='ycbcr', compression='jpeg', compressionargs=dict(level=95))
+rgb = dict(photometric='rgb', compression='jpeg', compressionargs=dict(level=95, outcolorspace='rgb'))
+jpeg2000 = dict(photometric='rgb', compression=33005, compressionargs=dict(level=60))
+for name, how in (
+    ('ycbcr.svs', ycbcr | dict(description='{APERIO}|MPP = 0.5')),
+    ('rgb.svs', rgb | dict(description='{APERIO}|MPP = 0.5')),
+    ('jpeg2000.svs', jpeg2000 | dict(description='{APERIO}|MPP = 0.5')),
+    ('no-spacing.svs', ycbcr | dict(description='{APERIO}')),
+    ('screen.tiff', ycbcr | dict(description='a picture', resolution=(72, 72), resolutionunit='INCH')),
+):
+    tifffile.imwrite(name, image, tile=(240, 240), metadata=None, **how)
+    numpy.save(name, tifffile.imread(name, key=0))
 """
-APERIO = "Aperio Image Library v11.2.1\r\n700x500 (240x240) JPEG/RGB Q=95|AppMag = 20|MPP = 0.5"
 
 
-def run(*arguments: object, largest_file: int | None = None) -> "subprocess.CompletedProcess[str]":
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """`pathserve import` in this process, which has its libraries loaded."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    settings.cache_clear()
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            status = cli.main(["import", *map(str, arguments)])
+    except SystemExit as usage:
+        status = int(str(usage.code))
+    finally:
+        settings.cache_clear()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
-    return subprocess.run(
-        [PATHSERVE, "import", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        preexec_fn=limit,
-    )
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Stands for a disk without room: here and in children no file grows beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def refused(done: "subprocess.CompletedProcess[str]", out: Path, *words: str) -> None:
@@ -75,10 +97,11 @@ def refused(done: "subprocess.CompletedProcess[str]", out: Path, *words: str) ->
     assert not list(out.parent.glob(f".{out.name}*"))
 
 
-def invented(folder: Path, colours: str = "ycbcr", description: str = APERIO, name: str = "made.svs") -> Path:
-    file = folder / name
-    subprocess.run([ENVIRONMENT / "bin" / "python", "-c", WRITE_SVS, file, colours, description], check=True)
-    return file
+@pytest.fixture(scope="module")
+def invented(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("invented")
+    subprocess.run([ENVIRONMENT / "bin" / "python", "-c", WRITE, folder], check=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -190,21 +213,21 @@ def test_only_the_tissue_is_imported(imported: Path) -> None:
     assert {file.stem for file in imported.iterdir()} == {f"level-{n}" for n in range(5)}
 
 
-@pytest.mark.parametrize("colours", ["ycbcr", "rgb"])
-def test_colours_of_either_kind(tmp_path: Path, colours: str) -> None:
+@pytest.mark.parametrize(("colours", "said"), [("ycbcr", "YBR_FULL_422"), ("rgb", "RGB"), ("jpeg2000", "YBR_ICT")])
+def test_colours_of_every_kind(invented: Path, tmp_path: Path, colours: str, said: str) -> None:
     """Our reader and the TIFF library see the same, whichever colour space the vendor compresses in."""
-    source, out = invented(tmp_path, colours), tmp_path / "slide"
+    source, out = invented / f"{colours}.svs", tmp_path / "slide"
     assert run(source, "--out", out).returncode == 0
     with Slide.open(sorted(out.iterdir())) as slide:
         seen, expected = slide.read_level(0), np.load(f"{source}.npy")
         assert np.abs(seen.astype(int) - expected).max() <= 2
         assert np.abs(slide.read_level(1).mean((0, 1)) - expected.mean((0, 1))).max() < 1
-        assert photometric(slide) == {"RGB" if colours == "rgb" else "YBR_FULL_422"}
+        assert photometric(slide) == {said}
 
 
-def test_without_pixel_spacing_there_is_none(tmp_path: Path) -> None:
-    source, out = invented(tmp_path, description=APERIO.partition("|MPP")[0]), tmp_path / "slide"
-    refused(run(source, "--out", out), out, "made.svs", "--mpp")
+def test_without_pixel_spacing_there_is_none(invented: Path, tmp_path: Path) -> None:
+    source, out = invented / "no-spacing.svs", tmp_path / "slide"
+    refused(run(source, "--out", out), out, "no-spacing.svs", "--mpp")
     assert run(source, "--out", out, "--mpp", "0.25").returncode == 0
     header = pydicom.dcmread(out / "level-0.dcm", stop_before_pixels=True)
     assert "Pixel spacing of 0.25 um given on import" in header.ContributingEquipmentSequence[0].ContributionDescription
@@ -212,9 +235,9 @@ def test_without_pixel_spacing_there_is_none(tmp_path: Path) -> None:
         assert [level.mpp for level in slide.levels[:2]] == pytest.approx([0.25, 0.5])
 
 
-def test_dots_of_a_screen_are_no_pixel_spacing(tmp_path: Path) -> None:
-    source, out = invented(tmp_path, "screen", "a picture", "made.tiff"), tmp_path / "slide"
-    refused(run(source, "--out", out), out, "made.tiff", "--mpp")
+def test_dots_of_a_screen_are_no_pixel_spacing(invented: Path, tmp_path: Path) -> None:
+    source, out = invented / "screen.tiff", tmp_path / "slide"
+    refused(run(source, "--out", out), out, "screen.tiff", "--mpp")
     assert run(source, "--out", out, "--mpp", "0.5").returncode == 0
     with Slide.open(sorted(out.iterdir())) as slide:
         assert np.abs(slide.read_level(0).astype(int) - np.load(f"{source}.npy")).mean() < 3
@@ -230,12 +253,14 @@ def test_a_pixel_spacing_that_is_none(tmp_path: Path, mpp: str) -> None:
     assert "micrometres per pixel" in done.stderr
 
 
-def test_what_is_no_slide(tmp_path: Path) -> None:
+def test_what_is_no_slide(cmu_slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "slide"
     (tmp_path / "letter.svs").write_text("Dear colleague")
     refused(run(tmp_path / "letter.svs", "--out", out), out, "letter.svs", "format")
     refused(run(tmp_path / "none.svs", "--out", out), out, "none.svs")
     refused(run(tmp_path, "--out", out), out, "no file")
+    dicom = next(cmu_slide.iterdir())
+    refused(run(dicom, "--out", out), out, "is DICOM already")
 
 
 def test_a_file_that_breaks_off(svs: Path, tmp_path: Path) -> None:
@@ -262,7 +287,9 @@ def test_nothing_is_overwritten(svs: Path, tmp_path: Path) -> None:
 
 def test_a_disk_without_room(svs: Path, tmp_path: Path) -> None:
     out = tmp_path / "slide"
-    refused(run(svs, "--out", out, largest_file=400_000), out, "No space")
+    with files_of_at_most(400_000):
+        done = run(svs, "--out", out)
+    refused(done, out, "No space")
 
 
 def test_without_its_environment(svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,6 +308,15 @@ def environment_that_does(folder: Path, script: str) -> Path:
 def test_a_converter_that_is_killed(svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATHSERVE_IMPORT_VENV", str(environment_that_does(tmp_path, "kill -9 $$")))
     refused(run(svs, "--out", tmp_path / "slide"), tmp_path / "slide", "SIGKILL", "memory")
+
+
+def test_a_converter_that_never_ends(svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing, "_LEAST_TIME_S", 0.2)
+    monkeypatch.setattr(importing, "_S_PER_MB", 0.0)
+    environment = environment_that_does(tmp_path, "exec sleep 60")
+    with pytest.raises(InvalidSlide, match="did not end"):
+        importing.import_slide(svs, tmp_path / "slide", SlideFacts(), environment=environment)
+    assert {path.name for path in tmp_path.iterdir()} == {"environment"}
 
 
 def test_an_import_that_is_ended(svs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

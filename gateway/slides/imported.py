@@ -45,18 +45,19 @@ class SlideFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What the converter did: sizes of the levels that the source has, and what else came from it."""
+    """What the converter did: sizes of the levels that the source has, finest first, and what else came from it."""
 
+    converter: str
     native: tuple[tuple[int, int], ...]
     passed_through: bool
     icc: bool
     acquired: bool
     mpp: float | None
 
-    def described(self, converter: str) -> str:
+    def described(self) -> str:
         """What was done to the pixels and what was assumed, for people (Contribution Description, at most 1024)."""
         said = [
-            f"Converted from a vendor's file by {converter}.",
+            f"Converted from a vendor's file by {self.converter}.",
             "Pixel data of its levels copied unchanged." if self.passed_through else "Pixel data encoded anew.",
             "Missing levels added. Place on the glass is the converter's assumption.",
         ]
@@ -69,14 +70,14 @@ class Conversion:
         return " ".join(said)
 
 
-def rewrite(file: Path, target: Path, facts: SlideFacts, conversion: Conversion, converter: str) -> None:
+def rewrite(file: Path, target: Path, facts: SlideFacts, conversion: Conversion) -> None:
     """Copy a converted instance with a header that says what is known. Raises OSError."""
     with file.open("rb") as source, target.open("wb") as out:
         header = read_partial(source, stop_when=lambda tag, _vr, _length: tag >= _PIXEL_DATA_GROUP)
         pixel_bytes = file.stat().st_size - source.tell()
         _identify(header, facts)
         _describe_image(header, conversion, pixel_bytes)
-        header.ContributingEquipmentSequence = [_contribution(conversion.described(converter))]
+        header.ContributingEquipmentSequence = [_contribution(conversion.described())]
         dcmwrite(out, header, enforce_file_format=True)
         shutil.copyfileobj(source, out, 1 << 20)
 

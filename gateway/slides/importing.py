@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom import dcmread
+from pydicom.misc import is_dicom
 
 from gateway.operations.confined import run_confined
 from gateway.operations.errors import (
@@ -57,6 +58,10 @@ def import_slide(
         )
     if not source.is_file():
         raise InvalidInput(f"There is no file {source.name}. Name the slide's file, e.g. slide.svs or slide.mrxs.")
+    if is_dicom(source):
+        raise InvalidInput(
+            f"{source.name} is DICOM already: analyse its folder with --slide, or send it to the archive."
+        )
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise InvalidInput("The folder given by --out holds files already. Name a new one: nothing is overwritten.")
@@ -66,7 +71,7 @@ def import_slide(
             converted.mkdir()
             done.mkdir()
             conversion = _convert(source, converted, interpreter, mpp, label)
-            _rewrite_all(converted, done, facts, conversion, _version(environment))
+            _rewrite_all(converted, done, facts, conversion)
             _check(done, source.name, mpp)
             done.rename(out)
     except OSError as error:
@@ -112,6 +117,7 @@ def _convert(source: Path, converted: Path, interpreter: Path, mpp: float | None
     if "problem" in answer:
         raise _error(answer["problem"], source.name)
     return Conversion(
+        converter=answer["converter"],
         native=tuple((int(width), int(height)) for width, height in answer["native"]),
         passed_through=answer["passed_through"],
         icc=answer["icc"],
@@ -166,12 +172,7 @@ def _no_spacing(name: str) -> MissingPixelSpacing:
     )
 
 
-def _version(environment: Path) -> str:
-    [found] = [*environment.glob("lib/python*/site-packages/wsidicomizer-*.dist-info"), None][:1]
-    return f"wsidicomizer {found.name.split('-')[1].removesuffix('.dist')}" if found else "wsidicomizer"
-
-
-def _rewrite_all(converted: Path, done: Path, facts: SlideFacts, conversion: Conversion, converter: str) -> None:
+def _rewrite_all(converted: Path, done: Path, facts: SlideFacts, conversion: Conversion) -> None:
     """Give every instance its header and a name that says what it is. What was copied is removed at once."""
     groups: dict[tuple[str, int], list[Path]] = defaultdict(list)
     for file in sorted(converted.glob("*.dcm")):
@@ -181,9 +182,8 @@ def _rewrite_all(converted: Path, done: Path, facts: SlideFacts, conversion: Con
     for (role, _), files in sorted(groups.items()):
         name = f"level-{numbers[role]}" if role == "VOLUME" else role.lower()
         for plane, file in enumerate(files):
-            rewrite(
-                file, done / (f"{name}-{plane}.dcm" if len(files) > 1 else f"{name}.dcm"), facts, conversion, converter
-            )
+            target = done / (f"{name}-{plane}.dcm" if len(files) > 1 else f"{name}.dcm")
+            rewrite(file, target, facts, conversion)
             file.unlink()
         numbers[role] += 1
 

@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from opentile.formats.svs.svs_metadata import SvsMetadata
@@ -99,6 +100,7 @@ def _described(slide: WsiDicomizer) -> tuple[Settings, dict[str, Any]]:
         encoding = _jpeg(Channels.RGB if image.photometric_interpretation == "RGB" else Channels.YBR)
     paths = source.base_metadata.pyramid.optical_paths
     return encoding, {
+        "converter": f"wsidicomizer {version('wsidicomizer')}",
         "native": [[level.size.width, level.size.height] for level in levels],
         "passed_through": image.transcoder is None,
         "icc": any(path.icc_profile is not None for path in paths or ()),
