@@ -1,5 +1,6 @@
 """What case a seed stands for: which subject, how it is damaged, what it is given to."""
 
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ MUTATORS: tuple[tuple[str, str], ...] = (
     *(("slide", f"bomb-{name}") for name in bombs.NAMES),
     *(("slide", name) for name in TRICKS),
     *(("object", name) for name in (*DAMAGES, *_OBJECT_LIES)),
+    *(("returned", name) for name in DAMAGES),
     *(("report", name) for name in _REPORT_LIES),
     *(("partial", name) for name in PARTIAL_TRICKS),
     *(("partial", name) for name in ("bits-in-header", "cut-at-boundary", "absurd-size", "frames-lie", "wrong-value")),
@@ -76,9 +78,11 @@ def case_of(seed: int, corpus: Path) -> Case:
 def _case_of(seed: int, corpus: Path) -> Case:
     subject, mutator = MUTATORS[seed % len(MUTATORS)]
     rng = Random(seed)
-    if subject == "object":
+    if subject in ("object", "returned"):
         source = rng.choice(object_names(corpus))
-        return Case(seed, subject, mutator, source, _damage_object(rng, mutator, corpus, source), targets.OBJECT)
+        folder = "in" if subject == "object" else "returned"
+        damage = _damage_object(rng, mutator, corpus / "objects" / source, folder)
+        return Case(seed, subject, mutator, source, damage, targets.OBJECT if folder == "in" else targets.RETURNED)
     source = rng.choice(_slides(corpus, subject, mutator))
     slide = corpus / "slides" / source
     if subject == "pacs":
@@ -151,13 +155,14 @@ def _damage_file(rng: Random, mutator: str, file: Path) -> None:
         bombs.plant(rng, mutator.removeprefix("bomb-"), file)
 
 
-def _damage_object(rng: Random, mutator: str, corpus: Path, source: str) -> Callable[[Path], None]:
+def _damage_object(rng: Random, mutator: str, source: Path, folder: str) -> Callable[[Path], None]:
+    """A damaged copy in `folder`; where that is not `in`, the undamaged one lies there."""
+
     def damage(case: Path) -> None:
-        folder = case / "in"
-        folder.mkdir()
-        file = folder / source
-        file.write_bytes((corpus / "objects" / source).read_bytes())
-        _damage_file(rng, mutator, file)
+        for name in {"in", folder}:
+            (case / name).mkdir()
+            shutil.copyfile(source, case / name / source.name)
+        _damage_file(rng, mutator, case / folder / source.name)
 
     return damage
 

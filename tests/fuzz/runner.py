@@ -36,7 +36,7 @@ def judge(seed: int, corpus: Path, folder: Path, *, keep: bool = False) -> Judge
     case = case_of(seed, corpus)
     place = fresh(folder / f"case-{seed}")
     try:
-        harmed = judged(Task(case.damage, (), ("in", "outside")), place, **_DAMAGE)
+        harmed = judged(Task(case.damage, (), ("in", "outside", "returned")), place, **_DAMAGE)
         if harmed.outcome != "result":
             verdict = Verdict("no-case", harmed.outcome, harmed.detail)
         else:

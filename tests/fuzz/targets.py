@@ -11,6 +11,7 @@ from pydicom.encaps import generate_frames
 
 from gateway.archive import FolderArchive, SeriesEntry
 from gateway.archive.cache import FrameCache
+from gateway.archive.compare import check_same
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.partial import PartialInstance
@@ -25,6 +26,8 @@ from tests.fuzz.rogue import ANSWERS, KINDS, Rogue, running
 LIMITS = Limits(connect_s=1.0, read_s=1.0, attempts=2, backoff_s=0.05, visible_s=0.5, instance_bytes=64 << 20)
 _TILES = 12
 _CACHE_BYTES = 256 << 20
+_SAID = ("SOPInstanceUID", "PixelData", "EncapsulatedDocument", "ContentSequence", "AnnotationGroupSequence")
+"""What a result says, whatever an archive may alter of its patient and study."""
 
 
 def read_folder(case: Path) -> None:
@@ -86,6 +89,21 @@ def pull(rng: Random, answer: str) -> Task:
     return Task(run, (ArchiveError, SlideError, StateError), ("cache", "copy.dcm"))
 
 
+def compare_returned(case: Path) -> None:
+    """What an archive gives back for a result: taken for the same only where what it says is the same."""
+    [sent], [got] = (case / "in").glob("*.dcm"), (case / "returned").iterdir()
+    check_same(sent, got, "The PACS")
+    ours, theirs = pydicom.dcmread(sent), pydicom.dcmread(got)
+    for keyword in (
+        "PixelData",
+        "EncapsulatedDocument",
+        "ContentSequence",
+        "AnnotationGroupSequence",
+        "SOPInstanceUID",
+    ):
+        assert ours.get(keyword) == theirs.get(keyword), keyword
+
+
 def pull_again(rng: Random, damage: str) -> Task:
     """Pull a slide from a good PACS, damage a file of the cache, and pull and read it once more."""
 
@@ -136,6 +154,7 @@ def write_partial(slide: Path, folder: Path) -> None:
 SLIDE = Task(read_folder, (ArchiveError, SlideError))
 REPORT = Task(report_slide, (SlideError,), ("work", "out"))
 PARTIAL = Task(read_partial, (SlideError, StateError))
+RETURNED = Task(compare_returned, (ArchiveError,))
 OBJECT = Task(keep_object, (ArchiveError, SlideError), ("store",))
 
 
