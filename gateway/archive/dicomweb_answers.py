@@ -11,7 +11,7 @@ from gateway.archive.dicomweb_multipart import first_part, media_type
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable
 
 _CALLERS = (400, 404, 406, 409, 414, 415)
-_EXPLANATION_BYTES = 8192
+_EXPLANATION_BYTES, _EXPLANATION_S = 8192, 5.0
 _CERTIFICATE_REFUSED = (
     "The PACS does not accept our client certificate, or misses one: check PATHSERVE_ARCHIVE_CERTIFICATE, its end of "
     "validity, and which authority the PACS asks for."
@@ -27,10 +27,11 @@ class Transient(ArchiveUnavailable):
 
 
 def judge(response: httpx.Response, most_wait_s: float) -> None:
-    """Return where the answer is the caller's to read: 2xx, and the refusals that have a meaning in DICOMweb.
+    """Return where the answer is the caller's to judge: 2xx, and the refusals that have a meaning in DICOMweb.
 
-    A Retry-After (RFC 9110 10.2.3) of at most `most_wait_s` seconds is waited for; a longer one is left to whoever
-    tries the whole operation again. Raises Transient, ArchiveUnavailable, ArchiveRefused.
+    The body of a 400 may have been read by then. A Retry-After (RFC 9110 10.2.3) of at most `most_wait_s` seconds is
+    waited for; a longer one is left to whoever tries the whole operation again.
+    Raises Transient, ArchiveUnavailable, ArchiveRefused.
     """
     status = response.status_code
     if status == 401:
@@ -60,18 +61,18 @@ def judge(response: httpx.Response, most_wait_s: float) -> None:
 
 def _explain(response: httpx.Response) -> None:
     """Raise ArchiveRefused where a proxy before the PACS says that it is TLS which is wrong (nginx answers 400)."""
-    try:
-        length = int(response.headers.get("content-length", ""))
-    except ValueError:
-        return
-    if 0 <= length <= _EXPLANATION_BYTES:
-        page = response.read()
-        if b"SSL certificate" in page:
-            raise ArchiveRefused(_CERTIFICATE_REFUSED)
-        if b"plain HTTP request was sent to HTTPS" in page:
-            raise ArchiveRefused(
-                "The PACS speaks TLS at this loopback address: name its authority in PATHSERVE_ARCHIVE_AUTHORITIES."
-            )
+    page = b""
+    until = time.monotonic() + _EXPLANATION_S
+    for piece in response.iter_bytes():
+        page += piece
+        if len(page) > _EXPLANATION_BYTES or time.monotonic() > until:
+            return
+    if b"SSL certificate" in page:
+        raise ArchiveRefused(_CERTIFICATE_REFUSED)
+    if b"plain HTTP request was sent to HTTPS" in page:
+        raise ArchiveRefused(
+            "The PACS speaks TLS at this loopback address: name its authority in PATHSERVE_ARCHIVE_AUTHORITIES."
+        )
 
 
 def dicom_in(response: httpx.Response, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -93,11 +93,10 @@ def _upload(session: Session, file: Path) -> None:
     with session.request(
         "store", "POST", "/studies", headers=headers, content=_Upload(file, head, tail), content_bytes=size
     ) as response:
-        answer = session.body(response)
         # 409 and 202 carry the same data set as 200 (PS3.18 10.5.3); what was stored and what not is in there.
         if response.status_code not in (200, 202, 409):
-            raise ArchiveRefused(f"The PACS refused the result (HTTP {response.status_code}): see its log.")
-        _check_stored(answer, file.name, refused=response.status_code == 409)
+            raise ArchiveRefused(f"The PACS refused {file.name} (HTTP {response.status_code}): see its log.")
+        _check_stored(session.body(response), file.name, refused=response.status_code == 409)
     PACS_BYTES.labels("sent").inc(size)
 
 

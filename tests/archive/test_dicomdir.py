@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -187,3 +188,17 @@ def test_results_are_stored_beside_the_medium(medium: Path) -> None:
     assert (medium / "results").is_dir()
     assert archive.entries() == before
     assert isinstance(before[0], SeriesEntry)
+
+
+@pytest.mark.validators
+def test_a_directory_that_dcmtk_made(slide_folder: Path, cache: FrameCache, tmp_path: Path) -> None:
+    if shutil.which("dcmmkdir") is None:
+        pytest.skip("dcmtk is not installed (Debian: dcmtk)")
+    (tmp_path / "SLIDE").mkdir()
+    for number, file in enumerate(sorted(slide_folder.glob("*.dcm"))):
+        shutil.copy(file, tmp_path / "SLIDE" / f"IM{number:06}")
+    subprocess.run(["dcmmkdir", "-Pfl", "+r", "+id", ".", "SLIDE"], cwd=tmp_path, check=True, capture_output=True)
+    assert len(fetch_all(tmp_path, cache)) == 8
+    (tmp_path / "SLIDE" / "IM000003").unlink()
+    with pytest.raises(SlideNotInArchive, match="IM000003"):
+        fetch_all(tmp_path, cache)
