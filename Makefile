@@ -80,16 +80,21 @@ lint: setup
 ## The whole suite. Needs some of Debian's packages: it says so first if one is missing.
 test: packages setup setup-training setup-tensorrt setup-import lint
 	@mkdir -p build
-	# Three groups side by side: most of the time the serving tests wait for the servers that they started.
-	.venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) > build/tests-training.log 2>&1 & training=$$!
-	.venv/bin/python -m pytest -p tests.skips $(SERVER_TESTS) > build/tests-servers.log 2>&1 & servers=$$!
-	trap 'kill $$training $$servers 2> /dev/null || true' EXIT
+	# Two lanes, as many as the cores of a small machine: more would bend what the tests say of time.
+	set -m  # the lane beside gets a process group, so that it ends whole
+	{
+	  failed=0
+	  .venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) || failed=1
+	  .venv/bin/python -m pytest -p tests.skips $(SERVER_TESTS) || failed=1
+	  exit $$failed
+	} > build/tests-beside.log 2>&1 &
+	beside=$$!
+	set +m
+	trap 'kill -- -$$beside 2> /dev/null || true' EXIT
 	failed=0
 	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS)) || failed=1
-	wait $$training || failed=1
-	cat build/tests-training.log
-	wait $$servers || failed=1
-	cat build/tests-servers.log
+	wait $$beside || failed=1
+	cat build/tests-beside.log
 	exit $$failed
 
 packages:
