@@ -95,7 +95,7 @@ class Names:
         self._listed: dict[Path, dict[str, str]] = {}
 
     def locate(self, referenced: Referenced) -> Path | None:
-        """The file's path; None where it is not there. Raises OSError.
+        """The file's path; None where it is not there, or not to be read by us.
 
         Names are compared without case, since systems show media differently; links are followed only to what lies
         inside the folder.
@@ -106,14 +106,17 @@ class Names:
             if there is None:
                 return None
             path /= there
-        inside = path.resolve().is_relative_to(self._root)
+        try:
+            inside = path.resolve(strict=True).is_relative_to(self._root)
+        except (OSError, RuntimeError):  # what pathlib raises for a link that leads to itself
+            return None
         return path if inside and path.is_file() else None
 
     def _names_in(self, folder: Path) -> dict[str, str]:
         if folder not in self._listed:
             try:
                 self._listed[folder] = {_plain(name): name for name in sorted(os.listdir(folder))}  # noqa: PTH208
-            except (FileNotFoundError, NotADirectoryError):
+            except OSError:
                 self._listed[folder] = {}
         return self._listed[folder]
 

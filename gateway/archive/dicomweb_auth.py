@@ -149,27 +149,36 @@ class Tokens:
         self._lock = threading.Lock()
         self._token: str | None = None
         self._until = 0.0
+        self._failures = 0
+        self._failure: ArchiveRefused | ArchiveUnavailable | None = None
 
     def authorization(self) -> str:
+        failures = self._failures
         with self._lock:
             if self._token is None or self._clock() >= self._until:
-                self._ask()
+                self._ask(failures)
             return f"Bearer {self._token}"
 
     def renew(self, refused: str | None) -> bool:
+        failures = self._failures
         with self._lock:
-            if refused == f"Bearer {self._token}":
+            if self._token is None or refused == f"Bearer {self._token}":
                 self._token = None
-                self._ask()
+                self._ask(failures)
             return True
 
-    def _ask(self) -> None:
+    def _ask(self, failures: int) -> None:
+        """Ask, unless another thread asked in vain since there had been so many failures: it waited for all."""
+        if self._failure is not None and self._failures != failures:
+            raise type(self._failure)(self._failure.detail)
         asked_at = self._clock()
         try:
             status, answer = self._exchange()
             self._token, lifetime_s = _token_in(status, answer)
         except (ArchiveRefused, ArchiveUnavailable) as error:
             PACS_TOKENS.labels(error.reason).inc()
+            self._failures += 1
+            self._failure = error
             raise
         PACS_TOKENS.labels("granted").inc()
         self._until = asked_at + lifetime_s - min(_MARGIN_S, lifetime_s / 5)

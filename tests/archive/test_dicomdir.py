@@ -142,6 +142,14 @@ def test_a_link_out_of_the_folder_is_no_file_of_it(medium: Path, cache: FrameCac
         fetch_all(medium, cache)
 
 
+def test_a_link_to_itself(medium: Path, cache: FrameCache) -> None:
+    lost = images(medium)[0]
+    lost.unlink()
+    lost.symlink_to(lost)
+    with pytest.raises(SlideNotInArchive, match=lost.name):
+        fetch_all(medium, cache)
+
+
 def test_records_not_in_use_are_passed_over(medium: Path, cache: FrameCache) -> None:
     before = len(images(medium))
     rewritten(medium, lambda record: setattr(record, "RecordInUseFlag", 0))

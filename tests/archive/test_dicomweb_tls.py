@@ -4,6 +4,8 @@ import base64
 import socket
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from gateway.archive import Access, open_archive
 from gateway.archive.access import OAuthClient
 from gateway.archive.cache import FrameCache
+from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_auth import Tokens
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.protocol import Archive
@@ -23,6 +26,7 @@ from tests.support.certificates import Authority, Issued
 from tests.support.dicom import dicom_file
 from tests.support.nginx import Nginx, running_nginx
 from tests.support.orthanc import Orthanc, free_port
+from tests.support.rogue_answers import hang
 from tests.support.rogue_pacs import RoguePacs, running
 from tests.support.tokens import CLIENT, SECRET, TokenServer, running_tokens
 
@@ -278,6 +282,33 @@ def test_a_client_that_is_refused(site: Site, tokens: TokenServer) -> None:
 def test_a_token_server_that_is_down(site: Site) -> None:
     with pytest.raises(ArchiveUnavailable, match="token server cannot be reached"):
         site.with_tokens(url=f"http://127.0.0.1:{free_port()}/token").probe()
+
+
+def test_a_token_server_that_hangs_holds_up_all_threads_once(site: Site) -> None:
+    limits = Limits(connect_s=0.5, read_s=0.5, attempts=1)
+    failed: list[str] = []
+
+    with running(RoguePacs(store=hang)) as server:
+        oauth = OAuthClient(f"http://127.0.0.1:{server.port}/token", CLIENT, SECRET)
+        access = Access(oauth=oauth, authorities=site.authority.certificate)
+        archive = DicomWebArchive.from_address(site.nginx.token_address, limits, access)
+
+        def probe() -> None:
+            try:
+                archive.probe()
+            except ArchiveUnavailable as error:
+                failed.append(error.detail)
+
+        threads = [threading.Thread(target=probe) for _ in range(12)]
+        began = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - began < 3  # one after the other, it would be 6
+        assert len(failed) == 12
+        assert len(server.requests) <= 2
+        assert "token server does not answer" in failed[0]
 
 
 @pytest.mark.parametrize(
