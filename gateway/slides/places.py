@@ -48,13 +48,13 @@ class _Gathered:
 
 
 def read_places(elements: Elements, groups: Element | None, header: Dataset, frames: int) -> Places | None:
-    """The places of an instance's frames, from its per-frame groups, or from the shared ones where those say it for
-    all; None where neither does. Raises InvalidSlide, TruncatedFile."""
+    """The places of an instance's frames, from its per-frame groups, and from the shared ones what those leave out;
+    None where neither says them. Raises InvalidSlide, TruncatedFile."""
     shared = _shared(header)
     if groups is None:
-        if shared.x is None or shared.y is None:
+        if shared.x is None or shared.y is None or frames != 1:
             return None
-        places = [_Place()] * frames
+        places = [shared]
     else:
         places = _frame_places(elements, groups, frames)
     gathered = _Gathered()
