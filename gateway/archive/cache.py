@@ -22,6 +22,7 @@ from gateway.operations.errors import Cancelled, DiskFull, FramesNotFetched, Sta
 
 _LOCK = ".lock"
 _PRIVATE = 0o700
+_STEP_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,10 @@ class FrameCache:
                     "The frame cache is full of slides in use: wait for them, or raise PATHSERVE_CACHE_BYTES."
                 )
 
+    def room(self, folder: Path, expected: int = 0) -> "Room":
+        """Room for what is written to the series in `folder`; `expected` bytes of it, where that is known."""
+        return Room(self, folder, expected)
+
     def _stored(self) -> Iterator[_Stored]:
         for folder in self._folder.glob("*/*/*/"):
             size = 0
@@ -124,6 +129,25 @@ class FrameCache:
             yield
         finally:
             os.close(handle)
+
+
+class Room:
+    """Room that grows with what is written, in steps: a look at the whole cache for every piece would be slow."""
+
+    def __init__(self, cache: FrameCache, folder: Path, expected: int) -> None:
+        self._cache = cache
+        self._folder = folder
+        self._ahead = expected
+        self._step = min(_STEP_BYTES, cache.most_bytes // 64)
+        self._left = 0
+
+    def take(self, size: int) -> None:
+        """Before `size` bytes are written. Raises as `FrameCache.make_room`."""
+        if size > self._left:
+            self._left = max(size, self._step, self._ahead)
+            self._cache.make_room(self._folder, self._left)
+        self._left -= size
+        self._ahead -= size
 
 
 @contextmanager

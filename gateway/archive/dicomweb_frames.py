@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from gateway.archive.cache import Room
 from gateway.archive.dicomweb_files import InstanceId
 from gateway.archive.dicomweb_http import Session, Transient
 from gateway.archive.dicomweb_multipart import MultipartError, Part, media_type, parts
@@ -38,10 +39,11 @@ class FramesRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """Frames that one request brought: how many, their bytes, and the seconds that it took."""
+    """Frames that one request brought: how many, their bytes, and the seconds until the first came, and in all."""
 
     frames: int
     size: int
+    wait_s: float
     seconds: float
 
 
@@ -69,7 +71,13 @@ class FrameRequests:
         return missing[: max(1, min(count, self._most or count))]
 
     def pull(
-        self, session: Session, wanted: InstanceId, part: PartialInstance, stored: Stored, frames: Sequence[int]
+        self,
+        session: Session,
+        wanted: InstanceId,
+        part: PartialInstance,
+        stored: Stored,
+        frames: Sequence[int],
+        room: Room,
     ) -> Pulled:
         """Add some of the frames (a batch, or fewer where the archive takes no more) to `part`.
 
@@ -79,7 +87,7 @@ class FrameRequests:
         shortened = False
         while True:
             for form in range(_FORMS) if self._form is None else (self._form,):
-                pulled = self._ask(session, wanted, part, stored, frames, form)
+                pulled = self._ask(session, wanted, part, stored, frames, room, form)
                 if pulled is not None:
                     self._form = form
                     self._most = len(frames) if shortened else self._most
@@ -97,6 +105,7 @@ class FrameRequests:
         part: PartialInstance,
         stored: Stored,
         frames: Sequence[int],
+        room: Room,
         form: int,
     ) -> Pulled | None:
         """The frames that came; None where the PACS refuses this form, or answers otherwise than asked."""
@@ -105,7 +114,7 @@ class FrameRequests:
         with session.request("frames", "GET", _path(wanted, frames), headers={"Accept": accept}) as response:
             if response.status_code in _REFUSED:
                 return None
-            answer = _Answer(session, response, stored, frames)
+            answer = _Answer(session, response, stored, frames, room)
             try:
                 size = part.append(answer)
             except _OtherwiseThanAsked:
@@ -113,7 +122,7 @@ class FrameRequests:
             PACS_BYTES.labels("received").inc(size)
             if answer.broken is not None:
                 raise answer.broken
-            return Pulled(len(answer.came), size, time.monotonic() - began)
+            return Pulled(len(answer.came), size, answer.first_at - began, time.monotonic() - began)
 
 
 _FORMS = 3
@@ -137,14 +146,18 @@ class _OtherwiseThanAsked(Exception):
 class _Answer:
     """The frames of an answer by number. Ends early, with the reason in `broken`, where the answer breaks off."""
 
-    def __init__(self, session: Session, response: httpx.Response, stored: Stored, frames: Sequence[int]) -> None:
+    def __init__(
+        self, session: Session, response: httpx.Response, stored: Stored, frames: Sequence[int], room: Room
+    ) -> None:
         self._session = session
         self._response = response
         self._stored = stored
         self._asked = frames
+        self._room = room
         self._expected = frozenset(frames)
         self._stated: str | None = None
         self.came: set[int] = set()
+        self.first_at = time.monotonic()
         self.broken: Exception | None = None
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
@@ -152,6 +165,8 @@ class _Answer:
         labelled = True
         try:
             for order, part in enumerate(self._parts()):
+                if order == 0:
+                    self.first_at = time.monotonic()
                 number = _number(part)
                 labelled &= number is not None
                 if order == len(self._asked):
@@ -160,6 +175,7 @@ class _Answer:
                 if frame in came or frame not in self._expected:
                     raise _OtherwiseThanAsked
                 data = self._data(part)
+                self._room.take(len(data))
                 came.add(frame)
                 yield frame, data
         except MultipartError:

@@ -44,8 +44,6 @@ _ACCEPT = (
     'multipart/related; type="application/dicom"; transfer-syntax=*',
     "application/dicom; transfer-syntax=*",
 )
-_ROOM_STEP_BYTES = 64 * 2**20
-"""How much is written before room is made anew, where an archive does not say how long an instance is."""
 _COMPRESSED = 0.06
 """Encoded bytes over decoded ones of a JPEG frame: presumed while no frame of the series has come."""
 
@@ -292,10 +290,10 @@ class _Pull:
         part, requests = self._series.partial(sop), self._retrieval.frames
         missing = part.missing(frames)
         batch = requests.batch(self._id(sop), missing, self._address)
-        self._cache.make_room(self._series.folder, math.ceil(need.frame_bytes * len(batch) / len(missing)))
+        room = self._cache.room(self._series.folder, math.ceil(need.frame_bytes * len(batch) / len(missing)))
         stored = Stored(record.syntax, record.raw_frame_bytes)
-        pulled = requests.pull(self._session, self._id(sop), part, stored, batch)
-        self._learn(frames=True, instance_bytes=need.instance_bytes, sent_bytes=pulled.size, seconds=pulled.seconds)
+        pulled = requests.pull(self._session, self._id(sop), part, stored, batch, room)
+        self._learn(Sample(True, need.instance_bytes, pulled.size, pulled.wait_s, pulled.seconds, time.time()))
         FRAMES.labels(Way.BATCHED if len(batch) > 1 else Way.SINGLE).inc(pulled.frames)
         self._done += pulled.size
         self._progress(self._done, None)
@@ -305,7 +303,7 @@ class _Pull:
         began = time.monotonic()
         self._session.repeated(partial(self._stream, sop))
         size = self._series.whole(sop).stat().st_size
-        self._learn(frames=False, instance_bytes=size, sent_bytes=size, seconds=time.monotonic() - began)
+        self._learn(Sample(False, size, size, 0.0, time.monotonic() - began, time.time()))
         self._series.partial(sop).remove()
         if (record := self._series.records.get(sop)) is not None:
             self._series.records[sop] = replace(record, checksum=0, size=size)
@@ -327,19 +325,17 @@ class _Pull:
 
     def _write(self, out: BinaryIO, pieces: Iterator[bytes], expected: int) -> None:
         received = PACS_BYTES.labels("received")
-        size = room = 0
+        room = self._cache.room(self._series.folder, expected)
+        size = 0
         for piece in pieces:
-            if size + len(piece) > room:
-                step = max(len(piece), min(_ROOM_STEP_BYTES, self._cache.most_bytes // 64), expected - size)
-                self._cache.make_room(self._series.folder, step)
-                room = size + step
+            room.take(len(piece))
             out.write(piece)
             size += len(piece)
             received.inc(len(piece))
             self._progress(self._done + size, None)
 
-    def _learn(self, *, frames: bool, instance_bytes: float, sent_bytes: float, seconds: float) -> None:
-        self._costs = self._costs.with_sample(Sample(frames, instance_bytes, sent_bytes, seconds, time.time()))
+    def _learn(self, sample: Sample) -> None:
+        self._costs = self._costs.with_sample(sample)
 
     def _id(self, sop: str) -> InstanceId:
         return InstanceId(self._entry.study, self._entry.series, sop)
