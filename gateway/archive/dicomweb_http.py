@@ -42,6 +42,8 @@ DICOM_JSON = "application/dicom+json"
 _SCHEME = "dicomweb://"
 _MODALITY, _SERIES_INSTANCES = "00080060", "00201209"
 _PAGE = 500
+# A PACS may read a whole instance, of gigabytes, from its disk before it begins to answer.
+_PREPARED, _PATIENCE = {"frames", "head", "retrieve", "verify"}, 3.0
 _T = TypeVar("_T")
 
 
@@ -180,6 +182,7 @@ class Session:
                         params=params,
                         content=content,
                         content_bytes=content_bytes,
+                        patience=_PATIENCE if operation in _PREPARED else 1.0,
                     ) as response,
                 ):
                     if response.status_code != 401 or last:

@@ -55,7 +55,6 @@ class Wire:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._client = httpx.Client(
             headers={"Accept-Encoding": "identity", "User-Agent": "pathserve"},
-            timeout=httpx.Timeout(limits.read_s, connect=limits.connect_s, write=limits.write_s),
             limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
             follow_redirects=False,
             trust_env=False,
@@ -80,9 +79,14 @@ class Wire:
         params: Sequence[tuple[str, str]] = (),
         content: Iterable[bytes] | None = None,
         content_bytes: int = 0,
+        patience: float = 1.0,
     ) -> Iterator[httpx.Response]:
-        """One answer, its body unread. Raises httpx.HTTPError, httpx.StreamError, httpx.InvalidURL."""
+        """One answer, its body unread; `patience` times `read_s` is waited for it.
+
+        Raises httpx.HTTPError, httpx.StreamError, httpx.InvalidURL.
+        """
         watch = _Watch(self._cut)
+        read_s = self._limits.read_s * patience
         sending_s = self._limits.write_s + content_bytes / self._limits.slowest_bytes_s
 
         def trace(event: str, info: Mapping[str, Any]) -> None:
@@ -92,7 +96,7 @@ class Wire:
             elif event == "http11.send_request_headers.started" and content is not None:
                 watch.begin(sending_s)
             elif event == "http11.receive_response_headers.started":
-                watch.begin(self._limits.read_s)
+                watch.begin(read_s)
 
         try:
             with self._client.stream(
@@ -101,6 +105,7 @@ class Wire:
                 headers=dict(headers),
                 params=list(params) or None,
                 content=content,
+                timeout=httpx.Timeout(read_s, connect=self._limits.connect_s, write=self._limits.write_s),
                 extensions={"trace": trace},
             ) as response:
                 watch.end()
