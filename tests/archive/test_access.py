@@ -107,6 +107,7 @@ def test_the_doctor(
 ) -> None:
     client = Authority(tmp_path).issue("client", tmp_path, name="pathserve", days=days)
     monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("PATHSERVE_MODEL_REPOSITORY", str(tmp_path))  # there is enough to look at without models
     monkeypatch.setenv("PATHSERVE_ARCHIVE_CERTIFICATE", str(client.certificate))
     monkeypatch.setenv("PATHSERVE_ARCHIVE_KEY", str(client.key))
     monkeypatch.setenv("PATHSERVE_ARCHIVE_TOKEN", "hidden-word")
