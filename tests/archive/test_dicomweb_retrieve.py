@@ -1,6 +1,5 @@
 """Slides pulled from a real PACS."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +10,13 @@ from prometheus_client import REGISTRY
 from pydicom.encaps import generate_frames
 
 from gateway.archive.cache import FrameCache
-from gateway.archive.costs import Costs, Sample, Way
+from gateway.archive.costs import Way
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.partial import PartialInstance, is_partial
 from gateway.archive.protocol import FetchedSeries, SeriesEntry
 from gateway.operations.errors import Cancelled, StateError
 from gateway.slides import Slide
+from tests.archive.costs import frames_are_cheap, frames_are_dear
 from tests.support.orthanc import Orthanc
 
 pytestmark = pytest.mark.pacs
@@ -46,19 +46,6 @@ def stored_frames(dataset: pydicom.Dataset) -> list[bytes]:
 def kept(cache: Path) -> dict[str, int]:
     """Every whole instance below the cache, with its inode."""
     return {path.name: path.stat().st_ino for path in cache.rglob("*.dcm")}
-
-
-def settle(archive: DicomWebArchive, cache: FrameCache, way: Way) -> None:
-    """Let the archive's costs be known, by which one way is far better."""
-    whole_s, frames_s = (100.0, 0.01) if way is Way.BATCHED else (0.01, 100.0)
-    samples = [
-        Sample(frames, size, size, frames_s, frames_s if frames else whole_s, time.time())
-        for frames in (False, True)
-        for size in (1e3, 1e6, 1e9)
-    ]
-    file = cache.of_archive(archive.address) / "costs.json"
-    file.parent.mkdir(mode=0o700, parents=True)
-    Costs(tuple(samples)).write(file)
 
 
 def asked(operation: str) -> int:
@@ -137,7 +124,7 @@ def test_headers_come_without_pixels_and_say_what_the_files_say(
 def test_frames_come_as_they_are_stored_in_few_requests(
     way: Way, archive: DicomWebArchive, entry: SeriesEntry, finest: pydicom.Dataset, cache: FrameCache
 ) -> None:
-    settle(archive, cache, way)
+    (frames_are_cheap if way is Way.BATCHED else frames_are_dear)(cache, archive.address)
     archive.fetch(entry, cache, wanted={})
     wanted = {finest.SOPInstanceUID: list(range(0, finest.NumberOfFrames, 3))}
     before = asked("frames"), asked("retrieve"), asked("metadata")
@@ -160,7 +147,7 @@ def test_frames_come_as_they_are_stored_in_few_requests(
 def test_a_slide_is_read_from_frames_as_from_files(
     archive: DicomWebArchive, entry: SeriesEntry, slide_folder: Path, cache: FrameCache
 ) -> None:
-    settle(archive, cache, Way.BATCHED)
+    frames_are_cheap(cache, archive.address)
     with Slide.open(archive.fetch(entry, cache, wanted={}).files) as slide:
         everything = {uid: None for level in slide.levels for uid in level.sop_instance_uids}
     fetched = archive.fetch(entry, cache, wanted=everything)
@@ -195,7 +182,7 @@ def test_a_header_that_changed_in_the_pacs_is_made_anew(
     cache: FrameCache,
     tmp_path: Path,
 ) -> None:
-    settle(archive, cache, Way.BATCHED)
+    frames_are_cheap(cache, archive.address)
     archive.fetch(entry, cache, wanted={})
     [smallest] = [file.stem for file in [min(slide_folder.glob("*.dcm"), key=lambda file: file.stat().st_size)]]
     archive.fetch(entry, cache, wanted={finest.SOPInstanceUID: [0, 1]})
@@ -258,7 +245,7 @@ def test_what_a_power_cut_damaged_is_fetched_again(
     finest: pydicom.Dataset,
     cache: FrameCache,
 ) -> None:
-    settle(archive, cache, Way.BATCHED)
+    frames_are_cheap(cache, archive.address)
     wanted: dict[str, Sequence[int]] = {finest.SOPInstanceUID: [3, 4, 5]}
     archive.fetch(entry, cache, wanted={})
     part = PartialInstance(files_by_sop(archive.fetch(entry, cache, wanted=wanted))[finest.SOPInstanceUID])

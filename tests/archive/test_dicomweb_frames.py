@@ -1,0 +1,426 @@
+"""Frames and headers from a PACS that answers oddly: taken where they are what is stored, else the whole instance."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.encaps import encapsulate, generate_frames
+
+from gateway.archive.cache import FrameCache
+from gateway.archive.dicomweb import DicomWebArchive
+from gateway.archive.dicomweb_http import Limits
+from gateway.archive.partial import PartialInstance, is_partial
+from gateway.archive.protocol import FetchedSeries, SeriesEntry, Wanted
+from gateway.operations.errors import (
+    ArchiveRefused,
+    ArchiveUnavailable,
+    InvalidSlide,
+    PathserveError,
+    SlideNotInArchive,
+)
+from tests.archive.costs import frames_are_cheap
+from tests.support.rogue_answers import by_path, describing, hang, reset, retrieving
+from tests.support.rogue_pacs import BOUNDARY, SERIES, SOP, STUDY, Answer, Request, RoguePacs, running
+
+LIMITS = Limits(connect_s=1, read_s=0.5, backoff_s=0.01, visible_s=0.2)
+ENTRY = SeriesEntry(STUDY, SERIES, 1)
+JPEG, LOSSLESS, EXPLICIT = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70", "1.2.840.10008.1.2.1"
+FRAMES = 12
+FRAMES_TYPE = f'multipart/related; type="image/jpeg; transfer-syntax={JPEG}"; boundary={BOUNDARY}'
+Part = tuple[int | None, bytes]
+
+
+def jpeg(frame: int) -> bytes:
+    """What begins as baseline JPEG does; each frame another."""
+    return (
+        b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00\xff\xc0\x00\x0b" + bytes([frame]) * 999
+    )
+
+
+def lossless(frame: int) -> bytes:
+    return jpeg(frame).replace(b"\xff\xc0", b"\xff\xc3")
+
+
+def instance(**changed: object) -> bytes:
+    """A small image of JPEG frames."""
+    dataset = pydicom.Dataset()
+    dataset.SOPClassUID = pydicom.uid.VLWholeSlideMicroscopyImageStorage
+    dataset.SOPInstanceUID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = SOP, STUDY, SERIES
+    dataset.PatientID, dataset.PatientName, dataset.Modality = "P0001", "Müller^Jörg", "SM"
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = FRAMES, 64, 64
+    dataset.SamplesPerPixel, dataset.BitsAllocated = 3, 8
+    path = pydicom.Dataset()
+    path.OpticalPathIdentifier, path.ICCProfile = "1", b"a profile!"
+    dataset.OpticalPathSequence = [path]
+    for keyword, value in changed.items():
+        setattr(dataset, keyword, value)
+    dataset.PixelData = encapsulate([jpeg(frame) for frame in range(FRAMES)])
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = JPEG
+    out = io.BytesIO()
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+FILE = instance()
+STORED = list(generate_frames(pydicom.dcmread(io.BytesIO(FILE)).PixelData, number_of_frames=FRAMES))
+
+
+def whole(request: Request) -> None:
+    request.answer(200, "application/dicom", FILE)
+
+
+def numbers(request: Request) -> list[int]:
+    """The frames that are asked for, 0-based."""
+    return [int(number) - 1 for number in request.path.rpartition("/")[2].split(",")]
+
+
+def body(parts: list[Part], *, kind: str | None = f"image/jpeg; transfer-syntax={JPEG}", end: bool = True) -> bytes:
+    """A multipart of frames, those with a number saying it."""
+    out: list[bytes] = []
+    for frame, data in parts:
+        out.append(f"--{BOUNDARY}\r\n".encode())
+        out.append(f"Content-Type: {kind}\r\n".encode() if kind else b"")
+        out.append(f"Content-Location: http://elsewhere/frames/{frame + 1}\r\n".encode() if frame is not None else b"")
+        out += [b"\r\n", data, b"\r\n"]
+    return b"".join(out) + (f"--{BOUNDARY}--\r\n".encode() if end else b"")
+
+
+def sending(
+    change: Callable[[list[int]], list[Part]],
+    *,
+    content_type: str = FRAMES_TYPE,
+    kind: str | None = f"image/jpeg; transfer-syntax={JPEG}",
+) -> Answer:
+    """The frames that `change` makes of those asked for."""
+    return lambda request: request.answer(200, content_type, body(change(numbers(request)), kind=kind))
+
+
+def as_asked(asked: list[int]) -> list[Part]:
+    return [(None, STORED[frame]) for frame in asked]
+
+
+def labelled(asked: list[int]) -> list[Part]:
+    return [(frame, STORED[frame]) for frame in asked]
+
+
+def pacs_with(frames: Answer, metadata: Answer | None = None, stored: Answer = whole) -> RoguePacs:
+    return RoguePacs(retrieve=by_path(metadata=metadata or describing(FILE), frames=frames, instance=stored))
+
+
+def fetch(pacs: RoguePacs, folder: Path, wanted: Wanted) -> FetchedSeries:
+    """Headers, then what is wanted, where frames are known to be cheap."""
+    cache = FrameCache(folder, 2**30)
+    with running(pacs):
+        archive = DicomWebArchive.from_address(pacs.address, LIMITS)
+        frames_are_cheap(cache, archive.address)
+        archive.fetch(ENTRY, cache, wanted={})
+        return archive.fetch(ENTRY, cache, wanted=wanted)
+
+
+def frames_in(fetched: FetchedSeries) -> dict[int, bytes]:
+    """The frames that came of the one instance."""
+    [file] = fetched.files
+    if not is_partial(file):
+        dataset = pydicom.dcmread(file)
+        return dict(enumerate(generate_frames(dataset.PixelData, number_of_frames=FRAMES)))
+    part = PartialInstance(file)
+    extents_F2 = part.extents()
+    return {
+        frame: part.frames_file.read_bytes()[begin:end] for frame, (begin, end) in enumerate(extents_F2) if begin >= 0
+    }
+
+
+WANTED = [1, 3, 4, 9]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(sending(as_asked), id="in-the-order-asked"),
+        pytest.param(sending(labelled), id="each-with-its-number"),
+        pytest.param(sending(lambda asked: labelled(asked)[::-1]), id="another-order-but-numbered"),
+        pytest.param(
+            sending(as_asked, content_type=f"multipart/related; boundary={BOUNDARY}", kind="image/jpeg"),
+            id="no-syntax-stated",
+        ),
+        pytest.param(
+            sending(as_asked, content_type=f"multipart/related; boundary={BOUNDARY}", kind=None), id="no-type-at-all"
+        ),
+        pytest.param(
+            sending(as_asked, kind=f'application/octet-stream; transfer-syntax="{JPEG}"'), id="octets-of-that-syntax"
+        ),
+    ],
+)
+def test_frames_that_are_what_is_stored(answer: Answer, tmp_path: Path) -> None:
+    pacs = pacs_with(answer)
+    fetched = fetch(pacs, tmp_path, {SOP: WANTED})
+    assert frames_in(fetched) == {frame: STORED[frame] for frame in WANTED}
+    assert pacs.asked("/frames/") == 1
+    assert pacs.asked("/frames/2,4,5,10") == 1
+
+
+def extra(asked: list[int]) -> list[Part]:
+    return [*as_asked(asked), (None, STORED[0])]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(retrieving(406, "text/plain", b""), id="406"),
+        pytest.param(retrieving(404, "text/plain", b""), id="404"),
+        pytest.param(retrieving(414, "text/plain", b""), id="414"),
+        pytest.param(retrieving(200, "text/html", b"<html>log in</html>"), id="html"),
+        pytest.param(retrieving(200, "application/dicom+json", b"[]"), id="json"),
+        pytest.param(retrieving(200, "application/dicom", FILE), id="dicom"),
+        pytest.param(retrieving(200, FRAMES_TYPE, f"--{BOUNDARY}--\r\n".encode()), id="no-part"),
+        pytest.param(sending(lambda asked: as_asked(asked)[:-1]), id="one-missing"),
+        pytest.param(sending(extra), id="one-too-many"),
+        pytest.param(sending(lambda asked: [(0, data) for _, data in as_asked(asked)]), id="numbers-not-asked-for"),
+        pytest.param(sending(lambda asked: labelled(asked[:1]) * (len(asked) + 1)), id="one-number-again-and-again"),
+        pytest.param(
+            sending(
+                lambda asked: [(None, bytes(64 * 64 * 3)) for _ in asked],
+                content_type=f'multipart/related; type="application/octet-stream"; boundary={BOUNDARY}',
+                kind=f"application/octet-stream; transfer-syntax={EXPLICIT}",
+            ),
+            id="decompressed",
+        ),
+        pytest.param(
+            sending(
+                lambda asked: [(None, bytes(64 * 64 * 3)) for _ in asked],
+                content_type=f"multipart/related; boundary={BOUNDARY}",
+                kind="application/octet-stream",
+            ),
+            id="decompressed-unsaid",
+        ),
+        pytest.param(
+            sending(
+                lambda asked: [(None, lossless(frame)) for frame in asked],
+                kind=f"image/jpeg; transfer-syntax={LOSSLESS}",
+            ),
+            id="recompressed",
+        ),
+        pytest.param(
+            sending(lambda asked: [(None, lossless(frame)) for frame in asked], kind="image/jpeg"),
+            id="recompressed-but-said-to-be-stored",
+        ),
+        pytest.param(sending(as_asked, kind="text/html"), id="parts-of-html"),
+    ],
+)
+def test_frames_that_are_not_are_never_used(answer: Answer, tmp_path: Path) -> None:
+    """The whole instance is pulled instead."""
+    pacs = pacs_with(answer)
+    [file] = fetch(pacs, tmp_path, {SOP: WANTED}).files
+    assert file.read_bytes() == FILE
+    assert sorted(path.name for path in file.parent.iterdir()) == [".lock", f"{SOP}.dcm", "series.json"]
+    assert pacs.asked("/frames/") <= 6  # every form at once, then one frame alone
+
+
+def test_an_empty_frame_is_kept_as_such(tmp_path: Path) -> None:
+    answer = sending(lambda asked: [(None, b"" if frame == 3 else STORED[frame]) for frame in asked])
+    fetched = fetch(pacs_with(answer), tmp_path, {SOP: WANTED})
+    assert frames_in(fetched) == {frame: b"" if frame == 3 else STORED[frame] for frame in WANTED}
+
+
+def breaking_off(after: int, then: Callable[[Request], None] | None = None) -> Answer:
+    """Answers that end in the middle of the part after so many, without a word."""
+
+    def answer(request: Request) -> None:
+        asked = numbers(request)
+        if len(asked) <= after:
+            request.answer(200, FRAMES_TYPE, body(as_asked(asked)))
+            return
+        sent = body(as_asked(asked[: after + 1]), end=False)[:-500]
+        request.answer(200, FRAMES_TYPE, sent, length=len(sent) + (10_000 if then else 0))
+        if then:
+            then(request)
+
+    return answer
+
+
+@pytest.mark.parametrize("then", [None, reset], ids=["cut", "reset"])
+def test_frames_that_came_before_an_answer_broke_off_are_kept(
+    then: Callable[[Request], None] | None, tmp_path: Path
+) -> None:
+    pacs = pacs_with(breaking_off(2, then))
+    fetched = fetch(pacs, tmp_path, {SOP: WANTED})
+    assert frames_in(fetched) == {frame: STORED[frame] for frame in WANTED}
+    assert [path.rpartition("/")[2] for _, path, _ in pacs.requests if "/frames/" in path] == ["2,4,5,10", "5,10"]
+
+
+def test_what_came_before_silence_is_there_the_next_time(tmp_path: Path) -> None:
+    pacs = pacs_with(breaking_off(2, hang))
+    began = time.monotonic()
+    with pytest.raises(ArchiveUnavailable):
+        fetch(pacs, tmp_path, {SOP: WANTED})
+    assert time.monotonic() - began < 5
+    well = pacs_with(sending(as_asked))
+    well.port = pacs.port
+    cache = FrameCache(tmp_path, 2**30)
+    [header] = cache.of_archive(f"dicomweb://127.0.0.1:{pacs.port}/dicom-web").rglob("*.header.dcm")
+    assert PartialInstance(header).missing(WANTED) == [4, 9]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        pytest.param(hang, ArchiveUnavailable, id="hangs"),
+        pytest.param(reset, ArchiveUnavailable, id="resets"),
+        pytest.param(retrieving(503, "text/html", b""), ArchiveUnavailable, id="503"),
+        pytest.param(retrieving(401, "text/html", b""), ArchiveRefused, id="401"),
+        pytest.param(retrieving(302, "", b"", Location="http://127.0.0.1:1/"), ArchiveRefused, id="redirect"),
+    ],
+)
+def test_a_pacs_that_fails_says_so(answer: Answer, error: type[PathserveError], tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(error):
+        fetch(pacs_with(answer), tmp_path, {SOP: WANTED})
+    assert time.monotonic() - began < 5
+
+
+def test_a_part_without_end(tmp_path: Path) -> None:
+    """It is given up after what no frame exceeds, in little memory, and the whole instance is pulled."""
+
+    def endless(request: Request) -> None:
+        request.answer(200, FRAMES_TYPE, body([(None, b"\xff\xd8")], end=False)[:-2], length=10**12)
+        while True:
+            request.wfile.write(bytes(1 << 20))
+
+    [file] = fetch(pacs_with(endless), tmp_path, {SOP: [1]}).files
+    assert file.read_bytes() == FILE
+
+
+def test_the_form_and_the_number_that_the_pacs_takes_are_remembered(tmp_path: Path) -> None:
+    def choosy(request: Request) -> None:
+        if f"transfer-syntax={JPEG}" not in request.headers["Accept"] or len(numbers(request)) > 3:
+            request.answer(400, "text/plain", b"")
+        else:
+            sending(as_asked)(request)
+
+    pacs = pacs_with(choosy)
+    fetched = fetch(pacs, tmp_path, {SOP: list(range(FRAMES))})
+    assert frames_in(fetched) == dict(enumerate(STORED))
+    asked = [path.rpartition("/")[2] for _, path, _ in pacs.requests if "/frames/" in path]
+    assert asked == [
+        *[",".join(str(frame + 1) for frame in range(FRAMES))] * 3,  # in every form
+        *["1"] * 2,  # the second form is right; so many at once were not
+        *[str(frame + 1) for frame in range(1, FRAMES)],
+    ]
+
+
+def test_one_request_names_no_more_than_a_proxy_takes(tmp_path: Path) -> None:
+    frames = 5000
+    pacs = pacs_with(
+        lambda request: request.answer(200, FRAMES_TYPE, body([(None, jpeg(0)) for _ in numbers(request)])),
+        metadata=describing(FILE, NumberOfFrames=frames),
+    )
+    fetched = fetch(pacs, tmp_path, {SOP: list(range(frames))})
+    assert PartialInstance(fetched.files[0]).missing(range(frames)) == []
+    paths = [path for _, path, _ in pacs.requests if "/frames/" in path]
+    assert all(len(path) < 8000 for path in paths)
+    assert len(paths) == 4
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        pytest.param(retrieving(404, "text/html", b"<html>"), id="404"),
+        pytest.param(retrieving(406, "", b""), id="406"),
+        pytest.param(retrieving(200, "text/html", b"<html>log in</html>"), id="html"),
+        pytest.param(retrieving(200, "application/dicom+json", b'[{"0008'), id="half-a-document"),
+        pytest.param(retrieving(200, "application/dicom+json", b"[" * 200_000), id="deeply-nested"),
+        pytest.param(retrieving(200, "application/dicom+json", b'{"a": 1}'), id="no-array"),
+        pytest.param(retrieving(200, "application/dicom+json", b"[]"), id="nothing"),
+        pytest.param(
+            retrieving(200, "application/dicom+json", b"[" + b" " * (33 * 2**20) + b"]"), id="more-than-is-read-at-once"
+        ),
+        pytest.param(
+            retrieving(
+                200,
+                "application/dicom+json",
+                json.dumps(
+                    [{"00080018": {"vr": "UI", "Value": [SOP]}, "00280008": {"vr": "IS", "Value": [{}]}}]
+                ).encode(),
+            ),
+            id="a-value-that-is-none",
+        ),
+    ],
+)
+def test_without_usable_metadata_the_instances_own_head_serves(metadata: Answer, tmp_path: Path) -> None:
+    pacs = pacs_with(sending(as_asked), metadata=metadata)
+    fetched = fetch(pacs, tmp_path, {SOP: WANTED})
+    header = pydicom.dcmread(fetched.files[0])
+    assert str(header.PatientName) == "Müller^Jörg"
+    assert header.OpticalPathSequence[0].ICCProfile == b"a profile!"
+    assert frames_in(fetched) == {frame: STORED[frame] for frame in WANTED}
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        pytest.param({"SOPInstanceUID": "../../../escaped"}, ArchiveRefused, id="no-uid"),
+        pytest.param({"SOPInstanceUID": ""}, ArchiveRefused, id="no-uid-at-all"),
+        pytest.param({"SeriesInstanceUID": "2.25.404"}, ArchiveRefused, id="another-series"),
+        pytest.param({"StudyInstanceUID": "2.25.404"}, ArchiveRefused, id="another-study"),
+        pytest.param({"NumberOfFrames": 2**31 - 1}, InvalidSlide, id="absurd-number-of-frames"),
+        pytest.param({"NumberOfFrames": -1}, InvalidSlide, id="negative-number-of-frames"),
+        pytest.param({"Modality": "SR"}, SlideNotInArchive, id="no-image"),
+    ],
+)
+def test_metadata_that_cannot_be_true(said: dict[str, object], error: type[PathserveError], tmp_path: Path) -> None:
+    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, **said))
+    with running(pacs), pytest.raises(error) as caught:
+        DicomWebArchive.from_address(pacs.address, LIMITS).fetch(
+            ENTRY, FrameCache(tmp_path / "cache", 2**30), wanted={}
+        )
+    assert "escaped" not in caught.value.detail
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"] == []
+
+
+def test_urls_of_bulk_data_are_not_followed(tmp_path: Path) -> None:
+    """The profile is taken from the instance itself, whatever the metadata name."""
+    with running(RoguePacs()) as elsewhere:
+        [described] = json.loads(_answered(describing(FILE)))
+        described["00480105"]["Value"][0]["00282000"] = {
+            "vr": "OB",
+            "BulkDataURI": f"http://127.0.0.1:{elsewhere.port}/dicom-web/bulk/1",
+        }
+        pacs = pacs_with(
+            sending(as_asked),
+            metadata=retrieving(200, "application/dicom+json", json.dumps([described]).encode()),
+        )
+        fetched = fetch(pacs, tmp_path, {SOP: WANTED})
+        assert elsewhere.requests == []
+    assert pydicom.dcmread(fetched.files[0]).OpticalPathSequence[0].ICCProfile == b"a profile!"
+
+
+def _answered(answer: Answer) -> bytes:
+    class Kept:
+        body = b""
+
+        def answer(self, status: int, content_type: str, body: bytes) -> None:
+            self.body = body
+
+    kept = Kept()
+    answer(kept)  # type: ignore[arg-type]
+    return kept.body
+
+
+def test_what_the_archive_says_of_its_syntax_spares_a_request(tmp_path: Path) -> None:
+    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, AvailableTransferSyntaxUID=JPEG))
+    fetch(pacs, tmp_path, {SOP: WANTED})
+    assert [path for _, path, _ in pacs.requests if path.endswith(SOP)] == []
+
+
+def test_the_header_of_today_wins_over_the_stored_one(tmp_path: Path) -> None:
+    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, PatientName="Corrected^Name"))
+    header = pydicom.dcmread(fetch(pacs, tmp_path, {SOP: WANTED}).files[0])
+    assert str(header.PatientName) == "Corrected^Name"
