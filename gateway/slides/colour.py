@@ -23,6 +23,7 @@ ToSrgb = Callable[[Image], Image]
 
 _MAX_TABLES = 2
 """Profiles whose tables the process keeps: 64 MB each, and slides of one scanner share one."""
+_WORTH_A_TABLE_PX = 1 << 23
 _SAME = 1
 """A profile that moves no value of a grid of colours by more than this is sRGB in all but name: there is no work."""
 _GRID = np.arange(0, 256, 15, dtype=np.int64).astype(np.uint8)
@@ -77,15 +78,20 @@ def _applied(transform: ImageCms.ImageCmsTransform, image: Image) -> Image:
 
 @dataclass(slots=True, eq=False)
 class _Table:
-    """All colours of one profile: entry r + 256 g + 65536 b holds the sRGB bytes. Filled when it is first asked."""
+    """All colours of one profile: entry r + 256 g + 65536 b holds the sRGB bytes. Filled when it is worth it: a
+    thumbnail or a small slide has fewer pixels than there are colours."""
 
     transform: ImageCms.ImageCmsTransform
     lock: threading.Lock = field(default_factory=threading.Lock)
     colours: NDArray[np.uint32] | None = None
+    pixels: int = 0
 
     def __call__(self, image: Image) -> Image:
+        if self.colours is None and self.pixels < _WORTH_A_TABLE_PX:
+            self.pixels += image.shape[0] * image.shape[1]
+            return _applied(self.transform, image)
         colours = self.colours if self.colours is not None else self._filled()
-        keys = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), np.uint8)
+        keys = np.asarray(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA), np.uint8)
         keys[..., 3] = 0
         found = colours.take(keys.view(np.uint32)[..., 0]).view(np.uint8).reshape(*image.shape[:2], 4)
         return np.asarray(cv2.cvtColor(found, cv2.COLOR_RGBA2RGB), np.uint8)

@@ -33,19 +33,21 @@ class Layout:
 
 
 def optical_path(headers: Sequence[Dataset]) -> str | None:
-    """The identifier of the optical path to read; None where the slide has only one.
+    """The identifier of the optical path to read; None where no level has more than one.
 
     Of several, the only one under brightfield illumination (PS3.3 C.8.12.5, CID 8123). Raises InvalidSlide where the
     header leaves the choice open: two paths may show different stains or lights, and to pick one would be a guess.
     """
     brightfield: dict[str, bool] = {}
+    of_level: dict[tuple[int, int], set[str]] = defaultdict(set)
     for header in headers:
+        of_level[header.TotalPixelMatrixColumns, header.TotalPixelMatrixRows].update(_paths(header))
         for path in header.get("OpticalPathSequence") or ():
             name = str(path.get("OpticalPathIdentifier") or "")
             light = path.get("IlluminationTypeCodeSequence") or ()
             codes = {(str(code.get("CodeValue")), str(code.get("CodingSchemeDesignator"))) for code in light}
             brightfield[name] = brightfield.get(name, False) or bool(codes & _BRIGHTFIELD)
-    if len(brightfield) < 2:
+    if all(len(names) < 2 for names in of_level.values()):
         return None
     chosen = [name for name, bright in brightfield.items() if bright]
     if len(chosen) != 1:
@@ -126,6 +128,10 @@ def _tiled_full(images: list[list[Instance]], path: str | None, rows: int, colum
     else:
         parts, planes = images[0], len(images)
     header = parts[0].file.dataset
+    if rows * columns > 1 and header.get("DimensionOrganizationType") != "TILED_FULL":
+        raise InvalidSlide(
+            "The slide says neither that its frames follow each other (TILED_FULL) nor where they lie. Convert it."
+        )
     inside = int(header.get("TotalPixelMatrixFocalPlanes") or 1)
     size, count = rows * columns, sum(len(part.frames) for part in parts)
     paths = _paths(header)

@@ -284,6 +284,25 @@ def test_optical_paths_without_a_way_to_choose(tmp_path, lights):
         Slide.open([write(tmp_path / "a.dcm", dataset, FRAMES * 2)])
 
 
+def test_optical_paths_whose_names_differ_from_level_to_level(tmp_path):
+    half = np.ascontiguousarray(IMAGE[::2, ::2])
+    files = [
+        full(tmp_path / "a.dcm", IMAGE, FRAME, OpticalPathSequence=[optical_path("A")]),
+        full(tmp_path / "b.dcm", half, FRAME, OpticalPathSequence=[optical_path("B")]),
+    ]
+    dataset = pydicom.dcmread(files[1])
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.001, 0.001]
+    dataset.save_as(files[1])
+    with Slide.open(files) as slide:
+        assert np.array_equal(slide.read_level(1), half)
+    assert remarks(*files) == []
+
+
+def test_frames_of_which_nobody_says_where_they_lie(tmp_path):
+    with pytest.raises(InvalidSlide, match="where they lie"):
+        Slide.open([full(tmp_path / "a.dcm", IMAGE, FRAME, DimensionOrganizationType="TILED_SPARSE")])
+
+
 def test_grey_fluorescence_images_beside_the_brightfield_one(tmp_path):
     grey = image(len(FRAMES), "grey")
     grey.SamplesPerPixel, grey.PhotometricInterpretation = 1, "MONOCHROME2"
