@@ -83,14 +83,16 @@ class Access:
 
     def describe(self, address: str) -> str:
         """What the archive at this address is shown, without any secret: fit for `pathserve doctor`."""
-        shown = "no credentials"
+        shown = []
         if self.oauth is not None:
-            shown = "OAuth 2.0 client credentials"
+            shown.append("OAuth 2.0 client credentials")
         elif self.token is not None:
-            shown = "a bearer token"
+            shown.append("a bearer token")
         elif "@" in address:
-            shown = "a user name and password"
-        return shown + (" and a client certificate" if self.certificate is not None else "")
+            shown.append("a user name and password")
+        if self.certificate is not None:
+            shown.append("a client certificate")
+        return " and ".join(shown) or "no credentials"
 
     @property
     def needs_tls(self) -> bool:

@@ -53,6 +53,11 @@ def judge(response: httpx.Response, most_wait_s: float) -> None:
         raise ArchiveRefused(
             f"The PACS redirects elsewhere (HTTP {status}), which is never followed: configure its final address."
         )
+    if status == 413:
+        raise ArchiveRefused(
+            "The PACS takes no object that large (HTTP 413): raise its limit, or that of the proxy before it (nginx: "
+            "client_max_body_size)."
+        )
     if not (200 <= status < 300 or status in _CALLERS):
         raise ArchiveRefused(f"The PACS refused the request (HTTP {status}).")
     if status == 400 and "html" in response.headers.get("content-type", ""):

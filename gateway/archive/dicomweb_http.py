@@ -42,8 +42,8 @@ DICOM_JSON = "application/dicom+json"
 _SCHEME = "dicomweb://"
 _MODALITY, _SERIES_INSTANCES = "00080060", "00201209"
 _PAGE = 500
-# A PACS may read a whole instance, of gigabytes, from its disk before it begins to answer.
-_PREPARED, _PATIENCE = {"frames", "head", "retrieve", "verify"}, 3.0
+# A PACS may read or write a whole instance, of gigabytes, before it begins to answer.
+_PREPARED, _PATIENCE = {"frames", "head", "retrieve", "store", "verify"}, 3.0
 _T = TypeVar("_T")
 
 

@@ -42,6 +42,7 @@ _ACCEPT = (
     'multipart/related; type="application/dicom"',
 )
 _POLL_S = 0.5
+_ROOM_BYTES = 2**20  # for what a PACS may add of its own
 
 
 def store(session: Session, files: Sequence[Path]) -> None:
@@ -153,6 +154,7 @@ def _await_visible(session: Session, wanted: InstanceId) -> None:
 def _verify(session: Session, wanted: InstanceId, file: Path) -> None:
     """Read the object back. Raises ArchiveRefused where the PACS holds something else than the file."""
     path = f"/studies/{wanted.study}/series/{wanted.series}/instances/{wanted.sop}"
+    most = 2 * file.stat().st_size + _ROOM_BYTES
     for accept in _ACCEPT:
         with session.request("verify", "GET", path, headers={"Accept": accept}) as response:
             if response.status_code in (400, 406, 415):
@@ -162,7 +164,7 @@ def _verify(session: Session, wanted: InstanceId, file: Path) -> None:
             if response.status_code != 200:
                 raise ArchiveRefused(f"The PACS does not give {file.name} back (HTTP {response.status_code}).")
             try:
-                pieces = dicom_in(response, session.pieces(response, session.limits.instance_bytes))
+                pieces = dicom_in(response, session.pieces(response, most))
                 with _unlike(file, pieces) as other:
                     if other is not None:
                         check_same(file, other, "the PACS")

@@ -29,6 +29,7 @@ def access(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Access:
 def test_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert access(monkeypatch) == Access()
     assert not Access().needs_tls
+    assert Access().describe("dicomweb://pacs.example/rs") == "no credentials"
 
 
 def test_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +54,7 @@ def test_certificates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     assert mine.needs_tls
     assert mine.describe("dicomweb://a:b@pacs.example/rs") == "a user name and password and a client certificate"
+    assert mine.describe("dicomweb://pacs.example/rs") == "a client certificate"
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_warnings_are_counted(reason: int, tmp_path: Path, caplog: pytest.LogCap
         pytest.param(retrieving(406, "", b""), ArchiveRefused, "in any form", id="in-no-form"),
         pytest.param(hang, ArchiveUnavailable, "stopped answering", id="hangs"),
         pytest.param(
-            retrieving(200, MULTIPART, multipart(FILE + bytes(300_000))), ArchiveRefused, "more than", id="endless"
+            retrieving(200, MULTIPART, multipart(FILE + bytes(2_000_000))), ArchiveRefused, "more than", id="endless"
         ),
     ],
 )
