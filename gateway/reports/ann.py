@@ -25,7 +25,7 @@ from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file, wording
 from gateway.reports import sr_concepts as concept
 from gateway.reports.derived import Kind, ObjectName, complete, copy_specimen, reference_to
-from gateway.reports.regions import Region, simple_regions_of
+from gateway.reports.regions import Region, regions_of
 from gateway.reports.spatial import SlideSource
 
 OUTLINE_AREA = Code("outline-area", PRIVATE_SCHEME, "Area inside the outline")
@@ -67,7 +67,7 @@ def write_annotations(path: Path, report: Report, source: SlideSource) -> None:
     classes = {tissue.index: tissue for tissue in result.classes} if result else {}
     groups = [
         _group(report, source, classes[index], tuple(regions))
-        for index, regions in groupby(simple_regions_of(report, source), key=lambda region: region.index)
+        for index, regions in groupby(regions_of(report, source, simple=True), key=lambda region: region.index)
     ]
     write_groups(path, report, source.image, ObjectName(report.analysis_id, Kind.ANN, source.series), groups)
 

@@ -1,7 +1,7 @@
 """Report -> GeoJSON (RFC 7946) as QuPath reads it: the regions of one slide in pixels of the finest level."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
 from uuid import UUID
 
 from pydicom import Dataset
@@ -24,15 +24,19 @@ def to_geojson(report: Report, source: SlideSource) -> bytes:
     WGS 84 (section 4 allows that by prior arrangement). Outer rings run anticlockwise by their coordinates' signs
     (section 3.1.6). Without a region the collection is empty. Raises PathserveError where the report lacks the grid.
     """
+    return b"".join(part.encode() for part in _parts(report, source))
+
+
+def _parts(report: Report, source: SlideSource) -> Iterator[str]:
+    """The text, a feature at a time: a slide of a hundred thousand regions is never held as a tree of objects."""
     result = next((result for result in report.tissue if result.series == source.series), None)
-    classes = {tissue.index: tissue for tissue in result.classes} if result else {}
     exploratory = bool(result and result.exploratory)
     to_finest = _Scale(source.image, source.levels[0])
-    # One feature at a time: a slide of a hundred thousand regions is never held as a tree of objects.
-    features = ",".join(
-        _json(_feature(report, source, classes[region.index], region, exploratory, to_finest))
-        for region in regions_of(report, source)
-    )
+    yield '{"type":"FeatureCollection","features":['
+    if result is not None:
+        classes = {tissue.index: _Class(report, source, tissue, exploratory) for tissue in result.classes}
+        for number, region in enumerate(regions_of(report, source)):
+            yield ("," if number else "") + classes[region.index].feature(region, to_finest)
     # A foreign member (section 6.1): who reads the file without QuPath finds what it is.
     about = {
         "analysis": report.analysis_id,
@@ -46,7 +50,7 @@ def to_geojson(report: Report, source: SlideSource) -> bytes:
             report.statement,
         ],
     }
-    return f'{{"type":"FeatureCollection","features":[{features}],"pathserve":{_json(about)}}}\n'.encode()
+    yield f'],"pathserve":{_json(about)}}}\n'
 
 
 class _Scale:
@@ -59,11 +63,11 @@ class _Scale:
             raise PathserveError("The slide's header gives a level no size. Check the slide.")
         self._factors = _factor(self._limits[0], sizes[0]), _factor(self._limits[1], sizes[1])
 
-    def ring(self, ring_K2: Ring) -> list[list[float]]:
+    def ring(self, ring_K2: Ring) -> str:
         """A closed ring of positions, on the finest level and not beyond it."""
         (across, down), (right, bottom) = self._factors, self._limits
-        corners = [[_tidy(min(x * across, right)), _tidy(min(y * down, bottom))] for x, y in ring_K2.tolist()]
-        return [*corners, corners[0]]
+        corners = [f"[{_tidy(min(x * across, right))},{_tidy(min(y * down, bottom))}]" for x, y in ring_K2.tolist()]
+        return f"[{','.join(corners)},{corners[0]}]"
 
 
 def _factor(large: int, small: int) -> float:
@@ -76,34 +80,29 @@ def _tidy(value: float) -> float:
     return int(value) if value == int(value) else round(value, _DECIMALS)
 
 
-def _feature(
-    report: Report, source: SlideSource, tissue: TissueClass, region: Region, exploratory: bool, to_finest: _Scale
-) -> dict[str, Any]:
-    uid = derive_uid(report.analysis_id, f"region/{source.series}/class-{region.index}/{region.number}")
-    name = f"{tissue.code.display} {region.number}"
-    return {
-        "type": "Feature",
-        "id": str(UUID(int=int(uid.rsplit(".", 1)[1]))),
-        "geometry": {"type": "Polygon", "coordinates": [to_finest.ring(ring) for ring in region.rings]},
-        "properties": {
-            "objectType": "annotation",
-            "name": f"{name} (exploratory)" if exploratory else name,
-            "classification": {
-                "name": tissue.code.display,
-                "color": [int(tissue.color[at : at + 2], 16) for at in (1, 3, 5)],
-            },
-            "isLocked": True,
-            "measurements": {
-                "Mean probability": region.mean_probability,
-                "Max probability": region.max_probability,
-                "Tissue area mm^2": region.tissue_area_mm2,
-                "Outline area mm^2": region.area_mm2,
-                "Tiles": region.tiles,
-            },
-            "metadata": {
-                "code": tissue.code.code,
-                "scheme": tissue.code.scheme,
-                "use": wording.document_title(report),
-            },
-        },
-    }
+class _Class:
+    """What the features of one class share, written once."""
+
+    def __init__(self, report: Report, source: SlideSource, tissue: TissueClass, exploratory: bool) -> None:
+        self._analysis_id = report.analysis_id
+        self._role = f"region/{source.series}/class-{tissue.index}"
+        self._name = tissue.code.display
+        self._suffix = " (exploratory)" if exploratory else ""
+        self._classification = _json(
+            {"name": tissue.code.display, "color": [int(tissue.color[at : at + 2], 16) for at in (1, 3, 5)]}
+        )
+        self._metadata = _json(
+            {"code": tissue.code.code, "scheme": tissue.code.scheme, "use": wording.document_title(report)}
+        )
+
+    def feature(self, region: Region, to_finest: _Scale) -> str:
+        uid = derive_uid(self._analysis_id, f"{self._role}/{region.number}")
+        return (
+            f'{{"type":"Feature","id":"{UUID(int=int(uid.rsplit(".", 1)[1]))}",'
+            f'"geometry":{{"type":"Polygon","coordinates":[{",".join(map(to_finest.ring, region.rings))}]}},'
+            f'"properties":{{"objectType":"annotation","name":{_json(f"{self._name} {region.number}{self._suffix}")},'
+            f'"classification":{self._classification},"isLocked":true,'
+            f'"measurements":{{"Mean probability":{region.mean_probability},'
+            f'"Max probability":{region.max_probability},"Tissue area mm^2":{region.tissue_area_mm2},'
+            f'"Outline area mm^2":{region.area_mm2},"Tiles":{region.tiles}}},"metadata":{self._metadata}}}}}'
+        )

@@ -52,20 +52,12 @@ def has_regions(source: SlideSource) -> bool:
     return source.tiles is not None and bool((source.tiles.classes_N != UNCERTAIN).any())
 
 
-def regions_of(report: Report, source: SlideSource) -> tuple[Region, ...]:
+def regions_of(report: Report, source: SlideSource, *, simple: bool = False) -> Iterator[Region]:
     """The regions of one slide, holes as rings: by class in the report's order, then by their topmost, leftmost tile.
 
-    Empty where the slide has no tile map. Raises PathserveError where the report does not hold the slide's grid.
+    `simple`: each region that has holes comes as parts without any, cut from top to bottom. None where the slide has no
+    tile map. Raises PathserveError where the report does not hold the slide's grid.
     """
-    return tuple(_regions(report, source, cut=False))
-
-
-def simple_regions_of(report: Report, source: SlideSource) -> tuple[Region, ...]:
-    """The same tiles as `regions_of`, each region that has holes cut from top to bottom into parts without any."""
-    return tuple(_regions(report, source, cut=True))
-
-
-def _regions(report: Report, source: SlideSource, *, cut: bool) -> Iterator[Region]:
     tiles = source.tiles
     slide = next((slide for slide in report.slides if slide.series == source.series), None)
     result = wording.result_of(report, slide) if slide else None
@@ -75,7 +67,7 @@ def _regions(report: Report, source: SlideSource, *, cut: bool) -> Iterator[Regi
         raise PathserveError("The report does not say which grid a slide was read on. Run the analysis again.")
     level_px = slide.level_width_px, slide.level_height_px
     for tissue in result.classes:
-        yield from _of_class(tissue.index, tiles, slide.grid, level_px, cut=cut)
+        yield from _of_class(tissue.index, tiles, slide.grid, level_px, cut=simple)
 
 
 def _of_class(index: int, tiles: TileMap, grid: TileGrid, level_px: tuple[int, int], *, cut: bool) -> Iterator[Region]:

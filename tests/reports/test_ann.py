@@ -15,7 +15,7 @@ from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource
 from gateway.reports.ann import OUTLINE_AREA, REGION_NUMBER, Group, write_annotations, write_groups
 from gateway.reports.derived import Kind, ObjectName
-from gateway.reports.regions import regions_of, simple_regions_of
+from gateway.reports.regions import regions_of
 from gateway.reports.sr_concepts import AREA, MEAN_PROBABILITY, TISSUE
 from tests.reports.conftest import COMMITTED, source_of, volume_headers
 from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels, ring_area
@@ -49,7 +49,7 @@ def test_what_is_read_back_is_what_was_found(name: str, tmp_path: Path) -> None:
     assert (document.AnnotationCoordinateType, document.PixelOriginInterpretation) == ("2D", "VOLUME")
     assert document.ReferencedImageSequence[0].ReferencedSOPInstanceUID == source.image.SOPInstanceUID
     classes = {tissue.index: tissue for tissue in report.tissue[0].classes}
-    expected = groupby(simple_regions_of(report, source), key=lambda region: region.index)
+    expected = groupby(regions_of(report, source, simple=True), key=lambda region: region.index)
     for (index, regions), group in zip(expected, document.AnnotationGroupSequence, strict=True):
         regions, tissue = list(regions), classes[index]
         assert group.label == tissue.code.display

@@ -54,7 +54,7 @@ def areas(document: dict[str, Any]) -> Iterator[float]:
 def test_every_region_with_its_holes(name: str) -> None:
     report, source = drawn(real_levels(name), patch=20)
     document = collection(report, source)
-    regions = regions_of(report, source)
+    regions = list(regions_of(report, source))
     classes = {tissue.index: tissue for tissue in report.tissue[0].classes}
     assert any(len(region.rings) > 1 for region in regions)
     for feature, region in zip(document["features"], regions, strict=True):

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource, TileMap
-from gateway.reports.regions import Region, has_regions, regions_of, simple_regions_of
+from gateway.reports.regions import Region, has_regions, regions_of
 from tests.reports.conftest import COMMITTED, reading_of, report_of, result_of, source_of, volume_headers
 from tests.reports.drawn import drawn, ring_area
 
@@ -96,7 +96,7 @@ def test_any_grid(blank: tuple[Report, pydicom.Dataset]) -> None:
     @given(classes_RC=grids)
     def hold(classes_RC: Grid) -> None:
         report, source = on_grid(blank, classes_RC)
-        regions, parts = regions_of(report, source), simple_regions_of(report, source)
+        regions, parts = list(regions_of(report, source)), list(regions_of(report, source, simple=True))
         assert has_regions(source) == bool(regions)
         by_class: dict[int, list[Region]] = {}
         for region in regions:
@@ -134,7 +134,7 @@ def check_figures(report: Report, source: SlideSource, region: Region, cells: np
 
 
 def test_tiles_that_meet_in_a_corner_are_two_regions(blank: tuple[Report, pydicom.Dataset]) -> None:
-    regions = regions_of(*on_grid(blank, np.array([[0, -2], [-2, 0]], np.int32)))
+    regions = list(regions_of(*on_grid(blank, np.array([[0, -2], [-2, 0]], np.int32))))
     assert [region.rings[0].tolist() for region in regions] == [
         [[0, 0], [200, 0], [200, 200], [0, 200]],
         [[200, 200], [400, 200], [400, 400], [200, 400]],
@@ -146,7 +146,7 @@ def test_a_hole_that_meets_the_outer_ring_is_a_ring_of_its_own(blank: tuple[Repo
     (region,) = regions_of(*on_grid(blank, gap))
     assert [len(ring) for ring in region.rings] == [6, 4]
     assert region.rings[1].min(axis=0).tolist() == [200, 200]
-    assert len(simple_regions_of(*on_grid(blank, gap))) == 2
+    assert len(list(regions_of(*on_grid(blank, gap), simple=True))) == 2
 
 
 def test_a_region_ends_where_the_level_ends(blank: tuple[Report, pydicom.Dataset]) -> None:
@@ -160,8 +160,8 @@ def test_a_region_ends_where_the_level_ends(blank: tuple[Report, pydicom.Dataset
 def test_areas_add_up_to_the_report() -> None:
     report, source = drawn(volume_headers(COMMITTED), patch=3)
     for tissue in report.tissue[0].classes:
-        for regions in (regions_of(report, source), simple_regions_of(report, source)):
-            mine = [region for region in regions if region.index == tissue.index]
+        for simple in (False, True):
+            mine = [region for region in regions_of(report, source, simple=simple) if region.index == tissue.index]
             assert sum(region.tissue_area_mm2 for region in mine) == pytest.approx(tissue.area_mm2)
             assert sum(region.tiles for region in mine) == tissue.tiles
 
@@ -177,7 +177,7 @@ def test_the_order_of_tiles_does_not_matter() -> None:
             for name in ("rows_N", "columns_N", "classes_N", "probabilities_NC", "tissue_N")
         },
     )
-    one, other = regions_of(report, source), regions_of(report, replace(source, tiles=sorted_tiles))
+    one, other = list(regions_of(report, source)), list(regions_of(report, replace(source, tiles=sorted_tiles)))
     assert len(one) == len(other) > 5
     for first, second in zip(one, other, strict=True):
         assert [ring.tolist() for ring in first.rings] == [ring.tolist() for ring in second.rings]
@@ -187,10 +187,10 @@ def test_the_order_of_tiles_does_not_matter() -> None:
 def test_a_slide_without_tiles_has_no_region(report: Report, image: pydicom.Dataset) -> None:
     source = source_of(image, None)
     assert not has_regions(source)
-    assert regions_of(report, source) == ()
+    assert not list(regions_of(report, source))
 
 
 def test_a_report_without_the_grid_is_refused(report: Report, image: pydicom.Dataset) -> None:
     broken = replace(report, slides=(replace(report.slides[0], grid=None),))
     with pytest.raises(PathserveError, match="which grid"):
-        regions_of(broken, source_of(image, report.tissue[0]))
+        list(regions_of(broken, source_of(image, report.tissue[0])))
