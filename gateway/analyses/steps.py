@@ -32,7 +32,7 @@ from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
-from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, StateError
+from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError, StateError
 from gateway.operations.settings import Settings
 from gateway.reports import DICOM, SlideSource, from_json, picture, result_objects, write_all
 from gateway.slides import Slide, TilePlan
@@ -89,7 +89,10 @@ class CaseRun:
         The models that serve now are those of the analysis from here on. Raises what `CasePull.run` raises,
         ModelNotLoaded, ModelRefused.
         """
-        return await asyncio.to_thread(self._fetch)
+        try:
+            return await asyncio.to_thread(self._fetch)
+        except FramesNotFetched:  # another analysis needed the room, or fetched the same slide in another way
+            return await asyncio.to_thread(self._fetch)
 
     def _fetch(self) -> dict[str, Any]:
         pins = self._pins() or self._pin()
@@ -165,7 +168,7 @@ class CaseRun:
     def _opened(self, pins: Pins, fetched: Fetched) -> Iterator[SlideTask]:
         """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
         specimen = self.order.specimens[fetched.specimen]
-        with Slide.open(fetched.files) as slide:
+        with _open(fetched.files) as slide:
             check_identity(self.order, specimen, slide.header)
             yield SlideTask(
                 slide=slide,
@@ -355,6 +358,16 @@ class CaseRun:
             self.folder.mkdir(parents=True, exist_ok=True)
             with written_whole(self.folder / name) as out:
                 out.write(json.dumps(value, indent=1).encode())
+
+
+def _open(files: Sequence[Path]) -> Slide:
+    try:
+        return Slide.open(files)
+    except SlideError:
+        if all(file.exists() for file in files):
+            raise
+        # Whoever else fetches this slide may bring an instance whole that was there in part.
+        raise FramesNotFetched("A file of the slide is no longer where it was fetched: it is fetched again.") from None
 
 
 def _source(slide: Slide, outcome: SlideOutcome) -> SlideSource:

@@ -16,7 +16,8 @@ from tests.slides.partials import encoded_frames, split
 
 
 class FrugalArchive:
-    """`asked` holds what was wanted, call by call; `frames_brought` counts frames over all calls."""
+    """`asked` holds what was wanted, call by call; `frames_brought` counts frames over all calls. `after` is called
+    when one ends."""
 
     address = "frugal"
 
@@ -24,6 +25,7 @@ class FrugalArchive:
         self._folder = FolderArchive(folder)
         self.asked: list[tuple[str, Wanted]] = []
         self.frames_brought = 0
+        self.after: Callable[[], None] = lambda: None
 
     def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
         return self._folder.find_series(study, series)
@@ -62,4 +64,5 @@ class FrugalArchive:
                     self.frames_brought += len(missing)
                     progress(done(), None)
         progress(done(), done())
+        self.after()
         return FetchedSeries(entry.study, entry.series, tuple(sorted(heads)))

@@ -113,6 +113,32 @@ async def test_what_was_evicted_is_fetched_again(
     assert archive.frames_brought == 2 * brought
 
 
+async def test_files_that_others_replace_meanwhile_are_fetched_again(
+    run_of: Callable[..., CaseRun], archive: FrugalArchive, tmp_path: Path
+) -> None:
+    """Once, as a step does where the frame cache takes them away at each try."""
+
+    def replaced() -> None:
+        if len(archive.asked) == 2:
+            for head in (tmp_path / "cache").rglob("*.header.dcm"):
+                head.unlink()
+
+    archive.after = replaced
+    await run_of(TISSUE).fetch()
+    assert [wanted == {} for _, wanted in archive.asked] == [True, False, True, False, False]
+
+
+async def test_a_file_that_is_gone_from_a_folder_is_looked_for_again(case: Path, tmp_path: Path) -> None:
+    slide = shutil.copytree(case / TISSUE, tmp_path / "slide")
+    order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
+    run = CaseRun("a-1", order, tmp_path / "a-1", settings=Settings(state=tmp_path), archive=FolderArchive(slide))
+    await run.fetch()
+    for file in slide.iterdir():
+        file.unlink()
+    with pytest.raises(SlideNotInArchive):
+        await run.infer()
+
+
 @pytest.mark.parametrize(
     ("series", "patient"), [((STRANGER,), "P-1"), ((TISSUE, STRANGER), "P-2"), ((TISSUE, STRANGER), "P-1")]
 )
