@@ -33,7 +33,8 @@ def case_of(entries: tuple[SeriesEntry, ...]) -> tuple[Specimen, ...]:
 async def analyze(
     order: Order, archive: Archive, out: Path, settings: Settings, progress: Callable[[Progress], None]
 ) -> tuple[Path, ...]:
-    """Fetch, infer and report; the written files. Nothing is delivered. Work in progress lies in the state folder.
+    """Fetch, infer and report; the written files. Nothing is delivered. Work in progress lies in the state folder, and
+    what was pulled of slides stays in its frame cache, for a second analysis of them.
 
     Raises PathserveError. What is in `out` after an error or a cancellation is the caller's to remove.
     """

@@ -128,6 +128,22 @@ async def test_files_that_others_replace_meanwhile_are_fetched_again(
     assert [wanted == {} for _, wanted in archive.asked] == [True, False, True, False, False]
 
 
+async def test_a_state_that_was_copied_elsewhere_has_its_slides_with_it(
+    run_of: Callable[..., CaseRun], archive: FrugalArchive, tmp_path: Path
+) -> None:
+    run = run_of(TISSUE)
+    await run.fetch()
+    brought = archive.frames_brought
+    moved = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    shutil.rmtree(tmp_path / "cache")
+    folder = moved / run.folder.relative_to(tmp_path)
+    copied = CaseRun("a-1", run.order, folder, settings=Settings(state=moved), archive=archive)
+    [slide] = fetched_by(copied, moved)
+    assert {file.is_relative_to(moved) and file.exists() for file in slide.files} == {True}
+    await copied.fetch()
+    assert archive.frames_brought == brought
+
+
 async def test_a_file_that_is_gone_from_a_folder_is_looked_for_again(case: Path, tmp_path: Path) -> None:
     slide = shutil.copytree(case / TISSUE, tmp_path / "slide")
     order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
