@@ -18,7 +18,7 @@ from gateway.archive.access import is_loopback
 from gateway.archive.breaker import Breaker
 from gateway.archive.dicomweb_answers import Transient, judge, translated
 from gateway.archive.dicomweb_auth import Credentials
-from gateway.archive.dicomweb_wire import Limits, Wire
+from gateway.archive.dicomweb_wire import Limits, Wire, never
 from gateway.archive.metrics import PACS_REQUEST_SECONDS
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, InvalidSetting
@@ -88,11 +88,6 @@ class Endpoint:
         return _SCHEME + self.url.partition("://")[2]
 
 
-def never() -> bool:
-    """The `cancelled` of an operation that nobody cancels."""
-    return False
-
-
 class Session:
     """One conversation with the server; close it (context manager) when the operation is over.
 
@@ -113,7 +108,7 @@ class Session:
         self._url = endpoint.url
         self._credentials = credentials
         self._breaker = breaker
-        self._wire = Wire(limits, tls)
+        self._wire = Wire(limits, tls, cancelled)
 
     def __enter__(self) -> Self:
         return self
@@ -203,6 +198,7 @@ class Session:
         try:
             yield
         except ArchiveUnavailable:
+            self.check_cancelled()  # which cuts the connection, and is no fault of the server
             self._breaker.failed()
             raise
         except ArchiveRefused:

@@ -1,9 +1,11 @@
 """HTTP with one server in bounded time: connecting, TLS, sending, and waiting for an answer each have their limit."""
 
 import logging
+import math
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +20,7 @@ for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 _CONNECTIONS = 8
+_WATCH_S = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,11 @@ class Limits:
     visible_s: float = 15.0
 
 
+def never() -> bool:
+    """The `cancelled` of an operation that nobody cancels."""
+    return False
+
+
 class Wire:
     """A pool of connections; close it (context manager) when the conversation is over. Thread-safe.
 
@@ -49,8 +57,10 @@ class Wire:
     used. Nothing is asked for compressed: gzip of JPEG costs ten times the time of the transfer.
     """
 
-    def __init__(self, limits: Limits, tls: ssl.SSLContext) -> None:
+    def __init__(self, limits: Limits, tls: ssl.SSLContext, cancelled: Callable[[], bool] = never) -> None:
+        """`cancelled` is asked some times a second while an answer is waited for, or read."""
         self._limits = limits
+        self._cancelled = cancelled
         self._lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._client = httpx.Client(
@@ -85,7 +95,6 @@ class Wire:
 
         Raises httpx.HTTPError, httpx.StreamError, httpx.InvalidURL.
         """
-        watch = _Watch(self._cut)
         read_s = self._limits.read_s * patience
         sending_s = self._limits.write_s + content_bytes / self._limits.slowest_bytes_s
 
@@ -98,24 +107,23 @@ class Wire:
             elif event == "http11.receive_response_headers.started":
                 watch.begin(read_s)
 
-        try:
-            with self._client.stream(
-                method,
-                url,
-                headers=dict(headers),
-                params=list(params) or None,
-                content=content,
-                timeout=httpx.Timeout(read_s, connect=self._limits.connect_s, write=self._limits.write_s),
-                extensions={"trace": trace},
-            ) as response:
-                watch.end()
-                yield response
-        except httpx.TransportError as error:
-            if watch.expired:
-                raise httpx.ReadTimeout("the server took too long") from error
-            raise
-        finally:
-            watch.end()
+        with _Watch(self._cut, self._cancelled) as watch:
+            try:
+                with self._client.stream(
+                    method,
+                    url,
+                    headers=dict(headers),
+                    params=list(params) or None,
+                    content=content,
+                    timeout=httpx.Timeout(read_s, connect=self._limits.connect_s, write=self._limits.write_s),
+                    extensions={"trace": trace},
+                ) as response:
+                    watch.begin(math.inf)
+                    yield response
+            except httpx.TransportError as error:
+                if watch.expired:
+                    raise httpx.ReadTimeout("the server took too long") from error
+                raise
 
     def _cut(self) -> None:
         """Cut all connections: which of them serves a request is not told."""
@@ -127,27 +135,36 @@ class Wire:
 
 
 class _Watch:
-    """Cuts when a phase takes too long: the client's own timeouts begin anew with every byte, so that a server that
-    sends a byte now and then would hold us for ever."""
+    """Cuts when a phase takes too long, or when nobody wants the answer any more. Context manager: one request.
 
-    def __init__(self, cut: Callable[[], None]) -> None:
+    The client's own timeouts begin anew with every byte, so that a server that sends a byte now and then would hold us
+    for ever; and they know of no cancellation.
+    """
+
+    def __init__(self, cut: Callable[[], None], cancelled: Callable[[], bool]) -> None:
         self.expired = False
         self._cut = cut
-        self._timer: threading.Timer | None = None
+        self._cancelled = cancelled
+        self._until = math.inf
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pacs-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
 
     def begin(self, seconds: float) -> None:
         """A new phase, in place of the one before."""
-        self.end()
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
-        self._timer.start()
+        self._until = time.monotonic() + seconds
 
-    def end(self) -> None:
-        """The last phase is over."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _expire(self) -> None:
-        self.expired = True
-        self._cut()
+    def _run(self) -> None:
+        while not self._over.wait(_WATCH_S):
+            if time.monotonic() > self._until or self._cancelled():
+                self.expired = True
+                self._cut()
+                return

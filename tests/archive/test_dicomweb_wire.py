@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from gateway.archive.cache import FrameCache
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
-from gateway.operations.errors import ArchiveUnavailable
+from gateway.archive.protocol import SeriesEntry
+from gateway.operations.errors import ArchiveUnavailable, Cancelled
 from tests.support.dicom import dicom_file
 from tests.support.rogue_answers import retrieving
-from tests.support.rogue_pacs import STUDY, Request, RoguePacs, running
+from tests.support.rogue_pacs import SERIES, STUDY, Request, RoguePacs, running
 
 LIMITS = Limits(connect_s=0.5, read_s=0.5, write_s=0.5, slowest_bytes_s=1e6, attempts=1, backoff_s=0.01)
 
@@ -132,3 +134,26 @@ def test_a_retry_after_that_is_none(after: str) -> None:
         with pytest.raises(ArchiveUnavailable):
             DicomWebArchive.from_address(pacs.address, Limits(backoff_s=0.01)).find_series(STUDY)
         assert len(pacs.requests) == 3
+
+
+def silent(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.settimeout(20)
+    connection.recv(1)  # until the client gives up
+
+
+def silent_within_the_body(connection: socket.socket) -> None:
+    connection.recv(4096)
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/dicom+json\r\nContent-Length: 99\r\n\r\n[{")
+    connection.settimeout(20)
+    connection.recv(1)
+
+
+@pytest.mark.parametrize("behave", [silent, silent_within_the_body])
+def test_cancelled_while_the_server_is_silent(behave: Callable[[socket.socket], None], cache: FrameCache) -> None:
+    """Nobody waits for a timeout that is cancelled."""
+    began = time.monotonic()
+    entry = SeriesEntry(STUDY, SERIES)
+    with serving(behave) as address, pytest.raises(Cancelled):
+        DicomWebArchive.from_address(address).fetch(entry, cache, cancelled=lambda: time.monotonic() - began > 0.5)
+    assert time.monotonic() - began < 5
