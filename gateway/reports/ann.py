@@ -24,7 +24,7 @@ from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file, wording
 from gateway.reports import sr_concepts as concept
-from gateway.reports.derived import Kind, ObjectName, complete, copy_specimen, reference_to
+from gateway.reports.derived import Kind, ObjectName, algorithm_of, complete, copy_specimen, reference_to
 from gateway.reports.regions import Region, regions_of
 from gateway.reports.spatial import SlideSource
 
@@ -103,12 +103,7 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
     series.SeriesInstanceUID = image.SeriesInstanceUID
     series.ReferencedInstanceSequence = [reference_to(image)]
     dataset.ReferencedSeriesSequence = [series]
-    algorithm = AlgorithmIdentificationSequence(
-        name=concept.long_string(report.protocol),
-        version=concept.long_string(report.software.version),
-        source=concept.long_string(report.software.manufacturer),
-        family=concept.coded(concept.ARTIFICIAL_INTELLIGENCE),
-    )
+    algorithm = algorithm_of(report)
     dataset.AnnotationGroupSequence = [_item(number, group, algorithm) for number, group in enumerate(groups, 1)]
     complete(dataset, report, image, name)
     dicom_file.save(dataset, path)

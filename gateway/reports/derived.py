@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
 
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.sr.codedict import codes
+from pydicom.tag import Tag
 
+from gateway.domain.codes import PRIVATE_SCHEME
 from gateway.domain.report import Report
 from gateway.domain.uids import derive_uid
 from gateway.reports import wording
-from gateway.reports.sr_concepts import long_string
+from gateway.reports.sr_concepts import ARTIFICIAL_INTELLIGENCE, coded, long_string
 
 _AS_RECEIVED = (
     "PatientName",
@@ -57,6 +61,7 @@ SPECIMEN = (
     "SpecimenDescriptionSequence",
 )
 """The Specimen module (PS3.3 C.7.6.22), copied into image objects as received."""
+_SCHEME_DESIGNATOR = Tag("CodingSchemeDesignator")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,9 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
         del dataset.ContributingEquipmentSequence
     if "file_meta" in dataset.__dict__:
         dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    decode_all(dataset)
+    identified = _coding_schemes(dataset, report, image)
+    if identified:
+        dataset.CodingSchemeIdentificationSequence = identified
 
 
 def copy_specimen(dataset: Dataset, image: Dataset) -> None:
@@ -167,21 +174,55 @@ def scanner(image: Dataset) -> list[Dataset]:
     return [item]
 
 
-def reference_to(image: Dataset) -> Dataset:
-    """One item of a Referenced SOP Sequence (PS3.3 10.8)."""
+def reference_to(image: Dataset, uid: str | None = None) -> Dataset:
+    """One item of a Referenced SOP Sequence (PS3.3 10.8): the image, or the instance `uid` of the same level."""
     item = Dataset()
     item.ReferencedSOPClassUID = image.SOPClassUID
-    item.ReferencedSOPInstanceUID = image.SOPInstanceUID
+    item.ReferencedSOPInstanceUID = uid or image.SOPInstanceUID
     return item
 
 
-def decode_all(dataset: Dataset) -> None:
-    """Decode every element by its own character set; pydicom would write untouched bytes as they are, under ours."""
-    for _ in _elements(dataset):
-        pass
+def algorithm_of(report: Report) -> AlgorithmIdentificationSequence:
+    """What made the segments and annotation groups of a report (PS3.3 10.16), with the engines that it ran."""
+    return AlgorithmIdentificationSequence(
+        name=long_string(report.protocol),
+        version=long_string(report.software.version),
+        source=long_string(report.software.manufacturer),
+        parameters={
+            model.name: f"version {model.version}, engine sha256 {model.engine_sha256}" for model in report.models
+        }
+        or None,
+        family=coded(ARTIFICIAL_INTELLIGENCE),
+    )
 
 
-def _elements(dataset: Dataset) -> Iterator[object]:
+def tracking_of(report: Report, slide_number: int, role: str) -> tuple[str, str]:
+    """Identifier and UID under which all objects speak of one thing on a slide (numbered from 1)."""
+    identifier = f"{report.analysis_id}/slide-{slide_number}/{role}"
+    return identifier, derive_uid(report.analysis_id, identifier)
+
+
+def _coding_schemes(dataset: Dataset, report: Report, image: Dataset) -> list[Dataset]:
+    """Who is behind the private codes of an object (PS3.3 C.12.1.1.1): ours, and what the image says of its own.
+
+    On the way every element is decoded by its own character set; pydicom would write untouched bytes as they are.
+    """
+    used = {element.value for element in _elements(dataset) if element.tag == _SCHEME_DESIGNATOR}
+    others = used - {PRIVATE_SCHEME}
+    known = image.get("CodingSchemeIdentificationSequence") or []
+    identified = [item for item in known if item.get("CodingSchemeDesignator") in others]
+    if PRIVATE_SCHEME in used:
+        identified.append(
+            CodingSchemeIdentificationItem(
+                designator=PRIVATE_SCHEME,
+                name="pathserve concepts",
+                responsible_organization=long_string(report.software.manufacturer),
+            )
+        )
+    return identified
+
+
+def _elements(dataset: Dataset) -> Iterator[DataElement]:
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:

@@ -9,7 +9,7 @@ from gateway.domain.codes import Code
 from gateway.domain.report import Report
 from gateway.reports import dicom_file, wording
 from gateway.reports import sr_concepts as concept
-from gateway.reports.derived import Kind, ObjectName, complete
+from gateway.reports.derived import Kind, ObjectName, complete, reference_to
 
 _TITLE = Code(*concept.REPORT, "Imaging Measurement Report")
 
@@ -24,7 +24,7 @@ def write_encapsulated_pdf(path: Path, report: Report, image: Dataset, pdf: byte
     dataset.AcquisitionDateTime = None
     dataset.BurnedInAnnotation = "YES"  # the pages name the patient
     dataset.SourceInstanceSequence = [
-        _source(image, uid)
+        reference_to(image, uid)
         for slide in report.slides
         if slide.read and slide.study == image.StudyInstanceUID
         for uid in slide.sop_instance_uids
@@ -37,10 +37,3 @@ def write_encapsulated_pdf(path: Path, report: Report, image: Dataset, pdf: byte
     dataset.EncapsulatedDocumentLength = len(pdf)
     complete(dataset, report, image, ObjectName(report.analysis_id, Kind.PDF, str(image.StudyInstanceUID)))
     dicom_file.save(dataset, path)
-
-
-def _source(image: Dataset, uid: str) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = image.SOPClassUID
-    item.ReferencedSOPInstanceUID = uid
-    return item

@@ -10,7 +10,7 @@ from PIL import Image
 
 from gateway.domain.report import Picture
 from gateway.domain.slide import TileGrid
-from gateway.reports.spatial import UNCERTAIN
+from gateway.reports.spatial import UNCERTAIN, tile_under
 
 _NOTHING = -2
 _GREY = np.array([205, 205, 205], dtype=np.float32)
@@ -49,8 +49,8 @@ def tissue_map(
     classes_GG = np.full((grid.rows, grid.columns), _NOTHING, dtype=np.int32)
     classes_GG[rows_N, columns_N] = classes_N
     level_width, level_height = level_size_px
-    row_H = _grid_index(height, level_height, grid.field_px, grid.rows)
-    column_W = _grid_index(width, level_width, grid.field_px, grid.columns)
+    row_H = tile_under(height, level_height, grid.field_px, grid.rows)
+    column_W = tile_under(width, level_width, grid.field_px, grid.columns)
     class_HW = np.where(
         (row_H[:, None] >= 0) & (column_W[None, :] >= 0), classes_GG[row_H[:, None], column_W[None, :]], _NOTHING
     )
@@ -83,13 +83,6 @@ def picture(role: str, file: str, data: bytes, series: str) -> Picture:
         height_px=height,
         series=series,
     )
-
-
-def _grid_index(size_px: int, level_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:
-    """For each thumbnail pixel along one axis, the grid cell under its centre; -1 beyond the grid."""
-    centres = (np.arange(size_px) + 0.5) * (level_px / size_px)
-    index = np.floor(centres / field_px).astype(np.intp)
-    return np.where(index < count, index, -1)
 
 
 def _blend(drawn_HW3: Floats, base_HW3: Floats, where_HW: npt.NDArray[np.bool_], color_3: Floats) -> None:

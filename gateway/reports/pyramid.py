@@ -15,8 +15,8 @@ from gateway.domain.slide import TileGrid
 from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file
-from gateway.reports.derived import ObjectName, copy_specimen
-from gateway.reports.spatial import SlideSource, TileMap
+from gateway.reports.derived import ObjectName, copy_specimen, reference_to
+from gateway.reports.spatial import SlideSource, TileMap, tile_under
 from gateway.reports.tiled import Tiling
 
 _LEAST_TILE_PX = 8
@@ -84,8 +84,8 @@ class TileRaster:
             tiling=tiling,
             tiles=source.tiles,
             shape=(grid.rows, grid.columns),
-            row_H=_tile_under(tiling.rows, rows, grid.field_px, grid.rows),
-            column_W=_tile_under(tiling.columns, columns, grid.field_px, grid.columns),
+            row_H=tile_under(tiling.rows, rows, grid.field_px, grid.rows),
+            column_W=tile_under(tiling.columns, columns, grid.field_px, grid.columns),
         )
 
     def frames(self, values_N: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
@@ -160,12 +160,7 @@ def _measures_of(image: Dataset) -> Dataset:
 
 
 def _references(level: PyramidLevel) -> list[Dataset]:
-    references = []
-    for uid in level.instances:
-        item = Dataset()
-        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = level.image.SOPClassUID, uid
-        references.append(item)
-    return references
+    return [reference_to(level.image, uid) for uid in level.instances]
 
 
 def _derivation(level: PyramidLevel, derivation: CodedConcept) -> Dataset:
@@ -228,10 +223,3 @@ def _place(image: Dataset) -> tuple[Any, Any, Any, Any] | None:
         return None
     right_angled = np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3)
     return place if np.isfinite(position).all() and right_angled else None
-
-
-def _tile_under(size_px: int, read_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:
-    """For each pixel of a level along one axis, the tile under its centre; -1 beyond the grid."""
-    centres = (np.arange(size_px) + 0.5) * (read_px / size_px)
-    index = np.floor(centres / field_px).astype(np.intp)
-    return np.where(index < count, index, -1)

@@ -19,11 +19,10 @@ from pydicom.uid import SegmentationStorage
 
 from gateway.domain.codes import Code
 from gateway.domain.report import Report, TissueResult
-from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import Kind, ObjectName, complete
+from gateway.reports.derived import Kind, ObjectName, algorithm_of, complete, tracking_of
 from gateway.reports.pyramid import PyramidLevel, TileRaster, derived_image, map_level, reading_of
 from gateway.reports.spatial import UNCERTAIN, SlideSource
 from gateway.reports.tiled import Frame, write_tiled
@@ -112,7 +111,7 @@ def write_segments(
     if segmentation_type == "FRACTIONAL":
         dataset.SegmentationFractionalType = "PROBABILITY"
         dataset.MaximumFractionalValue = 255
-    algorithm = _algorithm(report)
+    algorithm = algorithm_of(report)
     dataset.SegmentSequence = [_item(number, segment, algorithm) for number, segment in enumerate(segments, 1)]
     if labels:
         dataset.SegmentSequence.insert(0, _background(algorithm))
@@ -141,10 +140,6 @@ def _masks(raster: TileRaster, numbers_N: npt.NDArray[Any], segments: int) -> It
 def _segments(report: Report, source: SlideSource, result: TissueResult) -> Iterator[Segment]:
     slide = next(number for number, reading in enumerate(report.slides, 1) if reading.series == source.series)
 
-    def tracking(role: str) -> tuple[str, str]:
-        identifier = f"{report.analysis_id}/slide-{slide}/{role}"  # as the group of the structured report has it
-        return identifier, derive_uid(report.analysis_id, identifier)
-
     def extent(tiles: int, area_mm2: float, share: float) -> str:
         return f"{tiles} tiles, {wording.area(area_mm2)} mm², {wording.percent(share)} % of the tissue that was read."
 
@@ -156,7 +151,7 @@ def _segments(report: Report, source: SlideSource, result: TissueResult) -> Iter
             property_type=tissue.code,
             description=found,
             color=tissue.color,
-            tracking=tracking(f"class-{tissue.index}"),
+            tracking=tracking_of(report, slide, f"class-{tissue.index}"),
         )
     uncertain = extent(result.uncertain_tiles, result.uncertain_area_mm2, result.uncertain_share)
     yield Segment(
@@ -166,20 +161,7 @@ def _segments(report: Report, source: SlideSource, result: TissueResult) -> Iter
         description="Read, but no class reached the operating point "
         f"(probability >= {result.min_probability:g}): " + (uncertain if result.uncertain_tiles else "nothing."),
         color=_UNCERTAIN_COLOR,
-        tracking=tracking("uncertain"),
-    )
-
-
-def _algorithm(report: Report) -> AlgorithmIdentificationSequence:
-    return AlgorithmIdentificationSequence(
-        name=concept.long_string(report.protocol),
-        version=concept.long_string(report.software.version),
-        source=concept.long_string(report.software.manufacturer),
-        parameters={
-            model.name: f"version {model.version}, engine sha256 {model.engine_sha256}" for model in report.models
-        }
-        or None,
-        family=concept.coded(concept.ARTIFICIAL_INTELLIGENCE),
+        tracking=tracking_of(report, slide, "uncertain"),
     )
 
 

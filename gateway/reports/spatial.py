@@ -44,3 +44,14 @@ class SlideSource:
     def image(self) -> Dataset:
         """The header of the level that was read."""
         return self.levels[self.read]
+
+
+def tile_under(size_px: int, level_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:
+    """The one rule by which tiles are drawn: for each of `size_px` pixels along an axis of an image that shows the
+    whole of a level, the tile of its grid under the pixel's centre; -1 beyond the grid. (size_px,)
+
+    `level_px`: the level's size along that axis; its grid has `count` tiles of `field_px` pixels.
+    """
+    centres = (np.arange(size_px) + 0.5) * (level_px / size_px)
+    index = np.floor(centres / field_px).astype(np.intp)
+    return np.where(index < count, index, -1)

@@ -10,9 +10,9 @@ from pydicom import Dataset
 
 from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
 from gateway.domain.report import BoxPx, Evidence, Report, SlideReading, TissueClass, TissueResult
-from gateway.domain.uids import derive_uid
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
+from gateway.reports.derived import tracking_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ class SlideGroups:
         return group
 
     def _tracking(self, role: str) -> hd.TrackingIdentifier:
-        name = f"{self.report.analysis_id}/slide-{self.number}/{role}"
-        return hd.TrackingIdentifier(uid=derive_uid(self.report.analysis_id, name), identifier=name)
+        identifier, uid = tracking_of(self.report, self.number, role)
+        return hd.TrackingIdentifier(uid=uid, identifier=identifier)
 
     def _algorithm(self, parameters: list[str] | None = None) -> hd.AlgorithmIdentification:
         return hd.AlgorithmIdentification(
