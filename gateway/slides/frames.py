@@ -39,7 +39,7 @@ class Frames(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, fd: int, frames: list[int]) -> list[memoryview]:
-        """The encoded bytes of some frames in rising order; a frame of zero length comes empty. `fd` is `path`, open.
+        """The encoded bytes of some frames; a frame of zero length comes empty. `fd` is `path`, open.
 
         Raises TruncatedFile, CorruptFrame, FramesNotFetched.
         """

@@ -1,6 +1,6 @@
 """Where frames lie in the total pixel matrix, as the functional groups say it (PS3.3 C.7.6.16, C.7.6.17.3)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,55 +31,39 @@ class Places:
 
 @dataclass(slots=True)
 class _Place:
-    """What one item of functional groups says; None where it says nothing."""
+    """What one item of functional groups says; None, and "" of the path, where it says nothing."""
 
     x: int | None = None
     y: int | None = None
     z_um: float | None = None
-    path: str | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Gathered:
-    x: list[int] = field(default_factory=list)
-    y: list[int] = field(default_factory=list)
-    z_um: list[float] = field(default_factory=list)
-    path: list[str] = field(default_factory=list)
+    path: str = ""
 
 
 def read_places(elements: Elements, groups: Element | None, header: Dataset, frames: int) -> Places | None:
     """The places of an instance's frames, from its per-frame groups, and from the shared ones what those leave out;
     None where neither says them. Raises InvalidSlide, TruncatedFile."""
     shared = _shared(header)
-    if groups is None:
-        if shared.x is None or shared.y is None or frames != 1:
-            return None
+    if groups is not None:
+        places = _frame_places(elements, groups, shared, frames)
+    elif frames == 1:
         places = [shared]
     else:
-        places = _frame_places(elements, groups, frames)
-    gathered = _Gathered()
-    for place in places:
-        x, y = shared.x if place.x is None else place.x, shared.y if place.y is None else place.y
-        if x is None or y is None:
-            return None
-        z_um, path = shared.z_um if place.z_um is None else place.z_um, place.path or shared.path
-        gathered.x.append(x - 1)
-        gathered.y.append(y - 1)
-        gathered.z_um.append(np.nan if z_um is None else z_um)
-        gathered.path.append(path or "")
-    if len(gathered.x) != frames:
-        raise InvalidSlide(f"The slide gives positions for {len(gathered.x)} of its {frames} frames. Convert it again.")
+        return None
+    if any(place.x is None or place.y is None for place in places):
+        return None
+    if len(places) != frames:
+        raise InvalidSlide(f"The slide gives positions for {len(places)} of its {frames} frames. Convert it again.")
     return Places(
-        x_F=np.asarray(gathered.x, np.int64),
-        y_F=np.asarray(gathered.y, np.int64),
-        z_um_F=np.asarray(gathered.z_um, np.float64),
-        path_F=np.asarray(gathered.path, np.str_),
+        x_F=np.array([place.x for place in places], np.int64) - 1,
+        y_F=np.array([place.y for place in places], np.int64) - 1,
+        z_um_F=np.array([np.nan if place.z_um is None else place.z_um for place in places], np.float64),
+        path_F=np.array([place.path for place in places], np.str_),
     )
 
 
-def _frame_places(elements: Elements, groups: Element, frames: int) -> list[_Place]:
-    """What each item of the per-frame groups says, in one walk over their heads: only what says a place is entered, and
-    each of those sequences has one item."""
+def _frame_places(elements: Elements, groups: Element, shared: _Place, frames: int) -> list[_Place]:
+    """What each item of the per-frame groups says beside the shared ones, in one walk over their heads: only what says
+    a place is entered, and each of those sequences has one item."""
     places: list[_Place] = []
     place = _Place()
     within_undefined, item_is_inner = 0, False
@@ -94,7 +78,7 @@ def _frame_places(elements: Elements, groups: Element, frames: int) -> list[_Pla
                     raise InvalidSlide(
                         f"The slide has more per-frame groups than its {frames} frames. Convert it again."
                     )
-                place = _Place()
+                place = replace(shared)
                 places.append(place)
             item_is_inner = False
         elif tag == SEQUENCE_END:
@@ -140,4 +124,4 @@ def _shared(header: Dataset) -> _Place:
 
 def shared_optical_path(header: Dataset) -> str:
     """The identifier of the optical path that all frames of the instance share, "" where the header names none."""
-    return _shared(header).path or ""
+    return _shared(header).path

@@ -52,10 +52,12 @@ class LevelImage:
     uncalibrated: str | None
 
     def read_frames(self, frames: Sequence[int]) -> list[memoryview]:
-        """Encoded frames, by number in rising order; one of zero length, which is missing, comes as empty bytes.
+        """Encoded frames by number, neighbours in one read; one of zero length, which is missing, comes as empty bytes.
 
-        Thread-safe. Raises TruncatedFile, CorruptFrame, FramesNotFetched.
+        Thread-safe. Raises TruncatedFile, CorruptFrame, FramesNotFetched, IndexError (a number that no frame has).
         """
+        if len(frames) and not 0 <= min(frames) <= max(frames) < self.offsets_I[-1]:
+            raise IndexError("the level has no such frame")
         result: list[memoryview] = []
         first = 0
         while first < len(frames):
