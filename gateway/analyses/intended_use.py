@@ -9,7 +9,7 @@ from gateway.domain.report import Finding, FindingKind
 from gateway.domain.slide import SlideHeader
 from gateway.domain.tables import finding_code, stain_name
 
-_NOTHING_DRAWN = "Of this slide no segments, map or regions are written for the archive."
+_NOTHING_DRAWN = "The slide gets no segmentation, heat map or annotations."
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,7 @@ def test_outside(specimen: dict[str, object], header: dict[str, object], expecte
     assert use.exploratory
     # A stain that is known and wrong may not be drawn on the slide; what is unknown may, marked.
     assert use.wrong_stain == bool({"stain-outside", "stain-conflict"} & set(expected))
-    assert use.wrong_stain == any("no segments" in finding.text for finding in use.findings)
+    assert use.wrong_stain == any("no segmentation" in finding.text for finding in use.findings)
 
 
 def test_stain_needs_all_its_substances() -> None:
