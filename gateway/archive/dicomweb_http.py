@@ -235,7 +235,9 @@ class Session:
             if response.status_code == 204:
                 return []
             if response.status_code != 200:
-                raise ArchiveRefused(f"The PACS refused a search (HTTP {response.status_code}): check its address.")
+                raise ArchiveRefused(
+                    f"The PACS refused a search (HTTP {response.status_code}): see its address and its manual."
+                )
             return matches(self.body(response))
 
     def body(self, response: httpx.Response) -> bytes:
