@@ -39,16 +39,15 @@ class Group:
     """Annotations of one kind (PS3.3 C.37.1.2).
 
     `points_P2` (P, 2): column and row in pixels of the image's total pixel matrix, (0, 0) being the first pixel's outer
-    corner; or (P, 3): mm in the slide's frame of reference. `first_N`: the index of each annotation's first point (N,);
-    an open POLYGON ends where the next begins, a POINT has one point. `measurements`: name, unit, one value each (N,);
-    NaN where there is none. `color`: #RRGGBB.
+    corner. `first_N`: the index of each annotation's first point (N,); an open POLYGON ends where the next begins, a
+    POINT has one point. `measurements`: name, unit, one value each (N,); NaN where there is none. `color`: #RRGGBB.
     """
 
     uid: str
     label: str
     description: str
     graphic: Literal["POINT", "POLYGON"]
-    points: Floats
+    points_P2: Floats
     first_N: npt.NDArray[np.integer]
     category: Code
     property_type: Code
@@ -73,25 +72,20 @@ def write_annotations(path: Path, report: Report, source: SlideSource) -> None:
 
 
 def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, groups: Sequence[Group]) -> None:
-    """Write one object of at least one group. All groups lie in the same kind of coordinates.
+    """Write one object of at least one group.
 
-    `image` is the header of the level that 2D coordinates count the pixels of. Raises PathserveError where an array
-    does not fit its group, OSError.
+    `image` is the header of the level whose pixels the coordinates count: they need no place of the slide in mm. Of a
+    concatenation it is one part, since all parts have the same total pixel matrix and 2D coordinates refer to one image
+    (PS3.3 C.37.1.1). Raises PathserveError where an array does not fit its group, OSError.
     """
-    dimensions = {group.points.shape[1] for group in groups}
-    if len(dimensions) != 1 or not dimensions <= {2, 3}:
-        raise PathserveError(
-            "Annotations of one object lie in one kind of coordinates, and there is at least one. Report this."
-        )
+    if not groups:
+        raise PathserveError("An annotation object has at least one group. Report this.")
     dataset = dicom_file.begin(MicroscopyBulkSimpleAnnotationsStorage, "ANN")
     dataset.ContentLabel = "REGIONS"
     dataset.ContentDescription = concept.long_string(wording.document_title(report))
     dataset.ContentCreatorName = None
-    if dimensions == {2}:
-        dataset.AnnotationCoordinateType = "2D"
-        dataset.PixelOriginInterpretation = "VOLUME"
-    else:
-        dataset.AnnotationCoordinateType = "3D"
+    dataset.AnnotationCoordinateType = "2D"
+    dataset.PixelOriginInterpretation = "VOLUME"
     if image.get("FrameOfReferenceUID"):
         dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
         dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator") or "SLIDE_CORNER"
@@ -122,7 +116,7 @@ def _group(report: Report, source: SlideSource, tissue: TissueClass, regions: Se
         label=tissue.code.display,
         description=" ".join((wording.RESEARCH_USE, *((wording.EXPLORATORY,) if exploratory else ()))),
         graphic="POLYGON",
-        points=np.concatenate(outlines).astype(np.float64),
+        points_P2=np.concatenate(outlines).astype(np.float64),
         first_N=np.cumsum(lengths) - lengths,
         category=concept.TISSUE,
         property_type=tissue.code,
@@ -152,16 +146,10 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
     item.RecommendedDisplayCIELabValue = list(CIELabColor.from_string(group.color).value)
     item.AnnotationAppliesToAllOpticalPaths = "YES"
     item.GraphicType = group.graphic
-    points = group.points
-    if points.shape[1] == 3:
-        item.AnnotationAppliesToAllZPlanes = "NO"
-        if (points[:, 2] == points[0, 2]).all():
-            item.CommonZCoordinateValue = float(points[0, 2])
-            points = points[:, :2]
-    _set_coordinates(item, points)
+    _set_coordinates(item, group.points_P2)
     if group.graphic == "POLYGON":
-        # Counted in values, not in points, and from 1.
-        item.LongPrimitivePointIndexList = (group.first_N * points.shape[1] + 1).astype("<u4").tobytes()
+        # Counted in values, two a point, and from 1.
+        item.LongPrimitivePointIndexList = (group.first_N * 2 + 1).astype("<u4").tobytes()
     if group.measurements:
         item.MeasurementsSequence = [
             Measurements(concept.coded(name), values, concept.coded(unit)) for name, unit, values in group.measurements
@@ -169,20 +157,20 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
     return item
 
 
-def _set_coordinates(item: Dataset, points: Floats) -> None:
+def _set_coordinates(item: Dataset, points_P2: Floats) -> None:
     """Single precision where it loses nothing (whole pixels up to 16.7 million), else double."""
-    single = points.astype("<f4")
-    if np.array_equal(single, points):
+    single = points_P2.astype("<f4")
+    if np.array_equal(single, points_P2):
         item.PointCoordinatesData = single.tobytes()
     else:
-        item.DoublePointCoordinatesData = points.astype("<f8").tobytes()
+        item.DoublePointCoordinatesData = points_P2.astype("<f8").tobytes()
 
 
 def _check(group: Group) -> None:
-    count, points = len(group.first_N), len(group.points)
-    lengths = np.diff(group.first_N, append=points)
-    fits = (lengths == 1).all() if group.graphic == "POINT" else (lengths >= 3).all()
-    if not count or group.first_N[0] != 0 or not fits or not np.isfinite(group.points).all():
+    count = len(group.first_N)
+    lengths = np.diff(group.first_N, append=len(group.points_P2))
+    fits = group.points_P2.shape[1:] == (2,) and (lengths == 1 if group.graphic == "POINT" else lengths >= 3).all()
+    if not count or group.first_N[0] != 0 or not fits or not np.isfinite(group.points_P2).all():
         raise PathserveError("An annotation group holds points that make no annotations. Report this.")
     if any(len(values) != count for _, _, values in group.measurements):
         raise PathserveError("An annotation group measures more or fewer annotations than it has. Report this.")

@@ -22,11 +22,12 @@ _IMAGE = ("Rows", "Columns")
 def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], objects: Sequence[Path]) -> None:
     """Write the selection: every file of `objects` in the given order, then the `images` that they were drawn from.
 
-    `images`: the headers of the levels that were read, one a slide of the study. Raises PathserveError where there is
-    no object or one lies in another study, OSError.
+    `images`: the headers of the levels that were read, one a slide of the study; all instances of each such level are
+    listed (the parts of a concatenation, focal planes). Raises PathserveError where there is no object or one lies in
+    another study, OSError.
     """
     study = str(images[0].StudyInstanceUID)
-    listed = [_identity(dataset) for dataset in (*map(_header, objects), *images)]
+    listed = [*(_identity(_header(file)) for file in objects), *_instances(report, images)]
     if not objects or {str(item.StudyInstanceUID) for item in listed} != {study}:
         raise PathserveError("A key object selection lists objects of one study, and there are none. Report this.")
     name = ObjectName(report.analysis_id, Kind.KO, study)
@@ -54,6 +55,15 @@ def _description(report: Report) -> Iterator[str]:
     yield wording.PRELIMINARY
     if report.exploratory:
         yield wording.EXPLORATORY
+
+
+def _instances(report: Report, images: Sequence[Dataset]) -> Iterator[Dataset]:
+    for image in images:
+        slide = next((slide for slide in report.slides if slide.series == image.SeriesInstanceUID), None)
+        for uid in dict.fromkeys((image.SOPInstanceUID, *(slide.sop_instance_uids if slide else ()))):
+            instance = _identity(image)
+            instance.SOPInstanceUID = uid
+            yield instance
 
 
 def _header(file: Path) -> Dataset:

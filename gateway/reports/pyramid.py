@@ -154,7 +154,7 @@ def _measures_of(image: Dataset) -> Dataset:
     measures = Dataset()
     measures.SliceThickness = _NOMINAL_THICKNESS_MM
     for keyword in ("SliceThickness", "PixelSpacing"):
-        if received.get(keyword) is not None:
+        if received.get(keyword):
             measures[keyword] = received[keyword]
     return measures
 

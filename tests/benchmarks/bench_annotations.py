@@ -66,7 +66,7 @@ def _written(folder: Path, report: Report, source: SlideSource) -> float:
         label="Nuclei",
         description="",
         graphic="POLYGON",
-        points=points.reshape(-1, 2),
+        points_P2=points.reshape(-1, 2),
         first_N=np.arange(POLYGONS) * CORNERS,
         category=Code("91723000", "SCT", "Anatomical Structure"),
         property_type=Code("84640000", "SCT", "Nucleus"),

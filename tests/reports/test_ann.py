@@ -135,7 +135,7 @@ def group_of(points: np.ndarray, **changes: object) -> Group:
         "label": "Nucleus",
         "description": "",
         "graphic": "POINT",
-        "points": points,
+        "points_P2": points,
         "first_N": np.arange(len(points)),
         "category": Code("91723000", "SCT", "Anatomical Structure"),
         "property_type": Code("84640000", "SCT", "Nucleus"),
@@ -167,19 +167,14 @@ def test_no_coordinate_loses_a_bit(
 
 @pytest.mark.validators
 @needs_dciodvfy
-@pytest.mark.parametrize("z", [[0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5, 6]])
-def test_places_in_mm(z: list[int], report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:
+def test_polygons_of_any_length_and_scores_that_lack(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:
     triangle, square = [[0, 0], [1.5, 0], [0, 1]], [[5, 5], [6, 5], [6, 6], [5, 6.25]]
-    points = np.column_stack([[*triangle, *square], z])
     measurements = [(MEAN_PROBABILITY, NO_UNITS, np.array([0.5, np.nan]))]
+    points = np.array([*triangle, *square])
     group = group_of(points, graphic="POLYGON", first_N=np.array([0, 3]), measurements=measurements)
     write_groups(tmp_path / "p.dcm", report, image, ObjectName("a", Kind.ANN, "b"), [group])
-    document = annread(tmp_path / "p.dcm")
-    read = document.AnnotationGroupSequence[0]
-    assert document.FrameOfReferenceUID == image.FrameOfReferenceUID
-    assert ("CommonZCoordinateValue" in read) == (len(set(z)) == 1)
-    assert [len(polygon) for polygon in read.get_graphic_data("3D")] == [3, 4]
-    assert np.concatenate(read.get_graphic_data("3D")).tolist() == points.tolist()
+    read = annread(tmp_path / "p.dcm").AnnotationGroupSequence[0]
+    assert [polygon.tolist() for polygon in read.get_graphic_data("2D")] == [triangle, square]
     assert measured(read, MEAN_PROBABILITY) == pytest.approx([0.5, np.nan], nan_ok=True)
     assert validate(tmp_path / "p.dcm") == []
 
@@ -194,7 +189,7 @@ def test_places_in_mm(z: list[int], report: Report, image: pydicom.Dataset, tmp_
         group_of(POINTS, measurements=[(MEAN_PROBABILITY, NO_UNITS, np.zeros(2))]),
         group_of(np.array([[0, np.nan]])),
         group_of(POINTS[:0]),
-        group_of(np.zeros((2, 4))),
+        group_of(np.zeros((2, 3))),
     ],
 )
 def test_points_that_make_no_annotations_are_refused(

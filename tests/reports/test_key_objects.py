@@ -1,4 +1,6 @@
 import subprocess
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pydicom
@@ -108,6 +110,17 @@ def test_says_what_it_is_and_how_sure(exploratory: Report, image: pydicom.Datase
     for statement in ("Research use only", "Preliminary and unsigned", "Exploratory result"):
         assert statement in description
     assert document.SeriesDescription.endswith("exploratory: key objects")
+
+
+def test_lists_every_part_of_a_level(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:
+    parts = (image.SOPInstanceUID, "2.25.31", "2.25.32")
+    divided = replace(report, slides=(replace(report.slides[0], sop_instance_uids=parts),))
+    files = objects_of(tmp_path, divided, source_of(image, divided.tissue[0]))
+    write_key_objects(tmp_path / "ko.dcm", divided, [image], files)
+    instances = [deepcopy(image) for _ in parts]
+    for instance, uid in zip(instances, parts, strict=True):
+        instance.SOPInstanceUID = uid
+    check(tmp_path / "ko.dcm", divided, instances, files)
 
 
 def test_encoding_twice_gives_the_same_bytes(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:

@@ -272,6 +272,10 @@ def _no_thickness(image: pydicom.Dataset) -> None:
     del image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
 
 
+def _flat(image: pydicom.Dataset) -> None:
+    image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness = 0
+
+
 _SPECIMEN = ("ContainerIdentifier", "SpecimenDescriptionSequence")
 _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID")
 
@@ -298,6 +302,7 @@ _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Acces
         (_with("ManufacturerModelName", "M" * 64), True, []),
         (_several_specimens, True, []),
         (_no_thickness, True, []),
+        (_flat, True, []),
     ],
 )
 @needs_dciodvfy
