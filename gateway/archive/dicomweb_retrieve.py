@@ -237,7 +237,7 @@ class _Pull:
 
     def _bring(self, sop: str, frames: Sequence[int] | None, *, whole: bool) -> None:
         series, record = self._series, self._series.records.get(sop)
-        if record is None:
+        if record is None or (frames and frames[-1] >= record.frames):
             raise ArchiveUnavailable("The series has changed in the PACS meanwhile: try again.")
         frames = range(record.frames) if frames is None else frames
         if series.whole(sop).exists():
@@ -292,7 +292,16 @@ class _Pull:
         batch = requests.batch(self._id(sop), missing, self._address)
         room = self._cache.room(self._series.folder, math.ceil(need.frame_bytes * len(batch) / len(missing)))
         stored = Stored(record.syntax, record.raw_frame_bytes)
-        pulled = requests.pull(self._session, self._id(sop), part, stored, batch, room)
+        began = time.monotonic()
+        try:
+            pulled = requests.pull(self._session, self._id(sop), part, stored, batch, room)
+        except Transient:
+            raise
+        except ArchiveUnavailable:
+            # It was too slow for our patience: known, so that the next try may take another way.
+            waited_s = time.monotonic() - began
+            self._learn(Sample(True, need.instance_bytes, 0.0, waited_s, waited_s, time.time()))
+            raise
         self._learn(Sample(True, need.instance_bytes, pulled.size, pulled.wait_s, pulled.seconds, time.time()))
         FRAMES.labels(Way.BATCHED if len(batch) > 1 else Way.SINGLE).inc(pulled.frames)
         self._done += pulled.size

@@ -126,9 +126,12 @@ def _in_order(extents_F2: npt.NDArray[np.int64]) -> bool:
 def _write(target: Path, data: bytes) -> None:
     """Replace a file whole, for readers of this moment."""
     part = target.with_name(f".{target.name}.part")
-    with open(part, "wb", opener=_private) as out:
-        out.write(data)
-    part.replace(target)
+    try:
+        with open(part, "wb", opener=_private) as out:
+            out.write(data)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _private(path: str, flags: int) -> int:

@@ -11,6 +11,7 @@ import pytest
 from pydicom.encaps import encapsulate, generate_frames
 
 from gateway.archive.cache import FrameCache
+from gateway.archive.costs import Costs
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.partial import PartialInstance, is_partial
@@ -18,11 +19,13 @@ from gateway.archive.protocol import FetchedSeries, SeriesEntry, Wanted
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
+    DiskFull,
     InvalidSlide,
     PathserveError,
     SlideNotInArchive,
 )
 from tests.archive.costs import frames_are_cheap
+from tests.support.disk import largest_file
 from tests.support.rogue_answers import by_path, describing, hang, reset, retrieving
 from tests.support.rogue_pacs import BOUNDARY, SERIES, SOP, STUDY, Answer, Request, RoguePacs, running
 
@@ -266,6 +269,32 @@ def test_what_came_before_silence_is_there_the_next_time(tmp_path: Path) -> None
     cache = FrameCache(tmp_path, 2**30)
     [header] = cache.of_archive(f"dicomweb://127.0.0.1:{pacs.port}/dicom-web").rglob("*.header.dcm")
     assert PartialInstance(header).missing(WANTED) == [4, 9]
+
+
+def test_frames_that_come_too_slowly_count_as_dear(tmp_path: Path) -> None:
+    """The next try of the step knows that they took longer than our patience."""
+    pacs = pacs_with(hang)
+    with pytest.raises(ArchiveUnavailable):
+        fetch(pacs, tmp_path, {SOP: WANTED})
+    costs = Costs.read(FrameCache(tmp_path, 2**30).of_archive(_address(pacs)) / "costs.json")
+    assert max(sample.wait_s for sample in costs.samples if sample.frames and not sample.sent_bytes) >= LIMITS.read_s
+
+
+def _address(pacs: RoguePacs) -> str:
+    return f"dicomweb://127.0.0.1:{pacs.port}/dicom-web"
+
+
+def test_disk_full(tmp_path: Path) -> None:
+    pacs = pacs_with(sending(as_asked))
+    with running(pacs):
+        cache = FrameCache(tmp_path, 2**30)
+        frames_are_cheap(cache, _address(pacs))
+        archive = DicomWebArchive.from_address(pacs.address, LIMITS)
+        [header] = archive.fetch(ENTRY, cache, wanted={}).files
+        with largest_file(3_000), pytest.raises(DiskFull):
+            archive.fetch(ENTRY, cache, wanted={SOP: WANTED})
+    assert PartialInstance(header).missing(WANTED) == WANTED
+    assert not list(header.parent.glob(".*.part"))
 
 
 @pytest.mark.parametrize(

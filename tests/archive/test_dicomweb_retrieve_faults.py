@@ -1,12 +1,10 @@
 """A PACS that misbehaves while a slide is pulled: each time a typed error, in bounded time, with nothing half-kept."""
 
 import gzip
-import resource
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from gateway.operations.errors import (
     SlideNotInArchive,
 )
 from tests.support.dicom import dicom_file
+from tests.support.disk import largest_file
 from tests.support.rogue_answers import by_path, describing, hang, reset, retrieving
 from tests.support.rogue_pacs import (
     BOUNDARY,
@@ -354,17 +353,6 @@ def test_two_fetches_of_one_series_share_the_work(tmp_path: Path) -> None:
             thread.join()
         assert pacs.asked(SOP) == 1
     assert files_in(tmp_path) == [f"{SOP}.dcm"]
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """The operating system refuses larger files, as a full disk or a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_disk_full(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`make bench`: every row in one run, a table on stdout and build/bench.json. Exit 0 when all were measured."""
 
+import os
 import sys
 import tempfile
 import traceback
@@ -14,6 +15,7 @@ from tests.benchmarks import (
     bench_frames,
     bench_memory,
     bench_objects,
+    bench_pull,
     bench_triton,
 )
 from tests.benchmarks.rows import Row, publish
@@ -47,12 +49,20 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
     return [
         ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
         ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
+        ("pulling from Orthanc", lambda: bench_pull.measure(work / "pull", _slides(phantom(28_000)))),
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("annotations and the PDF", bench_annotations.measure),
         ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
     ]
+
+
+def _slides(phantom: Path) -> dict[str, Path]:
+    """A scanned slide, where the data are there, and a larger phantom."""
+    data = Path(os.environ.get("PATHSERVE_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
+    scanned = data / "slides" / "metaplasia_he"
+    return ({"metaplasia H&E": scanned} if scanned.exists() else {}) | {"phantom 28,000²": phantom}
 
 
 if __name__ == "__main__":
