@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from gateway.archive.partial import is_partial
 from gateway.domain.order import SlideReference
-from gateway.operations.errors import PathserveError, SlideError
+from gateway.operations.errors import PathserveError, SlideError, SlideNotInArchive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,16 +56,14 @@ def not_there(specimen: int, reference: SlideReference, error: PathserveError) -
 
 
 def each_readable(slides: Sequence[Fetched], work: Callable[[Fetched], Fetched]) -> list[Fetched]:
-    """What `work` makes of each slide that is there; one that cannot be read is noted, and the others go on.
-
-    Raises the first SlideError where none is left.
-    """
-    first: SlideError | None = None
+    """What `work` makes of each slide that is there; one that cannot be read, or left the archive, is noted and the
+    others go on. Raises the first one's error where none is left."""
+    first: SlideError | SlideNotInArchive | None = None
     done: list[Fetched] = []
     for slide in slides:
         try:
             done.append(work(slide) if slide.reason is None else slide)
-        except SlideError as error:
+        except (SlideError, SlideNotInArchive) as error:
             first = first or error
             done.append(slide.unread(error))
     if first is not None and all(slide.reason is not None for slide in done):

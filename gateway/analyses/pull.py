@@ -11,7 +11,7 @@ from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive, SeriesEntry, Wanted
 from gateway.domain.order import Order
 from gateway.domain.slide import SlideHeader
-from gateway.operations.errors import ArchiveError, SlideError, SlideNotInArchive
+from gateway.operations.errors import SlideError, SlideNotInArchive
 from gateway.slides import TilePlan, frames_of, overview_levels
 
 
@@ -65,7 +65,7 @@ class CasePull:
     def _with_headers(self) -> list[Fetched]:
         """Every slide with its headers, fresh from the archive; a folder gives its files whole."""
         fetched: list[Fetched] = []
-        first: ArchiveError | SlideError | None = None
+        first: SlideError | SlideNotInArchive | None = None
         for index, specimen in enumerate(self._order.specimens):
             for reference in specimen.slides:
                 try:

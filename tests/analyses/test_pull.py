@@ -269,3 +269,25 @@ async def test_where_a_model_was_replaced_what_the_other_one_needs_is_fetched(
     again = archive.asked[len(asked) :]
     assert again[:2] == asked[:2]
     assert again[2] != asked[2]
+
+
+async def test_a_slide_that_leaves_the_archive_meanwhile_is_noted(
+    run_of: Callable[..., CaseRun], case: Path, tmp_path: Path
+) -> None:
+    study = shutil.copytree(case, tmp_path / "pacs")
+    same = study / STRANGER
+    shutil.rmtree(same)
+    write_phantom(
+        same,
+        width_px=2048,
+        height_px=2048,
+        seed=5,
+        identity=Identity(study_uid=STUDY, series_uid=STRANGER, patient_id="P-1"),
+    )
+    archive = FrugalArchive(study)
+    run = CaseRun(
+        "a-1", run_of(TISSUE, STRANGER).order, tmp_path / "a-1", settings=Settings(state=tmp_path), archive=archive
+    )
+    archive.after = lambda: shutil.rmtree(same, ignore_errors=True) if len(archive.asked) == 3 else None
+    await run.fetch()
+    assert [slide.reason for slide in fetched_by(run, tmp_path)] == [None, SlideNotInArchive.reason]
