@@ -29,6 +29,8 @@ Reader = Callable[[Bytes], Codestream]
 """Reads the head of an encoded frame. Raises ValueError where it is not one (also struct.error, IndexError)."""
 
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
+_MAX_SCANS = 100
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _SOS, _EOI, _APP0, _APP14 = 0xDA, 0xD9, 0xE0, 0xEE
 
@@ -42,7 +44,7 @@ def jpeg(data: Bytes) -> Codestream:
     if bytes(data[:2]) != b"\xff\xd8":
         raise ValueError("no start of image")
     found: tuple[int, int, int, int] | None = None
-    jfif, adobe, rgb = False, None, None
+    jfif, adobe, rgb, progressive = False, None, None, False
     position = 2
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -60,6 +62,7 @@ def jpeg(data: Bytes) -> Codestream:
             names = bytes(data[position + 10 : position + 10 + 3 * components : 3])
             sampling = bytes(data[position + 11 : position + 11 + 3 * components : 3])
             found = rows, columns, components, bits
+            progressive = code in _PROGRESSIVE
             rgb = True if names == b"RGB" else False if len(set(sampling)) > 1 else None
         elif code == _APP0:
             jfif = jfif or bytes(data[position + 4 : position + 9]) == b"JFIF\0"
@@ -68,6 +71,11 @@ def jpeg(data: Bytes) -> Codestream:
         position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
     if found is None:
         raise ValueError("no start of frame")
+    if progressive:
+        # Each scan is a pass over the whole image and may be a few bytes long; and each frame has its own.
+        if bytes(data).count(b"\xff\xda") > _MAX_SCANS:
+            raise ValueError("too many scans")
+        position = len(data)
     said = False if jfif else adobe == 0 if adobe is not None else rgb
     return Codestream(*found, position, said)
 

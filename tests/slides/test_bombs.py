@@ -1,6 +1,7 @@
 """Frames whose codestream claims more than the header does: refused before they are given memory."""
 
 import contextlib
+import io
 import resource
 import struct
 import time
@@ -9,6 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import simplejpeg
+from PIL import Image as PillowImage
 
 from gateway.operations.errors import CorruptFrame, InvalidSlide, SlideError, UnsupportedTransferSyntax
 from gateway.slides import Slide
@@ -88,6 +90,18 @@ def test_rle_segments_outside_the_frame(offsets):
     """Its decoder would read there."""
     with pytest.raises(CorruptFrame):
         FrameDecoder("1.2.840.10008.1.2.5", "RGB", 64, 80)(struct.pack("<16I", 3, *offsets, *[0] * 12) + bytes(2000))
+
+
+def test_progressive_frames_and_endless_scans():
+    """Not allowed in DICOM, but met; each scan of a few bytes costs a pass over the picture."""
+    buffer = io.BytesIO()
+    PillowImage.fromarray(FRAME).save(buffer, "JPEG", progressive=True, quality=90)
+    data = buffer.getvalue()
+    decoder = FrameDecoder("1.2.840.10008.1.2.4.50", "YBR_FULL_422", 64, 80)
+    assert np.abs(decoder(data).astype(int) - FRAME).mean() < 6
+    last = data.rindex(b"\xff\xda")
+    with pytest.raises(CorruptFrame):
+        decoder(data[:-2] + data[last:-2] * 200 + data[-2:])
 
 
 def test_a_frame_with_much_behind_its_picture():
