@@ -453,3 +453,68 @@ def test_the_header_of_today_wins_over_the_stored_one(tmp_path: Path) -> None:
     pacs = pacs_with(sending(as_asked), metadata=describing(FILE, PatientName="Corrected^Name"))
     header = pydicom.dcmread(fetch(pacs, tmp_path, {SOP: WANTED}).files[0])
     assert str(header.PatientName) == "Corrected^Name"
+
+
+SMALLER = "2.25.1004"
+
+
+def smaller() -> bytes:
+    """An image of the same series, of one native frame and with another profile."""
+    dataset = pydicom.dcmread(io.BytesIO(FILE))
+    dataset.SOPInstanceUID = SMALLER
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = 1, 8, 8
+    dataset.OpticalPathSequence[0].ICCProfile = b"another!"
+    dataset.PixelData = bytes(8 * 8 * 3)
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = False
+    dataset.file_meta.TransferSyntaxUID = EXPLICIT
+    dataset.file_meta.MediaStorageSOPInstanceUID = SMALLER
+    out = io.BytesIO()
+    dataset.save_as(out, enforce_file_format=True)
+    return out.getvalue()
+
+
+def test_what_is_presumed_of_a_header_is_put_right_before_its_frames_come(tmp_path: Path) -> None:
+    """Only the smallest image is asked what metadata leave out, until the pixels of another are wanted."""
+    files = {SOP: FILE, SMALLER: smaller()}
+    described = json.loads(_answered(describing(*files.values())))
+    for entry in described:
+        del entry["00480105"]["Value"][0]["00282000"]["InlineBinary"]
+        entry["00480105"]["Value"][0]["00282000"]["BulkDataURI"] = "http://elsewhere/bulk"
+    pacs = pacs_with(
+        sending(as_asked),
+        metadata=retrieving(200, "application/dicom+json", json.dumps(described).encode()),
+        stored=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]]),
+    )
+
+    def headers(fetched: FetchedSeries) -> list[tuple[str, bytes]]:
+        found = [pydicom.dcmread(file) for file in fetched.files]
+        return [(str(one.file_meta.TransferSyntaxUID), one.OpticalPathSequence[0].ICCProfile) for one in found]
+
+    cache, entry = FrameCache(tmp_path, 2**30), SeriesEntry(STUDY, SERIES, 2)
+    with running(pacs):
+        archive = DicomWebArchive.from_address(pacs.address, LIMITS)
+        frames_are_cheap(cache, _address(pacs))
+        assert headers(archive.fetch(entry, cache, wanted={})) == [(EXPLICIT, b"another!")] * 2
+        assert [path.rpartition("/")[2] for _, path, _ in pacs.requests] == ["metadata", SMALLER]
+        fetched = archive.fetch(entry, cache, wanted={SOP: WANTED})
+    assert headers(fetched) == [(JPEG, b"a profile!"), (EXPLICIT, b"another!")]
+    assert [path.rpartition("/")[2] for _, path, _ in pacs.requests[2:]] == [SOP, "2,4,5,10"]
+    assert PartialInstance(fetched.files[0]).missing(range(FRAMES)) == [0, 2, 5, 6, 7, 8, 10, 11]
+
+
+def test_per_frame_groups_come_from_the_instance_itself(tmp_path: Path) -> None:
+    """In metadata they can be a hundred times as long as the frames' positions are."""
+    groups = []
+    for frame in range(FRAMES):
+        position, group = pydicom.Dataset(), pydicom.Dataset()
+        position.ColumnPositionInTotalImagePixelMatrix = frame * 64 + 1
+        position.RowPositionInTotalImagePixelMatrix = 1
+        group.PlanePositionSlideSequence = [position]
+        groups.append(group)
+    sparse = instance(PerFrameFunctionalGroupsSequence=groups)
+    stored = retrieving(200, "application/dicom", sparse)
+    pacs = pacs_with(sending(as_asked), metadata=describing(sparse), stored=stored)
+    header = pydicom.dcmread(fetch(pacs, tmp_path, {SOP: WANTED}).files[0])
+    assert header.PerFrameFunctionalGroupsSequence == pydicom.Sequence(groups)
+    assert len([path for _, path, _ in pacs.requests if path.endswith(SOP)]) == 1

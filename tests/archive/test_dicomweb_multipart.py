@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.archive.dicomweb_multipart import MediaType, MultipartError, first_part, media_type
+from gateway.archive.dicomweb_multipart import MediaType, MultipartError, first_part, media_type, parts
 
 EDGE = "b0undary"
 
@@ -112,3 +112,45 @@ def test_content_is_given_as_it_comes() -> None:
 )
 def test_media_types(content_type: str, expected: MediaType) -> None:
     assert media_type(content_type) == expected
+
+
+BODIES = st.lists(CONTENT, min_size=1, max_size=5)
+
+
+@given(BODIES, SIZES, st.booleans())
+def test_many_parts_in_any_pieces(bodies: list[bytes], sizes: list[int], terse: bool) -> None:
+    whole = b""
+    for body in bodies:
+        headers = b"Content-Location: /frames/1\r\n"
+        # Some servers leave out the line break between the headers of an empty part and the delimiter.
+        whole += b"--b0undary\r\n" + headers + b"\r\n" + body + (b"" if terse and not body else b"\r\n")
+    found = parts(pieces(whole + b"--b0undary--", sizes), EDGE)
+    assert [(b"".join(part.body), part.headers) for part in found] == [
+        (body, {"content-location": "/frames/1"}) for body in bodies
+    ]
+
+
+@given(BODIES, SIZES, st.data())
+def test_parts_before_a_cut_are_whole(bodies: list[bytes], sizes: list[int], data: st.DataObject) -> None:
+    whole = b"".join(b"--b0undary\r\nA: b\r\n\r\n" + body + b"\r\n" for body in bodies) + b"--b0undary--"
+    kept = data.draw(st.integers(0, len(whole) - 3))
+    came: list[bytes] = []
+
+    def read() -> None:
+        came.extend(b"".join(part.body) for part in parts(pieces(whole[:kept], sizes), EDGE))
+
+    with pytest.raises(MultipartError):
+        read()
+    assert came == bodies[: len(came)]
+
+
+def test_a_part_that_is_not_read_is_passed_over() -> None:
+    whole = b"".join(b"--b0undary\r\nA: b\r\n\r\n" + body + b"\r\n" for body in (b"one", b"two")) + b"--b0undary--"
+    assert [b"".join(part.body) for part in list(parts([whole], EDGE))] == [b"", b""]
+    assert len(list(parts([whole], EDGE))) == 2
+
+
+def test_the_last_part_without_closing_edge_but_with_its_length() -> None:
+    whole = b"--b0undary\r\nA: b\r\n\r\none\r\n--b0undary\r\nContent-Length: 3\r\n\r\ntwo"
+    for end in (b"", b"\r\n"):
+        assert [b"".join(part.body) for part in parts([whole + end], EDGE)] == [b"one", b"two"]
