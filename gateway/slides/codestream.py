@@ -104,35 +104,73 @@ def check_run_lengths(data: Bytes) -> None:
         raise ValueError("not three segments")
 
 
-_MAX_J2K_TILES = 4096
-_SIZ, _COD, _SOT = 0xFF51, 0xFF52, 0xFF90
+_MAX_TILES, _MAX_PRECINCTS, _MAX_CODE_BLOCKS = 1 << 12, 1 << 16, 1 << 18
+"""Parts that a decoder keeps books of, in one frame: at their smallest they take a hundred times the frame's memory."""
+_SIZ, _COD, _COC, _SOT, _SOD = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93
 
 
 def jpeg_2000(data: Bytes) -> Codestream:
-    """JPEG 2000 and HTJ2K (ITU-T T.800 A.5.1, A.6.1), bare or, against PS3.5 A.4.4, in a JP2 file."""
+    """JPEG 2000 and HTJ2K (ITU-T T.800 A.5.1, A.6.1, A.6.2), bare or, against PS3.5 A.4.4, in a JP2 file."""
     position = 0
     if bytes(data[4:8]) == b"jP  ":
         position = bytes(data[:65536]).find(b"\xff\x4f\xff\x51")
     if position < 0 or bytes(data[position : position + 2]) != b"\xff\x4f":
         raise ValueError("no start of codestream")
     position += 2
-    found: tuple[int, int, int, int] | None = None
-    while True:
-        marker, length = struct.unpack_from(">HH", data, position)
+    rows = columns = components = bits = 0
+    rgb: bool | None = None
+    while (marker := _word(data, position)) != _SOT:
         if marker == _SIZ:
             width, height, left, top, tile_width, tile_height = struct.unpack_from(">6I", data, position + 6)
-            (components,) = struct.unpack_from(">H", data, position + 38)
-            if not tile_width or not tile_height:
-                raise ValueError("tiles without a size")
-            if -(-width // tile_width) * -(-height // tile_height) > _MAX_J2K_TILES:
+            rows, columns = height - top, width - left
+            components, bits = _word(data, position + 38), (data[position + 40] & 0x7F) + 1
+            if not tile_width or not tile_height or _over(width, tile_width) * _over(height, tile_height) > _MAX_TILES:
                 raise ValueError("too many tiles")
-            bits = (data[position + 40] & 0x7F) + 1
-            found = height - top, width - left, components, bits
-        elif marker == _COD and found is not None:
-            return Codestream(*found, position + 2 + length, data[position + 8] == 1 or None)
-        elif marker == _SOT:
-            raise ValueError("no coding style")
-        position += 2 + length
+        elif marker == _COD:
+            rgb = data[position + 8] == 1 or None
+            _check_coding(data, position + 9, data[position + 4], rows, columns)
+        elif marker == _COC:
+            at = position + (5 if components < 257 else 6)
+            _check_coding(data, at + 1, data[at], rows, columns)
+        position += 2 + _word(data, position + 2)
+    _check_tile_parts(data, position)
+    return Codestream(rows, columns, components, bits, len(data), rgb)
+
+
+def _word(data: Bytes, position: int) -> int:
+    return data[position] << 8 | data[position + 1]
+
+
+def _over(size: int, part: int) -> int:
+    return -(-size // part)
+
+
+def _check_coding(data: Bytes, position: int, style: int, rows: int, columns: int) -> None:
+    """The coding parameters at `position` (T.800 A.6.1, table A.15) of a component of this size."""
+    levels, block_width, block_height = data[position], 4 << (data[position + 1] & 15), 4 << (data[position + 2] & 15)
+    if levels > 32 or _over(rows, block_height) * _over(columns, block_width) > _MAX_CODE_BLOCKS:
+        raise ValueError("too many code-blocks")
+    if style & 1:
+        precincts = 0
+        for level in range(levels + 1):
+            sizes, scale = data[position + 5 + level], 1 << (levels - level)
+            precincts += _over(_over(columns, scale), 1 << (sizes & 15)) * _over(_over(rows, scale), 1 << (sizes >> 4))
+        if precincts > _MAX_PRECINCTS:
+            raise ValueError("too many precincts")
+
+
+def _check_tile_parts(data: Bytes, position: int) -> None:
+    """The headers of the tile-parts (T.800 A.4.2) may change coding parameters; encoders of slides do not."""
+    while position + 2 <= len(data) and _word(data, position) == _SOT:
+        (length,) = struct.unpack_from(">I", data, position + 6)
+        inner = position + 12
+        while (marker := _word(data, inner)) != _SOD:
+            if marker in (_COD, _COC):
+                raise ValueError("tile-parts that differ in their coding")
+            inner += 2 + _word(data, inner + 2)
+        if not length:
+            return
+        position += max(length, 14)
 
 
 _JXL_RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))

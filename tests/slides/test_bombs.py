@@ -45,6 +45,30 @@ def jxl_of(side_px: int) -> bytes:
     return value.to_bytes(11, "little") + bytes(imagecodecs.jpegxl_encode(FRAME))[11:]
 
 
+def j2k_precincts(*, in_tile: bool = False, by_component: bool = False) -> tuple[str, bytes]:
+    """A blank picture of a few bytes whose precincts are single pixels: 1.7 GB of books."""
+    blank = np.zeros((1024, 1024, 3), np.uint8)
+    stream = bytes(imagecodecs.jpeg2k_encode(blank, level=0, codecformat="j2k"))
+    start = stream.index(b"\xff\x52")
+    length = int.from_bytes(stream[start + 2 : start + 4], "big")
+    coding = bytearray(stream[start : start + 2 + length])
+    levels = coding[9]
+    coding[4] |= 1
+    coding[2:4] = (length + levels + 1).to_bytes(2, "big")
+    coding += b"\0" + b"\x11" * levels
+    if by_component:
+        parameters = bytes(coding[9:])
+        more = b"\xff\x53" + (5 - 1 + len(parameters)).to_bytes(2, "big") + b"\0\1" + parameters
+        return J2K, stream[: start + 2 + length] + more + stream[start + 2 + length :]
+    if not in_tile:
+        return J2K, stream[:start] + bytes(coding) + stream[start + 2 + length :]
+    tile = stream.index(b"\xff\x90")
+    part = int.from_bytes(stream[tile + 6 : tile + 10], "big") + len(coding)
+    head = stream[tile : tile + 6] + part.to_bytes(4, "big") + stream[tile + 10 : tile + 12]
+    return J2K, stream[:tile] + head + bytes(coding) + stream[tile + 12 :]
+
+
+J2K = "1.2.840.10008.1.2.4.90"
 BOMBS = {
     "jpeg": ("1.2.840.10008.1.2.4.50", sized(simplejpeg.encode_jpeg(FRAME), b"\xff\xc0")),
     "jpeg extended": ("1.2.840.10008.1.2.4.51", sized(simplejpeg.encode_jpeg(FRAME), b"\xff\xc0")),
@@ -55,6 +79,9 @@ BOMBS = {
     "jpeg 2000": ("1.2.840.10008.1.2.4.90", j2k({4: 2**31, 8: 2**31, 20: 2**31, 24: 2**31})),
     "jpeg 2000, offset": ("1.2.840.10008.1.2.4.90", j2k({4: 2**32 - 1, 8: 2**32 - 1, 20: 2**32 - 1, 24: 2**32 - 1})),
     "jpeg 2000, tiles": ("1.2.840.10008.1.2.4.90", j2k({20: 1, 24: 1})),
+    "jpeg 2000, precincts": j2k_precincts(),
+    "jpeg 2000, precincts of a component": j2k_precincts(by_component=True),
+    "jpeg 2000, precincts of a tile": j2k_precincts(in_tile=True),
     "htj2k": (
         "1.2.840.10008.1.2.4.201",
         j2k({4: 2**31, 8: 2**31, 20: 2**31, 24: 2**31}, bytes(imagecodecs.htj2k_encode(FRAME, reversible=True))),
@@ -69,7 +96,7 @@ BOMBS = {
 @pytest.mark.parametrize("reduced", [False, True])
 def test_a_frame_that_claims_more_than_the_header_takes_no_memory(name, reduced):
     syntax, data = BOMBS[name]
-    decoder = FrameDecoder(syntax, "RGB", 64, 80)
+    decoder = FrameDecoder(syntax, "RGB", *((1024, 1024) if "precincts" in name else (64, 80)))
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     with pytest.raises(CorruptFrame):
         decoder.reduced(data, 8) if reduced else decoder(data)
