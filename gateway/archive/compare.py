@@ -81,8 +81,12 @@ def compare(sent: Path, got: Path) -> Comparison:
     Values larger than 256 KiB are compared on disk, and only byte by byte.
     Raises OSError, NotDicom, TruncatedFile, UnsupportedTransferSyntax (`got` is not a whole DICOM file).
     """
-    instance_id(got)
     with sent.open("rb") as ours, got.open("rb") as theirs:
+        if _same_bytes(_pieces(ours), _pieces(theirs)):
+            return Comparison((), ())
+        ours.seek(0)
+        theirs.seek(0)
+        instance_id(got)
         try:
             first = pydicom.dcmread(ours, defer_size=_LARGE_BYTES)
             second = pydicom.dcmread(theirs, defer_size=_LARGE_BYTES)
@@ -201,6 +205,11 @@ def _end_of_items(file: BinaryIO, start: int) -> int:
 def _same_bytes(first: Iterator[bytes], second: Iterator[bytes]) -> bool:
     # Both come in pieces of the same size, the last one excepted.
     return all(one == two for one, two in zip_longest(first, second))
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
 
 
 def _name(tag: Any) -> str:

@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.uid import ExplicitVRLittleEndian
+
+from gateway.archive.bounded import BoundedReads
 
 _NAME = "dicomdir"
 _MOST_BYTES = 64 * 2**20
 _DEPTH = 16
+_MOST_READS = 400_000
+"""Far above what the files of a medium take, below ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,10 @@ def read_directory(path: Path) -> tuple[Referenced, ...]:
     if path.stat().st_size > _MOST_BYTES:
         raise DamagedDirectory("larger than any directory")
     try:
-        dataset = pydicom.dcmread(path)
+        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") != ExplicitVRLittleEndian:
+            raise DamagedDirectory  # PS3.10 8.6 allows no other; a deflated one might inflate to anything
+        with path.open("rb") as stream:
+            dataset = pydicom.dcmread(BoundedReads(stream, _MOST_READS))
         records = {record.seq_item_tell: record for record in dataset.DirectoryRecordSequence}
         first = int(dataset.OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity)
         return tuple(_below(records, first, Referenced(()), set(), 0))

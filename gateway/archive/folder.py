@@ -24,9 +24,11 @@ from gateway.operations.errors import (
     NoVolumeImage,
     SlideNotInArchive,
     TruncatedFile,
+    UnsupportedTransferSyntax,
 )
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_DEFLATED = "{} is stored deflated, which is not read. Store it as it was before, or uncompressed."
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -51,8 +53,8 @@ class FolderArchive:
 
     def entries(self) -> tuple[SeriesEntry, ...]:
         """All slide series in the folder. Raises ArchiveUnavailable, and where there is no slide the reason:
-        NotDicom, TruncatedFile, NoVolumeImage (DICOM, but no slide), SlideNotInArchive (no files, or not those that a
-        DICOMDIR names)."""
+        NotDicom, TruncatedFile, UnsupportedTransferSyntax (deflated), NoVolumeImage (DICOM, but no slide),
+        SlideNotInArchive (no files, or not those that a DICOMDIR names)."""
         index = self._refreshed()
         found = _series_of(index)
         if found:
@@ -65,6 +67,8 @@ class FolderArchive:
             raise ArchiveUnavailable("A file in the folder cannot be read. Check its owner, its mode and its disk.")
         if "truncated" in problems:
             raise TruncatedFile("A DICOM file in the folder is incomplete. Copy the slide again.")
+        if "deflated" in problems:
+            raise UnsupportedTransferSyntax(_DEFLATED.format("A slide in the folder"))
         if problems == {"not-dicom"}:
             raise NotDicom("No file in the folder is DICOM. Give a folder with the DICOM files of a slide.")
         raise NoVolumeImage("The folder holds DICOM files but no slide (modality SM). Give the slide's series.")
@@ -124,6 +128,8 @@ class FolderArchive:
             # It may be a part of the slide, so the slide is not read without it.
             if beside and identity.problem == "truncated":
                 raise TruncatedFile(f"{path.name}, beside the slide's files, is incomplete. Copy the slide again.")
+            if beside and identity.problem == "deflated":
+                raise UnsupportedTransferSyntax(_DEFLATED.format(f"{path.name}, beside the slide's files,"))
             if beside and identity.problem == "unreadable":
                 raise ArchiveUnavailable(
                     f"{path.name}, beside the slide's files, cannot be read. Check its owner, its mode and its disk."

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from gateway.archive.bounded import BoundedReads
 from gateway.archive.dicomdir import DamagedDirectory, Names, Referenced, is_directory_name, read_directory
 
 RESULTS = "results"
@@ -26,7 +28,7 @@ _IDENTITY = (
     "PatientID",
     "IssuerOfPatientID",
 )
-_DICOMDIR = "1.2.840.10008.1.3.10"
+_DICOMDIR, _WHOLE_SLIDE = "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.77.1.6"
 _AFTER_IDENTITY = 0x00400513
 
 _State = tuple[int, int]  # time of change, size
@@ -36,8 +38,9 @@ _Directories = dict[Path, tuple[_State, tuple[Referenced, ...] | None]]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the index keeps of one file: `problem` is "not-dicom", "truncated", "unreadable" (its permissions, its disk)
-    or "directory" (a DICOMDIR) where it has no identity, and "missing" where only a DICOMDIR says that there is one."""
+    """What the index keeps of one file. `problem` is "not-dicom", "truncated", "unreadable" (permissions, disk),
+    "directory" (a DICOMDIR), "deflated" (a slide) or "other" (a deflated object that is none) where it has no identity,
+    and "missing" where only a DICOMDIR says that there is one."""
 
     study: str = ""
     series: str = ""
@@ -160,8 +163,13 @@ def _stays_inside(link: Path, root: Path) -> bool:
 def identify(path: Path) -> Identity:
     """A file's identity from its header, or its problem. Raises FileNotFoundError."""
     try:
+        meta = read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            # How large the data set is would show only when it is inflated: a few megabytes may be many gigabytes.
+            slide = meta.get("MediaStorageSOPClassUID") in (None, _WHOLE_SLIDE)
+            return Identity(problem="deflated" if slide else "other")
         with path.open("rb") as stream:
-            header = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >= _AFTER_IDENTITY)
+            header = read_partial(BoundedReads(stream), stop_when=lambda tag, _vr, _length: tag >= _AFTER_IDENTITY)
             # Values are decoded only here, by a parser that has no closed set of errors for damaged ones.
             kind = header.file_meta.get("MediaStorageSOPClassUID")
             study, series, sop, modality, accession, container, patient, issuer = (

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.tag import BaseTag
 
+from gateway.archive.bounded import BoundedReads
 from gateway.domain.codes import Code
 from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import (
@@ -45,6 +47,8 @@ _REQUIRED = (
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)+", re.ASCII)
 _COPIED_GROUPS = {0x0008, 0x0010, 0x0038}
 """Study, patient and visit: what a report copies from the slide."""
+_SPECIMEN = {0x00400512, 0x00400513, 0x00400518, 0x00400560}
+"""The Specimen module (PS3.3 C.7.6.22), which its objects carry too."""
 _MIN_UM, _MAX_UM = 0.02, 500.0
 """Plausible pixel spacing of a level; what lies outside is a unit error of the converter (mm, µm and inch mixed up)."""
 _SAME_SIZE, _ANOTHER_MAGNIFICATION = 1.05, 1.5
@@ -100,7 +104,7 @@ def _read_header(path: Path) -> tuple[Dataset, int]:
                 "or send the slide as it was before, or uncompressed."
             )
         with path.open("rb") as stream:
-            dataset = read_partial(stream, stop_when=_header_ends)
+            dataset = read_partial(BoundedReads(stream), stop_when=_header_ends)
             rest = stream.tell()
     except (UnsupportedTransferSyntax, TruncatedFile):
         raise
@@ -160,10 +164,18 @@ def _no_volume(images: list[ImageFile]) -> str:
     return f"The series holds no VOLUME image, only {roles}. Send the slide's VOLUME images to the archive."
 
 
+def _decode(element: DataElement) -> None:
+    """Decode an element to its last item; its data set has given it here, and so decoded what is outside."""
+    if element.VR == "SQ":
+        for item in element.value:
+            for inner in item:
+                _decode(inner)
+
+
 def _check_header(image: ImageFile) -> None:
     dataset = image.dataset
-    for tag in [tag for tag in dataset.keys() if tag.group in _COPIED_GROUPS]:  # noqa: SIM118 (its items are elements)
-        dataset[tag]  # decodes it, so that what is damaged is found now and not when the report is written
+    for tag in [tag for tag in dataset.keys() if tag.group in _COPIED_GROUPS or tag in _SPECIMEN]:  # noqa: SIM118
+        _decode(dataset[tag])  # so that what is damaged is found now, and not when the report is written
     missing = [keyword for keyword in _REQUIRED if dataset.get(keyword) in (None, "", 0)]
     if missing:
         raise InvalidSlide(f"{image.path.name} lacks {', '.join(missing)} in its header. Check how it was converted.")

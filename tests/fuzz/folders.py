@@ -11,6 +11,8 @@ import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from tests.fuzz.lies import deflate_bomb
+
 Trick = Callable[[Random, Path], None]
 _NAMES = (
     "a\nb.dcm",
@@ -119,6 +121,19 @@ def file_set_elsewhere(rng: Random, folder: Path) -> None:
     directory.save_as(folder / "DICOMDIR", enforce_file_format=True)
 
 
+def file_set_endless(rng: Random, folder: Path) -> None:
+    """A DICOMDIR of as many empty records as its size allows, or a deflated one."""
+    file_set_elsewhere(rng, folder)
+    file = folder / "DICOMDIR"
+    if rng.random() < 0.4:
+        deflate_bomb(rng, file)
+        return
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * rng.choice((100_000, 7_000_000))
+    data = file.read_bytes()
+    at = data.find(b"\x04\x00\x20\x12SQ")
+    file.write_bytes(data[:at] + b"\x04\x00\x20\x12SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\0\0\0\0")
+
+
 def other_objects_beside(rng: Random, folder: Path) -> None:
     """Noise, a cut DICOM file, and thousands of empty files beside the slide."""
     for number in range(rng.choice((3, 2000))):
@@ -138,6 +153,7 @@ TRICKS: dict[str, Trick] = {
         two_slides,
         files_gone,
         file_set_elsewhere,
+        file_set_endless,
         other_objects_beside,
     )
 }

@@ -13,7 +13,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
-from tests.fuzz.structure import pixel_data
+from tests.fuzz.structure import parts_of, pixel_data
 
 Lie = Callable[[Random, Path], None]
 _NUMBERS: tuple[object, ...] = (0, 1, 2, 3, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1)
@@ -231,17 +231,28 @@ def bottomless(rng: Random, path: Path) -> None:
 
 
 def endless(rng: Random, path: Path) -> None:
-    """Hundreds of thousands of private elements or items before the pixel data."""
+    """Hundreds of thousands of private elements, or millions of items in a sequence of the slide's own."""
     data = path.read_bytes()
-    pixels = pixel_data(data)
-    at = pixels.start if pixels else len(data)
-    if rng.random() < 0.5:
-        count = 200_000
-        many = b"".join(struct.pack("<HH2sHI", 0x7001, 0x1000 + n % 0xE000, b"UL", 4, n) for n in range(count))
+    if rng.random() < 0.3:
+        tag = b"\x01\x70\x00\x10"
+        many = b"".join(struct.pack("<HH2sHI", 0x7001, 0x1000 + n % 0xE000, b"UL", 4, n) for n in range(200_000))
     else:
-        item = b"\xfe\xff\x00\xe0\0\0\0\0"
-        many = b"\x01\x70\x10\x10SQ\0\0\xff\xff\xff\xff" + item * 400_000 + b"\xfe\xff\xdd\xe0\0\0\0\0"
+        tag = rng.choice((b"\x08\x00\x40\x11", b"\x40\x00\x60\x05", b"\x48\x00\x05\x01", b"\x01\x70\x10\x10"))
+        items = b"\xfe\xff\x00\xe0\0\0\0\0" * rng.choice((400_000, 3_000_000))
+        many = tag + b"SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    at = _place_of(data, tag)
     path.write_bytes(data[:at] + many + data[at:])
+
+
+def _place_of(data: bytes, tag: bytes) -> int:
+    """Where an element of this tag belongs among those of the data set itself."""
+    inside = 0
+    for part in parts_of(data):
+        if part.start >= inside and part.vr and struct.unpack("<HH", part.tag) > struct.unpack("<HH", tag):
+            return part.start
+        if part.vr == b"SQ" and part.start >= inside and part.length != 0xFFFFFFFF:
+            inside = part.value + part.length
+    return len(data)
 
 
 def deflate_bomb(rng: Random, path: Path) -> None:
