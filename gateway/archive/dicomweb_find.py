@@ -16,9 +16,6 @@ _SOP_INSTANCE, _MODALITY, _STUDY, _SERIES = "00080018", "00080060", "0020000D", 
 _SERIES_INSTANCES, _ACCESSION, _CONTAINER = "00201209", "00080050", "00400512"
 _PATIENT, _ISSUER = "00100020", "00100021"
 
-# Asked for by name: to bring it, a PACS may have to open every file.
-_CONTAINER_TOO = ("includefield", _CONTAINER)
-
 _Match = dict[str, Any]
 
 
@@ -39,13 +36,13 @@ def search(session: Session, query: SlideQuery) -> tuple[SeriesEntry, ...]:
     """`Archive.search`."""
     found: list[SeriesEntry] = []
     patients: set[tuple[str, str]] = set()
-    for study, match in _studies(session, query):
+    for number, (study, match) in enumerate(_studies(session, query)):
         slides = _slides(study, dict(all_pages(session, f"/studies/{study}/series", _SERIES))).values()
-        fitting = [entry for entry in slides if _fits(session, query, entry)]
+        fitting = [entry for entry in slides if _fits(session, query, entry, match)]
         if fitting:
             patients.add((_text(match, _PATIENT), _text(match, _ISSUER)))
         found += fitting
-        if len(found) > session.limits.series:
+        if max(number, len(found)) > session.limits.series:
             raise _too_many()
     if not found:
         raise SlideNotInArchive(
@@ -57,10 +54,14 @@ def search(session: Session, query: SlideQuery) -> tuple[SeriesEntry, ...]:
     return tuple(sorted(found, key=lambda entry: (entry.study, entry.series)))
 
 
-def _fits(session: Session, query: SlideQuery, entry: SeriesEntry) -> bool:
+def _fits(session: Session, query: SlideQuery, entry: SeriesEntry, study: _Match) -> bool:
+    """Whether a slide series is looked for. `study` is what the PACS says of its study."""
     if query.series not in (None, entry.series):
         return False
-    return query.container is None or query.container == _container(session, entry)
+    # A study's attributes may be those of any object in it: what counts is the slide's own.
+    if query.accession not in (None, _text(study, _ACCESSION)) and query.accession != _said(session, entry, _ACCESSION):
+        return False
+    return query.container is None or query.container == _said(session, entry, _CONTAINER)
 
 
 def _too_many() -> InvalidInput:
@@ -72,7 +73,7 @@ def _studies(session: Session, query: SlideQuery) -> Iterator[tuple[str, _Match]
     keys = (("StudyInstanceUID", query.study), ("AccessionNumber", query.accession))
     if given := [(name, value) for name, value in keys if value is not None]:
         for study, match in all_pages(session, "/studies", _STUDY, given):
-            if query.study in (None, study) and query.accession in (None, _text(match, _ACCESSION)):
+            if query.study in (None, study):
                 yield study, match
         return
     for below in _studies_below(session, query):
@@ -86,7 +87,8 @@ def _studies_below(session: Session, query: SlideQuery) -> Iterator[str]:
     if query.series is not None:
         pages = all_pages(session, "/series", _SERIES, [("SeriesInstanceUID", query.series)])
     else:
-        keys = [("ContainerIdentifier", query.container or ""), _CONTAINER_TOO]
+        # Asked for by name: to bring it, a PACS may have to open every file.
+        keys = [("ContainerIdentifier", query.container or ""), ("includefield", _CONTAINER)]
         pages = all_pages(session, "/instances", _SOP_INSTANCE, keys)
     seen: set[str] = set()
     for _, match in islice(pages, session.limits.instances):
@@ -108,17 +110,17 @@ def _slides(study: str, found: dict[str, _Match]) -> dict[str, SeriesEntry]:
     return {uid: SeriesEntry(study, uid, _count(match)) for uid, match in slides.items()}
 
 
-def _container(session: Session, entry: SeriesEntry) -> str | None:
-    """The container identifier of a series: from a search, or from one instance's header."""
+def _said(session: Session, entry: SeriesEntry, tag: str) -> str | None:
+    """What a series says of an attribute that all its instances share: by a search, or in one instance's header."""
     path = f"/studies/{entry.study}/series/{entry.series}/instances"
-    found = session.listing("find", path, [_CONTAINER_TOO, ("limit", "1")]) or []
+    found = session.listing("find", path, [("includefield", tag), ("limit", "1")]) or []
     sop = _text(found[0], _SOP_INSTANCE) if found else ""
     if not is_uid(sop):
         return None
-    if carried := _text(found[0], _CONTAINER):
+    if carried := _text(found[0], tag):
         return carried
     header = session.listing("metadata", f"{path}/{sop}/metadata") or []
-    return _text(header[0], _CONTAINER) if header else None
+    return _text(header[0], tag) if header else None
 
 
 def _text(match: _Match, tag: str) -> str:

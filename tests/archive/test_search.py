@@ -17,7 +17,7 @@ from tests.support.qido import Qido, Slide, running_qido
 ONE = Slide("2.25.1", "2.25.11")
 SAME_CONTAINER = Slide("2.25.1", "2.25.12")
 OTHER_CONTAINER = Slide("2.25.1", "2.25.13", container="C2")
-REPORT = Slide("2.25.1", "2.25.14", modality="SR")
+REPORT = Slide("2.25.1", "2.25.14", accession="", modality="SR")
 OTHER_CASE = Slide("2.25.2", "2.25.21", accession="a1", container="c1", patient="P2")
 THIRD_CASE = Slide("2.25.3", "2.25.31", accession="A3", container="C3", patient="P3")
 ALL = (ONE, SAME_CONTAINER, OTHER_CONTAINER, REPORT, OTHER_CASE, THIRD_CASE)
@@ -83,6 +83,7 @@ def test_nothing_in_a_folder(folder: FolderArchive, query: SlideQuery) -> None:
     [
         pytest.param(Qido(ALL), id="as-the-standard-says"),
         pytest.param(Qido(ALL, case_insensitive=True), id="case-insensitive"),
+        pytest.param(Qido(ALL, last_says=True), id="another-object-speaks-for-the-study"),
         pytest.param(Qido(ALL, returns_container=False), id="container-not-returned"),
         pytest.param(Qido(ALL, ignored=frozenset({"ContainerIdentifier"})), id="container-not-matched"),
         pytest.param(

@@ -47,12 +47,14 @@ _RETURNED = {
 
 @dataclass
 class Qido:
-    """`ignored` keys match everything; `returns_container` False = ContainerIdentifier is never in an answer."""
+    """`ignored` keys match everything; `returns_container` False = ContainerIdentifier is never in an answer;
+    `last_says` = a study's attributes in an answer are those of its last object, as Orthanc has it."""
 
     slides: tuple[Slide, ...]
     ignored: frozenset[str] = frozenset()
     case_insensitive: bool = False
     returns_container: bool = True
+    last_says: bool = False
     paths: list[str] = field(default_factory=list)
 
     def answer(self, request: Request) -> None:
@@ -72,8 +74,12 @@ class Qido:
                     continue
                 if all(self._same(attributes[tag], value) for tag, value in keys if tag in attributes):
                     found[attributes[_KEY_OF[level]]] = attributes
+        if self.last_says and level == "studies":
+            found = {uid: [one for one in self.slides if one.study == uid][-1].attributes("") for uid in found}
         returned = set(_RETURNED[level])
-        if metadata or (self.returns_container and ("includefield", "00400512") in asked):
+        if metadata:
+            returned |= set(self.slides[0].attributes(""))
+        elif self.returns_container and ("includefield", "00400512") in asked:
             returned |= {"00400512"}
         offset, limit = int(dict(asked).get("offset", 0)), int(dict(asked).get("limit", 10_000))
         page = [{t: {"vr": "LO", "Value": [v]} for t, v in one.items() if t in returned} for one in found.values()]
