@@ -7,12 +7,14 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 
 from gateway.archive import open_archive
 from gateway.archive.cache import FrameCache
 from gateway.archive.costs import Costs, Sample
+from gateway.archive.partial import PartialInstance
 from gateway.domain.uids import derive_uid
 from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
@@ -141,16 +143,21 @@ def test_a_slide_of_which_only_tissue_was_pulled_gives_the_same_report(
     write_phantom(slide, width_px=3072, height_px=3072, seed=9, coverage=0.1)
     pacs.upload(slide)
     header = pydicom.dcmread(next(slide.glob("*.dcm")), stop_before_pixels=True)
-    # As if whole instances had been slow to come from this PACS, so that frames are asked for.
+    # As if whole instances had been slow to come from this PACS and frames quick, so that frames are asked for.
     cache = FrameCache(gateway.state / "cache", 2**30).of_archive(open_archive(pacs.address).address)
-    slow = Sample(frames=False, instance_bytes=1e6, sent_bytes=1e6, seconds=60.0, at=time.time())
+    now = time.time()
+    slow = Sample(frames=False, instance_bytes=1e6, sent_bytes=1e6, wait_s=0.01, seconds=60.0, at=now)
+    quick = Sample(frames=True, instance_bytes=1e6, sent_bytes=1e5, wait_s=0.01, seconds=0.02, at=now)
     cache.mkdir(parents=True, exist_ok=True)
-    Costs((slow,)).write(cache / "costs.json")
+    Costs((slow, quick)).write(cache / "costs.json")
 
     analysis = gateway.order(header.StudyInstanceUID, specimens=[{"slides": [{"study": header.StudyInstanceUID}]}])
     assert gateway.finish(analysis)["state"] == "completed"
-    pulled = sum(path.stat().st_size for path in (cache / header.StudyInstanceUID).rglob("*.frames"))
-    assert 0 < pulled < 0.6 * sum(path.stat().st_size for path in slide.glob("*.dcm"))
+    parts = [PartialInstance(head) for head in (cache / header.StudyInstanceUID).rglob("*.header.dcm")]
+    fetched_F = np.concatenate([part.extents()[:, 0] >= 0 for part in parts])
+    assert 0 < fetched_F.mean() < 0.6
+    pulled = sum(part.frames_file.stat().st_size for part in parts if part.frames_file.exists())
+    assert pulled < 0.8 * sum(path.stat().st_size for path in slide.glob("level-*.dcm"))
 
     done = cli("analyze", "--protocol", "tissue-classification", "--slide", slide, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
