@@ -2,6 +2,9 @@
 
 import io
 import json
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -518,3 +521,48 @@ def test_per_frame_groups_come_from_the_instance_itself(tmp_path: Path) -> None:
     header = pydicom.dcmread(fetch(pacs, tmp_path, {SOP: WANTED}).files[0])
     assert header.PerFrameFunctionalGroupsSequence == pydicom.Sequence(groups)
     assert len([path for _, path, _ in pacs.requests if path.endswith(SOP)]) == 1
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
+    """Each killed pull leaves a cache that is right, and that the next one goes on from."""
+    slow = threading.Event()
+    slow.set()
+
+    def frames(request: Request) -> None:
+        whole = body(as_asked(numbers(request)))
+        request.answer(200, FRAMES_TYPE, b"", length=len(whole))
+        for start in range(0, len(whole), 400):
+            request.wfile.write(whole[start : start + 400])
+            if slow.is_set():
+                time.sleep(0.02)
+
+    pacs = pacs_with(frames)
+    with running(pacs):
+        cache = FrameCache(tmp_path, 2**30)
+        frames_are_cheap(cache, _address(pacs))
+        program = (
+            "import sys\nfrom pathlib import Path\nfrom gateway.archive import open_archive\n"
+            "from gateway.archive.cache import FrameCache\nfrom gateway.archive.protocol import SeriesEntry\n"
+            f"archive, cache = open_archive({pacs.address!r}), FrameCache(Path({str(tmp_path)!r}), 2**30)\n"
+            f"entry = SeriesEntry({STUDY!r}, {SERIES!r}, 1)\nprint('ready', flush=True)\n"
+            "archive.fetch(entry, cache, wanted={})\n"
+            f"for frame in range({FRAMES}):\n    archive.fetch(entry, cache, wanted={{{SOP!r}: [frame]}})\n"
+        )
+        for pause_s in (0.02, 0.15, 0.4):
+            child = subprocess.Popen(
+                [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
+            )
+            with child:
+                assert child.stdout is not None
+                child.stdout.readline()
+                time.sleep(pause_s)
+                child.kill()
+        asked = pacs.asked("/frames/")
+        slow.clear()
+        archive = DicomWebArchive.from_address(pacs.address, LIMITS)
+        fetched = archive.fetch(ENTRY, cache, wanted={SOP: None})
+    assert frames_in(fetched) == dict(enumerate(STORED))
+    assert asked > 0
+    assert pacs.asked("/frames/") == asked + 1  # in one request all that was missing
+    names = sorted(path.name for path in fetched.files[0].parent.iterdir())
+    assert names == [".lock", f"{SOP}.frames", f"{SOP}.header.dcm", f"{SOP}.index", "series.json"]
