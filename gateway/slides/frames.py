@@ -28,6 +28,9 @@ _CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff")
 """JPEG and JPEG-LS (SOI and the next marker), JPEG 2000 (SOC, SIZ): a frame begins there, if no table tells."""
 _MAX_GAP = 64 * 1024
 """Frames this close together are read in one go: a read costs more than the bytes between them."""
+_MAX_READ = 64 * 1024 * 1024
+_MAX_FRAME_BYTES = 1 << 28
+"""No frame that can be read is longer (see `decode`); a damaged table may say so, and would be given that memory."""
 
 
 class Frames(Protocol):
@@ -64,6 +67,8 @@ class StoredFrames:
             extents = _read_extents(fd, self.starts_F[frames], self.ends_F[frames])
         except EOFError:
             raise truncated(self.path) from None
+        except ValueError:
+            raise CorruptFrame(_MISPLACED) from None
         if self.encapsulated:
             return [_unwrap(extent) for extent in extents]
         if self.swapped:
@@ -89,7 +94,7 @@ class FetchedFrames:
             return [memoryview(b"")] * len(frames)
         try:
             return _read_extents(fd, starts, ends)
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError):
             raise _not_fetched() from None
 
 
@@ -98,7 +103,8 @@ def _not_fetched() -> FramesNotFetched:
 
 
 def _read_extents(fd: int, starts_E: NDArray[np.int64], ends_E: NDArray[np.int64]) -> list[memoryview]:
-    """Extents of an open file, neighbours in one read. Raises EOFError where the file ends before they do."""
+    """Extents of an open file, neighbours in one read. Raises EOFError where the file ends before they do, ValueError
+    for one that is longer than any frame."""
     order = np.argsort(starts_E, kind="stable").tolist()
     starts, ends = starts_E.tolist(), ends_E.tolist()
     result = [memoryview(b"")] * len(starts)
@@ -106,8 +112,12 @@ def _read_extents(fd: int, starts_E: NDArray[np.int64], ends_E: NDArray[np.int64
     while first < len(order):
         origin, end, last = starts[order[first]], ends[order[first]], first
         while last + 1 < len(order) and 0 <= starts[order[last + 1]] - end <= _MAX_GAP:
+            if ends[order[last + 1]] - origin > _MAX_READ:
+                break
             last += 1
             end = ends[order[last]]
+        if end - origin > _MAX_FRAME_BYTES:
+            raise ValueError("longer than any frame")
         data = memoryview(os.pread(fd, end - origin, origin))
         if len(data) != end - origin:
             raise EOFError

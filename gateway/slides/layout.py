@@ -134,9 +134,10 @@ def _tiled_full(images: list[list[Instance]], path: str | None, rows: int, colum
         )
     inside = int(header.get("TotalPixelMatrixFocalPlanes") or 1)
     size, count = rows * columns, sum(len(part.frames) for part in parts)
-    paths = _paths(header)
-    number = paths.index(path) if path in paths and count >= size * inside * len(paths) else 0
-    if count < size * inside * (number + 1):
+    shared = shared_optical_path(header)
+    paths = [shared] if shared else _paths(header)
+    number = paths.index(path) if path in paths else 0
+    if count < size * inside * max(1, len(paths)):
         raise InvalidSlide(
             f"A level of {columns} × {rows} frames holds only {count}. The slide is incomplete: send it again."
         )

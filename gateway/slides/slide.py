@@ -315,7 +315,7 @@ def _remarks(images: Sequence[LevelImage], path: str | None) -> tuple[SlideRemar
         remarks.append(SlideRemark("colour-not-calibrated", text))
     planes = max(image.focal_planes for image in images)
     if planes > 1:
-        text = f"The slide has {planes} focal planes; the middle one was read."
+        text = f"The slide has {planes} focal planes or repeats; the middle one, or the first acquired, was read."
         remarks.append(SlideRemark("focal-plane-chosen", text))
     if path is not None:
         text = "The slide has several optical paths; the one under brightfield illumination was read."

@@ -15,7 +15,7 @@ from PIL import Image as PillowImage
 from gateway.operations.errors import CorruptFrame, InvalidSlide, SlideError, UnsupportedTransferSyntax
 from gateway.slides import Slide
 from gateway.slides.decode import FrameDecoder
-from tests.slides.made import NATIVE, full, picture, rename_syntax
+from tests.slides.made import NATIVE, full, header, picture, rename_syntax, write
 
 FRAME = picture(80, 64)
 HUGE = 2**16 - 1
@@ -151,6 +151,25 @@ def test_frames_too_large_to_be_held(tmp_path):
         pass
     with pytest.raises(InvalidSlide, match="too large"):
         Slide.open([changed])
+
+
+def test_a_frame_that_is_a_hole_of_a_gigabyte(tmp_path):
+    """Its item says so, and the file is that long: it is not read into memory."""
+    dataset = header((80, 64), (64, 80), 1)
+    dataset.PhotometricInterpretation = "YBR_FULL_422"
+    file = write(
+        tmp_path / "slide.dcm", dataset, [simplejpeg.encode_jpeg(FRAME)], "1.2.840.10008.1.2.4.50", table="empty"
+    )
+    data = file.read_bytes()
+    item = data.rindex(b"\xfe\xff\x00\xe0")
+    with file.open("r+b") as stream:
+        stream.seek(item + 4)
+        stream.write(struct.pack("<I", 2**30))
+        stream.truncate(item + 8 + 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Slide.open([file]) as slide, pytest.raises(CorruptFrame):
+        slide.read_level(0)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
 
 
 def test_a_deflated_slide_is_refused_before_it_is_inflated(tmp_path):

@@ -284,6 +284,22 @@ def test_optical_paths_without_a_way_to_choose(tmp_path, lights):
         Slide.open([write(tmp_path / "a.dcm", dataset, FRAMES * 2)])
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_frames_of_one_path_under_a_header_that_lists_two(tmp_path, named):
+    dataset = image(len(FRAMES))
+    dataset.OpticalPathSequence = [optical_path("A", EPIFLUORESCENCE), optical_path("B", BRIGHTFIELD)]
+    if named:
+        item = Dataset()
+        item.OpticalPathIdentifier = "B"
+        dataset.SharedFunctionalGroupsSequence[0].OpticalPathIdentificationSequence = [item]
+    file = write(tmp_path / "a.dcm", dataset, FRAMES)
+    if named:
+        assert np.array_equal(pixels(file), IMAGE)
+        return
+    with pytest.raises(InvalidSlide, match="incomplete"):
+        Slide.open([file])
+
+
 def test_optical_paths_whose_names_differ_from_level_to_level(tmp_path):
     half = np.ascontiguousarray(IMAGE[::2, ::2])
     files = [
