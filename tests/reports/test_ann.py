@@ -17,6 +17,7 @@ from gateway.reports.ann import OUTLINE_AREA, REGION_NUMBER, Group, write_annota
 from gateway.reports.derived import Kind, ObjectName
 from gateway.reports.regions import regions_of
 from gateway.reports.sr_concepts import AREA, MEAN_PROBABILITY, TISSUE
+from gateway.reports.wording import RESEARCH_USE
 from tests.reports.conftest import COMMITTED, source_of, volume_headers
 from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels, ring_area
 from tests.support.dciodvfy import needs_dciodvfy, validate
@@ -47,7 +48,10 @@ def test_what_is_read_back_is_what_was_found(name: str, tmp_path: Path) -> None:
     dumped = subprocess.run(["dcmdump", str(tmp_path / "regions.ann.dcm")], capture_output=True, text=True, check=True)
     assert dumped.stdout.count("(006a,0003)") == len(document.AnnotationGroupSequence)  # a UID each
     assert (document.AnnotationCoordinateType, document.PixelOriginInterpretation) == ("2D", "VOLUME")
-    assert document.ReferencedImageSequence[0].ReferencedSOPInstanceUID == source.image.SOPInstanceUID
+    assert [item.ReferencedSOPInstanceUID for item in document.ReferencedImageSequence] == [source.image.SOPInstanceUID]
+    (series,) = document.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == source.image.SeriesInstanceUID
+    assert list(series.ReferencedInstanceSequence) == list(document.ReferencedImageSequence)
     classes = {tissue.index: tissue for tissue in report.tissue[0].classes}
     expected = groupby(regions_of(report, source, simple=True), key=lambda region: region.index)
     for (index, regions), group in zip(expected, document.AnnotationGroupSequence, strict=True):
@@ -65,6 +69,10 @@ def test_what_is_read_back_is_what_was_found(name: str, tmp_path: Path) -> None:
         assert measured(group, REGION_NUMBER).tolist() == [region.number for region in regions]
         assert measured(group, OUTLINE_AREA) == pytest.approx([region.area_mm2 for region in regions])
         assert measured(group, AREA).sum() == pytest.approx(tissue.area_mm2, rel=1e-5)
+        assert [unit.value for unit in group.get_measurements()[2]] == ["1", "mm2", "mm2", "1"]
+        assert group.AnnotationGroupDescription == RESEARCH_USE
+        algorithm = group.AnnotationGroupAlgorithmIdentificationSequence[0]
+        assert all(model.engine_sha256 in algorithm.AlgorithmParameters for model in report.models)
 
 
 def test_no_hole_is_filled(slide: tuple[Report, SlideSource], tmp_path: Path) -> None:
