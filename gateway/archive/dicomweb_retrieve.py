@@ -44,6 +44,7 @@ _ACCEPT = (
     'multipart/related; type="application/dicom"; transfer-syntax=*',
     "application/dicom; transfer-syntax=*",
 )
+_REFUSAL_S = 3600.0
 _COMPRESSED = 0.06
 """Encoded bytes over decoded ones of a JPEG frame: presumed while no frame of the series has come."""
 
@@ -54,8 +55,7 @@ class Retrieval:
     def __init__(self) -> None:
         self._accept: tuple[str, ...] = _ACCEPT
         self.frames = FrameRequests()
-        self.refused: set[str] = set()
-        """Transfer syntaxes of which the archive does not give frames as they are stored."""
+        self._refused_at: dict[str, float] = {}
 
     def fetch(
         self,
@@ -71,6 +71,14 @@ class Retrieval:
         with disk_errors(), cache.filling(address, entry.study, entry.series, session.cancelled) as folder:
             pull = _Pull(self, session, entry, cache, CachedSeries(folder), address, progress)
             return pull.run(wanted)
+
+    def note_refusal(self, syntax: str) -> None:
+        """The archive does not give frames of this transfer syntax as they are stored."""
+        self._refused_at[syntax] = time.monotonic()
+
+    def refuses(self, syntax: str) -> bool:
+        """Whether it refused them lately; a proxy before it may have been at fault."""
+        return time.monotonic() - self._refused_at.get(syntax, -math.inf) < _REFUSAL_S
 
     @contextmanager
     def instance(self, session: Session, operation: str, wanted: InstanceId) -> Iterator[httpx.Response]:
@@ -249,7 +257,7 @@ class _Pull:
         while missing:
             record = series.records[sop]
             need = self._need(sop, record, missing)
-            if whole or record.syntax in self._retrieval.refused or choose(self._costs, need) is Way.WHOLE:
+            if whole or self._retrieval.refuses(record.syntax) or choose(self._costs, need) is Way.WHOLE:
                 self._download(sop)
                 return
             if not record.complete:
@@ -258,7 +266,7 @@ class _Pull:
             try:
                 self._session.repeated(partial(self._pull_batch, sop, record, frames, need))
             except FramesRefused:
-                self._retrieval.refused.add(record.syntax)
+                self._retrieval.note_refusal(record.syntax)
             missing = series.partial(sop).missing(frames)
 
     def _need(self, sop: str, record: Record, missing: Sequence[int]) -> Need:
