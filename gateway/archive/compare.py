@@ -96,9 +96,11 @@ def compare(sent: Path, got: Path) -> Comparison:
                 for tag in set(first.keys()) | set(second.keys())
                 if tag.element != 0 and tag not in _ITS_OWN and not _same(first, second, tag, ours, theirs)
             )
-        except (OSError, SlideError):
+        except SlideError:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the system's own; pydicom raises it without a number for a damaged data set
             # A hostile or broken file makes pydicom raise nearly anything; none of it may cross this room's wall.
             raise TruncatedFile("The object cannot be read to its end: it is damaged.") from None
     coerced = [tag for tag in different if tag in named]

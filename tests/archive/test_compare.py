@@ -244,3 +244,17 @@ def test_a_large_object_in_little_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peak < 20_000_000
     assert issubclass(ArchiveRefused, PathserveError)
+
+
+def test_a_damaged_sequence_is_no_trouble_of_the_disk(tmp_path):
+    sent, got = tmp_path / "sent.dcm", tmp_path / "got.dcm"
+    dataset = pydicom.dcmread(io.BytesIO(dicom_file()))
+    dataset.ReferencedImageSequence = [item("one")]
+    dataset.save_as(sent)
+    data = sent.read_bytes()
+    value = data.index(b"\x08\x00\x40\x11SQ") + 12
+    end = value + int.from_bytes(data[value - 4 : value], "little")
+    # The sequence ends in the middle of its item's head.
+    got.write_bytes(data[: value - 4] + b"\x04\0\0\0" + data[value : value + 4] + data[end:])
+    with pytest.raises(ArchiveRefused, match="damaged"):
+        check_same(sent, got, "The PACS")
