@@ -104,7 +104,7 @@ _LEFT_OUT = """\
 - Images that are not 8-bit colour: MONOCHROME, PALETTE COLOR, 16 bits, fluorescence.
 - 12-bit JPEG, video, the transfer syntaxes refused above.
 - Slides without pixel spacing, with pixels that are not square, with frames off a regular grid, or whose levels do not
-  show the same area: refused with a reason. What is read of a slide, and how: `docs/slides.md`.
+  show the same area: refused with a reason. What is read of a slide, and how: [slides.md](slides.md).
 - Presentation states, structured display, fractional segmentations of the tissue classes."""
 
 _FALSE_ERRORS = """\

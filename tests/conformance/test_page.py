@@ -55,7 +55,7 @@ def test_every_request_that_is_sent_is_named(statement: str, cmu_slide: Path, tm
     targets.copied(cmu_slide, tmp_path / "in")
     right = rogue.Rogue(Random(0), tmp_path / "in", "none", rogue.html, seen=noted)
     with rogue.running(right) as server:
-        archive = DicomWebArchive.from_address(server.address, targets.LIMITS)
+        archive = DicomWebArchive.from_address(server.address)
         archive.probe()
         for entry in archive.find_series(server.study):
             targets.pull_slide(archive, entry, FrameCache(tmp_path / "cache", 1 << 30))

@@ -46,7 +46,7 @@ def run_campaign(corpus: Path, cases: int, seed: int, minutes: float) -> int:
             if case.verdict.failed:
                 print(f"{case.seed} {case.subject}/{case.mutator} of {case.source}: {case.verdict.outcome}", flush=True)
 
-        run(todo, corpus, workers=min(4, os.cpu_count() or 1), until=began + 60 * minutes, each=each)
+        run(todo, corpus, until=began + 60 * minutes, each=each)
     found = [done[number] for number in seeds_of(cases, seed) if number in done]
     document = _document(found, control, cases, seed, time.monotonic() - began)
     RESULTS.write_text(json.dumps(document, indent=1) + "\n")

@@ -17,6 +17,8 @@ from tests.fuzz.cases import case_of
 from tests.fuzz.judge import Task, Verdict, fresh, judged
 
 ROOT = Path(__file__).parents[2]
+WORKERS = 4
+"""More than the cores of a small machine: a pull from a bad PACS mostly waits."""
 _DAMAGE = {"wall_s": 120.0, "memory_bytes": 4 << 30}
 
 
@@ -60,7 +62,7 @@ def run(
     seeds: Iterable[int],
     corpus: Path,
     *,
-    workers: int = 2,
+    workers: int = WORKERS,
     until: float | None = None,
     each: Callable[[Judged], None] = lambda judged: None,
 ) -> list[Judged]:

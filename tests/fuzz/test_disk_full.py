@@ -42,7 +42,7 @@ def pacs(cmu_slide: Path, tmp_path: Path) -> Iterator[tuple[DicomWebArchive, Ser
     """A server that holds the committed slide (its finest level alone is larger than the disk)."""
     targets.copied(cmu_slide, tmp_path / "in")
     with rogue.running(rogue.Rogue(Random(0), tmp_path / "in", "none", rogue.html)) as server:
-        archive = DicomWebArchive.from_address(server.address, targets.LIMITS)
+        archive = DicomWebArchive.from_address(server.address)
         [entry] = archive.find_series(server.study)
         yield archive, entry
 
