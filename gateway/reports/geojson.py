@@ -86,8 +86,8 @@ class _Class:
     def __init__(self, report: Report, source: SlideSource, tissue: TissueClass, exploratory: bool) -> None:
         self._analysis_id = report.analysis_id
         self._role = f"region/{source.series}/class-{tissue.index}"
-        self._name = tissue.code.display
-        self._suffix = " (exploratory)" if exploratory else ""
+        self._name = _json(tissue.code.display)[:-1]  # open: the region's number ends it
+        self._suffix = ' (exploratory)"' if exploratory else '"'
         self._classification = _json(
             {"name": tissue.code.display, "color": [int(tissue.color[at : at + 2], 16) for at in (1, 3, 5)]}
         )
@@ -100,7 +100,7 @@ class _Class:
         return (
             f'{{"type":"Feature","id":"{UUID(int=int(uid.rsplit(".", 1)[1]))}",'
             f'"geometry":{{"type":"Polygon","coordinates":[{",".join(map(to_finest.ring, region.rings))}]}},'
-            f'"properties":{{"objectType":"annotation","name":{_json(f"{self._name} {region.number}{self._suffix}")},'
+            f'"properties":{{"objectType":"annotation","name":{self._name} {region.number}{self._suffix},'
             f'"classification":{self._classification},"isLocked":true,'
             f'"measurements":{{"Mean probability":{region.mean_probability},'
             f'"Max probability":{region.max_probability},"Tissue area mm^2":{region.tissue_area_mm2},'
