@@ -35,6 +35,8 @@ def test_the_same_document_comes_out(name: str, tmp_path: Path) -> None:
     assert dataset.EncapsulatedDocumentLength == len(document)
     assert dataset.MIMETypeOfEncapsulatedDocument == "application/pdf"
     assert dataset.VerificationFlag == "UNVERIFIED"
+    assert (dataset.Modality, dataset.ConversionType) == ("DOC", "WSD")
+    assert dataset.ConceptNameCodeSequence[0].CodeValue == "126000"
     assert dataset.BurnedInAnnotation == "YES"
     assert dataset.DocumentTitle == "Tissue classification, research use"
     assert dataset.SeriesDescription == "Tissue classification, research use: document"

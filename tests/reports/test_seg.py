@@ -189,6 +189,26 @@ def test_it_belongs_to_a_level_of_the_slide(case: tuple[Report, SlideSource], wr
     name = ObjectName(report.analysis_id, Kind.SEG, source.series)
     assert written.SOPInstanceUID == written.file_meta.MediaStorageSOPInstanceUID == name.sop_instance_uid
     assert written.LossyImageCompression == "01"  # as the slide's pixels that it was derived from
+    assert written.BurnedInAnnotation == "NO"
+    assert written.SegmentsOverlap == "NO"  # a tile has one class
+    (derivation,) = shared.DerivationImageSequence
+    assert derivation.DerivationCodeSequence[0].CodeValue == "113076"  # segmentation
+    assert derivation.SourceImageSequence[0].SpatialLocationsPreserved == "YES"
+    (scheme,) = written.CodingSchemeIdentificationSequence
+    assert scheme.CodingSchemeDesignator == PRIVATE_SCHEME
+
+
+def test_the_place_is_the_slide_s_in_every_direction(case: tuple[Report, SlideSource], tmp_path: Path) -> None:
+    report, source = case
+    image = deepcopy(source.image)
+    origin = image.TotalPixelMatrixOriginSequence[0]
+    origin.XOffsetInSlideCoordinateSystem, origin.YOffsetInSlideCoordinateSystem = 11.5, 22.25
+    origin.ZOffsetInSlideCoordinateSystem = 0.125
+    image.ImageOrientationSlide = [0, 1, 0, -1, 0, 0]
+    write_seg(tmp_path / "x", report, replace(source, levels=(image,)), segmentation_type="BINARY")
+    read = pydicom.dcmread(tmp_path / "x")
+    assert read.TotalPixelMatrixOriginSequence == image.TotalPixelMatrixOriginSequence
+    assert read.ImageOrientationSlide == image.ImageOrientationSlide
 
 
 def test_all_instances_of_a_level_are_its_sources(case: tuple[Report, SlideSource]) -> None:
