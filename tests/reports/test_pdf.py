@@ -119,6 +119,17 @@ def test_every_page_says_whose_it_is(exploratory: Report) -> None:
         assert squeezed(wording.RESEARCH_USE) in page
 
 
+def test_what_stands_over_a_table_stays_on_its_page(report: Report) -> None:
+    seen = set()
+    for count in range(0, 40, 3):
+        said = pages(to_pdf(replace(report, findings=tuple(finding(f"Number {n}.") for n in range(count))), {}))
+        for heading, first in (("Shareofthetissueareathatwasread.", "Area,mm²"), ("Tilesthatstandfor", "x,µm")):
+            ((number, page),) = ((number, page) for number, page in enumerate(said) if heading in page)
+            assert first in page.split(heading)[1]
+            seen.add(number)
+    assert len(seen) > 1
+
+
 def test_pictures_lie_inside_with_their_alternatives(pictured: tuple[Report, dict[str, bytes]]) -> None:
     report, pictures = pictured
     data = to_pdf(report, pictures)
