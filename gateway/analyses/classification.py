@@ -305,6 +305,8 @@ def _findings(task: SlideTask, plan: TilePlan, level: Level, tissue: TissueResul
             f"The finest image has {level.mpp:.3f} µm per pixel; the model was made for {task.card.mpp:g}. "
             "It was read as it is, not enlarged.",
         )
+    for remark in task.slide.remarks:
+        add(FindingKind.QUALITY, remark.key, remark.text)
     if missing:
         add(FindingKind.QUALITY, "frames-missing", f"{missing} image frames are missing; they were read as background.")
     if tissue.uncertain_share > MOSTLY_UNCERTAIN:
