@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,20 +66,10 @@ class Task:
     may_write: tuple[str, ...] = ()
 
 
-def judged(
-    task: Task,
-    case: Path,
-    *,
-    wall_s: float = WALL_S,
-    memory_bytes: int = MEMORY_BYTES,
-    outside: Path | None = None,
-) -> Verdict:
-    """Run the task on the folder `case` in a forked child and judge it; `outside` is watched for stray files as well.
-
-    Call it from a process with one thread.
-    """
+def judged(task: Task, case: Path, *, wall_s: float = WALL_S, memory_bytes: int = MEMORY_BYTES) -> Verdict:
+    """Run the task on the folder `case` in a forked child and judge it. Call it from a process with one thread."""
     (case / _TEMPORARY).mkdir(exist_ok=True)
-    before = _listing(case, task.may_write), _listing(outside, ()) if outside else None
+    before = _listing(case, task.may_write)
     reading, writing = os.pipe()
     began = time.monotonic()
     pid = os.fork()
@@ -100,9 +90,8 @@ def judged(
         how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.waitstatus_to_exitcode(status)}"
         return Verdict("crash", how, seconds=seconds, peak_mb=peak_mb)
     verdict = Verdict(**json.loads(answer), seconds=seconds, peak_mb=peak_mb)
-    after = _listing(case, task.may_write), _listing(outside, ()) if outside else None
-    if after != before and not verdict.failed:
-        changed = sorted(set(after[0].items()) ^ set(before[0].items()))
+    changed = sorted(set(_listing(case, task.may_write).items()) ^ set(before.items()))
+    if changed and not verdict.failed:
         return Verdict("stray", detail=repr(changed[:3]), seconds=seconds, peak_mb=peak_mb)
     return verdict
 
@@ -239,7 +228,3 @@ def fresh(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    return asdict(verdict)
