@@ -144,12 +144,12 @@ def page(document: dict[str, object]) -> str:
         "own. A case passes where it gives a result, or one typed error of the right family whose sentence names no",
         f"path; in at most {WALL_S:.0f} s (a misbehaving PACS: its timeouts, and {WALL_S:.0f} s more), under",
         f"{MEMORY_BYTES >> 20} MB of resident memory, and with no file created, changed or removed outside the store.",
-        "A case is its seed: `python -m tests.fuzz replay SEED` shows it again. Seconds are the clock's, with whatever else",
-        "the machine had to do; a limit counts without the time for which a case stood in line for a core.",
+        "A case is its seed: `python -m tests.fuzz replay SEED` shows it again. Seconds are the clock's, with whatever",
+        "else the machine had to do; a limit counts without the time for which a case stood in line for a core.",
         "",
-        "Given are: a *slide* in a folder, found, opened and read; a slide about which a *report* and all its objects are",
-        "written; an *object* of ours, stored in a folder; one *returned* by an archive, compared with what was sent; an",
-        "instance fetched in part (*partial*); the frame *cache*; and a *pacs* that misbehaves at one kind of request.",
+        "Given are: a *slide* in a folder, found, opened and read; a slide about which a *report* and all its objects",
+        "are written; an *object* of ours, stored in a folder; one *returned* by an archive, compared with what was",
+        "sent; a *partial* instance; the frame *cache*; and a *pacs* that misbehaves at one kind of request.",
         "",
         f"`{document['command']}` on {document['machine']}: {document['cases']} cases, "
         + ", ".join(f"{count} {name}" for name, count in outcomes.items())
