@@ -54,13 +54,22 @@ MakeCase = Callable[[str, Order, Path, Callable[[Progress], None], Callable[[], 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often, and after which pauses, a step is tried again whose error may pass."""
+    """How often, and after which pauses, a step is tried again whose error may pass.
+
+    An error that says when another try may succeed is waited for, and where it ends the last try, there is one more:
+    an archive that is left alone for some seconds may be well for long.
+    """
 
     attempts: int = 5
     delay_s: float = 2.0
 
-    def pause_s(self, attempt: int) -> float:
-        return min(60.0, self.delay_s * 2.0 ** (attempt - 1))
+    def again(self, attempt: int, error: PathserveError) -> bool:
+        """Whether another try follows this one (counted from 1)."""
+        return error.retryable and attempt < self.attempts + (error.after_s > 0)
+
+    def pause_s(self, attempt: int, after_s: float = 0.0) -> float:
+        """The seconds before the next try."""
+        return min(60.0, max(after_s, self.delay_s * 2.0 ** (attempt - 1)))
 
 
 class AnalysisWorkflow:
@@ -180,7 +189,9 @@ class AnalysisWorkflow:
     ) -> dict[str, Any]:
         """One durable step: {"summary", "seconds"}, or {"state", "reason", "detail"} where the analysis ends."""
         structlog.contextvars.bind_contextvars(analysis_id=analysis_id, step=step.value)
-        for attempt in range(1, self._retry.attempts + 1):
+        attempt = 0
+        while True:
+            attempt += 1
             began = time.monotonic()
             try:
                 if step is Step.DELIVER:
@@ -194,14 +205,14 @@ class AnalysisWorkflow:
                 return {"state": State.CANCELLED.value}
             except PathserveError as error:
                 self._leave_resumable_when_stopping(analysis_id)
-                outcome = "retry" if error.retryable and attempt < self._retry.attempts else "failed"
+                outcome = "retry" if self._retry.again(attempt, error) else "failed"
                 STEP_ATTEMPTS.labels(step.value, outcome).inc()
                 # The sentence may name a study or series; it is kept with the analysis, not in the log.
                 log.warning("step did not succeed", reason=error.reason, attempt=attempt)
                 if outcome == "failed":
                     return {"state": State.FAILED.value, "reason": error.reason, "detail": error.detail}
                 await self._event(analysis_id, step, "retry", attempt=attempt, reason=error.reason)
-                await self._pause(analysis_id, self._retry.pause_s(attempt))
+                await self._pause(analysis_id, self._retry.pause_s(attempt, error.after_s))
             except Exception:
                 self._leave_resumable_when_stopping(analysis_id)
                 STEP_ATTEMPTS.labels(step.value, "error").inc()
@@ -212,7 +223,6 @@ class AnalysisWorkflow:
                 STEP_SECONDS.labels(step.value).observe(seconds)
                 STEP_ATTEMPTS.labels(step.value, "ok").inc()
                 return {"summary": summary, "seconds": round(seconds, 3)}
-        raise AssertionError("the last try returns")
 
     async def _watched(self, analysis_id: str, step: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
         """Run a step; where it does not heed an interruption by itself within a grace time, cancel it."""

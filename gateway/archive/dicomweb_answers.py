@@ -21,10 +21,6 @@ _CERTIFICATE_REFUSED = (
 class Transient(ArchiveUnavailable):
     """Worth another try at once (after `after_s` seconds): no connection, a broken one, or a server error."""
 
-    def __init__(self, detail: str, after_s: float = 0.0) -> None:
-        super().__init__(detail)
-        self.after_s = after_s
-
 
 def judge(response: httpx.Response, most_wait_s: float) -> None:
     """Return where the answer is the caller's to judge: 2xx, and the refusals that have a meaning in DICOMweb.
@@ -47,7 +43,7 @@ def judge(response: httpx.Response, most_wait_s: float) -> None:
         what = f"The PACS is too busy (HTTP {status})" if busy else f"The PACS has an error of its own (HTTP {status})"
         what += ": try again later." if busy else ": see its log."
         if (busy and after_s is None) or (after_s or 0.0) > most_wait_s:
-            raise ArchiveUnavailable(what)
+            raise ArchiveUnavailable(what, after_s or 0.0)
         raise Transient(what, after_s or 0.0)
     if 300 <= status < 400:
         raise ArchiveRefused(

@@ -8,11 +8,15 @@ from typing import ClassVar
 
 
 class PathserveError(Exception):
-    """Root of the tree. `detail` is for the client: no stack trace, no path, no address, no patient data."""
+    """Root of the tree. `detail` is for the client: no stack trace, no path, no address, no patient data.
+
+    Of a `retryable` one, `after_s` are the seconds until another try may succeed at all, 0 where nobody can tell.
+    """
 
     reason: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
+    after_s: float = 0.0
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -141,6 +145,10 @@ class SlideNotInArchive(ArchiveError):
 
 class ArchiveUnavailable(ArchiveError):
     reason, title, retryable = "archive-unavailable", "Archive not reachable", True
+
+    def __init__(self, detail: str, after_s: float = 0.0) -> None:
+        super().__init__(detail)
+        self.after_s = after_s
 
 
 class ArchiveRefused(ArchiveError):

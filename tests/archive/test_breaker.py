@@ -1,10 +1,14 @@
 """A PACS that fails is left alone, and found again."""
 
+import math
 import threading
+import time
+from contextlib import suppress
 
 import pytest
 from prometheus_client import REGISTRY
 
+from gateway.analyses.workflow import Retry
 from gateway.archive.breaker import Breaker, breaker_of
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
@@ -78,26 +82,93 @@ def test_one_probe_each_ten_seconds(clock: Clock) -> None:
     breaker.admit()
 
 
-def test_only_one_thread_is_the_probe(clock: Clock) -> None:
+@pytest.mark.parametrize("finds_it_well", [False, True])
+def test_of_many_at_once_one_is_the_probe_and_speaks_for_all(clock: Clock, *, finds_it_well: bool) -> None:
     breaker = Breaker(clock)
     for _ in range(5):
         breaker.failed()
     clock.now += 10
-    admitted: list[int] = []
+    sent: list[int] = []
+    refused: list[float] = []
 
     def enter(number: int) -> None:
         try:
             breaker.admit()
-            admitted.append(number)
-        except ArchiveUnavailable:
-            pass
+        except ArchiveUnavailable as error:
+            refused.append(error.after_s)
+            return
+        sent.append(number)
+        time.sleep(0.1)
+        probes.append(len(sent))
+        if finds_it_well:
+            breaker.answered()
+        else:
+            breaker.failed()
 
+    probes: list[int] = []
     threads = [threading.Thread(target=enter, args=(number,)) for number in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(admitted) == 1
+    assert probes[0] == 1  # alone, until it was answered
+    assert len(sent) == (16 if finds_it_well else 1)
+    assert refused == ([] if finds_it_well else [10.0] * 15)
+
+
+def test_a_probe_that_does_not_end_holds_up_the_others_for_a_moment_only(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.archive.breaker._PROBE_TAKES_S", 0.05)
+    breaker = Breaker(clock)
+    for _ in range(5):
+        breaker.failed()
+    clock.now += 10
+    breaker.admit()
+    with pytest.raises(ArchiveUnavailable, match="left alone"):
+        breaker.admit()
+    clock.now += 10
+    breaker.admit()
+
+
+@pytest.mark.parametrize("back_s", [0.5, 3.0, 9.0, 14.5, 19.0, 25.0, 29.9])
+@pytest.mark.parametrize("retry", [Retry(), Retry(attempts=3, delay_s=12.0)])
+@pytest.mark.parametrize("looked_at_each_s", [1.0, 4.0, 7.0, math.inf])
+def test_a_pacs_that_is_back_before_the_last_try_fails_no_step(
+    back_s: float, retry: Retry, looked_at_each_s: float, clock: Clock
+) -> None:
+    """Retries last 30 s and more; whoever else looks at the PACS meanwhile may take all the probes."""
+    breaker = Breaker(clock)
+    began, looked_at = clock.now, clock.now
+
+    def ask() -> None:
+        breaker.admit()
+        if clock.now - began < back_s:
+            breaker.failed()
+            raise ArchiveUnavailable("The PACS cannot be reached.")
+        breaker.answered()
+
+    def sleep(seconds: float) -> None:
+        nonlocal looked_at
+        until = clock.now + seconds
+        while looked_at + looked_at_each_s < until:
+            clock.now = looked_at = looked_at + looked_at_each_s
+            with suppress(ArchiveUnavailable):
+                ask()
+        clock.now = until
+
+    for _ in range(4):
+        breaker.failed()
+    for attempt in range(1, 7):
+        failure: ArchiveUnavailable | None = None
+        try:
+            ask()
+        except ArchiveUnavailable as error:
+            failure = error
+        if failure is None:
+            break
+        assert retry.again(attempt, failure)
+        sleep(retry.pause_s(attempt, failure.after_s))
 
 
 @pytest.mark.parametrize(
