@@ -185,7 +185,7 @@ def _item(number: int, segment: Segment, algorithm: AlgorithmIdentificationSeque
 def _background(algorithm: AlgorithmIdentificationSequence) -> Dataset:
     """Number 0 of a label map: what belongs to no segment (PS3.3 C.8.20.2.3.3)."""
     background = Code(codes.DCM.Background.value, "DCM", codes.DCM.Background.meaning)
-    item = _item(
+    return _item(
         0,
         Segment(
             label=background.display,
@@ -196,5 +196,3 @@ def _background(algorithm: AlgorithmIdentificationSequence) -> Dataset:
         ),
         algorithm,
     )
-    del item.SegmentationAlgorithmIdentificationSequence
-    return item

@@ -83,6 +83,19 @@ def test_optional_attributes_are_not_made_up(report: Report, image: Dataset) -> 
     assert (written.IssuerOfPatientID, written.PatientAge) == ("HOSPITAL", "061Y")
 
 
+def test_each_kind_has_a_series_of_its_own(report: Report, image: Dataset) -> None:
+    seen = []
+    for kind in Kind:
+        dataset = dicom_file.begin("1.2.840.10008.5.1.4.1.1.104.1", "DOC")
+        complete(dataset, report, image, ObjectName(report.analysis_id, kind, str(image.SeriesInstanceUID)))
+        seen.append(
+            (dataset.SeriesNumber, dataset.SeriesDescription, dataset.SeriesInstanceUID, dataset.SOPInstanceUID)
+        )
+    for values in zip(*seen, strict=True):
+        assert len(set(values)) == len(Kind)
+    assert [number for number, *_ in seen] == [9001, 9002, 9003, 9004, 9005, 9006]
+
+
 def test_a_slide_without_identity_stays_one(report: Report, image: Dataset) -> None:
     anonymous = deepcopy(image)
     anonymous.PatientIdentityRemoved, anonymous.DeidentificationMethod = "YES", ["basic profile", "retain dates"]

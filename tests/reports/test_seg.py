@@ -247,6 +247,19 @@ def test_areas_are_those_of_the_report(case: tuple[Report, SlideSource], tmp_pat
     assert areas_mm2.sum() * 0.5 == pytest.approx(report.tissue[0].area_mm2, rel=0.02)
 
 
+def test_a_model_of_many_classes(case: tuple[Report, SlideSource], tmp_path: Path) -> None:
+    report, source = case
+    (result,) = report.tissue
+    classes = tuple(replace(result.classes[0], index=index) for index in range(300))
+    many = replace(source.tiles, classes_N=(np.arange(len(source.tiles.classes_N)) * 3 % 300).astype(np.int32))
+    report, source = replace(report, tissue=(replace(result, classes=classes),)), replace(source, tiles=many)
+    write_seg(tmp_path / "x", report, source, segmentation_type="LABELMAP")
+    read = segread(tmp_path / "x").get_total_pixel_matrix(combine_segments=True)
+    drawn = expected(source, report, read.shape)
+    assert np.array_equal(read, np.where(drawn == 0, 0, drawn - 1))  # the first class is segment 1
+    assert read.max() > 255
+
+
 def test_outside_the_intended_use_it_is_exploratory(tmp_path: Path) -> None:
     report, source = case_of(COMMITTED, exploratory=True)
     path = tmp_path / "tissue-1.seg.dcm"
