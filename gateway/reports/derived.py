@@ -117,8 +117,6 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
             dataset[keyword] = image[keyword]
         elif keyword in TYPE_2:
             setattr(dataset, keyword, None)
-        elif keyword in dataset:
-            del dataset[keyword]
     issued = local_time(report.issued, image.get("TimezoneOffsetFromUTC"))
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPInstanceUID = name.sop_instance_uid

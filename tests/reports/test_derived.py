@@ -118,7 +118,7 @@ def test_the_scheme_of_a_laboratory_s_codes_comes_along(report: Report, image: D
     local = deepcopy(image)
     local.SpecimenDescriptionSequence[0].SpecimenTypeCodeSequence = [coded(Code("T1", "99LAB", "Biopsy"))]
     known = []
-    for designator in ("99LAB", "99OTHER"):
+    for designator in ("99LAB", "99OTHER", PRIVATE_SCHEME):
         known.append(Dataset())
         known[-1].CodingSchemeDesignator, known[-1].CodingSchemeName = designator, f"codes of {designator}"
     local.CodingSchemeIdentificationSequence = known
