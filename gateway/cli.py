@@ -338,24 +338,26 @@ def _change(text: str) -> tuple[str, str]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr, one line a step."""
+    """A progress bar on stderr, one line a step, where that is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     tasks: dict[Step, TaskID] = {}
+    console = Console(stderr=True)
     with Bar(
         TextColumn("{task.description:<7}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
         TimeElapsedColumn(),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,  # a log wants the sentence of an error, not a bar
     ) as bar:
 
         def show(progress: Progress) -> None:
             if progress.step not in tasks:
-                tasks[progress.step] = bar.add_task(progress.step.value, unit=progress.unit)
+                tasks[progress.step] = bar.add_task(progress.step.value, total=None, unit=progress.unit)
             bar.update(tasks[progress.step], completed=progress.done, total=progress.total)
 
         yield show

@@ -158,8 +158,8 @@ def test_slides_of_two_patients_are_refused(cli: Cli, cmu_slide: Path, tmp_path:
 def expect_refusal(done: subprocess.CompletedProcess[str], out: Path, *words: str) -> None:
     """One sentence on stderr, no trace, a non-zero exit, no report."""
     assert done.returncode == 1, (done.returncode, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("pathserve: ")]
-    assert len(lines) == 1, done.stderr
+    [line] = done.stderr.splitlines()
+    assert line.startswith("pathserve: "), done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     for word in words:
         assert word.lower() in lines[0].lower(), lines[0]
