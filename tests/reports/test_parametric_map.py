@@ -82,6 +82,7 @@ def test_a_probability_of_nothing_is_not_taken_for_unread(case: tuple[Report, Sl
     assert (values[5, 5], values[5, 18], values[-1, -1]) == (1, 65535, NOT_READ)
     dataset = pydicom.dcmread(written)
     assert dataset.PixelPaddingValue == NOT_READ
+    assert dataset.RecognizableVisualFeatures == "NO"  # no one is known by it
     assert "0: not read" in dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0].LUTExplanation
 
 

@@ -17,6 +17,7 @@ from highdicom.seg import segread
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DSfloat
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Report
@@ -301,6 +302,11 @@ def _no_x(image: pydicom.Dataset) -> None:
     del image.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem
 
 
+def _endless_x(image: pydicom.Dataset) -> None:
+    endless = DSfloat("inf", validation_mode=pydicom.config.IGNORE)
+    image.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem = endless
+
+
 def _no_thickness(image: pydicom.Dataset) -> None:
     del image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness
 
@@ -324,6 +330,7 @@ _PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Acces
         (_with("ImageOrientationSlide", [1, 0, 0]), False, []),
         (_with("TotalPixelMatrixOriginSequence", []), False, []),
         (_no_x, False, []),
+        (_endless_x, False, []),
         (_without("PositionReferenceIndicator"), True, []),
         (_without(*_SPECIMEN), True, list(_SPECIMEN)),
         (_without(*_PATIENT), True, []),
