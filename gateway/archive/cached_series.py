@@ -22,7 +22,8 @@ class Record:
 
     `digest` is that of the description in the archive from which its header was made, `checksum` that of the header's
     file (0 where it has none); `complete` says that `syntax` and the header are the instance's own, not presumed;
-    `size` is the bytes of the whole instance, 0 where not known.
+    `as_described` is False where the stored instance is known to name another patient or container than the archive
+    does, so that it is not for use as a whole; `size` is the bytes of the whole instance, 0 where not known.
     """
 
     digest: str
@@ -30,6 +31,7 @@ class Record:
     raw_frame_bytes: int
     syntax: str
     complete: bool = True
+    as_described: bool = True
     checksum: int = 0
     size: int = 0
 

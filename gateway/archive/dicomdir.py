@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
-from gateway.archive.bounded import BoundedReads
+from gateway.archive.bounded import BoundedReads, read_meta
 
 _NAME = "dicomdir"
 _MOST_BYTES = 64 * 2**20
@@ -44,7 +44,7 @@ def read_directory(path: Path) -> tuple[Referenced, ...]:
     if path.stat().st_size > _MOST_BYTES:
         raise DamagedDirectory("larger than any directory")
     try:
-        if pydicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID") != ExplicitVRLittleEndian:
+        if read_meta(path).get("TransferSyntaxUID") != ExplicitVRLittleEndian:
             raise DamagedDirectory  # PS3.10 8.6 allows no other; a deflated one might inflate to anything
         with path.open("rb") as stream:
             dataset = pydicom.dcmread(BoundedReads(stream, _MOST_READS))

@@ -8,15 +8,22 @@ from typing import BinaryIO
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from gateway.operations.errors import (
-    NotDicom,
-    TruncatedFile,
-    UnsupportedTransferSyntax,
-)
+from gateway.archive.bounded import HEAD_READS, BoundedReads, read_meta
+from gateway.archive.dicomweb_answers import Transient
+from gateway.operations.errors import ArchiveRefused, NotDicom, SlideError, TruncatedFile, UnsupportedTransferSyntax
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00")
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
+_WHOSE = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "ContainerIdentifier",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +57,46 @@ def is_whole(path: Path) -> bool:
         return header[:4] in _PIXEL_DATA and _reaches_its_end(file, length, path.stat().st_size)
 
 
+def check_received(file: Path, wanted: InstanceId, *, whole: bool) -> None:
+    """Raise ArchiveRefused where the file is not the instance that was asked for, Transient where it broke off.
+
+    `whole` says that HTTP has told its end. A slide that lies truncated in the PACS passes then: what is wrong with a
+    slide is for `gateway.slides` to say.
+    """
+    try:
+        received = instance_id(file)
+        whole = whole or is_whole(file)
+    except SlideError as error:
+        raise ArchiveRefused(f"The PACS gave an instance that cannot be used. {error.detail}") from None
+    if received != wanted:
+        raise ArchiveRefused(f"The PACS gave another instance than {wanted.sop}: see its log.")
+    if not whole:
+        raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.")
+
+
+def same_identity(first: Path, second: Path) -> bool:
+    """Whether two files of one instance agree on whose it is, as far as both say it. Raises OSError."""
+    try:
+        sides = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_WHOSE]) for file in (first, second)]
+        pairs = [[str(side.get(keyword) or "").strip("^= ") for side in sides] for keyword in _WHOSE]
+    except Exception as error:  # pydicom raises nearly anything for a damaged value
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        return False
+    return all(one == other or not (one and other) for one, other in pairs)
+
+
 def _read_header(file: BinaryIO) -> tuple[InstanceId, bool]:
     """The UIDs, and whether the syntax is implicit VR; leaves the file at its pixel data."""
     name = Path(file.name).name.removeprefix(".").removesuffix(".part")
     try:
-        meta = pydicom.filereader.read_file_meta_info(file.name)
+        meta = read_meta(Path(file.name))
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise UnsupportedTransferSyntax(f"{name} is deflated: store it with another transfer syntax.")
         dataset = pydicom.dcmread(
-            file, stop_before_pixels=True, specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+            BoundedReads(file, HEAD_READS),
+            stop_before_pixels=True,
+            specific_tags=["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"],
         )
         uids = InstanceId(str(dataset.StudyInstanceUID), str(dataset.SeriesInstanceUID), str(dataset.SOPInstanceUID))
         return uids, bool(dataset.file_meta.TransferSyntaxUID.is_implicit_VR)

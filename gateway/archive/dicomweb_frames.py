@@ -19,7 +19,7 @@ _REFUSED = (400, 404, 406, 409, 414, 415)
 _URL_BYTES = 8000
 """nginx, Apache and others refuse a request line of more than 8 KiB."""
 _FRAME_BYTES = 64 * 2**20
-_LOCATION = re.compile(r"/frames/([0-9]{1,9})/?\Z")
+_LOCATION = re.compile(r"(?:/instances/([0-9.]+))?/frames/([0-9]{1,9})/?\Z")
 _PARAMETER = re.compile(r"transfer-syntax=\"?([0-9.]+)", re.IGNORECASE)
 _NATIVE = {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"}
 
@@ -49,8 +49,9 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How the frames of an instance are stored: transfer syntax, and the bytes of a decoded frame (0 = not known)."""
+    """An instance and how its frames are stored: transfer syntax, and bytes of a decoded frame (0 = not known)."""
 
+    instance: InstanceId
     syntax: str
     raw_frame_bytes: int
 
@@ -73,7 +74,6 @@ class FrameRequests:
     def pull(
         self,
         session: Session,
-        wanted: InstanceId,
         part: PartialInstance,
         stored: Stored,
         frames: Sequence[int],
@@ -87,7 +87,7 @@ class FrameRequests:
         shortened = False
         while True:
             for form in range(_FORMS) if self._form is None else (self._form,):
-                pulled = self._ask(session, wanted, part, stored, frames, room, form)
+                pulled = self._ask(session, part, stored, frames, room, form)
                 if pulled is not None:
                     self._form = form
                     self._most = len(frames) if shortened else self._most
@@ -101,7 +101,6 @@ class FrameRequests:
     def _ask(
         self,
         session: Session,
-        wanted: InstanceId,
         part: PartialInstance,
         stored: Stored,
         frames: Sequence[int],
@@ -109,9 +108,9 @@ class FrameRequests:
         form: int,
     ) -> Pulled | None:
         """The frames that came; None where the PACS refuses this form, or answers otherwise than asked."""
-        accept = _accept(form, stored.syntax)
+        path, accept = _path(stored.instance, frames), _accept(form, stored.syntax)
         began = time.monotonic()
-        with session.request("frames", "GET", _path(wanted, frames), headers={"Accept": accept}) as response:
+        with session.request("frames", "GET", path, headers={"Accept": accept}) as response:
             if response.status_code in _REFUSED:
                 return None
             answer = _Answer(session, response, stored, frames, room)
@@ -167,7 +166,7 @@ class _Answer:
             for order, part in enumerate(self._parts()):
                 if order == 0:
                     self.first_at = time.monotonic()
-                number = _number(part)
+                number = _number(part, self._stored.instance)
                 labelled &= number is not None
                 if order == len(self._asked):
                     raise _OtherwiseThanAsked
@@ -224,10 +223,12 @@ class _Answer:
         return data
 
 
-def _number(part: Part) -> int | None:
-    """The frame (0-based) that the part says it is, by its Content-Location."""
+def _number(part: Part, instance: InstanceId) -> int | None:
+    """The frame (0-based) that the part says it is, by its Content-Location; -1 where that is another instance's."""
     found = _LOCATION.search(part.headers.get("content-location", ""))
-    return int(found[1]) - 1 if found else None
+    if found is None:
+        return None
+    return int(found[2]) - 1 if found[1] in (None, instance.sop) else -1
 
 
 def _media(syntax: str) -> str:

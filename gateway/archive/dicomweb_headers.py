@@ -5,7 +5,6 @@ URLs of bulk data in the metadata are never followed.
 """
 
 import hashlib
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
 
+from gateway.archive.bounded import HEAD_READS, BoundedReads
 from gateway.archive.dicomweb_answers import dicom_in
 from gateway.archive.dicomweb_files import InstanceId
 from gateway.archive.dicomweb_http import DICOM_JSON, Session, Transient, text, values
@@ -46,6 +46,8 @@ _PIXEL_DATA_GROUP = 0x7FE0
 _PER_FRAME_TAG = 0x52009230
 _HEAD_BYTES = 128 * 2**20
 _MOST_FRAMES = 1 << 24
+_MOST_ELEMENTS = 300_000
+"""Attributes in the metadata of a series: a slide of a dozen images has 4,000. Each takes half a kilobyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,8 @@ def metadata(session: Session, entry: SeriesEntry) -> dict[str, Described | None
     found = session.repeated(lambda: _metadata(session, entry))
     if not found:
         return None
+    if _elements(found) > _MOST_ELEMENTS:
+        return None
     described: dict[str, Described | None] = {}
     for instance in found:
         if (text(instance, _MODALITY) or "SM") != "SM":
@@ -210,6 +214,20 @@ def _described(sop: str, instance: dict[str, Any]) -> Described | None:
     return Described(sop, digest, dataset, syntax, without_icc, named, per_frame)
 
 
+def _elements(found: list[dict[str, Any]]) -> int:
+    """How many attributes there are in these instances and their sequences, but for those of per-frame groups."""
+    count, pending = 0, list(found)
+    while pending:
+        dataset = pending.pop()
+        count += len(dataset)
+        if count > _MOST_ELEMENTS:
+            break
+        for tag, element in dataset.items():
+            if tag != _PER_FRAME and isinstance(element, dict) and element.get("vr") == "SQ":
+                pending += [item for item in values(dataset, tag) if isinstance(item, dict)]
+    return count
+
+
 def _is_value(element: object) -> bool:
     return isinstance(element, dict) and "BulkDataURI" not in element
 
@@ -246,7 +264,7 @@ def head_in(file: Path) -> Head:
         return _read(_Growing(iter(lambda: stream.read(1 << 16), b"")), file.stem, file.stat().st_size)
 
 
-class _Growing(io.RawIOBase):
+class _Growing:
     """Pieces as a file that can be read, and read again, as far as they have come."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
@@ -254,11 +272,8 @@ class _Growing(io.RawIOBase):
         self._data = bytearray()
         self._at = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or size < 0:
+    def read(self, size: int = -1) -> bytes:
+        if size < 0:
             raise UnsupportedTransferSyntax("The slide is deflated: store it with another transfer syntax.")
         while len(self._data) < self._at + size and (piece := next(self._pieces, None)) is not None:
             self._data += piece
@@ -280,14 +295,17 @@ class _Growing(io.RawIOBase):
 
 def _read(stream: _Growing, name: str, size: int) -> Head:
     try:
-        dataset = read_partial(stream, stop_when=lambda tag, _vr, _length: tag >> 16 >= _PIXEL_DATA_GROUP)
+        bounded = BoundedReads(stream, HEAD_READS)
+        dataset = read_partial(bounded, stop_when=lambda tag, _vr, _length: tag >> 16 >= _PIXEL_DATA_GROUP)
         if not dataset.file_meta.get("TransferSyntaxUID"):
             raise ValueError("no transfer syntax")
         return Head(dataset, stream.digest(), size)
     except pydicom.errors.InvalidDicomError:
         raise NotDicom(f"{name} is not a DICOM file.") from None
-    except (PathserveError, MultipartError, httpx.HTTPError, httpx.StreamError, OSError):
+    except (PathserveError, MultipartError, httpx.HTTPError, httpx.StreamError):
         raise  # of the pieces that are read, and what is deflated
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the system's own; pydicom raises it without a number for a damaged header
         # A hostile or broken header makes pydicom raise nearly anything; none of it may cross this room's wall.
         raise TruncatedFile(f"The header of {name} cannot be read to its end: the file is damaged.") from None

@@ -18,9 +18,17 @@ from gateway.archive.cache import FrameCache
 from gateway.archive.cached_series import CachedSeries, Record
 from gateway.archive.costs import Costs, Need, Sample, Way, choose
 from gateway.archive.dicomweb_answers import dicom_in
-from gateway.archive.dicomweb_files import InstanceId, instance_id, is_whole
+from gateway.archive.dicomweb_files import InstanceId, check_received, same_identity
 from gateway.archive.dicomweb_frames import FrameRequests, FramesRefused, Stored
-from gateway.archive.dicomweb_headers import Described, Head, completed, head_from, head_in, metadata, presumed
+from gateway.archive.dicomweb_headers import (
+    Described,
+    Head,
+    completed,
+    head_from,
+    head_in,
+    metadata,
+    presumed,
+)
 from gateway.archive.dicomweb_http import Session, Transient, all_pages, text
 from gateway.archive.dicomweb_multipart import MultipartError, media_type
 from gateway.archive.metrics import CACHE_FRAMES, FRAMES, PACS_BYTES
@@ -31,7 +39,6 @@ from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
     InvalidSlide,
-    SlideError,
     SlideNotInArchive,
 )
 
@@ -257,9 +264,13 @@ class _Pull:
         while missing:
             record = series.records[sop]
             need = self._need(sop, record, missing)
-            if whole or self._retrieval.refuses(record.syntax) or choose(self._costs, need) is Way.WHOLE:
-                self._download(sop)
-                return
+            if whole or (record.as_described and self._takes_whole(record, need)):
+                try:
+                    self._download(sop)
+                    return
+                except _OutOfDate:
+                    series.records[sop] = replace(record, as_described=False)
+                    continue
             if not record.complete:
                 self._complete(sop)
                 continue
@@ -267,7 +278,15 @@ class _Pull:
                 self._session.repeated(partial(self._pull_batch, sop, record, frames, need))
             except FramesRefused:
                 self._retrieval.note_refusal(record.syntax)
+                if not record.as_described:
+                    raise ArchiveRefused(
+                        f"The PACS says something else of the patient or container than its stored instance {sop}, and "
+                        "gives no frames alone: have the instance corrected."
+                    ) from None
             missing = series.partial(sop).missing(frames)
+
+    def _takes_whole(self, record: Record, need: Need) -> bool:
+        return self._retrieval.refuses(record.syntax) or choose(self._costs, need) is Way.WHOLE
 
     def _need(self, sop: str, record: Record, missing: Sequence[int]) -> Need:
         frame_bytes = self._frame_bytes(sop, record)
@@ -299,10 +318,10 @@ class _Pull:
         missing = part.missing(frames)
         batch = requests.batch(self._id(sop), missing, self._address)
         room = self._cache.room(self._series.folder, math.ceil(need.frame_bytes * len(batch) / len(missing)))
-        stored = Stored(record.syntax, record.raw_frame_bytes)
+        stored = Stored(self._id(sop), record.syntax, record.raw_frame_bytes)
         began = time.monotonic()
         try:
-            pulled = requests.pull(self._session, self._id(sop), part, stored, batch, room)
+            pulled = requests.pull(self._session, part, stored, batch, room)
         except Transient:
             raise
         except ArchiveUnavailable:
@@ -336,7 +355,10 @@ class _Pull:
                     os.fchmod(out.fileno(), 0o600)
                     self._write(out, dicom_in(response, pieces), int(response.headers.get("content-length") or 0))
                     out.flush()
-                    _check_received(Path(out.name), wanted, response)
+                    received, header = Path(out.name), self._series.partial(sop).header
+                    check_received(received, wanted, whole=_has_an_end(response))
+                    if header.exists() and not same_identity(header, received):
+                        raise _OutOfDate
             except MultipartError:
                 raise Transient(f"The PACS broke off in the middle of the instance {sop}.") from None
 
@@ -358,27 +380,15 @@ class _Pull:
         return InstanceId(self._entry.study, self._entry.series, sop)
 
 
+class _OutOfDate(Exception):
+    """The stored instance says something else of whose it is than the archive says today: its frames serve alone."""
+
+
 def _record(found: Described) -> Record:
     """What the archive says of an instance, all of it the instance's own."""
     return Record(
         digest=found.digest, frames=found.frames, raw_frame_bytes=found.raw_frame_bytes, syntax=found.syntax or ""
     )
-
-
-def _check_received(file: Path, wanted: InstanceId, response: httpx.Response) -> None:
-    """Raise ArchiveRefused where the file is not the instance that was asked for, Transient where it broke off.
-
-    A slide that lies truncated in the PACS passes: what is wrong with a slide is for `gateway.slides` to say.
-    """
-    try:
-        received = instance_id(file)
-        whole = _has_an_end(response) or is_whole(file)
-    except SlideError as error:
-        raise ArchiveRefused(f"The PACS gave an instance that cannot be used. {error.detail}") from None
-    if received != wanted:
-        raise ArchiveRefused(f"The PACS gave another instance than {wanted.sop}: see its log.")
-    if not whole:
-        raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.")
 
 
 def _has_an_end(response: httpx.Response) -> bool:

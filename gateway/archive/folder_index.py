@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.filereader import read_partial
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from gateway.archive.bounded import BoundedReads
+from gateway.archive.bounded import BoundedReads, read_meta
 from gateway.archive.dicomdir import DamagedDirectory, Names, Referenced, is_directory_name, read_directory
 
 RESULTS = "results"
@@ -163,7 +163,7 @@ def _stays_inside(link: Path, root: Path) -> bool:
 def identify(path: Path) -> Identity:
     """A file's identity from its header, or its problem. Raises FileNotFoundError."""
     try:
-        meta = read_file_meta_info(path)
+        meta = read_meta(path)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             # How large the data set is would show only when it is inflated: a few megabytes may be many gigabytes.
             slide = meta.get("MediaStorageSOPClassUID") in (None, _WHOLE_SLIDE)

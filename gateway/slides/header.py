@@ -9,10 +9,10 @@ from pathlib import Path
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info, read_partial
+from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
-from gateway.archive.bounded import BoundedReads
+from gateway.archive.bounded import BoundedReads, read_meta
 from gateway.domain.codes import Code
 from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import (
@@ -95,7 +95,7 @@ def _read_header(path: Path) -> tuple[Dataset, int]:
     """The header of one file up to per-frame groups and pixel data, and where it ends; of a file that is no slide the
     file meta information alone. Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image)."""
     try:
-        meta = read_file_meta_info(path)
+        meta = read_meta(path)
         if meta.get("MediaStorageSOPClassUID", WHOLE_SLIDE) != WHOLE_SLIDE:
             return meta, 0
         if meta.get("TransferSyntaxUID") in _DEFLATED:

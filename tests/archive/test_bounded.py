@@ -37,6 +37,12 @@ def test_a_slide_with_endless_items_is_damaged(tmp_path) -> None:
         FolderArchive(tmp_path).entries()
 
 
+def test_endless_file_meta_information_is_damaged(tmp_path) -> None:
+    (tmp_path / "endless.dcm").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x16\x00AE\0\0" * HEADER_READS)
+    with pytest.raises(TruncatedFile):
+        FolderArchive(tmp_path).entries()
+
+
 def deflated(sop_class: str) -> bytes:
     """A file of a kilobyte whose data set has a megabyte."""
     meta = pydicom.dcmread(io.BytesIO(dicom_file())).file_meta

@@ -26,8 +26,9 @@ from gateway.operations.errors import (
     InvalidSlide,
     PathserveError,
     SlideNotInArchive,
+    TruncatedFile,
 )
-from tests.archive.costs import frames_are_cheap
+from tests.archive.costs import frames_are_cheap, frames_are_dear
 from tests.support.disk import largest_file
 from tests.support.rogue_answers import by_path, describing, hang, reset, retrieving
 from tests.support.rogue_pacs import BOUNDARY, SERIES, SOP, STUDY, Answer, Request, RoguePacs, running
@@ -87,13 +88,17 @@ def numbers(request: Request) -> list[int]:
     return [int(number) - 1 for number in request.path.rpartition("/")[2].split(",")]
 
 
-def body(parts: list[Part], *, kind: str | None = f"image/jpeg; transfer-syntax={JPEG}", end: bool = True) -> bytes:
-    """A multipart of frames, those with a number saying it."""
+def body(
+    parts: list[Part], *, kind: str | None = f"image/jpeg; transfer-syntax={JPEG}", end: bool = True, of: str = ""
+) -> bytes:
+    """A multipart of frames, those with a number saying it, and of which instance they are."""
     out: list[bytes] = []
     for frame, data in parts:
         out.append(f"--{BOUNDARY}\r\n".encode())
         out.append(f"Content-Type: {kind}\r\n".encode() if kind else b"")
-        out.append(f"Content-Location: http://elsewhere/frames/{frame + 1}\r\n".encode() if frame is not None else b"")
+        out.append(
+            f"Content-Location: http://elsewhere{of}/frames/{frame + 1}\r\n".encode() if frame is not None else b""
+        )
         out += [b"\r\n", data, b"\r\n"]
     return b"".join(out) + (f"--{BOUNDARY}--\r\n".encode() if end else b"")
 
@@ -103,9 +108,10 @@ def sending(
     *,
     content_type: str = FRAMES_TYPE,
     kind: str | None = f"image/jpeg; transfer-syntax={JPEG}",
+    of: str = "",
 ) -> Answer:
     """The frames that `change` makes of those asked for."""
-    return lambda request: request.answer(200, content_type, body(change(numbers(request)), kind=kind))
+    return lambda request: request.answer(200, content_type, body(change(numbers(request)), kind=kind, of=of))
 
 
 def as_asked(asked: list[int]) -> list[Part]:
@@ -141,6 +147,11 @@ def frames_in(fetched: FetchedSeries) -> dict[int, bytes]:
     return {
         frame: part.frames_file.read_bytes()[begin:end] for frame, (begin, end) in enumerate(extents_F2) if begin >= 0
     }
+
+
+def many_attributes() -> bytes:
+    """An instance of a hundred attributes in DICOM JSON."""
+    return json.dumps({f"0011{number:04X}": {"vr": "LO"} for number in range(100)}).encode()
 
 
 WANTED = [1, 3, 4, 9]
@@ -189,6 +200,7 @@ def extra(asked: list[int]) -> list[Part]:
         pytest.param(sending(lambda asked: as_asked(asked)[:-1]), id="one-missing"),
         pytest.param(sending(extra), id="one-too-many"),
         pytest.param(sending(lambda asked: [(0, data) for _, data in as_asked(asked)]), id="numbers-not-asked-for"),
+        pytest.param(sending(labelled, of="/instances/2.25.9"), id="of-another-instance"),
         pytest.param(sending(lambda asked: labelled(asked[:1]) * (len(asked) + 1)), id="one-number-again-and-again"),
         pytest.param(
             sending(
@@ -383,6 +395,10 @@ def test_one_request_names_no_more_than_a_proxy_takes(tmp_path: Path) -> None:
             ),
             id="a-value-that-is-none",
         ),
+        pytest.param(
+            retrieving(200, "application/dicom+json", b"[" + b",".join([many_attributes()] * 3001) + b"]"),
+            id="more-attributes-than-a-slide-has",
+        ),
     ],
 )
 def test_without_usable_metadata_the_instances_own_head_serves(metadata: Answer, tmp_path: Path) -> None:
@@ -392,6 +408,18 @@ def test_without_usable_metadata_the_instances_own_head_serves(metadata: Answer,
     assert str(header.PatientName) == "Müller^Jörg"
     assert header.OpticalPathSequence[0].ICCProfile == b"a profile!"
     assert frames_in(fetched) == {frame: STORED[frame] for frame in WANTED}
+
+
+@pytest.mark.parametrize("element", [b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff", b""], ids=["items", "elements"])
+def test_a_head_without_end(element: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.archive.dicomweb_headers.HEAD_READS", 1000)
+    at = FILE.index(b"\x08\x00\x60\x00CS")
+    more = b"\xfe\xff\x00\xe0\0\0\0\0" if element else b"\x08\x00\x42\x00CS\0\0"
+    endless = FILE[:at] + element + more * 10_000
+    pacs = pacs_with(sending(as_asked), metadata=retrieving(404, "text/plain", b""))
+    pacs.retrieve = by_path(instance=lambda request: request.answer(200, "application/dicom", endless))
+    with running(pacs), pytest.raises(TruncatedFile, match="damaged"):
+        DicomWebArchive.from_address(pacs.address, LIMITS).fetch(ENTRY, FrameCache(tmp_path, 2**30), wanted={})
 
 
 @pytest.mark.parametrize(
@@ -456,6 +484,26 @@ def test_the_header_of_today_wins_over_the_stored_one(tmp_path: Path) -> None:
     pacs = pacs_with(sending(as_asked), metadata=describing(FILE, PatientName="Corrected^Name"))
     header = pydicom.dcmread(fetch(pacs, tmp_path, {SOP: WANTED}).files[0])
     assert str(header.PatientName) == "Corrected^Name"
+
+
+def test_a_stored_instance_of_another_patient_than_the_archive_says_is_never_used(tmp_path: Path) -> None:
+    """A PACS may have corrected the patient, and give the instance as it came: then its frames serve alone."""
+    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, PatientID="P0002"))
+    cache = FrameCache(tmp_path, 2**30)
+    with running(pacs):
+        archive = DicomWebArchive.from_address(pacs.address, LIMITS)
+        frames_are_dear(cache, archive.address)
+        archive.fetch(ENTRY, cache, wanted={})
+        fetched = archive.fetch(ENTRY, cache, wanted={SOP: WANTED})
+        assert pydicom.dcmread(fetched.files[0]).PatientID == "P0002"
+        assert list(frames_in(fetched)) == WANTED
+        asked = pacs.asked(f"/instances/{SOP}")
+        archive.fetch(ENTRY, cache, wanted={SOP: [*WANTED, 11]})
+        assert pacs.asked(f"/instances/{SOP}") == asked + 1  # known: the whole instance is not asked for again
+        pacs.retrieve = by_path(metadata=describing(FILE, PatientID="P0002"), instance=whole)
+        with pytest.raises(ArchiveRefused, match="something else of the patient"):
+            archive.fetch(ENTRY, cache, wanted={SOP: None})
+    assert sorted(path.name for path in fetched.files[0].parent.glob("*.dcm")) == [f"{SOP}.header.dcm"]
 
 
 SMALLER = "2.25.1004"
