@@ -162,7 +162,7 @@ def expect_refusal(done: subprocess.CompletedProcess[str], out: Path, *words: st
     assert line.startswith("pathserve: "), done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     for word in words:
-        assert word.lower() in lines[0].lower(), lines[0]
+        assert word.lower() in line.lower(), line
     assert not [path for path in out.glob("*") if path.name in FILES]
 
 
