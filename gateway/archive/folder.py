@@ -20,6 +20,7 @@ from gateway.operations.errors import (
     Cancelled,
     DiskFull,
     IdentityMismatch,
+    InvalidSlide,
     NotDicom,
     NoVolumeImage,
     SlideNotInArchive,
@@ -113,13 +114,16 @@ class FolderArchive:
         if cancelled():
             raise Cancelled("The analysis was cancelled before the slide was fetched.")
         index = self._refreshed()
-        files = {
-            identity.sop: path
-            for path, identity in sorted(index.items(), reverse=True)
-            if identity.problem is None and (identity.study, identity.series) == (entry.study, entry.series)
-        }
-        mine = (entry.study, entry.series)
-        _check_complete({path: one for path, one in index.items() if (one.study, one.series) == mine})
+        mine = {path: one for path, one in index.items() if (one.study, one.series) == (entry.study, entry.series)}
+        _check_complete(mine)
+        files: dict[str, Path] = {}
+        for path, identity in sorted(mine.items()):
+            first = files.setdefault(identity.sop, path)
+            if identity != mine[first]:
+                raise InvalidSlide(
+                    f"{first.name} and {path.name} are copies of one image that differ in whose it is. Remove the "
+                    "wrong one."
+                )
         folders = {path.parent for path in files.values()}
         for path, identity in index.items():
             beside = path.parent in folders

@@ -1,6 +1,7 @@
 """What a slide's files say about it: which files belong to the series, and the identity in its header."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _REQUIRED = (
     "BitsAllocated",
     "PhotometricInterpretation",
 )
+_IDENTIFIERS = ("StudyInstanceUID", "PatientID", "IssuerOfPatientID", "AccessionNumber", "ContainerIdentifier")
 # They name folders. Leading zeros, which PS3.5 9.1 forbids, are met in practice and do no harm there.
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)+", re.ASCII)
 _COPIED_GROUPS = {0x0008, 0x0010, 0x0038}
@@ -57,11 +59,22 @@ _SAME_SIZE, _ANOTHER_MAGNIFICATION = 1.05, 1.5
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFile:
-    """One file of the series with its header (no per-frame groups, no pixels); what follows it begins at `rest`."""
+    """One file of the series with its header (no per-frame groups, no pixels); what follows it begins at `rest`.
+
+    `state` tells whether the file at `path` is still the one that was read.
+    """
 
     path: Path
     dataset: Dataset
     rest: int
+    state: tuple[int, int]
+
+    def is_replaced(self) -> bool:
+        """Whether another file has taken its place, or it is gone."""
+        try:
+            return _state(self.path.stat()) != self.state
+        except OSError:
+            return True
 
     @property
     def is_slide(self) -> bool:
@@ -91,19 +104,27 @@ class ImageFile:
         return str(values[2]) if len(values) > 2 else ""
 
 
-def _read_header(path: Path) -> tuple[Dataset, int]:
-    """The header of one file up to per-frame groups and pixel data, and where it ends; of a file that is no slide the
-    file meta information alone. Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image)."""
+def _state(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read_header(path: Path) -> tuple[Dataset, int, tuple[int, int]]:
+    """The header of one file up to per-frame groups and pixel data, where it ends, and the file's state; of a file that
+    is no slide the file meta information alone.
+
+    Raises NotDicom, TruncatedFile, UnsupportedTransferSyntax (a deflated image).
+    """
     try:
         meta = read_meta(path)
         if meta.get("MediaStorageSOPClassUID", WHOLE_SLIDE) != WHOLE_SLIDE:
-            return meta, 0
+            return meta, 0, (0, 0)
         if meta.get("TransferSyntaxUID") in _DEFLATED:
             raise UnsupportedTransferSyntax(
                 f"{path.name} is stored deflated, so its frames cannot be reached without inflating all of it. Store "
                 "or send the slide as it was before, or uncompressed."
             )
         with path.open("rb") as stream:
+            state = _state(os.fstat(stream.fileno()))
             dataset = read_partial(BoundedReads(stream), stop_when=_header_ends)
             rest = stream.tell()
     except (UnsupportedTransferSyntax, TruncatedFile):
@@ -117,7 +138,7 @@ def _read_header(path: Path) -> tuple[Dataset, int]:
         raise TruncatedFile(_BREAKS_OFF.format(path.name)) from error
     if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
         raise TruncatedFile(_BREAKS_OFF.format(path.name))
-    return dataset, rest
+    return dataset, rest, state
 
 
 _DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
@@ -151,10 +172,23 @@ def select_series(files: Sequence[Path], series: str | None) -> list[ImageFile]:
     volumes = [image for image in volumes if image.dataset.get("SamplesPerPixel") != 1] or volumes
     if len({image.dataset.get("SeriesInstanceUID") for image in volumes}) > 1:
         raise InvalidSlide("The files hold more than one slide. Name the series to read.")
+    _check_one_identity(volumes)
     unique = {image.dataset.get("SOPInstanceUID"): image for image in volumes}
     for image in unique.values():
         _check_header(image)
     return list(unique.values())
+
+
+def _check_one_identity(volumes: Sequence[ImageFile]) -> None:
+    """Raise InvalidSlide where two images of the slide, or two copies of one, contradict each other about whose it is:
+    the header of one speaks for all of them."""
+    for keyword in _IDENTIFIERS:
+        said = {text for image in volumes if (text := str(image.dataset.get(keyword) or "").strip())}
+        if len(said) > 1:
+            raise InvalidSlide(
+                f"The slide's images differ in {keyword}, so it cannot be told whose slide it is. Nothing was read. "
+                "Correct or remove the wrong ones."
+            )
 
 
 def _no_volume(images: list[ImageFile]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from gateway.domain.slide import Level, SlideHeader, SlideRemark
-from gateway.operations.errors import InvalidSlide, PathserveError
+from gateway.operations.errors import FramesNotFetched, InvalidSlide, PathserveError
 from gateway.slides.colour import UnusableProfile, colours_of
 from gateway.slides.decode import FrameDecoder, check_transfer_syntax, visible
 from gateway.slides.frames import FetchedFrames, Instance, read_instance
@@ -272,7 +272,7 @@ def _open_level(index: int, instances: list[Instance], path: str | None) -> Leve
     if len(layout.instances) <= _MAX_OPEN_FILES:
         try:
             fds.extend(_open(instance) for instance in layout.instances)
-        except InvalidSlide:
+        except PathserveError:
             for fd in fds:
                 _close_file(fd)
             raise
@@ -290,15 +290,23 @@ def _open_level(index: int, instances: list[Instance], path: str | None) -> Leve
 
 
 def _open(instance: Instance) -> int:
-    """The open file with the instance's frames, or -1: nothing was fetched of it yet."""
+    """The open file with the instance's frames, or -1: nothing was fetched of it yet.
+
+    Where frames lie is known of the file whose header was read: another one in its place (who fetches the slide anew
+    makes one, and so may whoever keeps a folder) would give other frames under the same numbers.
+    """
     try:
-        return os.open(instance.frames.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(instance.frames.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         if isinstance(instance.frames, FetchedFrames):
             return _NO_FILE
         raise InvalidSlide("A file of the slide vanished while it was opened. Try again.") from None
     except OSError:
         raise InvalidSlide("A file of the slide cannot be opened. Check the file and its permissions.") from None
+    if instance.file.is_replaced():
+        _close_file(fd)
+        raise FramesNotFetched("A file of the slide was replaced while it was read. Let it be fetched, then read.")
+    return fd
 
 
 def _close_file(fd: int) -> None:

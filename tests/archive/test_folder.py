@@ -18,6 +18,7 @@ from gateway.operations.errors import (
     Cancelled,
     DiskFull,
     InvalidSetting,
+    InvalidSlide,
     NotDicom,
     NoVolumeImage,
     SlideNotInArchive,
@@ -108,6 +109,15 @@ def test_the_same_instance_twice_counts_once(archive, slide, cache):
     (entry,) = archive.find_series(slide.study_uid)
     assert entry.instances == len(slide.files)
     assert len(archive.fetch(entry, cache).files) == len(slide.files)
+
+
+def test_two_copies_of_an_image_that_name_different_patients(archive, slide, cache):
+    dataset = pydicom.dcmread(slide.files[0])
+    dataset.PatientID = "CORRECTED"
+    dataset.save_as(slide.files[0].with_name("corrected.dcm"))
+    (entry,) = archive.find_series(slide.study_uid)
+    with pytest.raises(InvalidSlide, match=r"corrected\.dcm"):
+        archive.fetch(entry, cache)
 
 
 def test_a_cut_file_beside_the_slide_is_not_passed_over(archive, slide, cache):

@@ -302,6 +302,18 @@ def test_identifiers_that_are_no_uids(make_phantom, tmp_path, keyword, uid):
         Slide.open([changed(make_phantom(levels=1).files[0], tmp_path, **{keyword: uid})])
 
 
+@pytest.mark.parametrize("keyword", ["PatientID", "IssuerOfPatientID", "AccessionNumber", "ContainerIdentifier"])
+def test_images_that_contradict_each_other_about_whose_they_are(phantom, tmp_path, keyword):
+    """The header of one image speaks for all."""
+    others = [file for file in phantom.files if file.name != "level-2.dcm"]
+    [last] = [file for file in phantom.files if file.name == "level-2.dcm"]
+    first = changed(others[0], tmp_path, **{keyword: "THIS"})
+    with pytest.raises(InvalidSlide, match=f"differ in {keyword}"):
+        Slide.open([first, *others[1:], changed(last, tmp_path, **{keyword: "THAT"})])
+    with pytest.raises(InvalidSlide, match=f"differ in {keyword}"):
+        Slide.open([*phantom.files, changed(last, tmp_path, **{keyword: "THAT"}), first])
+
+
 def test_a_frame_left_of_the_slide(make_phantom, tmp_path):
     dataset = pydicom.dcmread(make_phantom(levels=1, sparse=True).files[0])
     position = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSlideSequence[0]
@@ -319,7 +331,8 @@ def test_a_matrix_that_no_memory_holds(make_phantom, tmp_path):
 
 
 def test_levels_that_do_not_cover_the_same_area(phantom, make_phantom, tmp_path):
-    other = changed(make_phantom(2500, 1500, levels=1).files[0], tmp_path, SeriesInstanceUID=phantom.series_uid)
+    same = {"StudyInstanceUID": phantom.study_uid, "SeriesInstanceUID": phantom.series_uid}
+    other = changed(make_phantom(2500, 1500, levels=1).files[0], tmp_path, **same)
     with pytest.raises(InvalidSlide, match="same area"):
         Slide.open([phantom.files[1], other])
 

@@ -1,5 +1,6 @@
 """Slides of which only the headers, or some frames, are there; and what is said to be wanted of them."""
 
+import shutil
 import threading
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from gateway.operations.errors import FramesNotFetched
 from gateway.slides import Slide, find_tissue, frames_of, overview_levels, plan_tiles, stream_tiles
-from tests.slides.partials import EVERYTHING, fetch, split
+from tests.slides.partials import EVERYTHING, encoded_frames, fetch, split
 
 LAYOUTS = [
     {},
@@ -133,3 +134,35 @@ def test_a_damaged_cache_is_fetched_again(phantom, tmp_path, damage):
             index.write_bytes(data[:-3])
     with pytest.raises(FramesNotFetched), Slide.open([part.header]) as slide:
         slide.read_level(0)
+
+
+@pytest.mark.parametrize("kind", ["partial", "whole"])
+def test_frames_of_a_file_that_was_replaced_are_never_taken_for_those_of_the_one_that_was_opened(
+    phantom, tmp_path, monkeypatch, kind
+):
+    """As files of levels of many instances are, which are opened when they are read."""
+    monkeypatch.setattr("gateway.slides.slide._MAX_OPEN_FILES", 0)
+    [stored] = [file for file in phantom.files if file.name == "level-0.dcm"]
+    if kind == "partial":
+        part = split(stored, tmp_path)
+        frames = list(enumerate(encoded_frames(stored)))
+        part.append(frames)
+        file = part.header
+    else:
+        file = tmp_path / stored.name
+        shutil.copyfile(stored, file)
+    with Slide.open([file]) as slide:
+        before = slide.image(0).read_frames([0])[0]
+        assert len(before)
+        if kind == "partial":
+            part.remove()
+            split(stored, tmp_path).append(frames[::-1])
+        else:
+            dataset = pydicom.dcmread(stored)
+            dataset.ImageComments = "longer than before"
+            dataset.save_as(tmp_path / "new")
+            (tmp_path / "new").replace(file)
+        with pytest.raises(FramesNotFetched, match="replaced"):
+            slide.image(0).read_frames([0])
+    with Slide.open([file]) as slide:
+        assert slide.image(0).read_frames([0])[0] == before
