@@ -4,7 +4,6 @@ The pixel data are copied as they are; only the header before them is written an
 """
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from pydicom.filewriter import dcmwrite
 
 from gateway import __version__
 from gateway.domain.codes import Code
+from gateway.slides.specimen import coded, staining
 
 _PIXEL_DATA_GROUP = 0x7FE00000
 UNKNOWN = "Unknown"
@@ -98,9 +98,9 @@ def _identify(header: Dataset, facts: SlideFacts) -> None:
     for specimen in header.SpecimenDescriptionSequence:
         specimen.SpecimenIdentifier = container
         if facts.organ is not None:
-            specimen.PrimaryAnatomicStructureSequence = [_coded(facts.organ)]
+            specimen.PrimaryAnatomicStructureSequence = [coded(facts.organ)]
         if facts.stain is not None:
-            specimen.SpecimenPreparationSequence = [_staining(container, STAINS[facts.stain])]
+            specimen.SpecimenPreparationSequence = [staining(container, STAINS[facts.stain])]
 
 
 def _describe_image(header: Dataset, conversion: Conversion, pixel_bytes: int) -> None:
@@ -124,37 +124,9 @@ def _describe_image(header: Dataset, conversion: Conversion, pixel_bytes: int) -
 def _contribution(description: str) -> Dataset:
     """PS3.3 C.12.1.1.5: the equipment that made this object from another."""
     equipment = Dataset()
-    equipment.PurposeOfReferenceCodeSequence = [_coded(Code("109103", "DCM", "Modifying Equipment"))]
+    equipment.PurposeOfReferenceCodeSequence = [coded(Code("109103", "DCM", "Modifying Equipment"))]
     equipment.Manufacturer = "pathserve"
     equipment.ManufacturerModelName = "pathserve import"
     equipment.SoftwareVersions = __version__
     equipment.ContributionDescription = description
     return equipment
-
-
-def _staining(container: str, substances: Sequence[Code]) -> Dataset:
-    """A staining step (PS3.16 TID 8001, 8003)."""
-    step = Dataset()
-    step.SpecimenPreparationStepContentItemSequence = [
-        _content(Code("121041", "DCM", "Specimen Identifier"), container),
-        _content(Code("111701", "DCM", "Processing type"), Code("127790008", "SCT", "Staining")),
-        *(_content(Code("424361007", "SCT", "Using substance"), substance) for substance in substances),
-    ]
-    return step
-
-
-def _content(name: Code, value: Code | str) -> Dataset:
-    item = Dataset()
-    item.ValueType = "TEXT" if isinstance(value, str) else "CODE"
-    item.ConceptNameCodeSequence = [_coded(name)]
-    if isinstance(value, str):
-        item.TextValue = value
-    else:
-        item.ConceptCodeSequence = [_coded(value)]
-    return item
-
-
-def _coded(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.code, code.scheme, code.display
-    return item

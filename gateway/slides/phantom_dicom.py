@@ -21,6 +21,7 @@ from pydicom.uid import UID
 
 from gateway.domain.codes import Code
 from gateway.slides.header import WHOLE_SLIDE
+from gateway.slides.specimen import coded, staining
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -326,8 +327,8 @@ def _optical_path() -> Dataset:
     path = Dataset()
     path.OpticalPathIdentifier = "1"
     path.OpticalPathDescription = "Brightfield"
-    path.IlluminationTypeCodeSequence = [_coded(Code("111744", "DCM", "Brightfield illumination"))]
-    path.IlluminationColorCodeSequence = [_coded(Code("414298005", "SCT", "Full Spectrum"))]
+    path.IlluminationTypeCodeSequence = [coded(Code("111744", "DCM", "Brightfield illumination"))]
+    path.IlluminationColorCodeSequence = [coded(Code("414298005", "SCT", "Full Spectrum"))]
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     # ICC.1 7.2.8: bytes 24 to 35 are the time of creation; fixed, so that the same phantom has the same bytes.
     path.ICCProfile = profile[:24] + struct.pack(">6H", 2026, 1, 1, 12, 0, 0) + profile[36:]
@@ -351,37 +352,14 @@ def _dimensions(header: Dataset, identity: Identity) -> None:
 def _specimen(header: Dataset, identity: Identity) -> None:
     header.ContainerIdentifier = identity.container
     header.IssuerOfTheContainerIdentifierSequence = []
-    header.ContainerTypeCodeSequence = [_coded(Code("433466003", "SCT", "Microscope slide"))]
+    header.ContainerTypeCodeSequence = [coded(Code("433466003", "SCT", "Microscope slide"))]
     header.AcquisitionContextSequence = []
     specimen = Dataset()
     specimen.SpecimenIdentifier = identity.container
     specimen.SpecimenUID = identity.uid("specimen")
     specimen.IssuerOfTheSpecimenIdentifierSequence = []
-    specimen.SpecimenTypeCodeSequence = [_coded(Code("1179252003", "SCT", "Slide"))]
+    specimen.SpecimenTypeCodeSequence = [coded(Code("1179252003", "SCT", "Slide"))]
     if identity.organ is not None:
-        specimen.PrimaryAnatomicStructureSequence = [_coded(identity.organ)]
-    step = Dataset()
-    step.SpecimenPreparationStepContentItemSequence = [
-        _content(Code("121041", "DCM", "Specimen Identifier"), identity.container),
-        _content(Code("111701", "DCM", "Processing type"), Code("127790008", "SCT", "Staining")),
-        *(_content(Code("424361007", "SCT", "Using substance"), stain) for stain in identity.stains),
-    ]
-    specimen.SpecimenPreparationSequence = [step]
+        specimen.PrimaryAnatomicStructureSequence = [coded(identity.organ)]
+    specimen.SpecimenPreparationSequence = [staining(identity.container, identity.stains)]
     header.SpecimenDescriptionSequence = [specimen]
-
-
-def _content(name: Code, value: Code | str) -> Dataset:
-    item = Dataset()
-    item.ValueType = "TEXT" if isinstance(value, str) else "CODE"
-    item.ConceptNameCodeSequence = [_coded(name)]
-    if isinstance(value, str):
-        item.TextValue = value
-    else:
-        item.ConceptCodeSequence = [_coded(value)]
-    return item
-
-
-def _coded(code: Code) -> Dataset:
-    item = Dataset()
-    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.code, code.scheme, code.display
-    return item
