@@ -29,6 +29,8 @@ _CODESTREAM_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff")
 _MAX_GAP = 64 * 1024
 """Frames this close together are read in one go: a read costs more than the bytes between them."""
 _MAX_READ = 64 * 1024 * 1024
+_MAX_ELEMENTS = 10_000
+"""Between a header and its pixels there are a handful."""
 _MAX_FRAME_BYTES = 1 << 28
 """No frame that can be read is longer (see `decode`); a damaged table may say so, and would be given that memory."""
 
@@ -169,7 +171,9 @@ def read_instance(image: ImageFile) -> Instance:
         elements = Elements(fd, image.path, explicit=image.explicit, big_endian=image.big_endian)
         groups = data = None
         position = image.rest
-        while position < elements.size:
+        for _ in range(_MAX_ELEMENTS):
+            if position >= elements.size:
+                break
             element = elements.at(position)
             if element.tag in (_EXTENDED_OFFSETS, _PIXEL_DATA):
                 data = element

@@ -10,6 +10,8 @@ from gateway.operations.errors import InvalidSlide
 from gateway.slides.elements import ITEM, ITEM_END, SEQUENCE_END, UNDEFINED, Element, Elements
 
 PER_FRAME_GROUPS = 0x52009230
+_MAX_FRAMES = 1 << 21
+"""Frames of one instance whose places are read: a level of 200,000² pixels has 0.7 million; each takes 300 bytes."""
 _PLANE_POSITION = 0x0048021A
 _COLUMN, _ROW, _Z_OFFSET = 0x0048021E, 0x0048021F, 0x0040074A
 _OPTICAL_PATH_IDENTIFICATION, _OPTICAL_PATH = 0x00480207, 0x00480106
@@ -43,6 +45,8 @@ def read_places(elements: Elements, groups: Element | None, header: Dataset, fra
     """The places of an instance's frames, from its per-frame groups, and from the shared ones what those leave out;
     None where neither says them. Raises InvalidSlide, TruncatedFile."""
     shared = _shared(header)
+    if frames > _MAX_FRAMES:
+        raise InvalidSlide(f"The slide has {frames} frames in one image, more than a slide can have. Convert it again.")
     if groups is not None:
         places = _frame_places(elements, groups, shared, frames)
     elif frames == 1:
@@ -78,6 +82,8 @@ def _frame_places(elements: Elements, groups: Element, shared: _Place, frames: i
                     raise InvalidSlide(
                         f"The slide has more per-frame groups than its {frames} frames. Convert it again."
                     )
+                if place.x is None and places:
+                    break  # so that no item of millions is kept: frames without a place have none all together
                 place = replace(shared)
                 places.append(place)
             item_is_inner = False

@@ -189,6 +189,23 @@ def test_absurd_sizes_in_the_header(tmp_path, values):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
+@pytest.mark.parametrize("frames", [2_000_000, 2**22])
+def test_millions_of_frames_that_lie_nowhere(tmp_path, frames):
+    file = full(
+        tmp_path / "slide.dcm", FRAME, (64, 80), DimensionOrganizationType="TILED_SPARSE", NumberOfFrames=frames
+    )
+    data = file.read_bytes()
+    pixel_data = data.index(b"\xe0\x7f\x10\x00OB\0\0")
+    items = b"\xfe\xff\x00\xe0\0\0\0\0" * 2_000_000
+    groups = b"\x00\x52\x30\x92SQ\0\0\xff\xff\xff\xff" + items + b"\xfe\xff\xdd\xe0\0\0\0\0"
+    file.write_bytes(data[:pixel_data] + groups + data[pixel_data:])
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(SlideError):
+        Slide.open([file])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert time.process_time() - begin < 10
+
+
 def test_random_damage_is_a_typed_error_or_a_picture():
     rng = np.random.default_rng(5)
     streams = {
