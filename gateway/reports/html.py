@@ -31,6 +31,7 @@ def _template() -> Template:
     environment.filters |= {
         "person": wording.person,
         "date": wording.date,
+        "cut": wording.cut,
         "area": wording.area,
         "percent": wording.percent,
         "probability": wording.probability,

@@ -17,7 +17,7 @@ from gateway.reports import wording
 from gateway.reports.sr_concepts import plain
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
-_HEAD_CHARACTERS = 80
+_HEAD_CHARACTERS = 40
 _REPLACEMENT = "□"
 _UNSHOWN = re.compile(r'the text `"((?:[^"\\]|\\.)*)"` could not be displayed')
 _ESCAPE = re.compile(r"\\u\{([0-9a-f]+)\}|\\(.)")
@@ -114,8 +114,8 @@ def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, A
         "title": wording.document_title(report),
         "author": report.software.manufacturer,
         "protocol": wording.protocol_title(report),
-        "who": _short(name),
-        "which": f"Patient id {given_id} · Accession {patient['accession'] or _NOT_GIVEN}",
+        "who": _headed(name),
+        "which": f"Patient id {_headed(given_id)} · Accession {_headed(patient['accession'] or _NOT_GIVEN)}",
         "marks": "Research use · Preliminary" + (" · Exploratory" if report.exploratory else ""),
         "issued": f"{report.issued:%Y-%m-%d %H:%M} UTC",
         "analysis": report.analysis_id,
@@ -167,9 +167,9 @@ def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, A
     return _each(content, plain), images  # no font shows control characters
 
 
-def _short(text: str) -> str:
-    """What the head of every page has room for; the first page has it whole."""
-    return text if len(text) <= _HEAD_CHARACTERS else text[: _HEAD_CHARACTERS - 1] + "…"
+def _headed(text: str) -> str:
+    """What the head of every page has room for; the first page says more."""
+    return wording.cut(text, _HEAD_CHARACTERS)
 
 
 def _slide(
@@ -177,11 +177,11 @@ def _slide(
 ) -> dict[str, Any]:
     result = wording.result_of(report, slide)
     header = slide.header
-    scanner = " ".join(filter(None, (header.manufacturer, header.model_name))) if header else ""
+    scanner = " ".join(map(wording.cut, filter(None, (header.manufacturer, header.model_name)))) if header else ""
     facts = [
-        ["Specimen", (header.specimen_id if header else None) or _NOT_GIVEN],
-        ["Site", slide.site.display if slide.site else _NOT_KNOWN],
-        ["Stain", slide.stain or _NOT_KNOWN],
+        ["Specimen", wording.cut((header.specimen_id if header else None) or _NOT_GIVEN)],
+        ["Site", wording.cut(slide.site.display) if slide.site else _NOT_KNOWN],
+        ["Stain", wording.cut(slide.stain or _NOT_KNOWN)],
         ["Scanner", scanner or _NOT_GIVEN],
     ]
     if slide.grid:

@@ -3,6 +3,7 @@
 from highdicom.sr import CodedConcept
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
+from gateway.reports.wording import cut
 
 IMAGE_ANALYSIS = Code("24587005", "SCT", "Image analysis")
 TISSUE = Code("85756007", "SCT", "Tissue")
@@ -28,13 +29,11 @@ INTENDED_USE = Code("intended-use", PRIVATE_SCHEME, "Intended use of the model")
 INSIDE = Code("inside", PRIVATE_SCHEME, "Inside the intended use")
 OUTSIDE = Code("outside", PRIVATE_SCHEME, "Outside the intended use: exploratory")
 
-_LONG_STRING = 64
-
 
 def long_string(text: str) -> str:
     """Text that fits VR LO (PS3.5 6.2): one line, at most 64 characters, no backslash."""
     line = " ".join(plain(text).replace("\\", "/").split())
-    return line if len(line) <= _LONG_STRING else line[: _LONG_STRING - 1] + "…"
+    return cut(line)
 
 
 def plain(text: str) -> str:

@@ -10,6 +10,9 @@ EXPLORATORY = (
 )
 UNCERTAIN = "Uncertain"
 
+_MOST_CHARACTERS = 64
+_MOST_OF_A_NAME = 3 * _MOST_CHARACTERS + 2
+
 _PROTOCOLS = {"tissue-classification": "Tissue classification"}
 _KINDS = {
     FindingKind.INTENDED_USE: "Intended use",
@@ -45,7 +48,7 @@ def slide_name(report: Report, series: str | None) -> str:
     """How a finding names its slide: "Slide 2 (container A-2)", or "Whole case"."""
     for number, slide in enumerate(report.slides, 1):
         if slide.series == series:
-            return f"Slide {number} (container {slide.container})" if slide.container else f"Slide {number}"
+            return f"Slide {number} (container {cut(slide.container)})" if slide.container else f"Slide {number}"
     return "Whole case"
 
 
@@ -57,6 +60,14 @@ def unread(report: Report) -> list[tuple[SlideReading, str]]:
         for slide in report.slides
         if not slide.read and (slide.series or None) not in told
     ]
+
+
+def cut(text: str, most: int = _MOST_CHARACTERS) -> str:
+    """A header's value for people: what is longer than any that DICOM allows (LO, a group of PN: PS3.5 6.2) ends in …
+
+    Headers hold longer ones, and a page that repeats one of a hundred thousand characters is no page.
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def area(value_mm2: float) -> str:
@@ -75,31 +86,26 @@ def probability(value: float | None) -> str:
 
 
 def patient(report: Report) -> dict[str, str | None]:
-    """Who the report is about, from the header of the first slide that has one, else from the order."""
+    """Who the report is about, from the header of the first slide that has one, else from the order; `cut`."""
     header = next((slide.header for slide in report.slides if slide.header), None)
     order = report.order
-    if header is None:
-        return {
-            "name": None,
-            "id": order.patient.id,
-            "issuer": order.patient.issuer,
-            "birth_date": None,
-            "sex": None,
-            "accession": order.accession,
-        }
+    given: dict[str, str | None] = {
+        "name": header.patient_name if header else None,
+        "id": header.patient_id if header else order.patient.id,
+        "issuer": header.patient_id_issuer if header else order.patient.issuer,
+        "birth_date": header.patient_birth_date if header else None,
+        "sex": header.patient_sex if header else None,
+        "accession": (header.accession if header else None) or order.accession,
+    }
     return {
-        "name": header.patient_name,
-        "id": header.patient_id,
-        "issuer": header.patient_id_issuer,
-        "birth_date": header.patient_birth_date,
-        "sex": header.patient_sex,
-        "accession": header.accession or order.accession,
+        key: value and cut(value, _MOST_OF_A_NAME if key == "name" else _MOST_CHARACTERS)
+        for key, value in given.items()
     }
 
 
 def person(name: str) -> str:
-    """A DICOM person name (PS3.5 6.2.1) without its carets; its component groups stay apart."""
-    return " · ".join(" ".join(part for part in group.split("^") if part) for group in name.split("=") if group)
+    """A DICOM person name (PS3.5 6.2.1) without its carets; its component groups stay apart, each `cut`."""
+    return " · ".join(cut(" ".join(part for part in group.split("^") if part)) for group in name.split("=") if group)
 
 
 def date(text: str) -> str:

@@ -1,4 +1,5 @@
 import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -196,24 +197,57 @@ def test_only_what_no_font_shows_is_replaced(report: Report) -> None:
     ]
 
 
-HOSTILE = '#evil[$x$] *b* _i_ \\ "q" <a> @ref `raw` // comment ] } #import "@preview/x:1.0.0" = head'
+HOSTILE = (
+    '#evil[$x$] *b* _i_ \\ "q" <a> @ref `raw` // comment ] } = head',
+    '#import "@preview/x:1.0.0"\n= head\n/ a: b ~ -- https://x.test',
+)
 
 
-def test_no_value_is_ever_read_as_markup(report: Report) -> None:
-    report = named(report, patient_name=HOSTILE, patient_id=HOSTILE, manufacturer=HOSTILE)
-    report = replace(report, findings=(finding(HOSTILE),), statement=HOSTILE)
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_no_value_is_ever_read_as_markup(report: Report, hostile: str) -> None:
+    report = named(report, patient_name=hostile, patient_id=hostile, manufacturer=hostile)
+    report = replace(report, findings=(finding(hostile),), statement=hostile)
     said = "".join(pages(to_pdf(report, {})))
-    assert said.count(squeezed(HOSTILE)) >= 4
+    assert said.count(squeezed(hostile)) >= 4
 
 
 def test_control_characters_and_long_words_do_no_harm(report: Report) -> None:
-    long = "W" * 64
-    report = named(report, patient_name=f"A\x07\x1b\u200b^{long}", patient_id=long, accession=long, specimen_id=long)
+    long = "W" * 60
+    report = named(
+        report, patient_name=f"A\x07\x1b^{long}", patient_id=f"\u200b{long}", accession=long, specimen_id=long
+    )
     report = replace(report, findings=(finding("x" * 2000),), analysis_id="a" * 64)
     said = pages(to_pdf(report, {}))
     assert f"A{long}" in said[0]
     assert "x" * 2000 in "".join(said)
     assert "\u200b" not in "".join(said)
+
+
+@pytest.mark.parametrize("many", ["W" * 70_000, "a=" * 35_000, "b^" * 35_000, "Ж " * 35_000])
+def test_values_longer_than_dicom_allows_are_cut(report: Report, many: str) -> None:
+    """Nothing that a header says makes a report of a hundred pages, or one that takes minutes."""
+    ordinary = to_pdf(report, {})
+    names = ("patient_name", "patient_id", "patient_id_issuer", "patient_birth_date", "patient_sex", "accession")
+    spoilt = named(report, **dict.fromkeys((*names, "specimen_id", "manufacturer", "model_name"), many))
+    site = Code("1", "SCT", many)
+    spoilt = replace(
+        spoilt, slides=(replace(spoilt.slides[0], container=many, stain=many, site=site), *report.slides[1:])
+    )
+    began = time.process_time()
+    document = to_pdf(spoilt, {})
+    assert time.process_time() - began < 5
+    assert len(document) < 2 * len(ordinary)
+    said = pages(document)
+    assert "…" in said[0]
+    assert len("".join(said)) < len("".join(pages(ordinary))) + 15 * 200
+    assert len(to_html(spoilt, {})) < len(to_html(report, {})) + 20 * 400
+
+
+def test_values_as_long_as_dicom_allows_are_whole(report: Report) -> None:
+    name = "=".join(letter * 64 for letter in "LIP")
+    said = pages(to_pdf(named(report, patient_name=name, patient_id="N" * 64, accession="A" * 16), {}))[0]
+    assert all(value in said for value in ("L" * 64, "I" * 64, "P" * 64, "N" * 64, "A" * 16))
+    assert "L" * 64 in to_html(named(report, patient_name=name), {}).decode()
 
 
 def test_right_to_left_names_are_shown(report: Report) -> None:
