@@ -74,16 +74,17 @@ def check_received(file: Path, wanted: InstanceId, *, whole: bool) -> None:
         raise Transient(f"The PACS broke off in the middle of the instance {wanted.sop}.")
 
 
-def same_identity(first: Path, second: Path) -> bool:
-    """Whether two files of one instance agree on whose it is, as far as both say it. Raises OSError."""
+def same_identity(described: Path, stored: Path) -> bool:
+    """Whether a stored instance says of whose it is all that its header, as described today, says. Raises OSError."""
     try:
-        sides = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_WHOSE]) for file in (first, second)]
+        files = described, stored
+        sides = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_WHOSE]) for file in files]
         pairs = [[str(side.get(keyword) or "").strip("^= ") for side in sides] for keyword in _WHOSE]
     except Exception as error:  # pydicom raises nearly anything for a damaged value
         if isinstance(error, OSError) and error.errno is not None:
             raise
         return False
-    return all(one == other or not (one and other) for one, other in pairs)
+    return all(said in ("", stored_says) for said, stored_says in pairs)
 
 
 def _read_header(file: BinaryIO) -> tuple[InstanceId, bool]:

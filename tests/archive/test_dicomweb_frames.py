@@ -486,21 +486,24 @@ def test_the_header_of_today_wins_over_the_stored_one(tmp_path: Path) -> None:
     assert str(header.PatientName) == "Corrected^Name"
 
 
-def test_a_stored_instance_of_another_patient_than_the_archive_says_is_never_used(tmp_path: Path) -> None:
-    """A PACS may have corrected the patient, and give the instance as it came: then its frames serve alone."""
-    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, PatientID="P0002"))
+@pytest.mark.parametrize(("keyword", "said"), [("PatientID", "P0002"), ("AccessionNumber", "A1")])
+def test_a_stored_instance_of_another_patient_than_the_archive_says_is_never_used(
+    keyword: str, said: str, tmp_path: Path
+) -> None:
+    """A PACS may have corrected or added it, and give the instance as it came: then its frames serve alone."""
+    pacs = pacs_with(sending(as_asked), metadata=describing(FILE, **{keyword: said}))
     cache = FrameCache(tmp_path, 2**30)
     with running(pacs):
         archive = DicomWebArchive.from_address(pacs.address, LIMITS)
         frames_are_dear(cache, archive.address)
         archive.fetch(ENTRY, cache, wanted={})
         fetched = archive.fetch(ENTRY, cache, wanted={SOP: WANTED})
-        assert pydicom.dcmread(fetched.files[0]).PatientID == "P0002"
+        assert pydicom.dcmread(fetched.files[0])[keyword].value == said
         assert list(frames_in(fetched)) == WANTED
         asked = pacs.asked(f"/instances/{SOP}")
         archive.fetch(ENTRY, cache, wanted={SOP: [*WANTED, 11]})
         assert pacs.asked(f"/instances/{SOP}") == asked + 1  # known: the whole instance is not asked for again
-        pacs.retrieve = by_path(metadata=describing(FILE, PatientID="P0002"), instance=whole)
+        pacs.retrieve = by_path(metadata=describing(FILE, **{keyword: said}), instance=whole)
         with pytest.raises(ArchiveRefused, match="something else of the patient"):
             archive.fetch(ENTRY, cache, wanted={SOP: None})
     assert sorted(path.name for path in fetched.files[0].parent.glob("*.dcm")) == [f"{SOP}.header.dcm"]
