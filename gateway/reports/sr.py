@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from io import BytesIO
 
 from highdicom import sr as hd
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom import Dataset, dcmwrite
 from pydicom.sr.codedict import codes
 
@@ -36,7 +35,6 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     pairs = _slides_with_sources(report, study, source_images)
     images = [image for _, _, image in pairs]
     name = ObjectName(report.analysis_id, Kind.SR, study)
-    manufacturer = concept.long_string(report.software.manufacturer)
     document = hd.Comprehensive3DSR(
         evidence=[_reference(image) for image in images],
         content=_content(report, pairs),
@@ -47,14 +45,9 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
         is_complete=True,
         is_final=False,
         is_verified=False,
-        manufacturer=manufacturer,
+        manufacturer=concept.long_string(report.software.manufacturer),
         content_qualification="RESEARCH",
         requested_procedures=_request(report, study),
-        coding_schemes=[
-            CodingSchemeIdentificationItem(
-                designator=PRIVATE_SCHEME, name="pathserve concepts", responsible_organization=manufacturer
-            )
-        ],
         specific_character_set="ISO_IR 192",
     )
     complete(document, report, images[0], name)
