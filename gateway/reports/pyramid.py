@@ -16,12 +16,12 @@ from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file
 from gateway.reports.derived import ObjectName, copy_specimen, reference_to
-from gateway.reports.spatial import SlideSource, TileMap, tile_under
+from gateway.reports.spatial import Place, SlideSource, TileMap, place_of, tile_under
 from gateway.reports.tiled import Tiling
 
 _LEAST_TILE_PX = 8
 _NOMINAL_THICKNESS_MM = 0.001
-_UPRIGHT = [1, 0, 0, 0, 1, 0]
+_UPRIGHT = (1, 0, 0, 0, 1, 0)
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 
@@ -187,39 +187,17 @@ def _set_history(dataset: Dataset, image: Dataset) -> None:
 def _set_place(dataset: Dataset, image: Dataset, report: Report) -> None:
     """The level's place on the slide. Where its header gives none that can be true, the image gets a frame of reference
     of its own, with the matrix's corner as its origin: pixels agree with the level's, and no place in mm is claimed."""
-    place = _place(image)
+    place = place_of(image)
     if place is None:
-        x, y, z, orientation = 0.0, 0.0, 0.0, _UPRIGHT
+        place = Place(x_mm=0.0, y_mm=0.0, z_mm=0.0, orientation=_UPRIGHT)
         dataset.FrameOfReferenceUID = derive_uid(report.analysis_id, f"frame-of-reference/{image.SeriesInstanceUID}")
         dataset.PositionReferenceIndicator = None
     else:
-        x, y, z, orientation = place
         dataset.FrameOfReferenceUID = image.FrameOfReferenceUID
         dataset.PositionReferenceIndicator = image.get("PositionReferenceIndicator") or "SLIDE_CORNER"
     origin = Dataset()
-    origin.XOffsetInSlideCoordinateSystem = x
-    origin.YOffsetInSlideCoordinateSystem = y
-    origin.ZOffsetInSlideCoordinateSystem = z
+    origin.XOffsetInSlideCoordinateSystem = place.x_mm
+    origin.YOffsetInSlideCoordinateSystem = place.y_mm
+    origin.ZOffsetInSlideCoordinateSystem = place.z_mm
     dataset.TotalPixelMatrixOriginSequence = [origin]
-    dataset.ImageOrientationSlide = orientation
-
-
-def _place(image: Dataset) -> tuple[Any, Any, Any, Any] | None:
-    """Offsets x, y, z in mm and orientation as received; None where they cannot be true (PS3.3 C.8.12.14, C.7.6.2.1.1:
-    rows and columns run along two unit vectors at right angles)."""
-    if not image.get("FrameOfReferenceUID"):
-        return None
-    try:
-        origin = image.TotalPixelMatrixOriginSequence[0]
-        place = (
-            origin.XOffsetInSlideCoordinateSystem,
-            origin.YOffsetInSlideCoordinateSystem,
-            origin.get("ZOffsetInSlideCoordinateSystem") or 0,
-            image.ImageOrientationSlide,
-        )
-        position = [float(value) for value in place[:3]]
-        axes_23 = np.array([float(value) for value in place[3]]).reshape(2, 3)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None
-    right_angled = np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3)
-    return place if np.isfinite(position).all() and right_angled else None
+    dataset.ImageOrientationSlide = list(place.orientation)

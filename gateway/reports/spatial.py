@@ -1,5 +1,6 @@
 """What lies where on a slide: the arrays beside the report that SEG, Parametric Map, ANN and GeoJSON are drawn from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,38 @@ class SlideSource:
     def image(self) -> Dataset:
         """The header of the level that was read."""
         return self.levels[self.read]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Place:
+    """Where a level lies on the slide (PS3.3 C.8.12.14): the total pixel matrix's origin in mm, and the directions of
+    its rows and columns; the header's own values."""
+
+    x_mm: float
+    y_mm: float
+    z_mm: float
+    orientation: Sequence[float]
+
+
+def place_of(image: Dataset) -> Place | None:
+    """The level's place in its frame of reference. None where the header names none, or one that cannot be true: rows
+    and columns run along two unit vectors at right angles (PS3.3 C.7.6.2.1.1), or places in mm mean nothing."""
+    if not image.get("FrameOfReferenceUID"):
+        return None
+    try:
+        origin = image.TotalPixelMatrixOriginSequence[0]
+        place = Place(
+            x_mm=origin.XOffsetInSlideCoordinateSystem,
+            y_mm=origin.YOffsetInSlideCoordinateSystem,
+            z_mm=origin.get("ZOffsetInSlideCoordinateSystem") or 0,
+            orientation=image.ImageOrientationSlide,
+        )
+        position = [float(value) for value in (place.x_mm, place.y_mm, place.z_mm)]
+        axes_23 = np.array([float(value) for value in place.orientation]).reshape(2, 3)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    right_angled = np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3)
+    return place if np.isfinite(position).all() and right_angled else None
 
 
 def tile_under(size_px: int, level_px: int, field_px: int, count: int) -> npt.NDArray[np.intp]:

@@ -13,6 +13,7 @@ from gateway.domain.report import BoxPx, Evidence, Report, SlideReading, TissueC
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
 from gateway.reports.derived import tracking_of
+from gateway.reports.spatial import place_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,23 +159,13 @@ def _region(image: Dataset, box: BoxPx) -> hd.ImageRegion3D | hd.ImageRegion:
 
 def _to_mm(image: Dataset) -> ImageToReferenceTransformer | None:
     """From (column, row) of the total pixel matrix, (0, 0) being the first pixel's outer corner, to mm (x, y, z)."""
-    if not image.get("FrameOfReferenceUID"):
-        return None
-    try:
-        origin = image.TotalPixelMatrixOriginSequence[0]
-        position = [
-            float(origin.XOffsetInSlideCoordinateSystem),
-            float(origin.YOffsetInSlideCoordinateSystem),
-            float(origin.get("ZOffsetInSlideCoordinateSystem", 0) or 0),
-        ]
-        orientation = [float(value) for value in image.ImageOrientationSlide]
-        spacing = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
-        axes_23 = np.array(orientation).reshape(2, 3)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return None
-    # Rows and columns run along two unit vectors at right angles (PS3.3 C.7.6.2.1.1), or places in mm mean nothing.
-    if not np.isfinite(position).all() or not np.allclose(axes_23 @ axes_23.T, np.eye(2), atol=1e-3):
+    place = place_of(image)
+    if place is None:
         return None
     return ImageToReferenceTransformer(
-        image_position=position, image_orientation=orientation, pixel_spacing=[float(value) for value in spacing]
+        image_position=[float(value) for value in (place.x_mm, place.y_mm, place.z_mm)],
+        image_orientation=[float(value) for value in place.orientation],
+        pixel_spacing=[
+            float(value) for value in image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+        ],
     )
