@@ -31,7 +31,7 @@ from gateway.domain.report import FindingKind, Report, ReportState, SlideReading
 from gateway.domain.slide import TileGrid
 from gateway.operations.settings import Settings
 from gateway.reports import SlideSource, TileMap
-from gateway.reports.derived import _AS_RECEIVED, SPECIMEN, TYPE_2, Kind
+from gateway.reports.derived import AS_RECEIVED, SPECIMEN, TYPE_2, Kind
 from gateway.reports.encode import result_objects, write_all
 from gateway.reports.wording import kind_title
 from gateway.slides import Slide
@@ -230,7 +230,7 @@ def _segmentation_types() -> tuple[str, ...]:
 
 
 def _copied() -> str:
-    as_received = ", ".join(f"{name}{' (empty where absent)' if name in TYPE_2 else ''}" for name in _AS_RECEIVED)
+    as_received = ", ".join(f"{name}{' (empty where absent)' if name in TYPE_2 else ''}" for name in AS_RECEIVED)
     return (
         f"Into every object, as received from the image: {as_received}.\n\nInto image objects: {', '.join(SPECIMEN)}, "
         "the frame of reference, orientation and origin of the level. The scanner stands in Contributing Equipment "

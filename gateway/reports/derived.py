@@ -23,7 +23,7 @@ from gateway.domain.uids import derive_uid
 from gateway.reports import wording
 from gateway.reports.sr_concepts import ARTIFICIAL_INTELLIGENCE, coded, long_string
 
-_AS_RECEIVED = (
+AS_RECEIVED = (
     "PatientName",
     "PatientID",
     "IssuerOfPatientID",
@@ -45,6 +45,7 @@ _AS_RECEIVED = (
     "ReferringPhysicianName",
     "TimezoneOffsetFromUTC",
 )
+"""What every object takes of patient and study, as received."""
 TYPE_2 = (
     "PatientName",
     "PatientID",
@@ -112,7 +113,7 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
     Patient and study as received (empty where the image lacks them), equipment, series, UIDs, time of issue in the
     study's time zone, the scanner as contributing equipment. The caller's own modules stay as they are.
     """
-    for keyword in _AS_RECEIVED:
+    for keyword in AS_RECEIVED:
         if keyword in image:
             dataset[keyword] = image[keyword]
         elif keyword in TYPE_2:
