@@ -36,7 +36,7 @@ MODEL = {
 class StandInCase:
     """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
 
-    settings: `batches`, `batch_s`; `fail` = typed|retryable|once|internal|self-cancelled|kill (in infer);
+    settings: `batches`, `batch_s`; `fail` = typed|retryable|told-when|once|internal|self-cancelled|kill (in infer);
     `deaf` (does not heed `cancelled`); `fail_deliver`.
     """
 
@@ -74,6 +74,8 @@ class StandInCase:
             raise NoTissue("There is no tissue on this slide; scan it again.")
         if fail == "retryable":
             raise ArchiveUnavailable("The archive does not answer; check that it runs.")
+        if fail == "told-when":
+            raise ArchiveUnavailable("The archive is left alone for a moment; try again then.", after_s=0.2)
         if fail == "once" and self._calls().count("infer") == 1:
             raise ArchiveUnavailable("The archive does not answer; check that it runs.")
         if fail == "internal":

@@ -146,6 +146,12 @@ def test_a_passing_error_is_tried_again_a_bounded_number_of_times(working: Place
     assert working.calls(analysis_id) == ["fetch", "infer", "infer", "infer"]
 
 
+def test_an_archive_that_says_when_it_may_be_asked_is_asked_once_more_then(working: Place) -> None:
+    analysis_id = working.accept(fail="told-when")
+    assert working.ended(analysis_id) is State.FAILED
+    assert working.calls(analysis_id) == ["fetch"] + 4 * ["infer"]
+
+
 def test_an_error_that_passes_does_not_fail_the_analysis(working: Place) -> None:
     analysis_id = working.accept(fail="once")
     assert working.ended(analysis_id) is State.COMPLETED
