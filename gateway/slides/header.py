@@ -105,7 +105,8 @@ class ImageFile:
 
 
 def _state(status: os.stat_result) -> tuple[int, int]:
-    return status.st_ino, status.st_mtime_ns
+    # Not the inode: on some network file systems it changes while the file does not.
+    return status.st_size, status.st_mtime_ns
 
 
 def _read_header(path: Path) -> tuple[Dataset, int, tuple[int, int]]:
