@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 
-from gateway.archive.dicomweb_files import instance_id
+from gateway.archive.dicomweb_files import UNDEFINED_LENGTH, end_of_items, instance_id
 from gateway.archive.metrics import PACS_RESULTS_ALTERED
 from gateway.operations.errors import ArchiveRefused, SlideError, TruncatedFile
 
@@ -19,8 +19,6 @@ _log = logging.getLogger(__name__)
 
 _LARGE_BYTES = 256 * 1024
 _PIECE_BYTES = 1 << 20
-_UNDEFINED_LENGTH = 0xFFFFFFFF
-_ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 
 # What an archive adds of its own accord, and never changes what the object says: the record of its coercions (PS3.3
 # C.12.1.1.9), when it coerced, padding; and the character set, since texts are compared decoded.
@@ -181,7 +179,7 @@ def _on_disk(element: Any) -> bool:
 def _stored(file: BinaryIO, element: Any) -> Iterator[bytes]:
     """The element's value as it is stored; of encapsulated pixel data (PS3.5 A.4) the items up to their end."""
     end = element.value_tell + element.length
-    if element.length == _UNDEFINED_LENGTH:
+    if element.length == UNDEFINED_LENGTH:
         end = _end_of_items(file, element.value_tell)
     position = element.value_tell
     while position < end:
@@ -195,13 +193,10 @@ def _stored(file: BinaryIO, element: Any) -> Iterator[bytes]:
 
 def _end_of_items(file: BinaryIO, start: int) -> int:
     file.seek(start)
-    while len(item := file.read(8)) == 8:
-        if item[:4] == _SEQUENCE_END:
-            return file.tell()
-        if item[:4] != _ITEM:
-            break
-        file.seek(int.from_bytes(item[4:], "little"), os.SEEK_CUR)
-    raise TruncatedFile("The object ends in the middle of its pixel data: it is damaged.")
+    end = end_of_items(file, os.fstat(file.fileno()).st_size)
+    if end is None:
+        raise TruncatedFile("The object ends in the middle of its pixel data: it is damaged.")
+    return end
 
 
 def _same_bytes(first: Iterator[bytes], second: Iterator[bytes]) -> bool:

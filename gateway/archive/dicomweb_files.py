@@ -12,7 +12,7 @@ from gateway.archive.bounded import HEAD_READS, BoundedReads, read_meta
 from gateway.archive.dicomweb_answers import Transient
 from gateway.operations.errors import ArchiveRefused, NotDicom, SlideError, TruncatedFile, UnsupportedTransferSyntax
 
-_UNDEFINED_LENGTH = 0xFFFFFFFF
+UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXEL_DATA = (b"\xe0\x7f\x10\x00", b"\xe0\x7f\x08\x00", b"\xe0\x7f\x09\x00")
 _ITEM, _SEQUENCE_END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0"
 _WHOSE = (
@@ -111,13 +111,21 @@ def _read_header(file: BinaryIO) -> tuple[InstanceId, bool]:
 
 
 def _reaches_its_end(file: BinaryIO, length: int, size: int) -> bool:
-    if length != _UNDEFINED_LENGTH:
+    if length != UNDEFINED_LENGTH:
         return file.tell() + length <= size
+    return end_of_items(file, size) is not None
+
+
+def end_of_items(file: BinaryIO, size: int) -> int | None:
+    """Where the run of items ends that begins here (PS3.5 A.4), its delimiter included; None where it breaks off.
+
+    `size` is that of the file.
+    """
     while len(item := file.read(8)) == 8:
         if item[:4] == _SEQUENCE_END:
-            return True
+            return file.tell()
         item_length = int.from_bytes(item[4:], "little")
         if item[:4] != _ITEM or file.tell() + item_length > size:
-            return False
+            return None
         file.seek(item_length, os.SEEK_CUR)
-    return False
+    return None
