@@ -290,6 +290,7 @@ def _examples(work: Path) -> tuple[dict[Kind, pydicom.Dataset], pydicom.Dataset]
     with Slide.open([path for path in truth.files if path.name.startswith("level")]) as slide:
         level, header = slide.levels[0], slide.header
         levels = tuple(slide.source_dataset(one.index) for one in slide.levels)
+        instances = tuple(one.sop_instance_uids for one in slide.levels)
     grid = TileGrid(
         level=0, mpp=level.mpp, tile_px=_FIELD_PX, field_px=_FIELD_PX, columns=1024 // _FIELD_PX, rows=768 // _FIELD_PX
     )
@@ -336,7 +337,7 @@ def _examples(work: Path) -> tuple[dict[Kind, pydicom.Dataset], pydicom.Dataset]
         tissue_area_mm2=area_mm2,
         tiles_read=tiles,
     )
-    source = SlideSource(series=header.series_uid, levels=levels, read=0, tiles=tile_map)
+    source = SlideSource(series=header.series_uid, levels=levels, instances=instances, read=0, tiles=tile_map)
     report = replace(_report(reading, tissue), objects=result_objects((reading,), (source,)))
     for segmentation_type in ("BINARY", "LABELMAP"):
         (work / segmentation_type).mkdir()

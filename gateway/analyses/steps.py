@@ -374,6 +374,7 @@ def _source(slide: Slide, outcome: SlideOutcome) -> SlideSource:
     return SlideSource(
         series=outcome.reading.series,
         levels=tuple(slide.source_dataset(index) for index in range(len(slide.levels))),
+        instances=tuple(level.sop_instance_uids for level in slide.levels),
         read=outcome.level,
         tiles=outcome.tiles,
     )

@@ -184,6 +184,12 @@ def reference_to(image: Dataset, uid: str | None = None) -> Dataset:
     return item
 
 
+def instances_read(report: Report, image: Dataset) -> tuple[str, ...]:
+    """The SOP instance UIDs of the level that was read, `image` being that of one: all parts of a concatenation."""
+    slide = next((slide for slide in report.slides if slide.series == image.SeriesInstanceUID), None)
+    return tuple(dict.fromkeys((str(image.SOPInstanceUID), *(slide.sop_instance_uids if slide else ()))))
+
+
 def algorithm_of(report: Report) -> AlgorithmIdentificationSequence:
     """What made the segments and annotation groups of a report (PS3.3 10.16), with the engines that it ran."""
     return AlgorithmIdentificationSequence(

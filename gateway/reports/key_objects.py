@@ -12,7 +12,7 @@ from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file, wording
 from gateway.reports import sr_concepts as concept
-from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete
+from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete, instances_read
 from gateway.reports.sr import device_observer
 
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
@@ -59,8 +59,7 @@ def _description(report: Report) -> Iterator[str]:
 
 def _instances(report: Report, images: Sequence[Dataset]) -> Iterator[Dataset]:
     for image in images:
-        slide = next((slide for slide in report.slides if slide.series == image.SeriesInstanceUID), None)
-        for uid in dict.fromkeys((image.SOPInstanceUID, *(slide.sop_instance_uids if slide else ()))):
+        for uid in instances_read(report, image):
             instance = _identity(image)
             instance.SOPInstanceUID = uid
             yield instance

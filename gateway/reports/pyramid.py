@@ -39,14 +39,9 @@ class PyramidLevel:
         return Tiling.of(int(self.image.TotalPixelMatrixRows), int(self.image.TotalPixelMatrixColumns))
 
 
-def level_of(report: Report, source: SlideSource, index: int) -> PyramidLevel:
-    """The level that `source.levels[index]` belongs to."""
-    image = source.levels[index]
-    same = [other for other in source.levels if _size(other) == _size(image)]
-    uids = [str(other.SOPInstanceUID) for other in same]
-    if _size(image) == _size(source.image):
-        uids += reading_of(report, source).sop_instance_uids
-    return PyramidLevel(image, tuple(dict.fromkeys(uids)))
+def level_of(source: SlideSource, index: int) -> PyramidLevel:
+    """The level with that index in the source."""
+    return PyramidLevel(source.levels[index], source.instances[index])
 
 
 def map_level(report: Report, source: SlideSource) -> PyramidLevel:
@@ -59,7 +54,7 @@ def map_level(report: Report, source: SlideSource) -> PyramidLevel:
         if field_px * int(image.TotalPixelMatrixColumns) >= _LEAST_TILE_PX * across
     ]
     coarsest = min(wide_enough, key=lambda index: _size(source.levels[index]), default=source.read)
-    return level_of(report, source, coarsest)
+    return level_of(source, coarsest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -30,7 +30,8 @@ class TileMap:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideSource:
-    """One slide that was read: the headers (no pixels) of instances of its levels, finest first.
+    """One slide that was read: of each level, finest first, the header (no pixels) of one instance in `levels`, and in
+    `instances` the SOP instance UIDs of all (parts of a concatenation, focal planes).
 
     `read` is the index in `levels` of the level that the report's grid lies on. `tiles` is None where the slide gets no
     spatial objects (a stain that the model was not made for).
@@ -38,6 +39,7 @@ class SlideSource:
 
     series: str
     levels: tuple[Dataset, ...]
+    instances: tuple[tuple[str, ...], ...]
     read: int
     tiles: TileMap | None
 

@@ -16,7 +16,7 @@ from gateway.domain.report import FindingKind, Report, SlideReading
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete
+from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete, instances_read
 from gateway.reports.sr_groups import SlideGroups
 
 _SHORT_STRING = 16
@@ -36,7 +36,7 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     images = [image for _, _, image in pairs]
     name = ObjectName(report.analysis_id, Kind.SR, study)
     document = hd.Comprehensive3DSR(
-        evidence=[_reference(image) for image in images],
+        evidence=[_reference(image, uid) for image in images for uid in instances_read(report, image)],
         content=_content(report, pairs),
         series_instance_uid=name.series_instance_uid,
         series_number=name.kind.value.series_number,
@@ -78,10 +78,12 @@ def _slides_with_sources(
     return pairs
 
 
-def _reference(image: Dataset) -> Dataset:
-    """What the evidence sequence needs of an image; patient and study follow as received, unchecked by highdicom."""
+def _reference(image: Dataset, uid: str) -> Dataset:
+    """What the evidence sequence needs of the instance `uid` of an image; patient and study follow as received,
+    unchecked by highdicom."""
     reference = Dataset()
-    for keyword in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+    reference.SOPInstanceUID = uid
+    for keyword in ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
         setattr(reference, keyword, image[keyword].value)
     for keyword in TYPE_2:
         setattr(reference, keyword, None)

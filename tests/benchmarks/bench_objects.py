@@ -20,9 +20,8 @@ import pydicom
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.order import Order, Specimen
 from gateway.domain.report import Report, ReportState, SlideReading, Software
-from gateway.reports import SlideSource
 from gateway.reports.derived import Kind, ObjectName
-from gateway.reports.pyramid import PyramidLevel, level_of
+from gateway.reports.pyramid import PyramidLevel
 from gateway.reports.seg import Segment, write_segments
 from gateway.reports.sr_concepts import TISSUE
 from tests.benchmarks.rows import Row
@@ -87,8 +86,7 @@ def _level(slide: Path) -> tuple[Report, PyramidLevel]:
         slides=(reading,),
         findings=(),
     )
-    source = SlideSource(series=image.SeriesInstanceUID, levels=(image,), read=0, tiles=None)
-    return report, level_of(report, source, 0)
+    return report, PyramidLevel(image, (image.SOPInstanceUID,))
 
 
 def _write(path: Path, kind: str, slide: Path, frames: Iterator[npt.NDArray[np.uint8]]) -> float:

@@ -87,6 +87,7 @@ def invented(files: list[Path], work: Path) -> Invented:
         source = SlideSource(
             series=header.series_uid,
             levels=tuple(slide.source_dataset(level.index) for level in slide.levels),
+            instances=tuple(level.sop_instance_uids for level in slide.levels),
             read=outcome.level,
             tiles=outcome.tiles,
         )

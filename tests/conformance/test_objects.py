@@ -17,6 +17,7 @@ import pytest
 from gateway.archive import open_archive
 from gateway.reports.derived import Kind, ObjectName
 from gateway.reports.encode import write_all
+from gateway.slides.phantom import write_phantom
 from tests.conformance.invented import Invented, invented
 from tests.conftest import ROOT, data_path
 from tests.support.dciodvfy import validate
@@ -60,7 +61,18 @@ def slide_files(name: str) -> list[Path]:
 
 @pytest.fixture(scope="module", params=SLIDES)
 def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    made = invented(slide_files(request.param), tmp_path_factory.mktemp("work"))
+    return write(slide_files(request.param), tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def concatenated(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """What was written about a slide whose levels are three instances each."""
+    truth = write_phantom(tmp_path_factory.mktemp("phantom"), width_px=2048, height_px=1536, levels=3, parts=3)
+    return write([path for path in truth.files if path.name.startswith("level")], tmp_path_factory)
+
+
+def write(slide: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Written:
+    made = invented(slide, tmp_path_factory.mktemp("work"))
     folder = tmp_path_factory.mktemp("objects")
     write_all(folder, made.report, [made.source], made.pictures, segmentation_type="BINARY")
     files = {kind: path for kind in Kind for path in folder.glob(f"*.{kind.extension}.dcm")}
@@ -124,6 +136,29 @@ def test_it_lies_on_the_slide(written: Written, kind: Kind) -> None:
     assert series.SeriesInstanceUID == image.SeriesInstanceUID
     assert named
     assert named <= levels
+
+
+@pytest.mark.parametrize("kind", [Kind.SEG, Kind.PM])
+def test_what_lies_on_a_concatenated_level_names_all_parts(concatenated: Written, kind: Kind) -> None:
+    source, found = concatenated.made.source, concatenated.read(kind)
+    [at] = [at for at, level in enumerate(source.levels) if level.TotalPixelMatrixRows == found.TotalPixelMatrixRows]
+    parts = source.instances[at]
+    assert at > source.read
+    assert len(set(parts)) == 3
+    [derivation] = found.SharedFunctionalGroupsSequence[0].DerivationImageSequence
+    [series] = found.ReferencedSeriesSequence
+    for items in (found.SourceImageSequence, derivation.SourceImageSequence, series.ReferencedInstanceSequence):
+        assert tuple(item.ReferencedSOPInstanceUID for item in items) == parts
+
+
+@pytest.mark.parametrize("kind", [Kind.SR, Kind.KO])
+def test_the_evidence_names_all_parts_of_the_level_that_was_read(concatenated: Written, kind: Kind) -> None:
+    source = concatenated.made.source
+    [study] = concatenated.read(kind).CurrentRequestedProcedureEvidenceSequence
+    named = {item.SeriesInstanceUID: item.ReferencedSOPSequence for item in study.ReferencedSeriesSequence}
+    parts = {item.ReferencedSOPInstanceUID for item in named[source.series]}
+    assert parts == set(source.instances[source.read])
+    assert len(parts) == 3
 
 
 @pytest.mark.parametrize("kind", sorted(READERS, key=lambda kind: kind.name))

@@ -54,6 +54,11 @@ def volume_headers(folder: Path) -> list[pydicom.Dataset]:
     return sorted(volumes, key=lambda header: -header.TotalPixelMatrixColumns)
 
 
+def single(levels: Sequence[pydicom.Dataset]) -> tuple[tuple[str, ...], ...]:
+    """The instances of levels that have one each."""
+    return tuple((str(level.SOPInstanceUID),) for level in levels)
+
+
 def header_of(image: pydicom.Dataset) -> SlideHeader:
     specimen = image.SpecimenDescriptionSequence[0]
     return SlideHeader(
@@ -199,6 +204,7 @@ def source_of(image: pydicom.Dataset, result: TissueResult | None) -> SlideSourc
     return SlideSource(
         series=image.SeriesInstanceUID,
         levels=(image,),
+        instances=((image.SOPInstanceUID,),),
         read=0,
         tiles=None if result is None else tile_map(grid, result),
     )

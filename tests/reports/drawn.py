@@ -12,7 +12,7 @@ import pytest
 from gateway.domain.report import Report, SlideReading, TissueResult
 from gateway.domain.slide import TileGrid
 from gateway.reports import UNCERTAIN, SlideSource, TileMap
-from tests.reports.conftest import COMMITTED, DATA, reading_of, report_of, result_of, volume_headers
+from tests.reports.conftest import COMMITTED, DATA, reading_of, report_of, result_of, single, volume_headers
 
 REAL_SLIDES = ("cmu_small_he", "metaplasia_he", "csf_breast_pap")
 
@@ -83,7 +83,7 @@ def drawn(levels: list[pydicom.Dataset], *, exploratory: bool = False, patch: in
     slide = replace(slide, grid=grid)
     tiles = patches(grid, slide.series, patch=patch)
     report = report_of([slide], [agreeing(slide, tiles, exploratory=exploratory)])
-    return report, SlideSource(series=slide.series, levels=tuple(levels), read=0, tiles=tiles)
+    return report, SlideSource(series=slide.series, levels=tuple(levels), instances=single(levels), read=0, tiles=tiles)
 
 
 def _without(*keywords: str) -> Callable[[pydicom.Dataset], None]:

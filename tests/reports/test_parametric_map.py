@@ -22,7 +22,7 @@ from gateway.reports.derived import Kind, ObjectName
 from gateway.reports.parametric_map import NOT_READ, write_parametric_map
 from gateway.reports.pyramid import map_level
 from tests.conftest import data_path
-from tests.reports.conftest import COMMITTED, reading_of, report_of, result_of, source_of, volume_headers
+from tests.reports.conftest import COMMITTED, reading_of, report_of, result_of, single, source_of, volume_headers
 from tests.support.dciodvfy import needs_dciodvfy, validate
 
 
@@ -37,7 +37,7 @@ def case_of(folder: Path) -> tuple[Report, SlideSource]:
     probabilities_NC = np.random.default_rng(0).random(tiles.probabilities_NC.shape, np.float32) ** 2
     probabilities_NC[0], probabilities_NC[1] = 0, 1
     tiles = replace(tiles, probabilities_NC=probabilities_NC)
-    return report_of([slide], [result]), replace(source, levels=tuple(levels), tiles=tiles)
+    return report_of([slide], [result]), replace(source, levels=tuple(levels), instances=single(levels), tiles=tiles)
 
 
 def stored(path: Path) -> np.ndarray:

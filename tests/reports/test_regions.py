@@ -48,7 +48,9 @@ def on_grid(blank: tuple[Report, pydicom.Dataset], classes_RC: Grid, cut_px: tup
         probabilities_NC=random.random((len(rows_N), 7), dtype=np.float32),
         tissue_N=random.random(len(rows_N), dtype=np.float32),
     )
-    return replace(report, slides=(slide,)), SlideSource(series=slide.series, levels=(image,), read=0, tiles=tiles)
+    return replace(report, slides=(slide,)), SlideSource(
+        series=slide.series, levels=(image,), instances=((image.SOPInstanceUID,),), read=0, tiles=tiles
+    )
 
 
 def covered(region: Region, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:

@@ -32,6 +32,7 @@ from tests.reports.conftest import (
     reading_of,
     report_of,
     result_of,
+    single,
     source_of,
     volume_headers,
 )
@@ -46,7 +47,7 @@ def case_of(folder: Path, *, scale: float = 1.0, exploratory: bool = False) -> t
     slide = reading_of(levels[0])
     result = result_of(slide, scale=scale, exploratory=exploratory)
     source = source_of(levels[0], result)
-    return report_of([slide], [result]), replace(source, levels=tuple(levels))
+    return report_of([slide], [result]), replace(source, levels=tuple(levels), instances=single(levels))
 
 
 def slide_folder(name: str) -> Path:
@@ -214,13 +215,10 @@ def test_the_place_is_the_slide_s_in_every_direction(case: tuple[Report, SlideSo
 
 def test_all_instances_of_a_level_are_its_sources(case: tuple[Report, SlideSource]) -> None:
     report, source = case
-    part = deepcopy(source.levels[-1])
-    part.SOPInstanceUID = "2.25.7"
-    whole = replace(source, levels=(*source.levels, part))
-    assert map_level(report, whole).instances == (source.levels[-1].SOPInstanceUID, "2.25.7")
-    slide = replace(report.slides[0], sop_instance_uids=(source.image.SOPInstanceUID, "2.25.8"))
-    named = replace(report, slides=(slide,))
-    assert level_of(named, source, 0).instances == (source.image.SOPInstanceUID, "2.25.8")
+    parts = (source.levels[-1].SOPInstanceUID, "2.25.7")
+    level = map_level(report, replace(source, instances=(*source.instances[:-1], parts)))
+    assert level.image is source.levels[-1]
+    assert level.instances == parts
 
 
 @pytest.mark.parametrize(("field_px", "rows"), [(200, 186), (100, 371), (20, 1484), (5, 2967)])
@@ -415,7 +413,7 @@ def test_any_masks_are_read_back(
     report, source = case
     image = deepcopy(source.image)
     image.TotalPixelMatrixRows, image.TotalPixelMatrixColumns = rows, columns
-    level = level_of(report, replace(source, levels=(image,)), 0)
+    level = level_of(replace(source, levels=(image,)), 0)
     random = np.random.default_rng(seed)
     top = {"BINARY": 2, "FRACTIONAL": 256, "LABELMAP": count + 1}[segmentation_type]
     pixels = random.integers(0, top, (1 if segmentation_type == "LABELMAP" else count, rows, columns), np.uint8)
@@ -460,7 +458,7 @@ def test_the_validator_finds_no_error_in_any_mask(
 
 def test_more_labels_than_a_byte_holds(case: tuple[Report, SlideSource], tmp_path: Path) -> None:
     report, source = case
-    level = level_of(report, source, len(source.levels) - 1)
+    level = level_of(source, len(source.levels) - 1)
     labels = np.arange(186 * 139, dtype=np.uint16).reshape(186, 139) % 301
     write_segments(
         tmp_path / "many.seg.dcm",
