@@ -10,7 +10,7 @@ from typing import Literal
 from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
 from gateway.reports.ann import write_annotations
 from gateway.reports.encapsulated import write_encapsulated_pdf
-from gateway.reports.geojson import to_geojson
+from gateway.reports.geojson import write_geojson
 from gateway.reports.html import to_html
 from gateway.reports.json_report import to_json
 from gateway.reports.key_objects import write_key_objects
@@ -94,7 +94,7 @@ def write_all(
             case ObjectKind.ANNOTATIONS:
                 write_annotations(path, report, by_series[item.series])
             case ObjectKind.GEOJSON:
-                path.write_bytes(to_geojson(report, by_series[item.series]))
+                write_geojson(path, report, by_series[item.series])
             case ObjectKind.PAGE:
                 path.write_bytes(to_html(report, pictures))
             case ObjectKind.STRUCTURED_REPORT:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 from pydicom import Dataset
@@ -17,14 +18,16 @@ _DECIMALS = 3
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-def to_geojson(report: Report, source: SlideSource) -> bytes:
-    """A FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings.
+def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
+    """Write a FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings.
 
     Coordinates are full-resolution pixels from the slide image's top left, which is QuPath's plane and not RFC 7946's
     WGS 84 (section 4 allows that by prior arrangement). Outer rings run anticlockwise by their coordinates' signs
-    (section 3.1.6). Without a region the collection is empty. Raises PathserveError where the report lacks the grid.
+    (section 3.1.6). Without a region the collection is empty. Raises PathserveError where the report lacks the grid,
+    OSError.
     """
-    return b"".join(part.encode() for part in _parts(report, source))
+    with path.open("w", encoding="utf-8", newline="\n") as out:
+        out.writelines(_parts(report, source))
 
 
 def _parts(report: Report, source: SlideSource) -> Iterator[str]:

@@ -17,7 +17,7 @@ from gateway.domain.report import Report
 from gateway.reports import SlideSource, TileMap, picture, thumbnail_jpeg, tissue_map
 from gateway.reports.ann import Group, write_annotations, write_groups
 from gateway.reports.derived import Kind, ObjectName
-from gateway.reports.geojson import to_geojson
+from gateway.reports.geojson import write_geojson
 from gateway.reports.pdf import to_pdf
 from gateway.reports.sr_concepts import MEAN_PROBABILITY
 from tests.benchmarks.rows import Row
@@ -154,7 +154,7 @@ def _main(case: str) -> None:
                 if case == "regions":
                     write_annotations(Path(folder) / "a.dcm", report, source)
                 else:
-                    to_geojson(report, source)
+                    write_geojson(Path(folder) / "a.geojson", report, source)
                 seconds = time.perf_counter() - start
     # VmHWM starts afresh with the program; ru_maxrss begins at the size of the process that started it.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

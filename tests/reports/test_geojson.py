@@ -1,7 +1,9 @@
 import json
+import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,10 +14,17 @@ import pytest
 from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import SlideSource
-from gateway.reports.geojson import to_geojson
+from gateway.reports.geojson import write_geojson
 from gateway.reports.regions import regions_of
 from tests.reports.conftest import COMMITTED, source_of, volume_headers
 from tests.reports.drawn import POOR, REAL_SLIDES, drawn, poor, real_levels, ring_area
+
+
+def to_geojson(report: Report, source: SlideSource) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tissue-1.geojson"
+        write_geojson(path, report, source)
+        return path.read_bytes()
 
 
 def collection(report: Report, source: SlideSource) -> dict[str, Any]:
