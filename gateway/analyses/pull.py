@@ -69,7 +69,7 @@ class CasePull:
         for index, specimen in enumerate(self._order.specimens):
             for reference in specimen.slides:
                 try:
-                    entries = self._archive.find_series(reference.study, reference.series)
+                    entries = self._archive.find_series(reference.study, reference.series, cancelled=self._cancelled)
                 except SlideNotInArchive as error:
                     first = first or error
                     fetched += not_there(index, reference, error)

@@ -76,9 +76,11 @@ class DicomWebArchive:
             if session.listing("probe", "/studies", [("StudyInstanceUID", "2.25.0"), ("limit", "1")]) is None:
                 raise ArchiveRefused("There is no DICOMweb service at the archive's address: check its path.")
 
-    def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
+    def find_series(
+        self, study: str, series: Sequence[str] = (), *, cancelled: Callable[[], bool] = never
+    ) -> tuple[SeriesEntry, ...]:
         _check_uids(study, *series)
-        with self._session() as session:
+        with self._session(cancelled) as session:
             return dicomweb_find.find_series(session, study, series)
 
     def search(self, query: SlideQuery) -> tuple[SeriesEntry, ...]:

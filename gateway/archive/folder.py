@@ -74,7 +74,9 @@ class FolderArchive:
             raise NotDicom("No file in the folder is DICOM. Give a folder with the DICOM files of a slide.")
         raise NoVolumeImage("The folder holds DICOM files but no slide (modality SM). Give the slide's series.")
 
-    def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
+    def find_series(
+        self, study: str, series: Sequence[str] = (), *, cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[SeriesEntry, ...]:
         index = self._refreshed()
         found = {entry.series: entry for entry in _series_of(index) if entry.study == study}
         if not found:

@@ -78,10 +78,12 @@ class Archive(Protocol):
     def probe(self) -> None:
         """Raise ArchiveUnavailable or ArchiveRefused where the archive cannot be used now."""
 
-    def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
+    def find_series(
+        self, study: str, series: Sequence[str] = (), *, cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[SeriesEntry, ...]:
         """The slide series (modality SM) of a study, or just the named ones, in a stable order.
 
-        Raises SlideNotInArchive where the study, or one of the named series, is not there.
+        Raises SlideNotInArchive where the study, or one of the named series, is not there; Cancelled.
         """
 
     def search(self, query: SlideQuery) -> tuple[SeriesEntry, ...]:

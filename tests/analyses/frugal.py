@@ -27,7 +27,9 @@ class FrugalArchive:
         self.frames_brought = 0
         self.after: Callable[[], None] = lambda: None
 
-    def find_series(self, study: str, series: Sequence[str] = ()) -> tuple[SeriesEntry, ...]:
+    def find_series(
+        self, study: str, series: Sequence[str] = (), *, cancelled: Callable[[], bool] = lambda: False
+    ) -> tuple[SeriesEntry, ...]:
         return self._folder.find_series(study, series)
 
     def fetch(

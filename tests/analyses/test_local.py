@@ -69,7 +69,7 @@ class SlowArchive:
 
     def probe(self) -> None: ...
 
-    def find_series(self, study: str, series: object = ()) -> tuple[SeriesEntry, ...]:
+    def find_series(self, study: str, series: object = (), *, cancelled: object = None) -> tuple[SeriesEntry, ...]:
         return (ENTRY,)
 
     def fetch(

@@ -154,6 +154,14 @@ def test_cancelled_while_the_server_is_silent(behave: Callable[[socket.socket], 
     """Nobody waits for a timeout that is cancelled."""
     began = time.monotonic()
     entry = SeriesEntry(STUDY, SERIES)
-    with serving(behave) as address, pytest.raises(Cancelled):
-        DicomWebArchive.from_address(address).fetch(entry, cache, cancelled=lambda: time.monotonic() - began > 0.5)
+
+    def after(seconds: float) -> Callable[[], bool]:
+        return lambda: time.monotonic() - began > seconds
+
+    with serving(behave) as address:
+        archive = DicomWebArchive.from_address(address)
+        with pytest.raises(Cancelled):
+            archive.find_series(STUDY, cancelled=after(0.3))
+        with pytest.raises(Cancelled):
+            archive.fetch(entry, cache, cancelled=after(1.0))
     assert time.monotonic() - began < 5
