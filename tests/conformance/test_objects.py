@@ -97,6 +97,12 @@ def test_validator_finds_no_error(written: Written, kind: Kind) -> None:
 
 @pytest.mark.validators
 @pytest.mark.parametrize("kind", Kind)
+def test_validator_finds_no_error_where_levels_are_concatenations(concatenated: Written, kind: Kind) -> None:
+    assert validate(concatenated.files[kind]) == []
+
+
+@pytest.mark.validators
+@pytest.mark.parametrize("kind", Kind)
 def test_dcmtk_reads_it(written: Written, kind: Kind) -> None:
     program = "dsrdump" if kind in (Kind.SR, Kind.KO) else "dcmdump"
     done = subprocess.run([program, str(written.files[kind])], capture_output=True, check=False)
