@@ -84,15 +84,15 @@ test: packages setup setup-training setup-tensorrt setup-import lint
 	set -m  # the lane beside gets a process group, so that it ends whole
 	{
 	  failed=0
-	  .venv-training/bin/python -m pytest -p tests.skips $(TRAINING_TESTS) || failed=1
-	  .venv/bin/python -m pytest -p tests.skips $(SERVER_TESTS) || failed=1
+	  .venv-training/bin/python -m pytest -p tests.skips --durations=12 $(TRAINING_TESTS) || failed=1
+	  .venv/bin/python -m pytest -p tests.skips --durations=12 $(SERVER_TESTS) || failed=1
 	  exit $$failed
 	} > build/tests-beside.log 2>&1 &
 	beside=$$!
 	set +m
 	trap 'kill -- -$$beside 2> /dev/null || true' EXIT
 	failed=0
-	.venv/bin/python -m pytest -p tests.skips $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS)) || failed=1
+	.venv/bin/python -m pytest -p tests.skips --durations=12 $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS)) || failed=1
 	wait $$beside || failed=1
 	cat build/tests-beside.log
 	exit $$failed
