@@ -146,7 +146,7 @@ def _same(first: pydicom.Dataset, second: pydicom.Dataset, tag: Any, ours: Binar
     if any(large) and not (_is_sequence(mine) or _is_sequence(other)):
         return False
     raw, other_raw = getattr(mine, "value", None), getattr(other, "value", None)
-    if isinstance(raw, bytes) and raw == other_raw:
+    if isinstance(raw, bytes) and raw == other_raw and mine.VR == other.VR:
         return True
     # Padding, the encoding of lengths, and character sets may differ: what counts is the value.
     return _equal(first, second, tag)

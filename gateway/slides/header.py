@@ -139,6 +139,8 @@ def _read_header(path: Path) -> tuple[Dataset, int, tuple[int, int]]:
         raise TruncatedFile(_BREAKS_OFF.format(path.name)) from error
     if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
         raise TruncatedFile(_BREAKS_OFF.format(path.name))
+    if dataset.SOPClassUID == WHOLE_SLIDE and not dataset.get("Modality"):
+        dataset.Modality = "SM"  # the only one that its SOP class has (PS3.3 A.32.8)
     return dataset, rest, state
 
 

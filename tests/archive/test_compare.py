@@ -258,3 +258,13 @@ def test_a_damaged_sequence_is_no_trouble_of_the_disk(tmp_path):
     got.write_bytes(data[: value - 4] + b"\x04\0\0\0" + data[value : value + 4] + data[end:])
     with pytest.raises(ArchiveRefused, match="damaged"):
         check_same(sent, got, "The PACS")
+
+
+def test_the_same_bytes_as_another_kind_of_number_are_another_value(sent: Path) -> None:
+    mine = changed(sent, lambda dataset: setattr(dataset, "ImagedVolumeWidth", 1.5)).rename(sent)
+    value = b"\x48\x00\x01\x00%s\x04\x00\x00\x00\xc0\x3f"
+    data = mine.read_bytes()
+    assert data.count(value % b"FL") == 1
+    got = mine.with_name("got.dcm")
+    got.write_bytes(data.replace(value % b"FL", value % b"UL"))
+    assert compare(mine, got).differing == ("ImagedVolumeWidth",)

@@ -4,6 +4,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
@@ -78,10 +79,9 @@ def rewritten(path: Path, change: Callable[[Dataset], None]) -> None:
     pixels = pixel_data(data)
     dataset = pydicom.dcmread(path, stop_before_pixels=True)
     change(dataset)
-    with path.open("wb") as out:
-        dcmwrite(out, dataset, enforce_file_format=False, overwrite=True)
-        if pixels is not None:
-            out.write(data[pixels.start :])
+    out = BytesIO()
+    dcmwrite(out, dataset, enforce_file_format=False, overwrite=True)
+    path.write_bytes(out.getvalue() + (b"" if pixels is None else data[pixels.start :]))
 
 
 def _raw(dataset: Dataset, keyword: str, vr: str, value: bytes) -> None:
@@ -144,7 +144,11 @@ def hostile_text(rng: Random, path: Path) -> None:
             filling = rng.choice((b"\x1b$B\x30", b"\xff\xfe", b"<script>", b"A" * 70_000, b"\0", b"^=^=", b"\xe4\xb8"))
             _raw(dataset, keyword, "UN" if rng.random() < 0.1 else "LO", filling)
 
-    rewritten(path, change)
+    written = False
+    while not written:  # pydicom cannot write every text in every character set
+        with suppress(IndexError):
+            rewritten(path, change)
+            written = True
 
 
 def wrong_spacing(rng: Random, path: Path) -> None:

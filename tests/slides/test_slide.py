@@ -64,6 +64,15 @@ def test_source_dataset_is_the_levels_header_without_pixels(slide):
     assert "PixelData" not in dataset
 
 
+def test_a_header_without_its_modality_is_of_the_one_that_slides_have(phantom, tmp_path):
+    for file in phantom.files:
+        dataset = pydicom.dcmread(file)
+        del dataset.Modality
+        dataset.save_as(tmp_path / file.name)
+    with Slide.open(sorted(tmp_path.iterdir())) as slide:
+        assert {slide.source_dataset(level.index).Modality for level in slide.levels} == {"SM"}
+
+
 def test_levels_are_told_by_pixel_spacing_not_by_image_type(phantom, tmp_path):
     volumes = [path for path in phantom.files if path.name.startswith("level")]
     swapped = [changed(path, tmp_path, ImageType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]) for path in volumes]
