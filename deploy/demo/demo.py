@@ -221,18 +221,15 @@ def events(gateway: Gateway, analysis: str) -> Iterator[tuple[str, Any]]:
 
 
 def show(gateway: Gateway, analysis: str, archive: str, study: str) -> None:
-    """Fetch the report in its encodings, print it, and say where the files are."""
+    """Fetch the report in all its encodings, print it, and say where the files are."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    url = f"{gateway.url}/v1/analyses/{analysis}/report"
-    for accept, name in (
-        ("application/json", "report.json"),
-        ("text/html", "report.html"),
-        ("application/dicom", "report.sr.dcm"),
-    ):
-        answer = http.get(url, headers={**gateway.headers, "Accept": accept}, timeout=60)
+    listed = http.get(f"{gateway.url}/v1/analyses/{analysis}/artifacts", headers=gateway.headers, timeout=60)
+    listed.raise_for_status()
+    for item in listed.json()["items"]:
+        answer = http.get(gateway.url + item["href"], headers=gateway.headers, timeout=60)
         answer.raise_for_status()
-        (OUT / name).write_bytes(answer.content)
+        (OUT / item["name"]).write_bytes(answer.content)
     report = json.loads((OUT / "report.json").read_text())
     console.rule("Report")
     console.print(report["statement"])
@@ -256,11 +253,11 @@ def show(gateway: Gateway, analysis: str, archive: str, study: str) -> None:
             f"{100 * tissue['uncertain_share']:.1f} %", f"< {tissue['min_probability']:.2f}",
         )  # fmt: skip
         console.print(table)
-    stored = pydicom.dcmread(OUT / "report.sr.dcm", stop_before_pixels=True)
+    objects = sorted(path.name.split(".")[-2].upper() for path in OUT.glob("*.dcm"))  # report.sr.dcm
     kind = "the PACS" if archive.startswith("dicomweb") else "the archive folder"
-    console.print(f"The structured report {stored.SOPInstanceUID} lies in {kind}, in study {study}.", soft_wrap=True)
-    for name in ("report.json", "report.html", "report.sr.dcm"):
-        console.print(OUT / name, soft_wrap=True)
+    console.print(f"{len(objects)} objects ({', '.join(objects)}) lie in {kind}, in study {study}.", soft_wrap=True)
+    for path in sorted(OUT.iterdir()):
+        console.print(path, soft_wrap=True)
 
 
 @contextmanager

@@ -47,8 +47,9 @@ _REQUIRED = (
 _IDENTIFIERS = ("StudyInstanceUID", "PatientID", "IssuerOfPatientID", "AccessionNumber", "ContainerIdentifier")
 # They name folders. Leading zeros, which PS3.5 9.1 forbids, are met in practice and do no harm there.
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)+", re.ASCII)
-_COPIED_GROUPS = {0x0008, 0x0010, 0x0038}
-"""Study, patient and visit: what a report copies from the slide."""
+_COPIED_GROUPS = {0x0008, 0x0010, 0x0012, 0x0018, 0x0020, 0x0028, 0x0038, 0x0048}
+"""Study, patient, de-identification, equipment, frame of reference, image, visit and slide: where what a report and its
+objects copy from the header lies."""
 _SPECIMEN = {0x00400512, 0x00400513, 0x00400518, 0x00400560}
 """The Specimen module (PS3.3 C.7.6.22), which its objects carry too."""
 _MIN_UM, _MAX_UM = 0.02, 500.0

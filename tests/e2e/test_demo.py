@@ -24,10 +24,10 @@ def test_demo_ends_with_a_report() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("report.json", "report.html", "report.sr.dcm"):
+    for name in ("report.json", "report.html", "report.pdf", "report.sr.dcm", "tissue-1.seg.dcm", "report.ko.dcm"):
         assert (ROOT / "build" / "demo" / name).stat().st_size > 0
         assert name in done.stdout
-    assert "lies in the PACS" in done.stdout
+    assert "6 objects (ANN, KO, PDF, PM, SEG, SR) lie in the PACS" in done.stdout
     left = [p.info for p in psutil.process_iter(["pid", "name", "environ"]) if mark in str(p.info["environ"])]
     assert left == []
 
