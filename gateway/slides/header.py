@@ -13,7 +13,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 
-from gateway.archive.bounded import BoundedReads, read_meta
+from gateway.archive.bounded import HEADER_READS, BoundedReads, read_meta
 from gateway.domain.codes import Code
 from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import (
@@ -30,7 +30,7 @@ from gateway.slides.places import PER_FRAME_GROUPS
 _IMPLICIT, _EXPLICIT, _BIG_ENDIAN = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 NATIVE = frozenset((_IMPLICIT, _EXPLICIT, _BIG_ENDIAN))
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
-_MAX_VALUE = 64 * 1024 * 1024
+_MAX_VALUE = 8 * 1024 * 1024
 """The largest value of a header (an ICC profile has a megabyte): more is damage, and would be held in memory."""
 _REQUIRED = (
     "StudyInstanceUID",
@@ -202,18 +202,28 @@ def _no_volume(images: list[ImageFile]) -> str:
     return f"The series holds no VOLUME image, only {roles}. Send the slide's VOLUME images to the archive."
 
 
-def _decode(element: DataElement) -> None:
-    """Decode an element to its last item; its data set has given it here, and so decoded what is outside."""
+def _decode(element: DataElement, left: int) -> int:
+    """Decode an element to its last item; its data set has given it here, and so decoded what is outside.
+
+    Returns how many of the `left` elements that may be decoded remain. Raises ValueError where there are more: a value
+    of defined length is read at once, however many items it holds.
+    """
+    if left <= 0:
+        raise ValueError("the header has more elements than any slide's")
+    left -= 1
     if element.VR == "SQ":
         for item in element.value:
+            left -= 1
             for inner in item:
-                _decode(inner)
+                left = _decode(inner, left)
+    return left
 
 
 def _check_header(image: ImageFile) -> None:
     dataset = image.dataset
+    left = HEADER_READS
     for tag in [tag for tag in dataset.keys() if tag.group in _COPIED_GROUPS or tag in _SPECIMEN]:  # noqa: SIM118
-        _decode(dataset[tag])  # so that what is damaged is found now, and not when the report is written
+        left = _decode(dataset[tag], left)  # so that damage is found now, and not when the report is written
     missing = [keyword for keyword in _REQUIRED if dataset.get(keyword) in (None, "", 0)]
     if missing:
         raise InvalidSlide(f"{image.path.name} lacks {', '.join(missing)} in its header. Check how it was converted.")

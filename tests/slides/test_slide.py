@@ -73,6 +73,14 @@ def test_a_header_without_its_modality_is_of_the_one_that_slides_have(phantom, t
         assert {slide.source_dataset(level.index).Modality for level in slide.levels} == {"SM"}
 
 
+def test_a_header_of_more_items_than_any_slide_has(phantom, tmp_path):
+    dataset = pydicom.dcmread(phantom.files[0])
+    dataset.SpecimenDescriptionSequence[0].SpecimenPreparationSequence = [pydicom.Dataset()] * 101_000
+    dataset.save_as(tmp_path / "level.dcm")
+    with pytest.raises(InvalidSlide):
+        Slide.open([tmp_path / "level.dcm"])
+
+
 def test_levels_are_told_by_pixel_spacing_not_by_image_type(phantom, tmp_path):
     volumes = [path for path in phantom.files if path.name.startswith("level")]
     swapped = [changed(path, tmp_path, ImageType=["ORIGINAL", "PRIMARY", "VOLUME", "NONE"]) for path in volumes]
