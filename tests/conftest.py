@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# gRPC's handlers of forks abort a child whose parent has threads in gRPC, as this process has in some tests.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 ROOT = Path(__file__).parents[1]
 
 
