@@ -180,3 +180,11 @@ class Report:
     tissue: tuple[TissueResult, ...] = ()
     pictures: tuple[Picture, ...] = ()
     objects: tuple[ResultObject, ...] = ()
+
+    def slide_of(self, series: str) -> SlideReading | None:
+        """The slide of a series, read or not; None where the order has none."""
+        return next((slide for slide in self.slides if slide.series == series), None)
+
+    def tissue_of(self, series: str) -> TissueResult | None:
+        """The tissue result of the slide of a series, if there is one."""
+        return next((result for result in self.tissue if result.series == series), None)

@@ -5,7 +5,7 @@ from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
 from gateway.reports.pictures import picture, thumbnail_jpeg, tissue_map
 from gateway.reports.spatial import UNCERTAIN, SlideSource, TileMap
-from gateway.reports.sr import sr_bytes, to_sr
+from gateway.reports.sr import to_sr
 
 __all__ = [
     "DICOM",
@@ -16,7 +16,6 @@ __all__ = [
     "picture",
     "report_schema",
     "result_objects",
-    "sr_bytes",
     "thumbnail_jpeg",
     "tissue_map",
     "to_html",

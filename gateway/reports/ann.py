@@ -62,7 +62,7 @@ def write_annotations(path: Path, report: Report, source: SlideSource) -> None:
     number. Raises PathserveError where there is no region (`has_regions`): the object has at least one group of at
     least one annotation. Raises OSError.
     """
-    result = next((result for result in report.tissue if result.series == source.series), None)
+    result = report.tissue_of(source.series)
     classes = {tissue.index: tissue for tissue in result.classes} if result else {}
     groups = [
         _group(report, source, classes[index], tuple(regions))
@@ -106,7 +106,8 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
 def _group(report: Report, source: SlideSource, tissue: TissueClass, regions: Sequence[Region]) -> Group:
     outlines = [region.rings[0] for region in regions]
     lengths = np.array([len(outline) for outline in outlines])
-    exploratory = any(result.exploratory for result in report.tissue if result.series == source.series)
+    result = report.tissue_of(source.series)
+    exploratory = result is not None and result.exploratory
 
     def measured(field: str) -> Floats:
         return np.array([getattr(region, field) for region in regions], dtype=np.float32)

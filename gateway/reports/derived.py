@@ -5,7 +5,7 @@ says it otherwise. All of it is a pure function of the report and of the source 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
@@ -65,6 +65,8 @@ SPECIMEN = (
     "SpecimenDescriptionSequence",
 )
 """The Specimen module (PS3.3 C.7.6.22), copied into image objects as received."""
+EVIDENCE = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns")
+"""What a document's evidence sequence needs of an object."""
 _SCHEME_DESIGNATOR = Tag("CodingSchemeDesignator")
 
 
@@ -184,9 +186,28 @@ def reference_to(image: Dataset, uid: str | None = None) -> Dataset:
     return item
 
 
+def evidence(dataset: Dataset, uid: str | None = None) -> Dataset:
+    """An object, or the instance `uid` of the same level, as evidence (PS3.3 C.17.6.2.1); patient and study are left to
+    `complete`, unchecked by highdicom."""
+    item = Dataset()
+    for keyword in EVIDENCE:
+        if keyword in dataset:
+            setattr(item, keyword, dataset[keyword].value)
+    if uid is not None:
+        item.SOPInstanceUID = uid
+    for keyword in TYPE_2:
+        setattr(item, keyword, None)
+    return item
+
+
+def evidence_read(report: Report, images: Sequence[Dataset]) -> list[Dataset]:
+    """The evidence of every instance of the levels that were read, `images` being one of each."""
+    return [evidence(image, uid) for image in images for uid in instances_read(report, image)]
+
+
 def instances_read(report: Report, image: Dataset) -> tuple[str, ...]:
     """The SOP instance UIDs of the level that was read, `image` being that of one: all parts of a concatenation."""
-    slide = next((slide for slide in report.slides if slide.series == image.SeriesInstanceUID), None)
+    slide = report.slide_of(image.SeriesInstanceUID)
     return tuple(dict.fromkeys((str(image.SOPInstanceUID), *(slide.sop_instance_uids if slide else ()))))
 
 

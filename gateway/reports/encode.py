@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
+from gateway.reports import dicom_file
 from gateway.reports.ann import write_annotations
 from gateway.reports.encapsulated import write_encapsulated_pdf
 from gateway.reports.geojson import write_geojson
@@ -19,7 +20,7 @@ from gateway.reports.pdf import to_pdf
 from gateway.reports.regions import has_regions
 from gateway.reports.seg import write_seg
 from gateway.reports.spatial import SlideSource
-from gateway.reports.sr import sr_bytes, to_sr
+from gateway.reports.sr import to_sr
 
 DICOM, PDF = "application/dicom", "application/pdf"
 
@@ -98,7 +99,7 @@ def write_all(
             case ObjectKind.PAGE:
                 path.write_bytes(to_html(report, pictures))
             case ObjectKind.STRUCTURED_REPORT:
-                path.write_bytes(sr_bytes(to_sr(report, images)))
+                dicom_file.save(to_sr(report, images), path)
             case ObjectKind.DOCUMENT if item.media_type == PDF:
                 path.write_bytes(document)
             case ObjectKind.DOCUMENT:

@@ -32,7 +32,7 @@ def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
 
 def _parts(report: Report, source: SlideSource) -> Iterator[str]:
     """The text, a feature at a time: a slide of a hundred thousand regions is never held as a tree of objects."""
-    result = next((result for result in report.tissue if result.series == source.series), None)
+    result = report.tissue_of(source.series)
     exploratory = bool(result and result.exploratory)
     to_finest = _Scale(source.image, source.levels[0])
     yield '{"type":"FeatureCollection","features":['

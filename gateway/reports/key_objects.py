@@ -12,11 +12,8 @@ from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file, wording
 from gateway.reports import sr_concepts as concept
-from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete, instances_read
+from gateway.reports.derived import EVIDENCE, Kind, ObjectName, complete, evidence, evidence_read
 from gateway.reports.sr import device_observer
-
-_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-_IMAGE = ("Rows", "Columns")
 
 
 def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], objects: Sequence[Path]) -> None:
@@ -27,7 +24,8 @@ def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], obj
     another study, OSError.
     """
     study = str(images[0].StudyInstanceUID)
-    listed = [*(_identity(_header(file)) for file in objects), *_instances(report, images)]
+    headers = (pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*EVIDENCE]) for file in objects)
+    listed = [*map(evidence, headers), *evidence_read(report, images)]
     if not objects or {str(item.StudyInstanceUID) for item in listed} != {study}:
         raise PathserveError("A key object selection lists objects of one study, and there are none. Report this.")
     name = ObjectName(report.analysis_id, Kind.KO, study)
@@ -55,26 +53,3 @@ def _description(report: Report) -> Iterator[str]:
     yield wording.PRELIMINARY
     if report.exploratory:
         yield wording.EXPLORATORY
-
-
-def _instances(report: Report, images: Sequence[Dataset]) -> Iterator[Dataset]:
-    for image in images:
-        for uid in instances_read(report, image):
-            instance = _identity(image)
-            instance.SOPInstanceUID = uid
-            yield instance
-
-
-def _header(file: Path) -> Dataset:
-    return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_IDENTITY, *_IMAGE])
-
-
-def _identity(dataset: Dataset) -> Dataset:
-    """What a reference needs of an object; patient and study are left to `complete`, unchecked by highdicom."""
-    identity = Dataset()
-    for keyword in (*_IDENTITY, *_IMAGE):
-        if keyword in dataset:
-            setattr(identity, keyword, dataset[keyword].value)
-    for keyword in TYPE_2:
-        setattr(identity, keyword, None)
-    return identity

@@ -30,7 +30,7 @@ def write_parametric_map(path: Path, report: Report, source: SlideSource) -> Non
     classes (PS3.3 C.7.6.17.3), so a map holds one probability a place. Raises PathserveError where the slide has no
     tiles or no result, OSError.
     """
-    result = wording.result_of(report, reading_of(report, source))
+    result = report.tissue_of(reading_of(report, source).series)
     if result is None or source.tiles is None:
         raise PathserveError("A slide without a result has no heat map. Report this.")
     best_N = source.tiles.probabilities_NC[:, [tissue.index for tissue in result.classes]].max(axis=1)

@@ -175,7 +175,7 @@ def _headed(text: str) -> str:
 def _slide(
     report: Report, slide: SlideReading, pictures: Mapping[str, bytes], images: dict[str, bytes]
 ) -> dict[str, Any]:
-    result = wording.result_of(report, slide)
+    result = report.tissue_of(slide.series)
     header = slide.header
     scanner = " ".join(map(wording.cut, filter(None, (header.manufacturer, header.model_name)))) if header else ""
     facts = [

@@ -125,10 +125,10 @@ def derived_image(
 
 def reading_of(report: Report, source: SlideSource) -> SlideReading:
     """What the report says of the slide. Raises PathserveError where that is nothing."""
-    for slide in report.slides:
-        if slide.series == source.series:
-            return slide
-    raise PathserveError("A slide that was read is not in the report. Run the analysis again.")
+    slide = report.slide_of(source.series)
+    if slide is None:
+        raise PathserveError("A slide that was read is not in the report. Run the analysis again.")
+    return slide
 
 
 def _grid_of(report: Report, source: SlideSource) -> TileGrid:

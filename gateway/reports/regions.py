@@ -16,7 +16,6 @@ import numpy.typing as npt
 from gateway.domain.report import Report
 from gateway.domain.slide import TileGrid
 from gateway.operations.errors import PathserveError
-from gateway.reports import wording
 from gateway.reports.spatial import UNCERTAIN, SlideSource, TileMap
 
 Labels = npt.NDArray[np.int32]
@@ -59,11 +58,10 @@ def regions_of(report: Report, source: SlideSource, *, simple: bool = False) -> 
     tile map. Raises PathserveError where the report does not hold the slide's grid.
     """
     tiles = source.tiles
-    slide = next((slide for slide in report.slides if slide.series == source.series), None)
-    result = wording.result_of(report, slide) if slide else None
-    if tiles is None or result is None:
+    slide, result = report.slide_of(source.series), report.tissue_of(source.series)
+    if tiles is None or slide is None or result is None:
         return
-    if slide is None or slide.grid is None or slide.level_width_px is None or slide.level_height_px is None:
+    if slide.grid is None or slide.level_width_px is None or slide.level_height_px is None:
         raise PathserveError("The report does not say which grid a slide was read on. Run the analysis again.")
     level_px = slide.level_width_px, slide.level_height_px
     for tissue in result.classes:

@@ -55,7 +55,7 @@ def write_seg(
     Over the whole extent of the level of `pyramid.map_level`. What was not read lies in no segment. Raises
     PathserveError where the slide has no tiles or no result, OSError.
     """
-    result = wording.result_of(report, reading_of(report, source))
+    result = report.tissue_of(reading_of(report, source).series)
     if result is None or source.tiles is None:
         raise PathserveError("A slide without a result has no segmentation. Report this.")
     level = map_level(report, source)

@@ -5,10 +5,9 @@ analysis id, times from `Report.issued`, and encoding twice gives the same bytes
 """
 
 from collections.abc import Sequence
-from io import BytesIO
 
 from highdicom import sr as hd
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
@@ -16,7 +15,7 @@ from gateway.domain.report import FindingKind, Report, SlideReading
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import TYPE_2, Kind, ObjectName, complete, instances_read
+from gateway.reports.derived import Kind, ObjectName, complete, evidence_read
 from gateway.reports.sr_groups import SlideGroups
 
 _SHORT_STRING = 16
@@ -36,7 +35,7 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     images = [image for _, _, image in pairs]
     name = ObjectName(report.analysis_id, Kind.SR, study)
     document = hd.Comprehensive3DSR(
-        evidence=[_reference(image, uid) for image in images for uid in instances_read(report, image)],
+        evidence=evidence_read(report, images),
         content=_content(report, pairs),
         series_instance_uid=name.series_instance_uid,
         series_number=name.kind.value.series_number,
@@ -54,13 +53,6 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     return document
 
 
-def sr_bytes(document: Dataset) -> bytes:
-    """The document as a DICOM file (PS3.10), Explicit VR Little Endian."""
-    buffer = BytesIO()
-    dcmwrite(buffer, document, enforce_file_format=True)
-    return buffer.getvalue()
-
-
 def _slides_with_sources(
     report: Report, study: str, source_images: Sequence[Dataset]
 ) -> list[tuple[int, SlideReading, Dataset]]:
@@ -76,18 +68,6 @@ def _slides_with_sources(
     if not pairs:
         raise PathserveError("No slide of this study was read, so there is nothing to put into a structured report.")
     return pairs
-
-
-def _reference(image: Dataset, uid: str) -> Dataset:
-    """What the evidence sequence needs of the instance `uid` of an image; patient and study follow as received,
-    unchecked by highdicom."""
-    reference = Dataset()
-    reference.SOPInstanceUID = uid
-    for keyword in ("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID"):
-        setattr(reference, keyword, image[keyword].value)
-    for keyword in TYPE_2:
-        setattr(reference, keyword, None)
-    return reference
 
 
 def _request(report: Report, study: str) -> list[Dataset] | None:

@@ -11,7 +11,6 @@ from pydicom import Dataset
 from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
 from gateway.domain.report import BoxPx, Evidence, Report, SlideReading, TissueClass, TissueResult
 from gateway.reports import sr_concepts as concept
-from gateway.reports import wording
 from gateway.reports.derived import tracking_of
 from gateway.reports.spatial import place_of
 
@@ -28,7 +27,7 @@ class SlideGroups:
 
     def all(self) -> Iterator[hd.MeasurementsAndQualitativeEvaluations]:
         """The slide as a whole, each class with its evidence, then what stayed uncertain."""
-        result = wording.result_of(self.report, self.slide)
+        result = self.report.tissue_of(self.slide.series)
         yield self._whole(result)
         if result is None:
             return

@@ -1,6 +1,6 @@
 """The words that every encoding shares, so that none of them says it otherwise."""
 
-from gateway.domain.report import FindingKind, Report, SlideReading, TissueResult
+from gateway.domain.report import FindingKind, Report, SlideReading
 
 RESEARCH_USE = "Research use only, not a medical device."
 PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
@@ -37,11 +37,6 @@ def document_title(report: Report) -> str:
 def kind_title(kind: FindingKind) -> str:
     """What a finding is about, for people."""
     return _KINDS[kind]
-
-
-def result_of(report: Report, slide: SlideReading) -> TissueResult | None:
-    """The slide's tissue result, if there is one."""
-    return next((result for result in report.tissue if result.series == slide.series), None)
 
 
 def slide_name(report: Report, series: str | None) -> str:

@@ -9,7 +9,7 @@ from highdicom.ko import KeyObjectSelectionDocument
 
 from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
-from gateway.reports import SlideSource, sr_bytes, to_sr
+from gateway.reports import SlideSource, to_sr
 from gateway.reports.ann import write_annotations
 from gateway.reports.derived import Kind, ObjectName
 from gateway.reports.encapsulated import write_encapsulated_pdf
@@ -18,6 +18,7 @@ from gateway.reports.seg import write_seg
 from tests.reports.conftest import source_of
 from tests.reports.drawn import POOR, drawn, poor, real_levels
 from tests.support.dciodvfy import needs_dciodvfy, validate
+from tests.support.dicom import file_bytes
 
 
 def objects_of(folder: Path, report: Report, *sources: SlideSource) -> list[Path]:
@@ -29,7 +30,7 @@ def objects_of(folder: Path, report: Report, *sources: SlideSource) -> list[Path
         write_seg(files[-2], report, source, segmentation_type="BINARY")
         write_annotations(files[-1], report, source)
     files += [folder / "sr.dcm", folder / "pdf.dcm"]
-    files[-2].write_bytes(sr_bytes(to_sr(report, images)))
+    files[-2].write_bytes(file_bytes(to_sr(report, images)))
     write_encapsulated_pdf(files[-1], report, images[0], b"%PDF-1.7")
     return files
 

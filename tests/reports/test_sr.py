@@ -19,7 +19,8 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Finding, FindingKind, Report
 from gateway.operations.errors import PathserveError
-from gateway.reports import sr_bytes, to_sr
+from gateway.reports import to_sr
+from tests.support.dicom import file_bytes
 
 
 def walk(item: pydicom.Dataset):
@@ -41,13 +42,13 @@ def texts(document: pydicom.Dataset) -> str:
 
 
 def written(document: pydicom.Dataset) -> pydicom.Dataset:
-    return pydicom.dcmread(BytesIO(sr_bytes(document)))
+    return pydicom.dcmread(BytesIO(file_bytes(document)))
 
 
 def validated(document: pydicom.Dataset, folder: Path) -> list[str]:
     """dciodvfy's errors; fails where the tool says nothing at all."""
     path = folder / "report.sr.dcm"
-    path.write_bytes(sr_bytes(document))
+    path.write_bytes(file_bytes(document))
     said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
     assert said.startswith("Comprehensive3DSR")
     return [line for line in said.splitlines() if line.startswith("Error")]
@@ -102,7 +103,7 @@ def test_validators_find_a_planted_error(report: Report, image: pydicom.Dataset,
 
 
 def test_encoding_twice_gives_the_same_bytes(report: Report, image: pydicom.Dataset) -> None:
-    assert sr_bytes(to_sr(report, [image])) == sr_bytes(to_sr(report, [image]))
+    assert file_bytes(to_sr(report, [image])) == file_bytes(to_sr(report, [image]))
 
 
 def test_another_analysis_is_another_object(report: Report, image: pydicom.Dataset) -> None:
@@ -201,7 +202,7 @@ def test_names_survive_any_character_set(charset, name: str, report: Report, ima
 
 
 def test_reads_back_by_template(report: Report, image: pydicom.Dataset) -> None:
-    document = srread(BytesIO(sr_bytes(to_sr(report, [image]))))
+    document = srread(BytesIO(file_bytes(to_sr(report, [image]))))
     assert isinstance(document, Comprehensive3DSR)
     groups = document.content.get_image_measurement_groups()
     assert len(groups) == 1 + len(report.tissue[0].classes) + 1
@@ -370,11 +371,11 @@ def test_hostile_header_is_copied_not_judged(report: Report, image: pydicom.Data
         assert document[keyword].value == hostile[keyword]
     assert document.ContributingEquipmentSequence[0].Manufacturer == hostile["Manufacturer"]
     assert str(document.ContentTime) == "093015"
-    assert hostile["PatientName"].encode() in sr_bytes(document)
+    assert hostile["PatientName"].encode() in file_bytes(document)
 
 
 def test_time_never_comes_from_the_clock(report: Report, image: pydicom.Dataset) -> None:
     later = datetime(2031, 3, 4, 23, 59, 59, tzinfo=UTC)
-    data = sr_bytes(to_sr(replace(report, issued=later), [image]))
+    data = file_bytes(to_sr(replace(report, issued=later), [image]))
     assert b"20310304" in data
     assert datetime.now(UTC).strftime("%Y%m%d").encode() not in data

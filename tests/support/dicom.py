@@ -1,12 +1,22 @@
 """Small DICOM files, made for tests."""
 
 import io
+import tempfile
+from pathlib import Path
 
 import pydicom
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage
 
+from gateway.reports.dicom_file import save
 from tests.support.rogue_pacs import SERIES, SOP, STUDY
+
+
+def file_bytes(dataset: pydicom.Dataset) -> bytes:
+    """A derived object as the file that the product writes of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save(dataset, Path(folder, "object.dcm"))
+        return Path(folder, "object.dcm").read_bytes()
 
 
 def dicom_file(
