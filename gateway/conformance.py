@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.charset import python_encoding
-from pydicom.uid import UID, AllTransferSyntaxes
+from pydicom.uid import UID, AllTransferSyntaxes, VLWholeSlideMicroscopyImageStorage
 
 import gateway.reports
 from gateway import __version__
@@ -36,7 +36,6 @@ from gateway.reports.encode import result_objects, write_all
 from gateway.reports.wording import kind_title
 from gateway.slides import Slide
 from gateway.slides.decode import SUPPORTED
-from gateway.slides.header import WHOLE_SLIDE
 from gateway.slides.phantom import write_phantom
 
 _FIELD_PX = 128
@@ -179,7 +178,7 @@ def _in_order(uids: Iterable[str]) -> list[str]:
 def _read() -> str:
     unread = {str(uid) for uid in AllTransferSyntaxes} - SUPPORTED
     return (
-        f"{_named(WHOLE_SLIDE)}, modality SM, VOLUME images of 8-bit colour: TILED_FULL and "
+        f"{_named(VLWholeSlideMicroscopyImageStorage)}, modality SM, VOLUME images of 8-bit colour: TILED_FULL and "
         "TILED_SPARSE, concatenations, single frames. Other objects may lie in the study; they are not read.\n\n"
         + "Transfer syntaxes read:\n\n"
         + "\n".join(f"- {_named(uid)}" for uid in _in_order(SUPPORTED))
@@ -241,9 +240,9 @@ def _copied() -> str:
 def _codes() -> str:
     codes = {code.code: code.display for code in _private_codes()}
     return (
-        f"Coding scheme designator `{PRIVATE_SCHEME}`, named in Coding Scheme Identification Sequence of the "
-        "structured report. A code is never given another meaning. The classes of a model, and the neutral names that "
-        "they have outside its intended use, are in its card ([models.md](models.md)).\n\n"
+        f"Coding scheme designator `{PRIVATE_SCHEME}`, named in Coding Scheme Identification Sequence of every "
+        "object that uses it. A code is never given another meaning. The classes of a model, and the neutral names "
+        "that they have outside its intended use, are in its card ([models.md](models.md)).\n\n"
         + _table(("code", "meaning"), [(f"`{code}`", meaning) for code, meaning in sorted(codes.items())])
     )
 

@@ -15,6 +15,11 @@ HEAD_READS = 400_000
 reads a frame."""
 
 
+def is_systems(error: BaseException) -> bool:
+    """True for an error of the disk. pydicom raises OSErrors too, without a number, for a damaged data set."""
+    return isinstance(error, OSError) and error.errno is not None
+
+
 class Stream(Protocol):
     """What a header is read from."""
 

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag, tag_for_keyword
 
+from gateway.archive.bounded import is_systems
 from gateway.archive.dicomweb_files import UNDEFINED_LENGTH, end_of_items, instance_id
 from gateway.archive.metrics import PACS_RESULTS_ALTERED
 from gateway.operations.errors import ArchiveRefused, SlideError, TruncatedFile
@@ -97,8 +98,8 @@ def compare(sent: Path, got: Path) -> Comparison:
         except SlideError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # the system's own; pydicom raises it without a number for a damaged data set
+            if is_systems(error):
+                raise
             # A hostile or broken file makes pydicom raise nearly anything; none of it may cross this room's wall.
             raise TruncatedFile("The object cannot be read to its end: it is damaged.") from None
     coerced = [tag for tag in different if tag in named]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
-from gateway.archive.bounded import BoundedReads, read_meta
+from gateway.archive.bounded import BoundedReads, is_systems, read_meta
 
 _NAME = "dicomdir"
 _MOST_BYTES = 64 * 2**20
@@ -51,13 +51,11 @@ def read_directory(path: Path) -> tuple[Referenced, ...]:
         records = {record.seq_item_tell: record for record in dataset.DirectoryRecordSequence}
         first = int(dataset.OffsetOfTheFirstDirectoryRecordOfTheRootDirectoryEntity)
         return tuple(_below(records, first, Referenced(()), set(), 0))
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise DamagedDirectory("cut off") from None
     except DamagedDirectory:
         raise
-    except Exception:
+    except Exception as error:
+        if is_systems(error):
+            raise
         # A hostile or broken directory makes pydicom raise nearly anything; none of it may cross this room's wall.
         raise DamagedDirectory("not a directory") from None
 

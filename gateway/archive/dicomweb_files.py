@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from gateway.archive.bounded import HEAD_READS, BoundedReads, read_meta
+from gateway.archive.bounded import HEAD_READS, BoundedReads, is_systems, read_meta
 from gateway.archive.dicomweb_answers import Transient
 from gateway.operations.errors import ArchiveRefused, NotDicom, SlideError, TruncatedFile, UnsupportedTransferSyntax
 
@@ -81,7 +81,7 @@ def same_identity(described: Path, stored: Path) -> bool:
         sides = [pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*_WHOSE]) for file in files]
         pairs = [[str(side.get(keyword) or "").strip("^= ") for side in sides] for keyword in _WHOSE]
     except Exception as error:  # pydicom raises nearly anything for a damaged value
-        if isinstance(error, OSError) and error.errno is not None:
+        if is_systems(error):
             raise
         return False
     return all(said in ("", stored_says) for said, stored_says in pairs)

@@ -19,7 +19,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.filereader import read_partial
 from pydicom.uid import UID
 
-from gateway.archive.bounded import HEAD_READS, BoundedReads
+from gateway.archive.bounded import HEAD_READS, BoundedReads, is_systems
 from gateway.archive.dicomweb_answers import dicom_in
 from gateway.archive.dicomweb_files import InstanceId
 from gateway.archive.dicomweb_http import DICOM_JSON, Session, Transient, text, values
@@ -305,7 +305,7 @@ def _read(stream: _Growing, name: str, size: int) -> Head:
     except (PathserveError, MultipartError, httpx.HTTPError, httpx.StreamError):
         raise  # of the pieces that are read, and what is deflated
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the system's own; pydicom raises it without a number for a damaged header
+        if is_systems(error):
+            raise
         # A hostile or broken header makes pydicom raise nearly anything; none of it may cross this room's wall.
         raise TruncatedFile(f"The header of {name} cannot be read to its end: the file is damaged.") from None

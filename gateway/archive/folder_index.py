@@ -10,9 +10,13 @@ from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
-from gateway.archive.bounded import BoundedReads, read_meta
+from gateway.archive.bounded import BoundedReads, is_systems, read_meta
 from gateway.archive.dicomdir import DamagedDirectory, Names, Referenced, is_directory_name, read_directory
 
 RESULTS = "results"
@@ -28,7 +32,6 @@ _IDENTITY = (
     "PatientID",
     "IssuerOfPatientID",
 )
-_DICOMDIR, _WHOLE_SLIDE = "1.2.840.10008.1.3.10", "1.2.840.10008.5.1.4.1.1.77.1.6"
 _AFTER_IDENTITY = 0x00400513
 
 _State = tuple[int, int]  # time of change, size
@@ -166,7 +169,7 @@ def identify(path: Path) -> Identity:
         meta = read_meta(path)
         if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             # How large the data set is would show only when it is inflated: a few megabytes may be many gigabytes.
-            slide = meta.get("MediaStorageSOPClassUID") in (None, _WHOLE_SLIDE)
+            slide = meta.get("MediaStorageSOPClassUID") in (None, VLWholeSlideMicroscopyImageStorage)
             return Identity(problem="deflated" if slide else "other")
         with path.open("rb") as stream:
             header = read_partial(BoundedReads(stream), stop_when=lambda tag, _vr, _length: tag >= _AFTER_IDENTITY)
@@ -179,11 +182,9 @@ def identify(path: Path) -> Identity:
         return Identity(problem="not-dicom")
     except FileNotFoundError:
         raise
-    except OSError as error:  # the system's own have a number; pydicom raises it without one for a damaged header
-        return Identity(problem="truncated" if error.errno is None else "unreadable")
-    except Exception:
-        return Identity(problem="truncated")
-    if kind == _DICOMDIR:
+    except Exception as error:
+        return Identity(problem="unreadable" if is_systems(error) else "truncated")
+    if kind == MediaStorageDirectoryStorage:
         return Identity(problem="directory")
     if not (study and series and sop):
         return Identity(problem="truncated")

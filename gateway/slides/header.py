@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
+from pydicom.uid import VLWholeSlideMicroscopyImageStorage
 
 from gateway.archive.bounded import HEADER_READS, BoundedReads, read_meta
 from gateway.domain.codes import Code
@@ -29,7 +30,6 @@ from gateway.slides.places import PER_FRAME_GROUPS
 
 _IMPLICIT, _EXPLICIT, _BIG_ENDIAN = (f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 NATIVE = frozenset((_IMPLICIT, _EXPLICIT, _BIG_ENDIAN))
-WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _MAX_VALUE = 8 * 1024 * 1024
 """The largest value of a header (an ICC profile has a megabyte): more is damage, and would be held in memory."""
 _REQUIRED = (
@@ -79,7 +79,7 @@ class ImageFile:
 
     @property
     def is_slide(self) -> bool:
-        return bool(self.dataset.get("SOPClassUID") == WHOLE_SLIDE)
+        return bool(self.dataset.get("SOPClassUID") == VLWholeSlideMicroscopyImageStorage)
 
     @property
     def transfer_syntax(self) -> str:
@@ -118,7 +118,10 @@ def _read_header(path: Path) -> tuple[Dataset, int, tuple[int, int]]:
     """
     try:
         meta = read_meta(path)
-        if meta.get("MediaStorageSOPClassUID", WHOLE_SLIDE) != WHOLE_SLIDE:
+        if (
+            meta.get("MediaStorageSOPClassUID", VLWholeSlideMicroscopyImageStorage)
+            != VLWholeSlideMicroscopyImageStorage
+        ):
             return meta, 0, (0, 0)
         if meta.get("TransferSyntaxUID") in _DEFLATED:
             raise UnsupportedTransferSyntax(
@@ -140,7 +143,7 @@ def _read_header(path: Path) -> tuple[Dataset, int, tuple[int, int]]:
         raise TruncatedFile(_BREAKS_OFF.format(path.name)) from error
     if "TransferSyntaxUID" not in dataset.file_meta or "SOPClassUID" not in dataset:
         raise TruncatedFile(_BREAKS_OFF.format(path.name))
-    if dataset.SOPClassUID == WHOLE_SLIDE and not dataset.get("Modality"):
+    if dataset.SOPClassUID == VLWholeSlideMicroscopyImageStorage and not dataset.get("Modality"):
         dataset.Modality = "SM"  # the only one that its SOP class has (PS3.3 A.32.8)
     return dataset, rest, state
 
@@ -242,8 +245,7 @@ def spacing_um(image: ImageFile) -> tuple[float, float]:
     """Pixel spacing (x, y) in micrometres, from the shared Pixel Measures (PS3.3 C.7.6.16.2.1). Raises
     MissingPixelSpacing where it is absent or cannot be true: it is never guessed."""
     try:
-        groups = image.dataset.SharedFunctionalGroupsSequence[0]
-        y_mm, x_mm = (float(value) for value in groups.PixelMeasuresSequence[0].PixelSpacing)
+        x_mm, y_mm = _spacing_mm(image.dataset)
     except (AttributeError, IndexError, TypeError, ValueError):
         raise MissingPixelSpacing(
             f"{image.path.name} has no pixel spacing, so nothing on the slide can be measured. Convert the slide with "
@@ -258,12 +260,18 @@ def spacing_um(image: ImageFile) -> tuple[float, float]:
     return x_um, y_um
 
 
+def _spacing_mm(dataset: Dataset) -> tuple[float, float]:
+    y_mm, x_mm = (
+        float(value) for value in dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    )
+    return x_mm, y_mm
+
+
 def size_contradiction(dataset: Dataset) -> str | None:
     """A sentence where the size of the imaged volume (PS3.3 C.8.12.4) is not that of its pixels; None where it is, or
     is not said. Raises MissingPixelSpacing where they are so far apart that the magnification may be another one."""
     try:
-        groups = dataset.SharedFunctionalGroupsSequence[0]
-        y_mm, x_mm = (float(value) for value in groups.PixelMeasuresSequence[0].PixelSpacing)
+        x_mm, y_mm = _spacing_mm(dataset)
         said = sorted(float(dataset[keyword].value) for keyword in ("ImagedVolumeWidth", "ImagedVolumeHeight"))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         return None

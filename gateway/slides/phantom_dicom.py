@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from PIL import ImageCms
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import UID
+from pydicom.uid import UID, VLWholeSlideMicroscopyImageStorage
 
 from gateway.domain.codes import Code
-from gateway.slides.header import WHOLE_SLIDE
 from gateway.slides.specimen import coded, staining
 
 _ITEM = b"\xfe\xff\x00\xe0"
@@ -278,7 +277,7 @@ def write_label(out: Path, identity: Identity, number: int) -> Path:
 def _header(identity: Identity, role: str, number: int) -> Dataset:
     """What all images of the series share."""
     header = Dataset()
-    header.SOPClassUID = WHOLE_SLIDE
+    header.SOPClassUID = VLWholeSlideMicroscopyImageStorage
     header.SOPInstanceUID = identity.uid(role)
     header.Modality = "SM"
     header.StudyInstanceUID, header.SeriesInstanceUID = identity.study_uid, identity.series_uid
