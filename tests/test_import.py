@@ -2,13 +2,12 @@
 
 import io
 import json
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -27,6 +26,7 @@ from gateway.slides.import_facts import slide_facts
 from gateway.slides.imported import SlideFacts
 from tests.conftest import data_path
 from tests.support.dciodvfy import needs_dciodvfy, validate
+from tests.support.disk import largest_file
 
 PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
 ENVIRONMENT = settings().import_venv
@@ -75,17 +75,6 @@ def run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Stands for a disk without room: here and in children no file grows beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def refused(done: "subprocess.CompletedProcess[str]", out: Path, *words: str) -> None:
@@ -287,7 +276,7 @@ def test_nothing_is_overwritten(svs: Path, tmp_path: Path) -> None:
 
 def test_a_disk_without_room(svs: Path, tmp_path: Path) -> None:
     out = tmp_path / "slide"
-    with files_of_at_most(400_000):
+    with largest_file(400_000):
         done = run(svs, "--out", out)
     refused(done, out, "No space")
 

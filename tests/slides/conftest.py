@@ -1,12 +1,14 @@
 """Slides that the tests of this folder share: small phantoms and the real slide of the repository."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from gateway.slides import Slide
 from gateway.slides.phantom import PhantomTruth, write_phantom
+from gateway.slides.slide import LevelImage
 
 REAL_SLIDE = Path(__file__).parents[1] / "data" / "cmu_small_he"
 
@@ -43,3 +45,23 @@ def make_phantom(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Phan
 def real_files() -> list[Path]:
     """The CMU small region: JPEG in RGB with an Adobe marker, and levels whose header says RGB over YCbCr streams."""
     return sorted(REAL_SLIDE.glob("*.dcm"))
+
+
+@pytest.fixture
+def note_frames(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """Call it to have the numbers of all frames that are read from then on, in the order of reading."""
+
+    def begin() -> list[int]:
+        read: list[int] = []
+        lock = threading.Lock()
+        original = LevelImage.read_frames
+
+        def noting(self: LevelImage, frames: Sequence[int]) -> list[memoryview]:
+            with lock:
+                read.extend(frames)
+            return original(self, frames)
+
+        monkeypatch.setattr(LevelImage, "read_frames", noting)
+        return read
+
+    return begin

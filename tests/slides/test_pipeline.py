@@ -100,19 +100,10 @@ def test_other_encodings(make_phantom, encoding):
 
 
 @pytest.mark.parametrize("tile_px", [224, 223])
-def test_each_frame_is_decoded_once_and_only_frames_under_tiles(slide, monkeypatch, tile_px):
+def test_each_frame_is_decoded_once_and_only_frames_under_tiles(slide, note_frames, tile_px):
     plan = plan_tiles(slide, random_tissue(slide, 1), mpp=0.5, tile_px=tile_px)
     image = slide.image(plan.grid.level)
-    read: list[int] = []
-    lock = threading.Lock()
-    original = type(image).read_frames
-
-    def noting(self, frames):
-        with lock:
-            read.extend(frames)
-        return original(self, frames)
-
-    monkeypatch.setattr(type(image), "read_frames", noting)
+    read = note_frames()
     streamed(slide, plan)
     chosen = np.zeros((plan.grid.rows, plan.grid.columns), np.bool_)
     chosen[plan.rows_N, plan.columns_N] = True

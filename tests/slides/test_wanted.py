@@ -1,7 +1,6 @@
 """Slides of which only the headers, or some frames, are there; and what is said to be wanted of them."""
 
 import shutil
-import threading
 
 import numpy as np
 import pydicom
@@ -67,20 +66,11 @@ def test_the_five_steps_give_the_same_tiles_as_the_whole_slide(whole, parts):
         assert a.frames_missing == b.frames_missing
 
 
-def test_frames_of_a_plan_are_those_that_the_pipeline_reads(whole, monkeypatch):
+def test_frames_of_a_plan_are_those_that_the_pipeline_reads(whole, note_frames):
     with Slide.open(whole) as slide:
         plan = plan_of(slide)
         image = slide.image(plan.grid.level)
-        read: list[int] = []
-        lock = threading.Lock()
-        original = type(image).read_frames
-
-        def noting(self, frames):
-            with lock:
-                read.extend(frames)
-            return original(self, frames)
-
-        monkeypatch.setattr(type(image), "read_frames", noting)
+        read = note_frames()
         list(stream_tiles(slide, plan, batch=4))
         wanted = []
         for uid, frames in frames_of(slide, plan).items():
