@@ -1,7 +1,6 @@
 """One series in the frame cache: its instances, whole or partial, and what is known of each."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,8 +91,7 @@ class CachedSeries:
         """Keep the records; before that, files that they do not tell of count as not there."""
         if self.records == self._saved:
             return
-        with written_whole(self.folder / _RECORDS) as out:
-            os.fchmod(out.fileno(), 0o600)
+        with written_whole(self.folder / _RECORDS, private=True) as out:
             kept = {sop: asdict(record) for sop, record in self.records.items()}
             out.write(json.dumps({"version": _VERSION, "instances": kept}).encode())
         self._saved = dict(self.records)

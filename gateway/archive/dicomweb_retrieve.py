@@ -1,7 +1,6 @@
 """WADO-RS (PS3.18 10.4): what is wanted of a slide's series, brought to the frame cache the way that is fastest."""
 
 import math
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -351,8 +350,7 @@ class _Pull:
         with self._retrieval.instance(self._session, "retrieve", wanted) as response:
             pieces = self._session.pieces(response, self._session.limits.instance_bytes)
             try:
-                with written_whole(self._series.whole(sop)) as out:
-                    os.fchmod(out.fileno(), 0o600)
+                with written_whole(self._series.whole(sop), private=True) as out:
                     self._write(out, dicom_in(response, pieces), int(response.headers.get("content-length") or 0))
                     out.flush()
                     received, header = Path(out.name), self._series.partial(sop).header

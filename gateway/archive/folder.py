@@ -14,6 +14,7 @@ from gateway.archive.dicomdir import is_directory_name
 from gateway.archive.folder_index import RESULTS, FolderIndex, Identity, identify
 from gateway.archive.protocol import FetchedSeries, FetchProgress, SeriesEntry, SlideQuery, Wanted, no_progress
 from gateway.domain.uids import is_uid
+from gateway.operations.disk import sync_folder
 from gateway.operations.errors import (
     ArchiveRefused,
     ArchiveUnavailable,
@@ -183,11 +184,7 @@ class FolderArchive:
             _publish(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(folder)
 
     def _refreshed(self) -> dict[Path, Identity]:
         try:

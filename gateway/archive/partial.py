@@ -105,8 +105,7 @@ class PartialInstance:
                 position += len(data)
             out.flush()
             os.fsync(out.fileno())
-        with written_whole(self._beside(_INDEX)) as index:
-            os.fchmod(index.fileno(), _MODE)
+        with written_whole(self._beside(_INDEX), private=True) as index:
             index.write(extents_F2.astype("<i8").tobytes())
         return position - begin
 

@@ -12,13 +12,18 @@ from gateway.operations.errors import DiskFull, StateError
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def is_full(error: OSError) -> bool:
+    """True where the operating system says that there is no room."""
+    return error.errno in _NO_ROOM
+
+
 @contextmanager
 def disk_errors() -> Iterator[None]:
     """Translate what the operating system says of the disk: DiskFull where there is no room, else StateError."""
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if is_full(error):
             raise DiskFull("No space is left in the state folder: make room there.") from None
         raise StateError(
             f"A file in the state folder cannot be read or written ({os.strerror(error.errno or 0)}): "
@@ -27,11 +32,16 @@ def disk_errors() -> Iterator[None]:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name when the block ends well, flushed to the disk, and not at all otherwise."""
+def written_whole(target: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+    """A file that appears under its name when the block ends well, flushed to the disk, and not at all otherwise.
+
+    `private`: for its owner alone.
+    """
     part = target.with_name(f".{target.name}.part")
     try:
         with part.open("wb") as out:
+            if private:
+                os.fchmod(out.fileno(), 0o600)
             yield out
             out.flush()
             os.fsync(out.fileno())

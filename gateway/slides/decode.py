@@ -17,7 +17,7 @@ from gateway.slides.colour import ToSrgb
 from gateway.slides.header import NATIVE
 
 Image = NDArray[np.uint8]
-_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _LOSSLESS_JPEG = {"1.2.840.10008.1.2.4.57", "1.2.840.10008.1.2.4.70"}
 _JPEG_LS = {"1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81"}
 _JPEG_2000 = {
@@ -29,7 +29,7 @@ _JPEG_2000 = {
 }
 _JPEG_XL = {"1.2.840.10008.1.2.4.110", "1.2.840.10008.1.2.4.111", "1.2.840.10008.1.2.4.112"}
 _RLE = {"1.2.840.10008.1.2.5"}
-SUPPORTED = frozenset(_JPEG | _LOSSLESS_JPEG | _JPEG_LS | _JPEG_2000 | _JPEG_XL | _RLE | NATIVE)
+SUPPORTED = frozenset(JPEG | _LOSSLESS_JPEG | _JPEG_LS | _JPEG_2000 | _JPEG_XL | _RLE | NATIVE)
 
 # PS3.3 C.7.6.3.1.2: the full-range YCbCr of ITU-T T.871.
 _YBR_TO_RGB = np.array([[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]], np.float32)
@@ -45,7 +45,7 @@ def check_transfer_syntax(uid: str) -> None:
 
 
 _READERS: dict[str, codestream.Reader] = {
-    **dict.fromkeys(_JPEG | _LOSSLESS_JPEG, codestream.jpeg),
+    **dict.fromkeys(JPEG | _LOSSLESS_JPEG, codestream.jpeg),
     **dict.fromkeys(_JPEG_LS, codestream.jpeg_ls),
     **dict.fromkeys(_JPEG_2000, codestream.jpeg_2000),
     **dict.fromkeys(_JPEG_XL, codestream.jpeg_xl),
@@ -111,7 +111,7 @@ class FrameDecoder:
     def reduced(self, data: Bytes, factor: float) -> Image:
         """A frame for an overview: JPEG is decoded at the smallest size that is still at least 1/`factor` of the full
         one (the DCT gives 1/2, 1/4, 1/8 for nearly nothing); everything else at full size. Raises CorruptFrame."""
-        if self._syntax not in _JPEG or factor < 2:
+        if self._syntax not in JPEG or factor < 2:
             return self(data)
         head = self._checked_head(data)
         try:
@@ -152,7 +152,7 @@ class FrameDecoder:
         return image if self._to_srgb is None else self._to_srgb(image)
 
     def _decode(self, data: Bytes, scratch: Image | None, head: Codestream | None) -> Image:
-        if self._syntax in _JPEG:
+        if self._syntax in JPEG:
             return self._jpeg(data, scratch, head)
         if self._syntax in _LOSSLESS_JPEG:
             image = imagecodecs.jpeg8_decode(bytes(data), colorspace="RGB", outcolorspace="RGB")

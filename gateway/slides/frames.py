@@ -247,7 +247,7 @@ class _FrameTable:
         if offsets is None or not self._plausible(offsets, basic.end, count):
             return self._walk(basic.end, count)
         starts = basic.end + offsets
-        ends = np.append(starts[1:], self._end_of_items(int(starts[-1])))
+        ends = np.append(starts[1:], self._items(int(starts[-1]))[1])
         return StoredFrames(self._path, True, starts, ends)
 
     def _plausible(self, offsets_F: NDArray[np.int64], first: int, count: int) -> bool:
@@ -256,18 +256,8 @@ class _FrameTable:
         last = first + int(offsets_F[-1])
         return last + _HEADER > self._elements.size or self._elements.at(last).tag == ITEM
 
-    def _end_of_items(self, position: int) -> int:
-        """The end of the run of items that starts at `position`."""
-        while position < self._elements.size:
-            item = self._elements.at(position)
-            if item.tag != ITEM:
-                break
-            position = item.end
-        if position > self._elements.size:
-            raise truncated(self._path)
-        return position
-
-    def _walk(self, position: int, count: int) -> StoredFrames:
+    def _items(self, position: int) -> tuple[list[int], int]:
+        """Where the items begin of the run that starts at `position`, and where it ends."""
         starts: list[int] = []
         while position < self._elements.size:
             item = self._elements.at(position)
@@ -275,7 +265,13 @@ class _FrameTable:
                 break
             starts.append(position)
             position = item.end
-        if position > self._elements.size or len(starts) < count:
+        if position > self._elements.size:
+            raise truncated(self._path)
+        return starts, position
+
+    def _walk(self, position: int, count: int) -> StoredFrames:
+        starts, end = self._items(position)
+        if len(starts) < count:
             raise truncated(self._path)
         if count == 1:
             del starts[1:]
@@ -287,4 +283,4 @@ class _FrameTable:
                 "Convert it with an offset table."
             )
         starts_F = np.asarray(starts, np.int64)
-        return StoredFrames(self._path, True, starts_F, np.append(starts_F[1:], position))
+        return StoredFrames(self._path, True, starts_F, np.append(starts_F[1:], end))

@@ -1,6 +1,5 @@
 """`pathserve import`: a vendor's slide file (SVS, NDPI, Philips TIFF, MRXS, …) becomes a folder of DICOM images."""
 
-import errno
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pydicom import dcmread
 from pydicom.misc import is_dicom
 
 from gateway.operations.confined import run_confined
+from gateway.operations.disk import is_full
 from gateway.operations.errors import (
     DiskFull,
     InvalidInput,
@@ -24,6 +24,7 @@ from gateway.operations.errors import (
     PathserveError,
     TruncatedFile,
 )
+from gateway.slides.decode import JPEG
 from gateway.slides.imported import Conversion, SlideFacts, rewrite
 from gateway.slides.slide import LevelImage, Slide
 
@@ -33,7 +34,6 @@ _LEAST_TIME_S, _S_PER_MB = 300.0, 2.0
 _MEMORY_BYTES = 6 * 2**30
 _MAX_MPP = 20.0
 """Coarser is no slide's finest level, but a resolution tag that counts screen dots."""
-_JPEG = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
 _JPEG_END = b"\xff\xd9"
 _CHUNK = 256
 
@@ -75,7 +75,7 @@ def import_slide(
             _check(done, source.name, mpp)
             done.rename(out)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_full(error):
             raise DiskFull(_NO_ROOM) from None
         raise InvalidInput(f"The folder given by --out cannot be written ({error.strerror}). Name another.") from None
     return tuple(sorted(out.iterdir()))
@@ -198,7 +198,7 @@ def _check(folder: Path, name: str, mpp: float | None) -> None:
         if mpp is None and slide.levels[0].mpp > _MAX_MPP:
             raise _no_spacing(name)
         for image in slide.images:
-            if image.level.transfer_syntax_uid in _JPEG and not _frames_end(image):
+            if image.level.transfer_syntax_uid in JPEG and not _frames_end(image):
                 raise TruncatedFile(f"{name} is incomplete: tiles of it break off. Copy it from the scanner again.")
 
 

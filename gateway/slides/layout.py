@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 
 from gateway.operations.errors import InvalidSlide
 from gateway.slides.frames import Instance
-from gateway.slides.places import shared_optical_path
+from gateway.slides.places import shared_height_um, shared_optical_path
 
 _MAX_FRAME_POSITIONS, _MAX_MATRIX_PX = 1 << 24, 1 << 40
 """Far above any slide (200,000² pixels in frames of 240² make 0.7 million), far below what a bad header can say."""
@@ -148,10 +148,9 @@ def _tiled_full(images: list[list[Instance]], path: str | None, rows: int, colum
 
 def _height_um(header: Dataset) -> float | None:
     """The height of an image's focal plane above the slide, where its shared groups or its origin say it."""
-    for groups in header.get("SharedFunctionalGroupsSequence") or ():
-        for plane in groups.get("PlanePositionSlideSequence") or ():
-            if plane.get("ZOffsetInSlideCoordinateSystem") is not None:
-                return float(plane.ZOffsetInSlideCoordinateSystem)
+    shared_um = shared_height_um(header)
+    if shared_um is not None:
+        return shared_um
     for origin in header.get("TotalPixelMatrixOriginSequence") or ():
         if origin.get("ZOffsetInSlideCoordinateSystem") is not None:
             return float(origin.ZOffsetInSlideCoordinateSystem)

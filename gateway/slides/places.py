@@ -128,6 +128,11 @@ def _shared(header: Dataset) -> _Place:
     return place
 
 
+def shared_height_um(header: Dataset) -> float | None:
+    """The height above the slide that all frames of the instance share; None where the shared groups name none."""
+    return _shared(header).z_um
+
+
 def shared_optical_path(header: Dataset) -> str:
     """The identifier of the optical path that all frames of the instance share, "" where the header names none."""
     return _shared(header).path
