@@ -15,12 +15,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.analyses.choices import ChoiceLog
-from gateway.analyses.database import database_errors, open_database
 from gateway.analyses.schema import ANALYSES, EVENTS, WORKERS
 from gateway.domain.analysis import Analysis, Failure, Progress, State, Step
 from gateway.domain.order import Order, Priority
+from gateway.domain.principal import DEFAULT_TENANT
 from gateway.domain.uids import new_analysis_id
 from gateway.operations import codec
+from gateway.operations.database import database_errors, open_database
 from gateway.operations.errors import (
     Cancelled,
     Conflict,
@@ -130,6 +131,11 @@ class Ledger:
                     priority=order.priority.value,
                     rank=_RANK[order.priority],
                     state=State.ACCEPTED.value,
+                    tenant=DEFAULT_TENANT,
+                    caller="key:default",
+                    accession=order.accession,
+                    patient_id=order.patient.id,
+                    patient_issuer=order.patient.issuer,
                     idempotency_key=idempotency_key,
                     body_sha256=digest,
                     created=now,

@@ -87,7 +87,7 @@ def _work(settings: Settings, parts: Parts, ended: Callable[[], bool]) -> None:
     retry = Retry(settings.retry_attempts, settings.retry_delay_s)
     workflow = AnalysisWorkflow(ledger, analyses, parts.make_case, retry)
     heart = _Heart(ledger, executor_id, parts)
-    dispatcher = Dispatcher(ledger, workflow, settings.concurrency)
+    dispatcher = Dispatcher(ledger, workflow, settings.infer_limit)
     try:
         _launch(settings.state, executor_id)
         heart.start()

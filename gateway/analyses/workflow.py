@@ -22,7 +22,7 @@ from gateway.analyses.ledger import Ledger
 from gateway.analyses.metrics import DEAD_LETTERS, STEP_ATTEMPTS, STEP_SECONDS, TURNAROUND_SECONDS
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order
-from gateway.operations.errors import Cancelled, PathserveError, StateError, WorkerDied
+from gateway.operations.errors import Cancelled, KillsWorker, PathserveError, StateError
 
 APPLICATION_VERSION = "pathserve-analysis-1"
 """Ours, never derived: a worker takes up only the workflows of its own version, and a library update must not strand
@@ -150,7 +150,7 @@ class AnalysisWorkflow:
             DEAD_LETTERS.inc()
             return {
                 "state": State.FAILED.value,
-                "reason": WorkerDied.reason,
+                "reason": KillsWorker.reason,
                 "detail": f"The worker process died {MAX_ATTEMPTS} times on this analysis without getting any further; "
                 "see the server's log, and order it again once the cause is removed.",
             }

@@ -13,10 +13,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from gateway.analyses.ledger import Record
+from gateway.analyses.order_form import EXAMPLE, OrderBody
 from gateway.analyses.protocols import check_order
 from gateway.domain.analysis import State
 from gateway.http.context import AnalysisId, Here
-from gateway.http.orders import EXAMPLE, OrderBody
 from gateway.operations import codec
 from gateway.operations.errors import InvalidInput, UnsupportedMediaType
 

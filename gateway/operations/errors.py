@@ -67,6 +67,28 @@ class Forbidden(PathserveError):
     reason, title = "forbidden", "Not allowed"
 
 
+class WrongScope(Forbidden):
+    reason, title = "wrong-scope", "The token's scopes do not allow this"
+
+
+class WrongTenant(Forbidden):
+    reason, title = "wrong-tenant", "The token belongs to another tenant"
+
+
+class TooManyRequests(PathserveError):
+    """`after_s`: the seconds until the caller may come again."""
+
+    reason, title, retryable = "too-many-requests", "Too many requests", True
+
+    def __init__(self, detail: str, after_s: float = 1.0) -> None:
+        super().__init__(detail)
+        self.after_s = after_s
+
+
+class PreconditionFailed(PathserveError):
+    reason, title = "precondition-failed", "It has changed since it was read"
+
+
 class NotFound(PathserveError):
     reason, title = "not-found", "Not found"
 
@@ -87,10 +109,36 @@ class Cancelled(Conflict):
     reason, title = "cancelled", "Cancelled"
 
 
-class WorkerDied(PathserveError):
-    """The worker process died again and again on this analysis: it is ended, so that the others go on."""
+class KillsWorker(PathserveError):
+    """The worker process died again and again on this analysis alone: it is ended, so that the others go on."""
 
-    reason, title = "worker-died", "The worker died repeatedly"
+    reason, title = "kills-worker", "The worker died repeatedly"
+
+
+class DeadlineExceeded(PathserveError):
+    reason, title = "deadline-exceeded", "Not done in time"
+
+
+class TurnLost(PathserveError):
+    """Another worker has taken the analysis over: whoever is told this stops, and writes nothing more."""
+
+    reason, title = "turn-lost", "Another worker works on it"
+
+
+class DeliveryError(PathserveError):
+    reason, title = "delivery", "Delivery failed"
+
+
+class DeliveryUnavailable(DeliveryError):
+    reason, title, retryable = "delivery-unavailable", "Target not reachable", True
+
+
+class DeliveryRefused(DeliveryError):
+    reason, title = "delivery-refused", "Target refused the delivery"
+
+
+class TargetNotAllowed(DeliveryError):
+    reason, title = "target-not-allowed", "Target is not on the allow-list"
 
 
 class SlideError(PathserveError):
@@ -191,6 +239,12 @@ class StateLocked(StateError):
 
 class StateBusy(StateError):
     reason, title, retryable = "state-busy", "State in use, try again", True
+    after_s = 1.0
+
+
+class DatabaseUnavailable(StateError):
+    reason, title, retryable = "database-unavailable", "Database not reachable", True
+    after_s = 5.0
 
 
 class DiskFull(StateError):
@@ -223,6 +277,8 @@ _RIM: dict[type[PathserveError], Rim] = {
     NotAcceptable: Rim(406, "INVALID_ARGUMENT"),
     Unauthenticated: Rim(401, "UNAUTHENTICATED"),
     Forbidden: Rim(403, "PERMISSION_DENIED"),
+    TooManyRequests: Rim(429, "RESOURCE_EXHAUSTED"),
+    PreconditionFailed: Rim(412, "ABORTED"),
     NotFound: Rim(404, "NOT_FOUND"),
     Conflict: Rim(409, "FAILED_PRECONDITION"),
     SlideError: Rim(422, "FAILED_PRECONDITION"),
@@ -234,9 +290,14 @@ _RIM: dict[type[PathserveError], Rim] = {
     InferenceTimeout: Rim(504, "DEADLINE_EXCEEDED"),
     ModelNotLoaded: Rim(503, "UNAVAILABLE"),
     ModelChanged: Rim(503, "UNAVAILABLE"),
+    DeadlineExceeded: Rim(504, "DEADLINE_EXCEEDED"),
+    TurnLost: Rim(409, "ABORTED"),
+    DeliveryError: Rim(502, "UNAVAILABLE"),
+    TargetNotAllowed: Rim(403, "PERMISSION_DENIED"),
     StateError: Rim(500, "INTERNAL"),
     StateLocked: Rim(503, "UNAVAILABLE"),
     StateBusy: Rim(503, "UNAVAILABLE"),
+    DatabaseUnavailable: Rim(503, "UNAVAILABLE"),
     DiskFull: Rim(507, "RESOURCE_EXHAUSTED"),
     FramesNotFetched: Rim(503, "UNAVAILABLE"),
 }

@@ -76,7 +76,53 @@ class Settings(BaseSettings):
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Loopback port of /metrics, bound by serve; 0 = any free one"
     )
-    concurrency: int = Field(default=1, ge=1, le=64, description="Analyses that one worker runs at the same time")
+    fetch_limit: int = Field(default=2, ge=1, le=64, description="Cases that one worker fetches at the same time")
+    infer_limit: int = Field(default=1, ge=1, le=64, description="Cases that one worker infers at the same time")
+    deliver_limit: int = Field(default=2, ge=1, le=64, description="Deliveries that one worker makes at the same time")
+    deadline_s: float = Field(
+        default=4 * 3600.0, gt=0, le=30 * 86400.0, description="Seconds after its acceptance by which an analysis ends"
+    )
+    delivery_attempts: int = Field(
+        default=20, ge=1, le=1000, description="Tries of a delivery before it is a dead letter, to be replayed by hand"
+    )
+    delivery_delay_s: float = Field(
+        default=2.0, ge=0.0, le=600.0, description="Pause before its second try in seconds; doubled, at most 600"
+    )
+    delivery_wait_s: float = Field(
+        default=600.0, ge=0.0, description="Seconds that an analysis waits for its delivery before it ends without it"
+    )
+    webhooks: tuple[str, ...] = Field(
+        default=(), description="Addresses that are told how analyses end, as a JSON list of URLs"
+    )
+    webhook_secrets: tuple[SecretStr, ...] = Field(
+        default=(), description="whsec_… secrets that sign webhooks, as a JSON list; several while one is rotated"
+    )
+    outbound_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Further hosts (HOST or HOST:PORT) that may be called besides those of the configured addresses: "
+        "a JSON list",
+    )
+    rate_limit: int = Field(default=200, ge=1, description="Requests a second that one caller may make")
+    login_limit: int = Field(default=60, ge=1, description="Refused logins a minute that one address may make")
+    tenant: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The tenant that a single-tenant server serves"
+    )
+    oidc_issuer: str | None = Field(default=None, description="OpenID Connect issuer of bearer tokens; TLS or loopback")
+    oidc_audience: str = Field(default="pathserve", description="The audience (`aud`) that tokens are made for")
+    public_url: str | None = Field(
+        default=None, description="Address under which clients reach the API, where it is not the bound one"
+    )
+    tls_certificate: Path | None = Field(default=None, description="PEM file of the server's certificate and its chain")
+    tls_key: Path | None = Field(default=None, description="PEM file of its private key, without a passphrase")
+    tls_client_authorities: Path | None = Field(
+        default=None, description="PEM file of the authorities of client certificates; set = a certificate is asked for"
+    )
+    tls_elsewhere: bool = Field(
+        default=False, description="A proxy before the server ends TLS: other addresses than loopback may be bound"
+    )
+    grpc_port: int | None = Field(
+        default=None, ge=0, le=65535, description="Port of the gRPC API, on the host of serve; unset = none, 0 = any"
+    )
     retry_attempts: int = Field(
         default=5, ge=1, le=100, description="Tries of a step whose error may pass (archive or Triton not reachable)"
     )
@@ -109,7 +155,10 @@ class Settings(BaseSettings):
             raise ValueError("write folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
         return value
 
-    @field_validator("archive_certificate", "archive_key", "archive_authorities")
+    @field_validator(
+        *("archive_certificate", "archive_key", "archive_authorities"),
+        *("tls_certificate", "tls_key", "tls_client_authorities"),
+    )
     @classmethod
     def _absolute_with_its_links(cls, value: Path | None) -> Path | None:
         # Not resolved: certificates that are renewed are often links that move.

@@ -15,12 +15,13 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
-from gateway.analyses import migrations
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.schema import METADATA
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order, Patient, Priority, SlideReference, Specimen
-from gateway.operations import codec
+from gateway.operations import codec, migrations
+from gateway.operations.audit.table import AUDIT
+from gateway.operations.auth.table import API_KEYS
 from gateway.operations.errors import Cancelled, Conflict, IdempotencyConflict, InvalidSetting, NotFound, StateError
 
 
@@ -233,6 +234,7 @@ def test_the_migrations_make_the_declared_schema(tmp_path: Path) -> None:
     open_ledger(tmp_path).close()
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'pathserve.db'}")
     with engine.connect() as connection:
+        assert {AUDIT.metadata, API_KEYS.metadata} == {METADATA}
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     engine.dispose()
 

@@ -101,7 +101,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def working(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A place with one worker that runs all the time."""
     made = Place(tmp_path_factory.mktemp("working"))
-    made.worker(PATHSERVE_RETRY_ATTEMPTS="3", PATHSERVE_CONCURRENCY="3")
+    made.worker(PATHSERVE_RETRY_ATTEMPTS="3", PATHSERVE_INFER_LIMIT="3")
     yield made
     made.close()
 
@@ -377,5 +377,5 @@ def test_an_analysis_that_kills_the_worker_again_and_again_is_given_up(place: Pl
     assert place.ended(killer) is State.FAILED
     failure = place.record(killer).analysis.failure
     assert failure is not None
-    assert failure.reason == "worker-died"
+    assert failure.reason == "kills-worker"
     assert place.ended(harmless) is State.COMPLETED

@@ -62,7 +62,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def gateway(repository: Path, study: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     state = tmp_path_factory.mktemp("swap") / "state"
-    settings = {"PATHSERVE_MODEL_REPOSITORY": str(repository), "PATHSERVE_CONCURRENCY": "2"}
+    settings = {"PATHSERVE_MODEL_REPOSITORY": str(repository), "PATHSERVE_INFER_LIMIT": "2"}
     with running_gateway(state, f"folder:{study[0]}", **settings) as gateway:
         yield gateway
 

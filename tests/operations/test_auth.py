@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from gateway.operations.auth import HASH_FILE, ApiKey, load_api_key
+from gateway.operations.auth import ApiKey, load_api_key
+from gateway.operations.auth.api_key import HASH_FILE
 from gateway.operations.errors import StateError
 
 

@@ -22,12 +22,12 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "pathserve.toml").write_text(f'state = "{tmp_path}/from-file"\nconcurrency = 3\n')
+    (tmp_path / "pathserve.toml").write_text(f'state = "{tmp_path}/from-file"\ninfer_limit = 3\n')
     assert Settings().state == tmp_path / "from-file"
     monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path / "from-environment"))
     monkeypatch.setenv("PATHSERVE_ARCHIVE", "")
     found = Settings()
-    assert (found.state, found.concurrency) == (tmp_path / "from-environment", 3)
+    assert (found.state, found.infer_limit) == (tmp_path / "from-environment", 3)
     assert found.archive_address == f"folder:{tmp_path}/from-environment/archive"
     assert found.ledger_url == f"sqlite:///{tmp_path}/from-environment/pathserve.db"
 
@@ -50,7 +50,7 @@ def test_a_file_that_is_no_toml_is_a_clear_error(tmp_path: Path, content: bytes)
     [
         ("METRICS_PORT", "70000"),
         ("METRICS_PORT", "x"),
-        ("CONCURRENCY", "0"),
+        ("INFER_LIMIT", "0"),
         ("LOG_LEVEL", "LOUD"),
         ("API_KEY", "two words"),
         ("API_KEY", " "),
@@ -76,13 +76,13 @@ def test_every_setting_is_documented_and_nothing_else() -> None:
 def test_a_command_says_a_wrong_setting_in_one_sentence(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gateway.analyses.worker", "0", "0"],
-        env={"PATHSERVE_CONCURRENCY": "many", "PATHSERVE_STATE": str(tmp_path)},
+        env={"PATHSERVE_INFER_LIMIT": "many", "PATHSERVE_STATE": str(tmp_path)},
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    assert "PATHSERVE_CONCURRENCY" in done.stderr
+    assert "PATHSERVE_INFER_LIMIT" in done.stderr
     assert "Traceback" not in done.stderr
 
 

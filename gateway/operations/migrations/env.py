@@ -2,11 +2,8 @@
 
 from alembic import context
 
-from gateway.analyses.schema import METADATA
-
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=METADATA,
     render_as_batch=True,
     transactional_ddl=True,
 )

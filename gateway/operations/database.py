@@ -1,9 +1,10 @@
-"""The ledger's database: opened and migrated, one process at a time; every trouble of it a typed error."""
+"""The server's database: opened and migrated, one process at a time; every trouble of it a typed error."""
 
 import errno
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,39 @@ import alembic.config
 import alembic.util
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.types import TypeDecorator
 
 from gateway.operations.errors import DiskFull, InvalidSetting, StateBusy, StateError
 
-log = structlog.get_logger("gateway.analyses.database")
+log = structlog.get_logger("gateway.operations.database")
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
+
+
+METADATA = sa.MetaData()
+"""Of all tables of the database; each room declares its own."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time in UTC; databases without time zones get it naive and give it back aware."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        found: datetime = value
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def open_database(url: str, state: Path) -> sa.Engine:

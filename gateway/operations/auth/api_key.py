@@ -1,4 +1,4 @@
-"""The API key: a bearer token, compared in constant time, kept as a hash only."""
+"""The server's own API key: a bearer token, compared in constant time, kept as a hash only."""
 
 import hashlib
 import hmac

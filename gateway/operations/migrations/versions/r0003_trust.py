@@ -1,0 +1,228 @@
+"""Tenants, callers, runs and deaths of an analysis; revisions, deliveries, feedback; leases; keys, clients; audit."""
+
+import json
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+_NEW = (
+    "revisions",
+    "deliveries",
+    "feedback",
+    "leases",
+    "api_keys",
+    "clients",
+    "used_assertions",
+    "audit_head",
+    "audit",
+)
+
+
+def upgrade() -> None:
+    _analyses()
+    with op.batch_alter_table("workers") as batch:
+        batch.add_column(sa.Column("host", sa.String(255), nullable=False, server_default=""))
+        batch.add_column(sa.Column("pid", sa.Integer, nullable=False, server_default="0"))
+        batch.add_column(sa.Column("beats", sa.Integer, nullable=False, server_default="0"))
+    op.create_table(
+        "leases",
+        sa.Column("name", sa.String(32), primary_key=True),
+        sa.Column("holder", sa.String(64), nullable=False),
+        sa.Column("beats", sa.Integer, nullable=False),
+    )
+    _results()
+    _access()
+    _audit()
+
+
+def _analyses() -> None:
+    with op.batch_alter_table("analyses") as batch:
+        batch.add_column(sa.Column("tenant", sa.String(64), nullable=False, server_default="default"))
+        batch.add_column(sa.Column("caller", sa.String(255), nullable=False, server_default="key:default"))
+        batch.add_column(sa.Column("accession", sa.String(64)))
+        batch.add_column(sa.Column("patient_id", sa.String(64)))
+        batch.add_column(sa.Column("patient_issuer", sa.String(64)))
+        batch.add_column(sa.Column("run", sa.Integer, nullable=False, server_default="1"))
+        batch.add_column(sa.Column("stage", sa.String(16), nullable=False, server_default="fetch"))
+        batch.add_column(sa.Column("worker", sa.String(64)))
+        batch.add_column(sa.Column("alone", sa.Boolean, nullable=False, server_default=sa.false()))
+        batch.add_column(sa.Column("deaths", sa.Integer, nullable=False, server_default="0"))
+        batch.add_column(sa.Column("mark", sa.String(64)))
+        batch.add_column(sa.Column("deadline", sa.DateTime(timezone=True)))
+        batch.add_column(sa.Column("held", sa.JSON))
+        batch.add_column(sa.Column("released", sa.JSON))
+    op.create_index("ix_analyses_tenant", "analyses", ["tenant", "number"])
+    op.create_index("ix_analyses_accession", "analyses", ["tenant", "accession"])
+    op.create_index("ix_analyses_patient", "analyses", ["patient_id"])
+    connection = op.get_bind()
+    rows = connection.execute(sa.text("SELECT number, order_json FROM analyses")).all()
+    for number, text in rows:
+        order = json.loads(text)
+        connection.execute(
+            sa.text(
+                "UPDATE analyses SET accession = :accession, patient_id = :patient, patient_issuer = :issuer "
+                "WHERE number = :number"
+            ),
+            {
+                "number": number,
+                "accession": order["accession"],
+                "patient": order["patient"]["id"],
+                "issuer": order["patient"]["issuer"],
+            },
+        )
+
+
+def _results() -> None:
+    analysis = sa.ForeignKey("analyses.id")
+    op.create_table(
+        "revisions",
+        sa.Column("analysis_id", sa.String(64), analysis, primary_key=True),
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("folder", sa.String(64), nullable=False),
+        sa.Column("report_sha256", sa.String(64), nullable=False),
+        sa.Column("documents", sa.JSON, nullable=False),
+        sa.Column("by", sa.String(255)),
+        sa.Column("by_name", sa.String(255)),
+        sa.Column("reason", sa.Text),
+        sa.Column("made", sa.DateTime(timezone=True), nullable=False),
+    )
+    op.create_table(
+        "deliveries",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("id", sa.String(64), nullable=False, unique=True),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("analysis_id", sa.String(64), sa.ForeignKey("analyses.id"), nullable=False),
+        sa.Column("revision", sa.Integer),
+        sa.Column("channel", sa.String(16), nullable=False),
+        sa.Column("target", sa.String(255), nullable=False),
+        sa.Column("event", sa.String(64), nullable=False),
+        sa.Column("body", sa.JSON),
+        sa.Column("state", sa.String(16), nullable=False),
+        sa.Column("tries", sa.Integer, nullable=False),
+        sa.Column("replays", sa.Integer, nullable=False),
+        sa.Column("done", sa.Integer, nullable=False),
+        sa.Column("next", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("worker", sa.String(64)),
+        sa.Column("reason", sa.String(64)),
+        sa.Column("detail", sa.Text),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("settled", sa.DateTime(timezone=True)),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_deliveries_state_next", "deliveries", ["state", "next"])
+    op.create_index("ix_deliveries_analysis", "deliveries", ["analysis_id"])
+    op.create_table(
+        "feedback",
+        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("analysis_id", sa.String(64), sa.ForeignKey("analyses.id"), nullable=False),
+        sa.Column("revision", sa.Integer, nullable=False),
+        sa.Column("verdict", sa.String(16), nullable=False),
+        sa.Column("finding", sa.JSON),
+        sa.Column("series", sa.String(64)),
+        sa.Column("comment", sa.Text),
+        sa.Column("by", sa.String(255), nullable=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_feedback_analysis", "feedback", ["analysis_id"])
+
+
+def _access() -> None:
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.String(64), primary_key=True),
+        sa.Column("sha256", sa.String(64), nullable=False, unique=True),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("expires", sa.DateTime(timezone=True)),
+        sa.Column("revoked", sa.DateTime(timezone=True)),
+    )
+    op.create_table(
+        "clients",
+        sa.Column("id", sa.String(255), primary_key=True),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
+        sa.Column("jwks", sa.JSON),
+        sa.Column("jwks_url", sa.String(2048)),
+        sa.Column("certificate_sha256", sa.String(64), unique=True),
+        sa.Column("created", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revoked", sa.DateTime(timezone=True)),
+    )
+    op.create_table(
+        "used_assertions",
+        sa.Column("client", sa.String(255), primary_key=True),
+        sa.Column("jti", sa.String(255), primary_key=True),
+        sa.Column("expires", sa.DateTime(timezone=True), nullable=False),
+    )
+
+
+def _audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("tenant", sa.String(64), nullable=False),
+        sa.Column("type", sa.String(16), nullable=False),
+        sa.Column("subtype", sa.String(64), nullable=False),
+        sa.Column("action", sa.String(1), nullable=False),
+        sa.Column("outcome", sa.String(2), nullable=False),
+        sa.Column("actor", sa.String(255), nullable=False),
+        sa.Column("actor_kind", sa.String(16), nullable=False),
+        sa.Column("address", sa.String(64)),
+        sa.Column("entity_kind", sa.String(32)),
+        sa.Column("entity", sa.String(255)),
+        sa.Column("detail", sa.JSON, nullable=False),
+        sa.Column("previous", sa.String(64), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.create_index("ix_audit_entity", "audit", ["entity"])
+    op.create_table(
+        "audit_head",
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("seq", sa.Integer, nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.execute(sa.text("INSERT INTO audit_head (id, seq, hash) VALUES (1, 0, :zero)").bindparams(zero="0" * 64))
+    if op.get_bind().dialect.name == "sqlite":
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER audit_no_{verb.lower()} BEFORE {verb} ON audit "
+                "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END"
+            )
+    else:
+        op.execute(
+            "CREATE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN RAISE EXCEPTION 'the audit trail is append-only'; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
+            "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()"
+        )
+
+
+def downgrade() -> None:
+    if op.get_bind().dialect.name != "sqlite":
+        op.execute("DROP TRIGGER audit_append_only ON audit")
+        op.execute("DROP FUNCTION audit_append_only")
+    for table in _NEW:
+        op.drop_table(table)
+    with op.batch_alter_table("workers") as batch:
+        for name in ("host", "pid", "beats"):
+            batch.drop_column(name)
+    for index in ("ix_analyses_tenant", "ix_analyses_accession", "ix_analyses_patient"):
+        op.drop_index(index, "analyses")
+    with op.batch_alter_table("analyses") as batch:
+        for name in (
+            *("tenant", "caller", "accession", "patient_id", "patient_issuer", "run", "stage", "worker", "alone"),
+            *("deaths", "mark", "deadline", "held", "released"),
+        ):
+            batch.drop_column(name)
