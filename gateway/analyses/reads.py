@@ -1,0 +1,120 @@
+"""The files of an analysis as they are read: which revision, which encoding, which name; and who read what lately."""
+
+import hashlib
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.operations.errors import NotAcceptable, NotFound
+
+REPORTS: Mapping[str, str] = {
+    "application/json": "report.json",
+    "text/html": "report.html",
+    "application/dicom": "report.sr.dcm",
+    "application/pdf": "report.pdf",
+}
+"""The encodings of a report, the first one where nothing is asked for."""
+_MEDIA_TYPES = {
+    ".json": "application/json",
+    ".html": "text/html; charset=utf-8",
+    ".dcm": "application/dicom",
+    ".pdf": "application/pdf",
+    ".geojson": "application/geo+json",
+    ".jpg": "image/jpeg",
+    ".png": "image/png",
+}
+_DOCUMENT = re.compile(r"report(?:-(\d+))?\.sr\.dcm")
+_LATELY_S = 600.0
+_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    """One file of an analysis. `etag` is opaque and changes whenever the content does."""
+
+    path: Path
+    media_type: str
+    bytes: int
+    etag: str
+    revision: int
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+class ResultFiles:
+    """The files of one revision: its own, and of the revision before it those that it did not make anew."""
+
+    def __init__(self, revision: int, folders: tuple[Path, ...]) -> None:
+        """`folders`: the revision's own first, then those of the earlier ones."""
+        self._revision = revision
+        self._folders = folders
+
+    def all(self) -> tuple[ResultFile, ...]:
+        """Sorted by name."""
+        found: dict[str, Path] = {}
+        for folder in self._folders:
+            for path in _regular_files(folder):
+                found.setdefault(path.name, path)
+        return tuple(self._file(found[name]) for name in sorted(found))
+
+    def named(self, name: str) -> ResultFile:
+        """Raises NotFound."""
+        for folder in self._folders:
+            for path in _regular_files(folder):
+                if path.name == name:
+                    return self._file(path)
+        raise NotFound("The analysis has no file of this name; see the list at its artifacts.")
+
+    def report(self, media_type: str) -> ResultFile:
+        """The report in this encoding; of several studies, the first one's. Raises NotAcceptable, NotFound."""
+        if media_type not in REPORTS:
+            raise NotAcceptable(f"The report comes as {', '.join(REPORTS)}; ask for one of these.")
+        return self.named(REPORTS[media_type])
+
+    def documents(self) -> tuple[ResultFile, ...]:
+        """The DICOM structured reports, one a study, in the order of the studies."""
+        numbered = [(found, file) for file in self.all() if (found := _DOCUMENT.fullmatch(file.name))]
+        return tuple(file for found, file in sorted(numbered, key=lambda each: int(each[0].group(1) or 1)))
+
+    def _file(self, path: Path) -> ResultFile:
+        try:
+            stat = path.stat()
+        except OSError:
+            raise NotFound("This file of the analysis is no longer kept.") from None
+        digest = hashlib.sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+        media_type = _MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+        return ResultFile(path, media_type, stat.st_size, digest, self._revision)
+
+
+def _regular_files(folder: Path) -> Iterator[Path]:
+    try:
+        yield from (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    except OSError:  # not kept any more, or not on this machine
+        return
+
+
+class Lately:
+    """Who has read which analysis within ten minutes, so that a client that waits is audited once, not every second."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def is_new(self, subject: str, analysis_id: str) -> bool:
+        """Whether this reader comes to this analysis for the first time within ten minutes; notes that it came."""
+        key, now = (subject, analysis_id), time.monotonic()
+        with self._lock:
+            while self._seen and next(iter(self._seen.values())) < now - _LATELY_S:
+                self._seen.popitem(last=False)
+            if key in self._seen:
+                return False
+            self._seen[key] = now
+            if len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
+            return True
