@@ -166,9 +166,10 @@ def _access() -> None:
 
 
 def _audit() -> None:
+    seq = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "audit",
-        sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("seq", seq, primary_key=True, autoincrement=False),
         sa.Column("time", sa.DateTime(timezone=True), nullable=False),
         sa.Column("tenant", sa.String(64), nullable=False),
         sa.Column("type", sa.String(16), nullable=False),
@@ -180,7 +181,7 @@ def _audit() -> None:
         sa.Column("address", sa.String(64)),
         sa.Column("entity_kind", sa.String(32)),
         sa.Column("entity", sa.String(255)),
-        sa.Column("detail", sa.JSON, nullable=False),
+        sa.Column("detail", sa.Text, nullable=False),
         sa.Column("previous", sa.String(64), nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
     )
@@ -188,16 +189,22 @@ def _audit() -> None:
     op.create_table(
         "audit_head",
         sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        sa.Column("seq", sa.Integer, nullable=False),
+        sa.Column("seq", seq, nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
     )
     op.execute(sa.text("INSERT INTO audit_head (id, seq, hash) VALUES (1, 0, :zero)").bindparams(zero="0" * 64))
     if op.get_bind().dialect.name == "sqlite":
-        for verb in ("UPDATE", "DELETE"):
-            op.execute(
-                f"CREATE TRIGGER audit_no_{verb.lower()} BEFORE {verb} ON audit "
-                "BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END"
-            )
+        for when in (
+            "audit_no_update BEFORE UPDATE ON audit",
+            "audit_no_delete BEFORE DELETE ON audit",
+            # INSERT OR REPLACE deletes without the trigger of DELETE.
+            "audit_no_replace BEFORE INSERT ON audit WHEN EXISTS (SELECT 1 FROM audit WHERE seq = NEW.seq)",
+        ):
+            op.execute(f"CREATE TRIGGER {when} BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END")
+        op.execute(
+            "CREATE TRIGGER audit_moves_head AFTER INSERT ON audit "
+            "BEGIN UPDATE audit_head SET seq = NEW.seq, hash = NEW.hash WHERE id = 1; END"
+        )
     else:
         op.execute(
             "CREATE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
@@ -207,12 +214,20 @@ def _audit() -> None:
             "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON audit "
             "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()"
         )
+        op.execute(
+            "CREATE FUNCTION audit_moves_head() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN UPDATE audit_head SET seq = NEW.seq, hash = NEW.hash WHERE id = 1; RETURN NULL; END $$"
+        )
+        op.execute(
+            "CREATE TRIGGER audit_moves_head AFTER INSERT ON audit FOR EACH ROW EXECUTE FUNCTION audit_moves_head()"
+        )
 
 
 def downgrade() -> None:
     if op.get_bind().dialect.name != "sqlite":
-        op.execute("DROP TRIGGER audit_append_only ON audit")
-        op.execute("DROP FUNCTION audit_append_only")
+        for name in ("audit_append_only", "audit_moves_head"):
+            op.execute(f"DROP TRIGGER {name} ON audit")
+            op.execute(f"DROP FUNCTION {name}")
     for table in _NEW:
         op.drop_table(table)
     with op.batch_alter_table("workers") as batch:
