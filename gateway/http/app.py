@@ -9,10 +9,11 @@ from fastapi import FastAPI
 from gateway import __version__
 from gateway.analyses.ledger import Ledger
 from gateway.http import analyses, events, health, models, results
+from gateway.http.access import Access
 from gateway.http.context import Context
 from gateway.http.problems import MEDIA_TYPE, Problem, install_handlers
 from gateway.http.shell import Shell
-from gateway.operations.auth import ApiKey
+from gateway.operations.auth import ApiKey, Authenticator
 from gateway.operations.settings import Settings
 
 _DESCRIPTION = (
@@ -51,8 +52,9 @@ def create_app(
 
     `worker_since`: when the worker that this server brought was started, None while it does not run.
     """
-    context = Context(settings, ledger, worker_since=worker_since)
-    return Shell(build_api(context), key), context
+    access = Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere)
+    context = Context(settings, ledger, access, worker_since=worker_since)
+    return Shell(build_api(context), access), context
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from gateway.analyses.ledger import Ledger, WorkerStatus
 from gateway.domain.uids import is_analysis_id
+from gateway.http.access import Access
 from gateway.operations.errors import NotFound
 from gateway.operations.settings import Settings
 
@@ -24,6 +25,7 @@ class Context:
 
     settings: Settings
     ledger: Ledger
+    access: Access
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     stopping: threading.Event = field(default_factory=threading.Event)
     worker_since: Callable[[], datetime | None] | None = None

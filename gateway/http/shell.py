@@ -9,11 +9,11 @@ from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Histogram
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 
+from gateway.http.access import TOKEN_ENDPOINT, Access, refused
 from gateway.http.problems import internal_problem, problem
-from gateway.operations.auth import ApiKey
-from gateway.operations.errors import BodyTooLarge, Unauthenticated
+from gateway.operations.errors import BodyTooLarge, PathserveError
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -46,11 +46,11 @@ REQUEST_SECONDS = Histogram(
 
 
 class Shell:
-    """Wraps the API; `key` opens it."""
+    """Wraps the API; `access` says who asks. The principal is in the scope's state for what lies inside."""
 
-    def __init__(self, app: App, key: ApiKey) -> None:
+    def __init__(self, app: App, access: Access) -> None:
         self._app = app
-        self._key = key
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -89,14 +89,12 @@ class Shell:
                 REQUEST_SECONDS.labels(route, method, str(status)).observe(time.monotonic() - began)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        authorization = headers.get("authorization")
-        if scope["path"] not in OPEN_PATHS and not self._key.admits(
-            None if authorization is None else authorization.encode("latin-1")
-        ):
-            refusal = Unauthenticated("A valid API key is needed. Send it as `Authorization: Bearer KEY`.")
-            await problem(refusal, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
-            return
+        if scope["path"] not in OPEN_PATHS and (scope["method"], scope["path"]) != TOKEN_ENDPOINT:
+            try:
+                scope.setdefault("state", {})["principal"] = await self._access.principal(scope)
+            except PathserveError as refusal:
+                await refused(refusal)(scope, receive, send)
+                return
         body = await _read_body(receive)
         if body is None:
             refusal_413 = BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES:,} bytes. Send a smaller order.")

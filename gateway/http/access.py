@@ -1,0 +1,63 @@
+"""Who makes a request: what it shows, brought to the authenticator without holding up the requests beside it."""
+
+import ipaddress
+import math
+from collections.abc import MutableMapping
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.datastructures import Headers
+
+from gateway.domain.principal import Principal
+from gateway.http.problems import ProblemResponse, problem
+from gateway.operations.auth import Authenticator
+from gateway.operations.errors import PathserveError, Unauthenticated
+
+CERTIFICATE = "pathserve.certificate"
+"""The ASGI scope's key of the verified client certificate (DER)."""
+TOKEN_ENDPOINT = ("POST", "/oauth/token")
+"""The one route besides health without a principal: its body says who asks."""
+_THREADS = 16
+
+
+class Access:
+    """Authenticates requests. `proxied`: a proxy of ours ends TLS, and says last in X-Forwarded-For who asked it."""
+
+    def __init__(self, authenticator: Authenticator, *, proxied: bool) -> None:
+        self.authenticator = authenticator
+        self._proxied = proxied
+        # Its own threads: logins that wait for a database or an identity provider leave the API's alone.
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def principal(self, scope: MutableMapping[str, Any]) -> Principal:
+        """Raises as `Authenticator.principal`."""
+        found = Headers(scope=scope).getlist("authorization")
+        # Two of them are joined as HTTP says (RFC 9110 5.3), and so are no token.
+        shown = (", ".join(found) if found else None, scope.get(CERTIFICATE), self.address(scope))
+        known = self.authenticator.known(*shown)
+        if known is not None:
+            return known
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(_THREADS)
+        return await anyio.to_thread.run_sync(self.authenticator.principal, *shown, limiter=self._limiter)
+
+    def address(self, scope: MutableMapping[str, Any]) -> str:
+        """Where a request comes from, as an IP address; empty where nobody can tell."""
+        client = scope.get("client")
+        peer = str(client[0]) if client else ""
+        if self._proxied:
+            last = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).rpartition(",")[2].strip()
+            try:
+                return str(ipaddress.ip_address(last))
+            except ValueError:
+                return peer
+        return peer
+
+
+def refused(error: PathserveError) -> ProblemResponse:
+    """The answer to a request whose principal could not be told (RFC 6750 3, RFC 9110 10.2.3)."""
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
+    if error.retryable:
+        headers["Retry-After"] = str(max(1, math.ceil(error.after_s)))
+    return problem(error, headers=headers)
