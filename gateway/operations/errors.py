@@ -85,6 +85,11 @@ class TooManyRequests(PathserveError):
         self.after_s = after_s
 
 
+class IdentityProviderUnavailable(PathserveError):
+    reason, title, retryable = "identity-provider-unavailable", "Identity provider not reachable", True
+    after_s = 5.0
+
+
 class PreconditionFailed(PathserveError):
     reason, title = "precondition-failed", "It has changed since it was read"
 
@@ -278,6 +283,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     Unauthenticated: Rim(401, "UNAUTHENTICATED"),
     Forbidden: Rim(403, "PERMISSION_DENIED"),
     TooManyRequests: Rim(429, "RESOURCE_EXHAUSTED"),
+    IdentityProviderUnavailable: Rim(503, "UNAVAILABLE"),
     PreconditionFailed: Rim(412, "ABORTED"),
     NotFound: Rim(404, "NOT_FOUND"),
     Conflict: Rim(409, "FAILED_PRECONDITION"),

@@ -50,7 +50,9 @@ def ledger(state: Path) -> Iterator[Ledger]:
 @pytest.fixture
 async def stranger(state: Path, ledger: Ledger) -> AsyncIterator[httpx.AsyncClient]:
     """A client without a key."""
-    app, _ = create_app(Settings(state=state, model_repository=state / "models", login_limit=100_000), ledger, ApiKey.of(KEY))
+    app, _ = create_app(
+        Settings(state=state, model_repository=state / "models", login_limit=100_000), ledger, ApiKey.of(KEY)
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://pathserve") as client:
         yield client
 

@@ -25,7 +25,7 @@ CLIENTS = sa.Table(
     sa.Column("tenant", sa.String(64), nullable=False),
     sa.Column("scopes", sa.JSON, nullable=False),
     # Its public keys, here or where it publishes them (RFC 7517); or its certificate (RFC 8705).
-    sa.Column("jwks", sa.JSON),
+    sa.Column("jwks", sa.JSON(none_as_null=True)),
     sa.Column("jwks_url", sa.String(2048)),
     sa.Column("certificate_sha256", sa.String(64), unique=True),
     sa.Column("created", UtcTime, nullable=False),
@@ -38,5 +38,16 @@ USED_ASSERTIONS = sa.Table(
     # A client assertion is taken once (RFC 7523 3).
     sa.Column("client", sa.String(255), primary_key=True),
     sa.Column("jti", sa.String(255), primary_key=True),
+    sa.Column("expires", UtcTime, nullable=False),
+)
+
+ACCESS_TOKENS = sa.Table(
+    "access_tokens",
+    METADATA,
+    # What a client got for its assertion. Kept here, as a digest, any server of the database knows it, and it ends with
+    # the client; a signed one would need a key that all servers share and would outlive a revocation.
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("client", sa.String(255), nullable=False),
+    sa.Column("scopes", sa.JSON, nullable=False),
     sa.Column("expires", UtcTime, nullable=False),
 )
