@@ -92,7 +92,7 @@ def _fit(value: Any, depth: int) -> Any:
             return float(value) if math.isfinite(value) else str(value)
         case Mapping() if depth > 0:
             return {fit_text(str(name), 64): _fit(item, depth - 1) for name, item in list(value.items())[:_MOST_ITEMS]}
-        case (list() | tuple() | set() | frozenset()) if depth > 0:
+        case list() | tuple() | set() | frozenset() if depth > 0:
             items = sorted(value) if isinstance(value, (set, frozenset)) else value
             return [_fit(item, depth - 1) for item in list(items)[:_MOST_ITEMS]]
         case _:
