@@ -1,75 +1,41 @@
 """The ledger: every accepted order, its state and its events, in our own database (DESIGN.md law 2).
 
-State transitions are guarded in SQL (`UPDATE … WHERE state = …`), so an analysis ends exactly once whoever races.
-The HTTP process reads and writes this and nothing else; the worker turns accepted rows into durable workflows.
+Servers and workers read and write this and nothing else of each other; what an analysis is, is what its row says.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from gateway.analyses import transitions
+from gateway.analyses.accepting import Acceptance, Asked
 from gateway.analyses.choices import ChoiceLog
-from gateway.analyses.schema import ANALYSES, EVENTS, WORKERS
-from gateway.domain.analysis import Analysis, Failure, Progress, State, Step
+from gateway.analyses.events import Event, add_event, events_of
+from gateway.analyses.feedback import FeedbackLog
+from gateway.analyses.outbox import Outbox
+from gateway.analyses.queries import AnalysisQuery, Page, page
+from gateway.analyses.records import Record, record_of
+from gateway.analyses.revisions import Revisions
+from gateway.analyses.schema import ANALYSES, EVENTS
+from gateway.analyses.transitions import FINAL, end, now, row_of
+from gateway.analyses.workers import Workers, WorkerStatus
+from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.order import Order, Priority
-from gateway.domain.principal import DEFAULT_TENANT
-from gateway.domain.uids import new_analysis_id
+from gateway.domain.principal import DEFAULT_TENANT, Principal, PrincipalKind
 from gateway.operations import codec
+from gateway.operations.audit.trail import AuditTrail
 from gateway.operations.database import database_errors, open_database
-from gateway.operations.errors import (
-    Cancelled,
-    Conflict,
-    IdempotencyConflict,
-    NotFound,
-)
+from gateway.operations.errors import Cancelled, PathserveError, WrongTenant
 
-_RANK = {Priority.STAT: 0, Priority.URGENT: 1, Priority.ROUTINE: 2}
-_FINAL = tuple(state.value for state in State if state.final)
+__all__ = ["AnalysisQuery", "Event", "Ledger", "Page", "Record", "Statistics", "WorkerStatus"]
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """An analysis with what only the ledger knows of it. `number` orders by acceptance.
-
-    `models`: name and version of each that it is pinned to, an ensemble's steps too; empty before it starts.
-    """
-
-    analysis: Analysis
-    number: int
-    cancel_requested: bool
-    delivering: bool
-    attempts: int
-    progress: Progress | None
-    models: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened to an analysis. `seq` counts from 1 without reuse; `data` is JSON-ready."""
-
-    seq: int
-    time: datetime
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
-    """A worker's last heartbeat."""
-
-    id: str
-    beat: datetime
-    parts: Mapping[str, bool]
-    models: Sequence[Mapping[str, Any]]
-
-    def alive(self, now: datetime, within_s: float = 10.0) -> bool:
-        return (now - self.beat).total_seconds() <= within_s
+# Until every caller names who asks.
+_NOBODY = Principal("key:default", PrincipalKind.DEVICE, DEFAULT_TENANT, frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,107 +46,124 @@ class Statistics:
     oldest_s: Mapping[str, float] = field(default_factory=dict)
 
 
-def _now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Ledger:
-    """The ledger of one state folder. Thread-safe; every method is one transaction. `choices`: which models serve."""
+    """The ledger of one database. Thread-safe; every method is one transaction, or shares one with its like.
 
-    def __init__(self, engine: sa.Engine) -> None:
+    Its parts: `workers`, `choices` (which models serve), `revisions`, `feedback`, `outbox`, `trail` (the audit trail).
+    Whoever calls names itself (`by`): it works in its own tenant only, and what it changes is audited in the same
+    transaction. All methods raise StateError (DatabaseUnavailable, StateBusy, DiskFull) where the database cannot be
+    used; those of one analysis raise NotFound, and WrongTenant where it is another tenant's.
+    """
+
+    def __init__(self, engine: sa.Engine, webhooks: Sequence[str] = ()) -> None:
         self._engine = engine
         self._writer = engine.execution_options(ledger_writes=True)
+        self._acceptance = Acceptance(self._write)
+        self.workers = Workers(self._read, self._write)
         self.choices = ChoiceLog(self._read, self._write)
+        self.revisions = Revisions(self._read)
+        self.feedback = FeedbackLog(self._read, self._write)
+        self.outbox = Outbox(self._read, self._write, webhooks)
+        self.trail = AuditTrail(self._read, self._write)
+        self.audit = self.trail.append
 
     @classmethod
-    def open(cls, url: str, state: Path) -> "Ledger":
-        """Open (create, migrate; one process at a time) the database. Raises InvalidSetting, StateError, DiskFull."""
-        return cls(open_database(url, state))
+    def open(cls, url: str, state: Path, webhooks: Sequence[str] = ()) -> "Ledger":
+        """Open (create, migrate; one process at a time) the database. `webhooks`: who is told what becomes of analyses.
+
+        Raises InvalidSetting, StateError, DiskFull.
+        """
+        return cls(open_database(url, state), webhooks)
 
     def close(self) -> None:
         self._engine.dispose()
 
     # Orders
 
-    def accept(self, order: Order, idempotency_key: str | None = None) -> tuple[Record, bool]:
+    def accept(
+        self,
+        order: Order,
+        by: Principal | str | None = None,
+        idempotency_key: str | None = None,
+        deadline_s: float | None = None,
+    ) -> tuple[Record, bool]:
         """Write the order down; on disk when this returns. The flag is False where the key was known already.
 
-        Raises IdempotencyConflict where the key was used with another order.
+        It is to end within `deadline_s` seconds from now. Raises IdempotencyConflict where the key was used with
+        another order.
         """
-        text = codec.dumps(order)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        with self._write() as connection:
-            if idempotency_key is not None:
-                row = connection.execute(
-                    sa.select(ANALYSES).where(ANALYSES.c.idempotency_key == idempotency_key)
-                ).first()
-                if row is not None:
-                    if row.body_sha256 != digest:
-                        raise IdempotencyConflict(
-                            "This Idempotency-Key was used with another order; use a new key for a new order."
-                        )
-                    return _record(row), False
-            now = _now()
-            analysis_id = new_analysis_id()
-            row = connection.execute(
-                ANALYSES.insert()
-                .values(
-                    id=analysis_id,
-                    order_json=text,
-                    protocol=order.protocol,
-                    priority=order.priority.value,
-                    rank=_RANK[order.priority],
-                    state=State.ACCEPTED.value,
-                    tenant=DEFAULT_TENANT,
-                    caller="key:default",
-                    accession=order.accession,
-                    patient_id=order.patient.id,
-                    patient_issuer=order.patient.issuer,
-                    idempotency_key=idempotency_key,
-                    body_sha256=digest,
-                    created=now,
-                    updated=now,
-                    cancel_requested=False,
-                    delivering=False,
-                    attempts=0,
-                )
-                .returning(*ANALYSES.c)
-            ).one()
-            _add_event(connection, analysis_id, "state", {"state": State.ACCEPTED.value})
-            return _record(row), True
+        if not isinstance(by, Principal):
+            idempotency_key, by = by, _NOBODY
+        [outcome] = self._acceptance([Asked(order, codec.dumps(order), by, idempotency_key, deadline_s)])
+        if isinstance(outcome, PathserveError):
+            raise outcome
+        return outcome
 
-    def get(self, analysis_id: str) -> Record:
-        """One analysis. Raises NotFound."""
+    def accept_batch(
+        self, orders: Sequence[tuple[Order, str | None]], by: Principal, deadline_s: float | None = None
+    ) -> list[Record | PathserveError]:
+        """Write orders down, each with its key, in one transaction; each is accepted or refused on its own merits."""
+        asked = [Asked(order, codec.dumps(order), by, key, deadline_s) for order, key in orders]
+        return [outcome if isinstance(outcome, PathserveError) else outcome[0] for outcome in self._acceptance(asked)]
+
+    def get(self, analysis_id: str, tenant: str | None = None) -> Record:
+        """One analysis; of this tenant, where one is given. Raises NotFound, WrongTenant."""
         with self._read() as connection:
-            return _record(_row(connection, analysis_id))
+            row = row_of(connection, analysis_id)
+        if tenant is not None and row.tenant != tenant:
+            raise WrongTenant("The analysis belongs to another tenant.")
+        return record_of(row)
 
-    def page(self, limit: int, before: int | None = None) -> tuple[Record, ...]:
-        """Up to `limit` analyses, newest first, of those accepted before number `before`."""
-        query = sa.select(ANALYSES).order_by(ANALYSES.c.number.desc()).limit(limit)
-        if before is not None:
-            query = query.where(ANALYSES.c.number < before)
+    def page(
+        self, tenant: str | int, query: AnalysisQuery | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page:
+        """Up to `limit` of a tenant's analyses, newest first. Raises InvalidInput for a cursor of another query."""
+        if isinstance(tenant, int):
+            limit, tenant = tenant, DEFAULT_TENANT
         with self._read() as connection:
-            return tuple(_record(row) for row in connection.execute(query))
+            return page(connection, tenant, query or AnalysisQuery(), limit, cursor)
 
-    def cancel(self, analysis_id: str) -> Record:
-        """End an accepted analysis as cancelled; ask the worker to end a running one. Repeating it changes nothing.
+    def events(self, analysis_id: str, after: int = 0, limit: int = 500) -> tuple[Event, ...]:
+        """Up to `limit` events of an analysis after the one with number `after`."""
+        with self._read() as connection:
+            return events_of(connection, analysis_id, after, limit)
 
-        Raises NotFound, and Conflict where it has ended otherwise or its delivery has begun.
+    def cancel(self, analysis_id: str, by: Principal = _NOBODY, if_match: str | None = None) -> Record:
+        """End a waiting analysis as cancelled; ask its worker to end a running one. Repeating it changes nothing.
+
+        Raises PreconditionFailed, and Conflict where it has ended otherwise or its delivery has begun.
         """
         with self._write() as connection:
-            row = _row(connection, analysis_id)
-            state = State(row.state)
-            if state in (State.ACCEPTED, State.HELD_IDENTITY):
-                _end(connection, analysis_id, state, State.CANCELLED, None)
-            elif state is State.RUNNING and not row.delivering:
-                connection.execute(
-                    ANALYSES.update().where(ANALYSES.c.id == analysis_id).values(cancel_requested=True, updated=_now())
-                )
-            elif state is State.RUNNING:
-                raise Conflict("The report is being delivered; the analysis can no longer be cancelled.")
-            elif state is not State.CANCELLED:
-                raise Conflict(f"The analysis has already ended ({state.value}); there is nothing to cancel.")
-            return _record(_row(connection, analysis_id))
+            transitions.cancel(connection, self.outbox, analysis_id, by, if_match)
+            return record_of(row_of(connection, analysis_id))
+
+    def retry(
+        self, analysis_id: str, by: Principal, if_match: str | None = None, deadline_s: float | None = None
+    ) -> Record:
+        """Begin a failed or cancelled analysis anew, to end within `deadline_s` seconds from now.
+
+        Raises PreconditionFailed, Conflict.
+        """
+        with self._write() as connection:
+            transitions.retry(connection, analysis_id, by, if_match, deadline_s)
+            return record_of(row_of(connection, analysis_id))
+
+    def prioritise(self, analysis_id: str, priority: Priority, by: Principal, if_match: str | None = None) -> Record:
+        """Change the priority of an analysis that has not ended. Raises PreconditionFailed, Conflict."""
+        with self._write() as connection:
+            transitions.prioritise(connection, analysis_id, priority, by, if_match)
+            return record_of(row_of(connection, analysis_id))
+
+    def release(self, analysis_id: str, reason: str, by: Principal) -> Record:
+        """Let a held analysis go on, in spite of exactly the differences that it is held for. Raises Conflict."""
+        with self._write() as connection:
+            transitions.release(connection, self.outbox, analysis_id, reason, by)
+            return record_of(row_of(connection, analysis_id))
+
+    def released(self, analysis_id: str) -> frozenset[str]:
+        """The digests of the differences that persons have released of an analysis."""
+        with self._read() as connection:
+            return frozenset(each["digest"] for each in row_of(connection, analysis_id).released or ())
 
     # The worker's side
 
@@ -202,11 +185,11 @@ class Ledger:
             moved = connection.execute(
                 ANALYSES.update()
                 .where(ANALYSES.c.id == analysis_id, ANALYSES.c.state == State.ACCEPTED.value)
-                .values(state=State.RUNNING.value, updated=_now())
+                .values(state=State.RUNNING.value, updated=now())
             ).rowcount
             if moved != 1:
                 return None
-            _add_event(connection, analysis_id, "state", {"state": State.RUNNING.value})
+            add_event(connection, analysis_id, "state", {"state": State.RUNNING.value})
             return analysis_id
 
     def running(self) -> dict[str, bool]:
@@ -227,7 +210,7 @@ class Ledger:
     def pinned(self) -> tuple[Mapping[str, Any], ...]:
         """What `pin` noted of every analysis that has begun and not ended."""
         query = sa.select(ANALYSES.c.models).where(
-            ANALYSES.c.state.not_in((State.ACCEPTED.value, *_FINAL)), ANALYSES.c.models.is_not(None)
+            ANALYSES.c.state.not_in((State.ACCEPTED.value, *FINAL)), ANALYSES.c.models.is_not(None)
         )
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
@@ -256,7 +239,7 @@ class Ledger:
     def record_progress(self, analysis_id: str, progress: Progress) -> None:
         """Note how far a step is. Only the latest note of each step is kept, so events do not grow with the slide."""
         with self._write() as connection:
-            row = _row(connection, analysis_id)
+            row = row_of(connection, analysis_id)
             if row.state != State.RUNNING.value:
                 return
             same = row.step == progress.step.value
@@ -270,11 +253,11 @@ class Ledger:
                     done=reached,
                     total=progress.total,
                     unit=progress.unit,
-                    updated=_now(),
+                    updated=now(),
                     attempts=1 if forward else row.attempts,
                 )
             )
-            seq = _add_event(connection, analysis_id, "progress", codec.dump(progress))
+            seq = add_event(connection, analysis_id, "progress", codec.dump(progress))
             connection.execute(
                 EVENTS.delete().where(
                     EVENTS.c.analysis_id == analysis_id, EVENTS.c.kind == "progress", EVENTS.c.seq < seq
@@ -283,7 +266,7 @@ class Ledger:
 
     def record_event(self, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:
         with self._write() as connection:
-            _add_event(connection, analysis_id, kind, data)
+            add_event(connection, analysis_id, kind, data)
 
     def record_finished(self, analysis_id: str, step: Step, seconds: float) -> None:
         """Note that a step has finished, once: a recovered run comes by here again."""
@@ -292,7 +275,7 @@ class Ledger:
         with self._write() as connection:
             noted = connection.execute(steps).scalars()
             if not any((each["step"], each["status"]) == (step.value, "finished") for each in noted):
-                _add_event(connection, analysis_id, "step", data)
+                add_event(connection, analysis_id, "step", data)
 
     def begin_delivery(self, analysis_id: str) -> None:
         """Pass the point of no return: from here on the analysis cannot be cancelled. Repeating it is allowed.
@@ -307,7 +290,7 @@ class Ledger:
                     ANALYSES.c.state == State.RUNNING.value,
                     ANALYSES.c.cancel_requested.is_(False),
                 )
-                .values(delivering=True, updated=_now())
+                .values(delivering=True, updated=now())
             ).rowcount
         if moved != 1:
             raise Cancelled("The analysis was cancelled.")
@@ -318,60 +301,41 @@ class Ledger:
         A requested cancellation wins over a failure.
         """
         with self._write() as connection:
-            row = _row(connection, analysis_id)
+            row = row_of(connection, analysis_id)
             if row.state == State.RUNNING.value:
                 if row.cancel_requested and state is State.FAILED:
                     state, failure = State.CANCELLED, None
-                _end(connection, analysis_id, State.RUNNING, state, failure)
+                end(connection, self.outbox, analysis_id, state, failure)
                 return state
             return State(row.state)
 
-    # Events, heartbeats, figures
-
-    def events(self, analysis_id: str, after: int = 0, limit: int = 500) -> tuple[Event, ...]:
-        query = (
-            sa.select(EVENTS)
-            .where(EVENTS.c.analysis_id == analysis_id, EVENTS.c.seq > after)
-            .order_by(EVENTS.c.seq)
-            .limit(limit)
-        )
-        with self._read() as connection:
-            return tuple(Event(row.seq, row.time, row.kind, row.data) for row in connection.execute(query))
+    # Figures
 
     def beat(
         self, worker_id: str, started: datetime, parts: Mapping[str, bool], models: Sequence[Mapping[str, Any]]
     ) -> None:
-        """Write a worker's heartbeat down."""
-        values = {"beat": _now(), "started": started, "parts": dict(parts), "models": [dict(each) for each in models]}
-        with self._write() as connection:
-            updated = connection.execute(WORKERS.update().where(WORKERS.c.id == worker_id).values(**values)).rowcount
-            if updated == 0:
-                connection.execute(WORKERS.insert().values(id=worker_id, **values))
+        self.workers.beat(worker_id, started=started, host="", pid=0, parts=parts, models=models)
 
     def leave(self, worker_id: str) -> None:
-        """Take a worker's heartbeat away: it ended in good order."""
-        with self._write() as connection:
-            connection.execute(WORKERS.delete().where(WORKERS.c.id == worker_id))
+        self.workers.leave(worker_id)
 
     def worker(self) -> WorkerStatus | None:
         """The worker that beat last."""
-        with self._read() as connection:
-            row = connection.execute(sa.select(WORKERS).order_by(WORKERS.c.beat.desc()).limit(1)).first()
-        return None if row is None else WorkerStatus(row.id, row.beat, row.parts, row.models)
+        return next(iter(self.workers.all()), None)
 
     def statistics(self) -> Statistics:
         """Analyses by state, and the age of the oldest unfinished one by priority."""
         counts = sa.select(ANALYSES.c.state, sa.func.count()).group_by(ANALYSES.c.state)
         oldest = (
             sa.select(ANALYSES.c.priority, sa.func.min(ANALYSES.c.created).label("created"))
-            .where(ANALYSES.c.state.not_in(_FINAL))
+            .where(ANALYSES.c.state.not_in(FINAL))
             .group_by(ANALYSES.c.priority)
         )
-        now = _now()
+        time = now()
         with self._read() as connection:
             return Statistics(
                 by_state={row[0]: row[1] for row in connection.execute(counts)},
-                oldest_s={row.priority: (now - row.created).total_seconds() for row in connection.execute(oldest)},
+                oldest_s={row.priority: (time - row.created).total_seconds() for row in connection.execute(oldest)},
             )
 
     @contextmanager
@@ -383,55 +347,3 @@ class Ledger:
     def _write(self) -> Iterator[sa.Connection]:
         with database_errors(), self._writer.begin() as connection:
             yield connection
-
-
-def _row(connection: sa.Connection, analysis_id: str) -> sa.Row[Any]:
-    row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id)).first()
-    if row is None:
-        raise NotFound("There is no analysis with this id.")
-    return row
-
-
-def _end(connection: sa.Connection, analysis_id: str, before: State, after: State, failure: Failure | None) -> None:
-    moved = connection.execute(
-        ANALYSES.update()
-        .where(ANALYSES.c.id == analysis_id, ANALYSES.c.state == before.value)
-        .values(
-            state=after.value,
-            updated=_now(),
-            failure_reason=failure.reason if failure else None,
-            failure_detail=failure.detail if failure else None,
-        )
-    ).rowcount
-    if moved == 1:
-        data = {"state": after.value} | ({"reason": failure.reason, "detail": failure.detail} if failure else {})
-        _add_event(connection, analysis_id, "state", data)
-
-
-def _add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapping[str, Any]) -> int:
-    last = connection.execute(
-        sa.select(sa.func.coalesce(sa.func.max(EVENTS.c.seq), 0)).where(EVENTS.c.analysis_id == analysis_id)
-    ).scalar_one()
-    connection.execute(
-        EVENTS.insert().values(analysis_id=analysis_id, seq=last + 1, time=_now(), kind=kind, data=dict(data))
-    )
-    return int(last) + 1
-
-
-def _record(row: sa.Row[Any]) -> Record:
-    return Record(
-        analysis=Analysis(
-            id=row.id,
-            order=codec.loads(Order, row.order_json),
-            state=State(row.state),
-            created=row.created,
-            updated=row.updated,
-            failure=Failure(row.failure_reason, row.failure_detail) if row.failure_reason else None,
-        ),
-        number=row.number,
-        cancel_requested=bool(row.cancel_requested),
-        delivering=bool(row.delivering),
-        attempts=row.attempts,
-        progress=Progress(Step(row.step), row.done, row.total, row.unit) if row.step else None,
-        models=tuple((pin["model"], pin["version"]) for pin in row.models["pins"]) if row.models else (),
-    )

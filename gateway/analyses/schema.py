@@ -60,18 +60,27 @@ ANALYSES = Table(
     # By when it has ended, whatever it does.
     Column("deadline", UtcTime),
     # Why it is held, and what a person has released: [{"attribute", "series", "digest"}].
-    Column("held", JSON),
-    Column("released", JSON),
+    Column("held", JSON(none_as_null=True)),
+    Column("released", JSON(none_as_null=True)),
     Column("step", String(16)),
     Column("done", Integer),
     Column("total", Integer),
     Column("unit", String(16)),
     # The exact models that it is pinned to since it started (`gateway.analyses.pins`).
-    Column("models", JSON),
+    Column("models", JSON(none_as_null=True)),
     Index("ix_analyses_state_rank", "state", "rank", "number"),
     Index("ix_analyses_tenant", "tenant", "number"),
     Index("ix_analyses_accession", "tenant", "accession"),
     Index("ix_analyses_patient", "patient_id"),
+)
+
+STUDIES = Table(
+    "studies",
+    METADATA,
+    # The studies that an order names: how the analyses of a slide are found.
+    Column("study", String(64), primary_key=True),
+    Column("analysis_id", String(64), ForeignKey("analyses.id", ondelete="CASCADE"), primary_key=True),
+    Index("ix_studies_analysis", "analysis_id"),
 )
 
 EVENTS = Table(

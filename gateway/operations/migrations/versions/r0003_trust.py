@@ -1,5 +1,6 @@
 """Tenants, callers, runs and deaths of an analysis; revisions, deliveries, feedback; leases; keys, clients; audit."""
 
+import hashlib
 import json
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ branch_labels = None
 depends_on = None
 
 _NEW = (
+    "studies",
     "revisions",
     "deliveries",
     "feedback",
@@ -18,6 +20,7 @@ _NEW = (
     "api_keys",
     "clients",
     "used_assertions",
+    "access_tokens",
     "audit_head",
     "audit",
 )
@@ -59,22 +62,39 @@ def _analyses() -> None:
     op.create_index("ix_analyses_tenant", "analyses", ["tenant", "number"])
     op.create_index("ix_analyses_accession", "analyses", ["tenant", "accession"])
     op.create_index("ix_analyses_patient", "analyses", ["patient_id"])
+    op.create_table(
+        "studies",
+        sa.Column("study", sa.String(64), primary_key=True),
+        sa.Column("analysis_id", sa.String(64), sa.ForeignKey("analyses.id", ondelete="CASCADE"), primary_key=True),
+    )
+    op.create_index("ix_studies_analysis", "studies", ["analysis_id"])
+    _fill()
+
+
+def _fill() -> None:
+    """Copy out of the orders what is searched for, and bind keys to the caller that every order had until now."""
     connection = op.get_bind()
-    rows = connection.execute(sa.text("SELECT number, order_json FROM analyses")).all()
-    for number, text in rows:
+    rows = connection.execute(sa.text("SELECT number, id, order_json, idempotency_key FROM analyses")).all()
+    for number, analysis_id, text, key in rows:
         order = json.loads(text)
         connection.execute(
             sa.text(
-                "UPDATE analyses SET accession = :accession, patient_id = :patient, patient_issuer = :issuer "
-                "WHERE number = :number"
+                "UPDATE analyses SET accession = :accession, patient_id = :patient, patient_issuer = :issuer, "
+                "idempotency_key = :key WHERE number = :number"
             ),
             {
                 "number": number,
                 "accession": order["accession"],
                 "patient": order["patient"]["id"],
                 "issuer": order["patient"]["issuer"],
+                "key": key and hashlib.sha256(f"default\0key:default\0{key}".encode()).hexdigest(),
             },
         )
+        for study in {slide["study"] for specimen in order["specimens"] for slide in specimen["slides"]}:
+            connection.execute(
+                sa.text("INSERT INTO studies (study, analysis_id) VALUES (:study, :id)"),
+                {"study": study, "id": analysis_id},
+            )
 
 
 def _results() -> None:
@@ -161,6 +181,13 @@ def _access() -> None:
         "used_assertions",
         sa.Column("client", sa.String(255), primary_key=True),
         sa.Column("jti", sa.String(255), primary_key=True),
+        sa.Column("expires", sa.DateTime(timezone=True), nullable=False),
+    )
+    op.create_table(
+        "access_tokens",
+        sa.Column("sha256", sa.String(64), primary_key=True),
+        sa.Column("client", sa.String(255), nullable=False),
+        sa.Column("scopes", sa.JSON, nullable=False),
         sa.Column("expires", sa.DateTime(timezone=True), nullable=False),
     )
 
