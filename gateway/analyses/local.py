@@ -51,6 +51,7 @@ async def analyze(
             progress=progress,
             cancelled=stopping.is_set,
             choices=lambda: _choices(settings),
+            released=None,
         )
         try:
             await run.fetch()

@@ -1,16 +1,15 @@
 """The slides of one case, brought from the archive: all headers first, then what is read of the pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from gateway.analyses.fetched import Fetched, each_readable, not_there
-from gateway.analyses.identity import check_one_patient
+from gateway.analyses.identity import Read
 from gateway.analyses.slide_half import SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive, SeriesEntry, Wanted
 from gateway.domain.order import Order
-from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import SlideError, SlideNotInArchive
 from gateway.slides import TilePlan, frames_of, overview_levels
 
@@ -18,8 +17,8 @@ from gateway.slides import TilePlan, frames_of, overview_levels
 class CasePull:
     """One fetch of an order's slides.
 
-    `opened` opens a slide and checks it against the order; `plan` decides which of its tiles are read. `progress` gets
-    (bytes done, bytes in all) over all slides, the latter None while it is not known.
+    `opened` opens a slide, `check` compares the headers of all that open with the order; `plan` decides which tiles of
+    a slide are read. `progress` gets (bytes done, bytes in all) over all slides, the latter None while it is not known.
     """
 
     def __init__(
@@ -29,6 +28,7 @@ class CasePull:
         cache: FrameCache,
         *,
         opened: Callable[[Fetched], AbstractContextManager[SlideTask]],
+        check: Callable[[Sequence[Read]], None],
         plan: Callable[[SlideTask], TilePlan],
         progress: Callable[[int, int | None], None],
         cancelled: Callable[[], bool],
@@ -37,6 +37,7 @@ class CasePull:
         self._archive = archive
         self._cache = cache
         self._opened = opened
+        self._check = check
         self._plan = plan
         self._progress = progress
         self._cancelled = cancelled
@@ -86,17 +87,17 @@ class CasePull:
         return fetched
 
     def _checked(self, slides: list[Fetched]) -> list[Fetched]:
-        """The slides, those that open found to belong to the order and to one patient."""
-        headers: list[SlideHeader] = []
+        """The slides, those that open found to be those of the order."""
+        found: list[Read] = []
 
-        def check(slide: Fetched) -> Fetched:
+        def look(slide: Fetched) -> Fetched:
             with self._opened(slide) as task:
-                headers.append(task.slide.header)
+                found.append((task.specimen, task.slide.header))
             return slide
 
-        checked = each_readable(slides, check)
-        check_one_patient(headers)
-        return checked
+        slides = each_readable(slides, look)
+        self._check(found)
+        return slides
 
     def _planned(self, slide: Fetched) -> Fetched:
         if slide.partial:

@@ -7,7 +7,7 @@ moment: what a step has finished lies in the analysis's folder and is not done a
 import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from gateway import __version__
 from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
 from gateway.analyses.fetched import Fetched, each_readable
-from gateway.analyses.identity import check_identity, check_one_patient
+from gateway.analyses.identity import Read, check_identity, check_one_patient
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
@@ -27,7 +27,7 @@ from gateway.archive.protocol import Archive
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.model import ModelCard, ModelVersion
 from gateway.domain.order import Order
-from gateway.domain.report import Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
+from gateway.domain.report import UNSIGNED, Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
@@ -38,8 +38,8 @@ from gateway.reports import DICOM, SlideSource, from_json, picture, result_objec
 from gateway.slides import Slide, TilePlan
 
 _HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
-SCHEMA_VERSION = "1.1"
-STATEMENT = "Research use, not a medical device. Preliminary: made by software, not signed by a person."
+SCHEMA_VERSION = "1.2"
+STATEMENT = f"Research use, not a medical device. {UNSIGNED}"
 PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
 
 T = TypeVar("T")
@@ -49,8 +49,10 @@ class CaseRun:
     """One analysis at work in `folder`.
 
     `progress` is told how far the running step is; `cancelled` is asked between batches; `choices` says which models
-    serve when the analysis starts, and `note_pins` is told which it was pinned to. The steps raise PathserveError only;
-    `retryable` ones may be tried again.
+    serve when the analysis starts, and `note_pins` is told which it was pinned to. `released` gives the digests of the
+    differences between order and slides that a person has released; None where nobody ordered, so that all that is
+    compared is whether the slides are one patient's. The steps raise PathserveError only; `retryable` ones may be tried
+    again.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class CaseRun:
         cancelled: Callable[[], bool] = lambda: False,
         choices: Callable[[], Choices] = Choices,
         note_pins: Callable[[Pins], None] = lambda pins: None,
+        released: Callable[[], Collection[str]] | None = frozenset,
     ) -> None:
         self.analysis_id = analysis_id
         self.order = order
@@ -77,6 +80,7 @@ class CaseRun:
         self._cancelled = cancelled
         self._choices = choices
         self._note_pins = note_pins
+        self._released = released
         self._protocol = protocol_named(order.protocol)
         self._options = options_of(self._protocol, order)
         self._half = _HALVES[order.protocol]
@@ -101,6 +105,7 @@ class CaseRun:
             self._archive,
             self._cache,
             opened=lambda slide: self._opened(pins, slide),
+            check=self._check,
             plan=self._half.plan,
             progress=lambda done, total: self._progress(Progress(Step.FETCH, done, total, "bytes")),
             cancelled=self._cancelled,
@@ -159,17 +164,15 @@ class CaseRun:
             return slide
 
         slides = each_readable(fetched, plan)
-        check_one_patient([task.slide.header for task, _ in planned])
+        self._check([(task.specimen, task.slide.header) for task, _ in planned])
         if slides != fetched:
             self._note(slides)
         return planned
 
     @contextmanager
     def _opened(self, pins: Pins, fetched: Fetched) -> Iterator[SlideTask]:
-        """The slide of `fetched`, checked against the order's identifiers before any pixel is read."""
         specimen = self.order.specimens[fetched.specimen]
         with _open(fetched.files) as slide:
-            check_identity(self.order, specimen, slide.header)
             yield SlideTask(
                 slide=slide,
                 model=pins.folders[self._protocol.models[0]],
@@ -179,6 +182,13 @@ class CaseRun:
                 options=self._options,
                 folder=self.folder / "tiles" / slide.header.series_uid,
             )
+
+    def _check(self, slides: Sequence[Read]) -> None:
+        """Raise IdentityMismatch where these are not the slides of the order, before any pixel of them is read."""
+        if self._released is None:
+            check_one_patient([header for _, header in slides])
+        else:
+            check_identity(self.order, slides, self._released())
 
     def _held(self, slides: Sequence[Fetched]) -> AbstractContextManager[None]:
         """The slides' files, kept in the cache. Raises FramesNotFetched where one has left it."""

@@ -1,6 +1,6 @@
 """The one report. Every encoding (JSON, DICOM SR, HTML, …) is a pure function of it (DESIGN.md law 1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -11,9 +11,16 @@ from gateway.domain.slide import SlideHeader, TileGrid
 
 
 class ReportState(StrEnum):
-    """Preliminary until a person signs (later: final, corrected)."""
+    """Preliminary until a person signs; amended from a person's first correction on."""
 
     PRELIMINARY = "preliminary"
+    FINAL = "final"
+    AMENDED = "amended"
+
+
+UNSIGNED = "Preliminary: made by software, not signed by a person."
+SIGNED = "Made by software, signed by a person."
+"""What the statement says of its state."""
 
 
 class FindingKind(StrEnum):
@@ -162,8 +169,41 @@ class Software:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """Who takes responsibility for a revision. `by` is the principal's subject, `time` is UTC."""
+
+    by: str
+    name: str
+    organisation: str
+    time: datetime
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Amendment:
+    """A person's correction: why, what is right instead, and the same as coded findings."""
+
+    reason: str
+    text: str
+    findings: tuple[Code, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedAmendment:
+    """An amendment as it stands in the report since `revision`."""
+
+    revision: int
+    amendment: Amendment
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """The whole answer to one order. `issued` is UTC; it is fixed when the report is first built, never re-read."""
+    """The whole answer to one order. `issued` is UTC; it is fixed when the report is first built, never re-read.
+
+    `revision` counts from 1, the machine's; `supersedes` is the one before it. `signature` is that of this revision;
+    `amendments` are all corrections so far, oldest first: a later one adds to the earlier.
+    """
 
     schema_version: str
     analysis_id: str
@@ -180,6 +220,39 @@ class Report:
     tissue: tuple[TissueResult, ...] = ()
     pictures: tuple[Picture, ...] = ()
     objects: tuple[ResultObject, ...] = ()
+    revision: int = 1
+    supersedes: int | None = None
+    signature: Signature | None = None
+    amendments: tuple[SignedAmendment, ...] = ()
+
+    def signed(self, signature: Signature) -> "Report":
+        """The next revision: the same, with this signature under it."""
+        state = ReportState.AMENDED if self.amendments else ReportState.FINAL
+        return self._next(state, signature, self.amendments)
+
+    def amended(self, amendment: Amendment, signature: Signature) -> "Report":
+        """The next revision: with the amendment, signed by whoever makes it."""
+        added = SignedAmendment(revision=self.revision + 1, amendment=amendment, signature=signature)
+        return self._next(ReportState.AMENDED, signature, (*self.amendments, added))
+
+    def _next(self, state: ReportState, signature: Signature, amendments: tuple[SignedAmendment, ...]) -> "Report":
+        return replace(
+            self,
+            state=state,
+            issued=signature.time,
+            statement=self.statement.replace(UNSIGNED, SIGNED),
+            revision=self.revision + 1,
+            supersedes=self.revision,
+            signature=signature,
+            amendments=amendments,
+        )
+
+    @property
+    def may_be_signed(self) -> bool:
+        """Whether a signature would add something: nobody has signed yet, or the last revision was a correction."""
+        if self.state is ReportState.PRELIMINARY:
+            return True
+        return bool(self.amendments) and self.amendments[-1].revision == self.revision
 
     def slide_of(self, series: str) -> SlideReading | None:
         """The slide of a series, read or not; None where the order has none."""

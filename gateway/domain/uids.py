@@ -13,6 +13,11 @@ def derive_uid(analysis_id: str, role: str) -> str:
     return f"2.25.{uuid.uuid5(_NAMESPACE, f'{analysis_id}/{role}').int}"
 
 
+def object_uid(analysis_id: str, role: str, of: str, revision: int = 1) -> str:
+    """The UID of one derived object of a report: `role` is its kind, `of` the slide's series or the study."""
+    return derive_uid(analysis_id, f"{role}/{of}" if revision == 1 else f"{role}/{of}/revision-{revision}")
+
+
 def new_analysis_id() -> str:
     """A fresh analysis id: a random UUID in its canonical lower-case form."""
     return str(uuid.uuid4())

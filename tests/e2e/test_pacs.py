@@ -18,7 +18,7 @@ from gateway.archive.partial import PartialInstance
 from gateway.domain.uids import derive_uid
 from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
-from tests.support.gateway import Gateway, running_gateway
+from tests.support.gateway import Gateway, case_of, running_gateway
 from tests.support.orthanc import Orthanc, running_orthanc
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
@@ -49,13 +49,9 @@ def slide(cmu_slide: Path) -> pydicom.Dataset:
 
 
 @pytest.fixture(scope="module")
-def analysis(gateway: Gateway, slide: pydicom.Dataset) -> str:
+def analysis(gateway: Gateway, cmu_slide: Path) -> str:
     """A completed analysis of the slide in the PACS."""
-    patient = {"id": slide.PatientID}
-    specimens = [{"slides": [{"study": slide.StudyInstanceUID, "series": [slide.SeriesInstanceUID]}]}]
-    ordered = gateway.order(
-        slide.StudyInstanceUID, patient=patient, accession=slide.AccessionNumber, specimens=specimens
-    )
+    ordered = gateway.order(case_of(cmu_slide, stain=None))
     shown = gateway.finish(ordered)
     assert shown["state"] == "completed", shown
     return ordered
@@ -108,11 +104,9 @@ def test_two_studies_and_a_wrong_stain(gateway: Gateway, pacs: Orthanc, tmp_path
         identity = Identity(study_uid=study, container=f"C-{number}")
         write_phantom(tmp_path / study, width_px=1024, height_px=1024, seed=number, stains=(), identity=identity)
         pacs.upload(tmp_path / study)
-    specimens = [
-        {"container": f"C-{number}", "stain": stain, "slides": [{"study": study}]}
-        for number, (study, stain) in enumerate(zip(studies, ("HE", "PAP"), strict=True))
-    ]
-    analysis = gateway.order(studies[0], specimens=specimens)
+    case = case_of(*(tmp_path / study for study in studies), stain=None)
+    stained = [specimen | {"stain": stain} for specimen, stain in zip(case["specimens"], ("HE", "PAP"), strict=True)]
+    analysis = gateway.order(case, specimens=stained)
     ended = gateway.finish(analysis)
     assert ended["state"] == "completed", ended
     assert shown(pacs, studies[0]) == sorted([*DRAWN, "DOC", "KO", "SM", "SR"])
@@ -151,7 +145,7 @@ def test_a_slide_of_which_only_tissue_was_pulled_gives_the_same_report(
     cache.mkdir(parents=True, exist_ok=True)
     Costs((slow, quick)).write(cache / "costs.json")
 
-    analysis = gateway.order(header.StudyInstanceUID, specimens=[{"slides": [{"study": header.StudyInstanceUID}]}])
+    analysis = gateway.order(case_of(slide, stain=None))
     assert gateway.finish(analysis)["state"] == "completed"
     parts = [PartialInstance(head) for head in (cache / header.StudyInstanceUID).rglob("*.header.dcm")]
     fetched_F = np.concatenate([part.extents()[:, 0] >= 0 for part in parts])

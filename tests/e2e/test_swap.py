@@ -15,8 +15,7 @@ import pytest
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import PATHSERVE
-from tests.faults.conftest import study_of
-from tests.support.gateway import Gateway, eventually, running_gateway
+from tests.support.gateway import Gateway, case_of, eventually, running_gateway
 from tests.support.models import add_version, change_engine, seal, shifted
 from tests.support.triton import loaded
 
@@ -52,18 +51,18 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A folder archive with one slide, and the slide's study."""
+def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide in a folder archive (the folder above it)."""
     archive = tmp_path_factory.mktemp("archive")
     write_phantom(archive / "slide", kind="he", width_px=SLIDE_PX, height_px=SLIDE_PX, seed=1)
-    return archive, study_of(archive / "slide")
+    return archive / "slide"
 
 
 @pytest.fixture(scope="module")
-def gateway(repository: Path, study: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+def gateway(repository: Path, slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     state = tmp_path_factory.mktemp("swap") / "state"
     settings = {"PATHSERVE_MODEL_REPOSITORY": str(repository), "PATHSERVE_INFER_LIMIT": "2"}
-    with running_gateway(state, f"folder:{study[0]}", **settings) as gateway:
+    with running_gateway(state, f"folder:{slide.parent}", **settings) as gateway:
         yield gateway
 
 
@@ -84,9 +83,9 @@ def folders(version: str) -> set[str]:
 
 
 @pytest.mark.timeout(900)
-def test_models_are_swapped_under_load(gateway: Gateway, study: tuple[Path, str]) -> None:
+def test_models_are_swapped_under_load(gateway: Gateway, slide: Path) -> None:
     assert listed(gateway) == dict.fromkeys(folders("1"), ("serving", True))
-    analyses = [gateway.order(study[1]) for _ in range(ORDERS)]
+    analyses = [gateway.order(case_of(slide)) for _ in range(ORDERS)]
     expected: dict[int, str] = {}
     since, current = 0, "1"
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import pydicom
 import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
+from tests.support.gateway import Case, case_of
 from tests.support.models import without_golden
 from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
@@ -23,19 +23,19 @@ def pacs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 @pytest.fixture(scope="module")
-def study(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The study of a slide in the PACS that is large enough to be interrupted."""
+def case(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A case of a slide in the PACS that is large enough to be interrupted."""
     folder = tmp_path_factory.mktemp("slide")
     write_phantom(folder, kind="he", width_px=SLIDE_PX, height_px=SLIDE_PX, seed=6)
     pacs.upload(folder)
-    return study_of(folder)
+    return case_of(folder)
 
 
 @pytest.fixture(scope="module")
-def small_study(pacs: Orthanc, cmu_slide: Path) -> str:
-    """The study of a small slide in the PACS."""
+def small_case(pacs: Orthanc, cmu_slide: Path) -> Case:
+    """A case of a small slide in the PACS."""
     pacs.upload(cmu_slide)
-    return study_of(cmu_slide)
+    return case_of(cmu_slide)
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,3 @@ def state(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
     folder = tmp_path_factory.mktemp("work") / "state"
     with held_triton(Settings(state=folder, model_repository=models)):
         yield folder
-
-
-def study_of(folder: Path) -> str:
-    """The study instance UID of a folder of DICOM files."""
-    header = pydicom.dcmread(next(folder.glob("*.dcm")), stop_before_pixels=True, specific_tags=["StudyInstanceUID"])
-    return str(header.StudyInstanceUID)

@@ -17,8 +17,7 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from tests.faults.conftest import study_of
-from tests.support.gateway import PATHSERVE, Gateway, eventually, running_gateway
+from tests.support.gateway import PATHSERVE, Gateway, case_of, eventually, running_gateway
 from tests.support.models import add_model, change_engine, read, seal, write
 
 ENCODER, HEAD, ENSEMBLE = "tile_encoder", "tissue_head", "tissue_classification"
@@ -170,7 +169,7 @@ def test_a_server_names_every_corrupt_model_and_serves_with_the_others(gateway: 
         assert re.search(corruption.words, item["reason"]), item
         assert not re.search(r"(?<![\w.])/\w", item["reason"]), "paths are for logs"
     assert [name for name, item in shown.items() if item["ready"]] == sorted(MODELS)
-    analysis = gateway.finish(gateway.order(study_of(slide)))
+    analysis = gateway.finish(gateway.order(case_of(slide)))
     assert analysis["state"] == "completed", analysis
 
 
@@ -206,7 +205,7 @@ def test_a_model_corrupted_under_a_running_server_is_never_used(gateway: Gateway
     right = {file: file.read_bytes() for file in files}
     swap_labels(corrupt / ENSEMBLE)
     # At once, whatever the server has noticed of it.
-    analysis = gateway.finish(gateway.order(study_of(slide)))
+    analysis = gateway.finish(gateway.order(case_of(slide)))
     assert (analysis["state"], analysis["failure"]["reason"]) == ("failed", ModelRefused.reason), analysis
     assert ENSEMBLE in analysis["failure"]["detail"]
     assert gateway.request("GET", f"/v1/analyses/{analysis['id']}/report").status_code == 409
@@ -220,4 +219,4 @@ def test_a_model_corrupted_under_a_running_server_is_never_used(gateway: Gateway
     for file, data in right.items():
         file.write_bytes(data)
     eventually(lambda: gateway.request("GET", "/readyz").status_code == 200, "the models serve again", 40)
-    assert gateway.finish(gateway.order(study_of(slide)))["state"] == "completed"
+    assert gateway.finish(gateway.order(case_of(slide)))["state"] == "completed"

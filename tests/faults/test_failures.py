@@ -11,9 +11,8 @@ import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from tests.faults.conftest import study_of
 from tests.support.dicom import dicom_file
-from tests.support.gateway import Gateway, running_gateway
+from tests.support.gateway import Case, Gateway, case_of, case_without_slides, running_gateway, study_in
 from tests.support.orthanc import Orthanc, free_port
 from tests.support.rogue_answers import by_path
 from tests.support.rogue_pacs import Answer, RoguePacs, dicom_json, once_listed, running
@@ -49,9 +48,9 @@ def nobody() -> str:
     return f"127.0.0.1:{free_port()}"
 
 
-def uploaded(pacs: Orthanc, folder: Path) -> str:
+def uploaded(pacs: Orthanc, folder: Path) -> Case:
     pacs.upload(folder)
-    return study_of(folder)
+    return case_of(folder)
 
 
 def phantom(folder: Path, seed: int, **more: object) -> Path:
@@ -60,25 +59,25 @@ def phantom(folder: Path, seed: int, **more: object) -> Path:
 
 
 def test_a_study_that_is_not_there(gateway: Gateway, pacs: Orthanc) -> None:
-    assert_failed(gateway, gateway.order("2.25.404"), "slide-not-in-archive")
+    assert_failed(gateway, gateway.order(case_without_slides("2.25.404")), "slide-not-in-archive")
     assert pacs.instances("SR") == []
 
 
 def test_a_series_that_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
-    study = uploaded(pacs, phantom(tmp_path, seed=31))
-    assert_failed(gateway, gateway.order(study, ["2.25.404"]), "slide-not-in-archive")
+    study = study_in(uploaded(pacs, phantom(tmp_path, seed=31)))
+    assert_failed(gateway, gateway.order(case_without_slides(study, ["2.25.404"])), "slide-not-in-archive")
     assert pacs.instances("SR") == []
 
 
 def test_no_tissue(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
-    study = uploaded(pacs, phantom(tmp_path, seed=32, tissue=False))
-    assert_failed(gateway, gateway.order(study), "no-tissue")
+    case = uploaded(pacs, phantom(tmp_path, seed=32, tissue=False))
+    assert_failed(gateway, gateway.order(case), "no-tissue")
     assert pacs.instances("SR") == []
 
 
 def test_too_coarse(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
-    study = uploaded(pacs, phantom(tmp_path, seed=33, mpp=2.0))
-    assert_failed(gateway, gateway.order(study), "resolution-too-coarse")
+    case = uploaded(pacs, phantom(tmp_path, seed=33, mpp=2.0))
+    assert_failed(gateway, gateway.order(case), "resolution-too-coarse")
     assert pacs.instances("SR") == []
 
 
@@ -108,9 +107,11 @@ def test_a_header_without_what_a_slide_needs(gateway: Gateway, pacs: Orthanc, tm
 
 def test_one_slide_of_two_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path: Path) -> None:
     """What is there is read, and the report says what is not."""
-    study = uploaded(pacs, phantom(tmp_path, seed=34))
+    case = uploaded(pacs, phantom(tmp_path, seed=34))
+    study = study_in(case)
     slides = [{"study": study, "series": []}, {"study": "2.25.404", "series": []}]
-    analysis = gateway.order(study, specimens=[{"stain": "HE", "slides": slides}])
+    [specimen] = case["specimens"]
+    analysis = gateway.order(case, specimens=[specimen | {"slides": slides}])
     assert gateway.finish(analysis)["state"] == "completed"
     report = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
     assert {slide["study"]: slide["read"] for slide in report["slides"]} == {study: True, "2.25.404": False}
@@ -118,8 +119,8 @@ def test_one_slide_of_two_is_not_there(gateway: Gateway, pacs: Orthanc, tmp_path
     pacs.delete(stored)
 
 
-def test_cancelled_in_the_middle(gateway: Gateway, pacs: Orthanc, study: str) -> None:
-    analysis = gateway.order(study)
+def test_cancelled_in_the_middle(gateway: Gateway, pacs: Orthanc, case: Case) -> None:
+    analysis = gateway.order(case)
     gateway.wait_for_step(analysis, "infer", "started")
     assert gateway.request("DELETE", f"/v1/analyses/{analysis}").status_code == 202
     assert gateway.finish(analysis, 20)["state"] == "cancelled"
@@ -148,7 +149,7 @@ def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
     server = pacs_with(cmu_slide)
     server.store = lambda request: request.answer(409, "application/dicom+json", refusal)
     with running(server), running_gateway(tmp_path / "state", server.address, **QUICK) as gateway:
-        analysis = gateway.order(study_of(cmu_slide))
+        analysis = gateway.order(case_of(cmu_slide))
         assert_failed(gateway, analysis, "archive-refused")
         assert ("report", "finished") in gateway.steps(analysis)
         assert sum(method == "POST" for method, _, _ in server.requests) == 1
@@ -162,7 +163,7 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
     with ExitStack() as server:
         pacs = server.enter_context(running(pacs_with(cmu_slide)))
         with running_gateway(tmp_path / "state", pacs.address, ready=False, **settings) as gateway:
-            assert_failed(gateway, gateway.order(study_of(cmu_slide)), "inference-unavailable")
+            assert_failed(gateway, gateway.order(case_of(cmu_slide)), "inference-unavailable")
             for answer, reason in [
                 (answering(401, b""), "archive-refused"),
                 (answering(403, b""), "archive-refused"),
@@ -171,20 +172,20 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
                 (answering(500, b""), "archive-unavailable"),
             ]:
                 pacs.list_series = answer
-                assert_failed(gateway, gateway.order("2.25.1"), reason)
+                assert_failed(gateway, gateway.order(case_without_slides("2.25.1")), reason)
             server.close()
-            assert_failed(gateway, gateway.order("2.25.1"), "archive-unavailable")
+            assert_failed(gateway, gateway.order(case_without_slides("2.25.1")), "archive-unavailable")
             assert {method for method, _, _ in pacs.requests} == {"GET"}
             gateway.kill()  # all was seen; a good end would wait some seconds for the Triton that is not there
 
 
-def test_the_model_is_not_there(pacs: Orthanc, study: str, tmp_path: Path) -> None:
+def test_the_model_is_not_there(pacs: Orthanc, case: Case, tmp_path: Path) -> None:
     repository = tmp_path / "models"
     shutil.copytree(Settings().model_repository, repository)
     shutil.rmtree(repository / "tissue_classification")
     with running_gateway(
         tmp_path / "state", pacs.address, ready=False, PATHSERVE_MODEL_REPOSITORY=str(repository), **QUICK
     ) as gateway:
-        assert_failed(gateway, gateway.order(study), "model-not-loaded")
+        assert_failed(gateway, gateway.order(case), "model-not-loaded")
         assert gateway.request("GET", "/readyz").status_code == 503
     assert pacs.instances("SR") == []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import Gateway, eventually, running_gateway
+from tests.support.gateway import Gateway, case_without_slides, eventually, running_gateway
 from tests.support.orthanc import free_port
 from tests.support.rogue_pacs import Request, RoguePacs, running
 
@@ -19,7 +19,7 @@ def hang(request: Request) -> None:
 
 def asked(gateway: Gateway, pacs: RoguePacs, study: str) -> str:
     """Order, and wait until the PACS has been asked for the study."""
-    analysis = gateway.order(study)
+    analysis = gateway.order(case_without_slides(study))
     eventually(lambda: pacs.asked(study), "the PACS is asked")
     return analysis
 

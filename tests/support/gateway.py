@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 import psutil
+import pydicom
 
 from tests.support.orthanc import free_port
 
@@ -32,6 +33,60 @@ def eventually(look: Callable[[], _T], what: str, within_s: float = 60.0, every_
         assert time.monotonic() < until, f"not within {within_s:.0f} s: {what}"
         time.sleep(every_s)
     return found
+
+
+Case = dict[str, Any]
+"""What an order says beside its protocol: patient, accession, specimens."""
+
+
+def case_of(*folders: Path, stain: str | None = "HE") -> Case:
+    """What an order says of the slides in some folders, as their headers have it: patient, accession, specimens.
+
+    A specimen for each container, with all of its series, in the order of the files' names.
+    """
+    tags = ["Modality", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "IssuerOfPatientID", "AccessionNumber",
+            "ContainerIdentifier"]  # fmt: skip
+    files = [path for folder in folders for path in sorted(folder.rglob("*.dcm"))]
+    headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[*tags]) for path in files]
+    containers: dict[str, dict[str, list[str]]] = {}
+    for header in headers:
+        if header.Modality == "SM":
+            container = containers.setdefault(header.get("ContainerIdentifier", ""), {})
+            series = container.setdefault(header.StudyInstanceUID, [])
+            if header.SeriesInstanceUID not in series:
+                series.append(header.SeriesInstanceUID)
+    first = headers[0]
+    specimens = [
+        {
+            "container": container,
+            "stain": stain,
+            "slides": [{"study": study, "series": series} for study, series in studies.items()],
+        }
+        for container, studies in containers.items()
+    ]
+    return {
+        "patient": _given({"id": first.PatientID, "issuer": first.get("IssuerOfPatientID")}),
+        **_given({"accession": first.AccessionNumber}),
+        "specimens": [_given(specimen) for specimen in specimens],
+    }
+
+
+def _given(members: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in members.items() if value}
+
+
+def case_without_slides(study: str, series: Sequence[str] = ()) -> Case:
+    """What an order says of a slide that is not there."""
+    return {
+        "patient": {"id": "P-404"},
+        "accession": "A-404",
+        "specimens": [{"container": "C-404", "stain": "HE", "slides": [{"study": study, "series": list(series)}]}],
+    }
+
+
+def study_in(case: Case) -> str:
+    """The study of a case's first slide."""
+    return str(case["specimens"][0]["slides"][0]["study"])
 
 
 @dataclass
@@ -112,13 +167,9 @@ class Gateway:
         headers = {"Authorization": f"Bearer {KEY}", **more.pop("headers", {})}
         return httpx.request(method, self.url + path, headers=headers, timeout=30, trust_env=False, **more)
 
-    def order(self, study: str, series: Sequence[str] = (), **more: Any) -> str:
-        """Order `tissue-classification` of one slide; the analysis id."""
-        body = {
-            "protocol": "tissue-classification",
-            "specimens": [{"stain": "HE", "slides": [{"study": study, "series": list(series)}]}],
-            **more,
-        }
+    def order(self, case: Case, **more: Any) -> str:
+        """Order `tissue-classification` of a case (`case_of`); the analysis id. `more` changes members of the order."""
+        body = {"protocol": "tissue-classification", **case, **more}
         answer = self.request("POST", "/v1/analyses", json=body)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
