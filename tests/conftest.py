@@ -1,9 +1,14 @@
 """What all tests share: where the data lie, and the one slide of the repository."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.postgres import Postgres
 
 # gRPC's handlers of forks abort a child whose parent has threads in gRPC, as this process has in some tests.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -30,3 +35,21 @@ def cmu_slide() -> Path:
 def metaplasia_slide() -> Path:
     """H&E of the stomach, 13,198 × 11,685 pixels at 0.5 µm (outside the repository)."""
     return data_path("slides", "metaplasia_he")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> "Iterator[Postgres]":
+    """One PostgreSQL for all tests that do not stop it."""
+    # Not every environment of the tests has its client.
+    from tests.support.postgres import running_postgres
+
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: "Postgres") -> Iterator[str]:
+    """The URL of a fresh database."""
+    url = postgres_server.new_database()
+    yield url
+    postgres_server.drop(url)
