@@ -372,10 +372,16 @@ def _completed(record: Record) -> None:
     """Raise what there is instead of a report."""
     state, failure = record.analysis.state, record.analysis.failure
     if failure is not None:
-        raise Conflict(f"The analysis failed, so there is no report: {failure.detail}")
+        raise Conflict(
+            f"The analysis failed, so there is no report: {failure.detail}", state=state.value, reason=failure.reason
+        )
     if state is State.CANCELLED:
-        raise Cancelled("The analysis was cancelled, so there is no report. Order it again where it is needed.")
+        raise Cancelled(
+            "The analysis was cancelled, so there is no report. Order it again where it is needed.", state=state.value
+        )
     if state is State.HELD_IDENTITY:
-        raise ReportNotReady("The analysis is held: order and slide differ. A person must release it first.")
+        raise ReportNotReady(
+            "The analysis is held: its order and its slides differ. A person must release it first.", state=state.value
+        )
     if state is not State.COMPLETED:
-        raise ReportNotReady("The report is not ready yet. Ask again after the Retry-After time.")
+        raise ReportNotReady("The report is not ready yet. Ask again after the Retry-After time.", state=state.value)

@@ -43,6 +43,14 @@ class BodyTooLarge(InvalidInput):
     reason, title = "body-too-large", "Request body too large"
 
 
+class BodyTooSlow(InvalidInput):
+    reason, title, retryable = "body-too-slow", "Request body too slow", True
+
+
+class RangeNotSatisfiable(InvalidInput):
+    reason, title = "range-not-satisfiable", "The file has no such range"
+
+
 class IdempotencyConflict(InvalidInput):
     reason, title = "idempotency-conflict", "Idempotency-Key used with another body"
 
@@ -99,7 +107,13 @@ class NotFound(PathserveError):
 
 
 class Conflict(PathserveError):
+    """`more`: what a program may want to know besides, as further members of the problem."""
+
     reason, title = "conflict", "Not possible in this state"
+
+    def __init__(self, detail: str, **more: str) -> None:
+        super().__init__(detail)
+        self.more = more
 
 
 class ReportNotReady(Conflict):
@@ -277,6 +291,8 @@ _RIM: dict[type[PathserveError], Rim] = {
     UnknownProtocol: Rim(422, "INVALID_ARGUMENT"),
     IdempotencyConflict: Rim(422, "FAILED_PRECONDITION"),
     BodyTooLarge: Rim(413, "RESOURCE_EXHAUSTED"),
+    BodyTooSlow: Rim(408, "DEADLINE_EXCEEDED"),
+    RangeNotSatisfiable: Rim(416, "OUT_OF_RANGE"),
     MethodNotAllowed: Rim(405, "UNIMPLEMENTED"),
     UnsupportedMediaType: Rim(415, "INVALID_ARGUMENT"),
     NotAcceptable: Rim(406, "INVALID_ARGUMENT"),
