@@ -98,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     models.set_defaults(run=_models)
     _add_models(models.add_subparsers(required=True, metavar="ACTION", dest="action"))
 
+    deliveries = commands.add_parser("deliveries", help="say what left, what waits and what is dead; try it again")
+    deliveries.set_defaults(run=_deliveries)
+    _add_deliveries(deliveries.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
     schema = commands.add_parser("schema", help="print a JSON Schema")
     schema.add_argument("what", choices=("report",))
     schema.set_defaults(run=_schema)
@@ -114,6 +118,17 @@ def _parser() -> argparse.ArgumentParser:
     imported.set_defaults(run=_import)
     _add_import(imported)
     return parser
+
+
+def _add_deliveries(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    listing = actions.add_parser("list", help="every delivery, oldest first")
+    listing.add_argument("--dead", action="store_true", help="dead letters only")
+    listing.add_argument("--analysis", metavar="ID", help="of this analysis only")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    replay = actions.add_parser("replay", help="try deliveries again at once; nothing arrives twice")
+    which = replay.add_mutually_exclusive_group(required=True)
+    which.add_argument("ids", nargs="*", default=[], metavar="ID")
+    which.add_argument("--all-dead", action="store_true", help="every dead letter")
 
 
 def _add_import(imported: argparse.ArgumentParser) -> None:
@@ -252,6 +267,16 @@ def _models(arguments: argparse.Namespace) -> int:
             return models_command.retire(arguments.model, arguments.version)
         case _:
             return models_command.rollback(arguments.model)
+
+
+def _deliveries(arguments: argparse.Namespace) -> int:
+    from gateway.analyses import deliveries_command
+
+    if arguments.action == "list":
+        return deliveries_command.list_deliveries(
+            dead=arguments.dead, analysis=arguments.analysis, as_json=arguments.json
+        )
+    return deliveries_command.replay(arguments.ids, all_dead=arguments.all_dead)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ def record_of(
         action=Action.EXECUTE,
         outcome=outcome,
         tenant=delivery.tenant,
+        actor="worker",
         entity_kind="analysis",
         entity=delivery.analysis,
         detail={

@@ -11,7 +11,6 @@ from gateway.domain.analysis import State
 from gateway.domain.identity import Difference
 from gateway.operations import audit, codec
 from gateway.operations.audit import Action, AuditEvent, EventType
-from gateway.operations.errors import IdentityMismatch
 
 
 def hold(connection: sa.Connection, analysis_id: str, differences: Sequence[Difference]) -> None:
@@ -31,16 +30,16 @@ def hold(connection: sa.Connection, analysis_id: str, differences: Sequence[Diff
         .returning(ANALYSES.c.tenant)
     ).scalar_one()
     attributes = sorted({each.attribute for each in differences})
-    told = {"state": State.HELD_IDENTITY.value, "reason": IdentityMismatch.reason, "attributes": attributes}
+    told = {"state": State.HELD_IDENTITY.value, "attributes": attributes}
     add_event(connection, analysis_id, "state", told)
     audit.append(
         connection,
         AuditEvent(
-            type=EventType.ORDER_RECORD,
-            subtype="identity-held",
+            type=EventType.SECURITY_ALERT,
+            subtype="analysis-held",
             action=Action.UPDATE,
-            outcome=audit.Outcome.MINOR_FAILURE,
             tenant=tenant,
+            actor="worker",
             entity_kind="analysis",
             entity=analysis_id,
             detail={"attributes": attributes},

@@ -32,7 +32,7 @@ from gateway.domain.identity import Difference
 from gateway.domain.principal import Principal, PrincipalKind
 from gateway.operations import audit, codec
 from gateway.operations.audit import EventType
-from gateway.operations.errors import Conflict, IdentityMismatch, NotFound
+from gateway.operations.errors import Conflict, IdentityMismatch, KillsWorker, NotFound
 
 Transaction = Callable[[], AbstractContextManager[sa.Connection]]
 
@@ -329,16 +329,15 @@ class Outbox:
         with self._read() as connection:
             return tuple(map(delivery_of, connection.execute(query)))
 
-    def stow_state(self, analysis_id: str) -> DeliveryState | None:
-        """How the delivery of the machine's report (revision 1) to the archive stands; None before there is one."""
-        query = sa.select(DELIVERIES.c.state).where(
-            DELIVERIES.c.analysis_id == analysis_id,
-            DELIVERIES.c.channel == Channel.STOW.value,
-            DELIVERIES.c.revision == 1,
+    def killers(self) -> tuple[str, ...]:
+        """The analyses that are dead letters: they killed their worker again and again."""
+        query = (
+            sa.select(ANALYSES.c.id)
+            .where(ANALYSES.c.state == State.FAILED.value, ANALYSES.c.failure_reason == KillsWorker.reason)
+            .order_by(ANALYSES.c.number)
         )
         with self._read() as connection:
-            state = connection.execute(query).scalar()
-        return None if state is None else DeliveryState(state)
+            return tuple(connection.execute(query).scalars())
 
     def statistics(self) -> dict[tuple[Channel, DeliveryState], int]:
         """How many deliveries there are, by channel and state; every pair is named."""
