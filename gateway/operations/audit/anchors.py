@@ -89,7 +89,7 @@ class Anchors:
                     os.link(name, self._key_file)
                     sync_folder(self._key_file.parent)
             finally:
-                os.unlink(name)
+                Path(name).unlink()
         return self._key()
 
 
