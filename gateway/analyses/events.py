@@ -1,6 +1,6 @@
 """What happens to an analysis, numbered from 1 without reuse: what its event stream replays."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,3 +42,13 @@ def events_of(connection: sa.Connection, analysis_id: str, after: int, limit: in
         .limit(limit)
     )
     return tuple(Event(row.seq, row.time, row.kind, row.data) for row in found)
+
+
+def last_events(connection: sa.Connection, analysis_ids: Collection[str]) -> dict[str, int]:
+    """The number of the last event of each analysis."""
+    found = connection.execute(
+        sa.select(EVENTS.c.analysis_id, sa.func.max(EVENTS.c.seq))
+        .where(EVENTS.c.analysis_id.in_(analysis_ids))
+        .group_by(EVENTS.c.analysis_id)
+    )
+    return {row[0]: row[1] for row in found}

@@ -3,7 +3,7 @@
 Servers and workers read and write this and nothing else of each other; what an analysis is, is what its row says.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from gateway.analyses import transitions
 from gateway.analyses.accepting import Acceptance, Asked
 from gateway.analyses.choices import ChoiceLog
-from gateway.analyses.events import Event, add_event, events_of
+from gateway.analyses.events import Event, add_event, events_of, last_events
 from gateway.analyses.feedback import FeedbackLog
 from gateway.analyses.outbox import Outbox
 from gateway.analyses.queries import AnalysisQuery, Page, page
@@ -127,6 +127,11 @@ class Ledger:
         """Up to `limit` events of an analysis after the one with number `after`."""
         with self._read() as connection:
             return events_of(connection, analysis_id, after, limit)
+
+    def last_events(self, analysis_ids: Collection[str]) -> dict[str, int]:
+        """The number of the last event of each analysis."""
+        with self._read() as connection:
+            return last_events(connection, analysis_ids)
 
     def cancel(self, analysis_id: str, by: Principal = _NOBODY, if_match: str | None = None) -> Record:
         """End a waiting analysis as cancelled; ask its worker to end a running one. Repeating it changes nothing.
