@@ -1,10 +1,10 @@
 """The audit trail: who ordered, read, released, signed, sent or changed what; append-only, each row chained."""
 
-from gateway.operations.audit.events import Action, AuditEvent, EventType, Outcome, local_user
+from gateway.operations.audit.events import Action, AuditEvent, EventType, Outcome
 from gateway.operations.audit.formats import FORMATS
 from gateway.operations.audit.life import AuditLife
-from gateway.operations.audit.records import AuditQuery, AuditRecord, page
-from gateway.operations.audit.trail import append
+from gateway.operations.audit.records import AuditQuery, AuditRecord
+from gateway.operations.audit.trail import AuditTrail, append
 
 __all__ = [
     "FORMATS",
@@ -13,9 +13,8 @@ __all__ = [
     "AuditLife",
     "AuditQuery",
     "AuditRecord",
+    "AuditTrail",
     "EventType",
     "Outcome",
     "append",
-    "local_user",
-    "page",
 ]

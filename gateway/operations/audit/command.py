@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import sqlalchemy as sa
 
-from gateway.operations.audit.events import Action, AuditEvent, EventType, local_user
+from gateway.operations.audit.events import Action, AuditEvent, EventType
 from gateway.operations.audit.evidence import read_only
 from gateway.operations.audit.formats import FORMATS
 from gateway.operations.audit.records import AuditQuery, records
@@ -17,6 +17,7 @@ from gateway.operations.audit.trail import append
 from gateway.operations.audit.verify import verify
 from gateway.operations.database import database_errors, open_database
 from gateway.operations.errors import InvalidInput
+from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
 
@@ -76,6 +77,7 @@ def _opened(settings: Settings) -> Iterator[sa.Engine]:
 
 def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
     """Write the export down before anything is given out; the number of the last record before it."""
+    by = operator()
     with engine.execution_options(ledger_writes=True).begin() as connection:
         head = connection.execute(sa.select(AUDIT_HEAD).where(AUDIT_HEAD.c.id == 1).with_for_update()).one()
         event = AuditEvent(
@@ -83,8 +85,8 @@ def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
             subtype="audit-exported",
             action=Action.READ,
             tenant=query.tenant or "",
-            actor=local_user(),
-            actor_kind="person",
+            actor=by.subject,
+            actor_kind=by.kind.value,
             entity_kind="audit",
             detail={
                 "format": kind,

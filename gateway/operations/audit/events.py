@@ -1,7 +1,5 @@
 """What an audit record says, in the words of DICOM (PS3.15 A.5) and of FHIR AuditEvent."""
 
-import os
-import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -60,14 +58,3 @@ class AuditEvent:
     entity_kind: str | None = None
     entity: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
-
-
-def local_user() -> str:
-    """The actor of a command on this machine: the user that the operating system knows, whatever the environment says.
-
-    A user id without a name (as containers have) is told as it is.
-    """
-    try:
-        return f"user:{pwd.getpwuid(os.getuid()).pw_name}"
-    except KeyError:
-        return f"user:{os.getuid()}"

@@ -5,14 +5,11 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-import sqlalchemy as sa
 import structlog
 
 from gateway.operations.audit.anchors import Anchors
 from gateway.operations.audit.events import Action, AuditEvent, EventType
-from gateway.operations.audit.table import AUDIT_HEAD
-from gateway.operations.audit.trail import append
-from gateway.operations.database import database_errors
+from gateway.operations.audit.trail import AuditTrail
 from gateway.operations.errors import PathserveError
 
 log = structlog.get_logger("gateway.operations.audit")
@@ -27,10 +24,9 @@ class AuditLife:
     Nothing here fails a process: what cannot be written is logged. A process that is killed has no end in the trail.
     """
 
-    def __init__(self, engine: sa.Engine, state: Path, kind: str, name: str | None = None) -> None:
+    def __init__(self, trail: AuditTrail, state: Path, kind: str, name: str | None = None) -> None:
         """`kind`: server, worker. `name`: what it is called, else its host."""
-        self._writer = engine.execution_options(ledger_writes=True)
-        self._engine = engine
+        self._trail = trail
         self._anchors = Anchors(state)
         self._kind = kind
         self._name = name or socket.gethostname()
@@ -67,17 +63,15 @@ class AuditLife:
             entity=self._name,
         )
         try:
-            with database_errors(), self._writer.begin() as connection:
-                append(connection, event)
+            self._trail.append(event)
         except PathserveError as failed:
             log.error("the audit trail could not be written", name=subtype, reason=failed.reason)
 
     def _anchor(self) -> None:
         try:
-            with database_errors(), self._engine.connect() as connection:
-                head = connection.execute(sa.select(AUDIT_HEAD).where(AUDIT_HEAD.c.id == 1)).one()
-            if head.seq > self._anchored:
-                self._anchors.add(head.seq, head.hash)
-                self._anchored = head.seq
+            seq, digest = self._trail.head()
+            if seq > self._anchored:
+                self._anchors.add(seq, digest)
+                self._anchored = seq
         except PathserveError as failed:
             log.error("the end of the audit trail could not be anchored", reason=failed.reason)
