@@ -1,4 +1,4 @@
-"""A real PostgreSQL (Debian's) on loopback, that tests can stop, kill and start again; a fresh database for each test."""
+"""A real PostgreSQL (Debian's) on loopback, that tests can stop, kill and start again."""
 
 import os
 import shutil
