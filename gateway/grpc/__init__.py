@@ -1,0 +1,1 @@
+"""The gRPC API `pathserve.v1`: proto, servicers, health, reflection; thin over the same use-cases as REST."""

@@ -1,0 +1,92 @@
+"""The streams of events: following an analysis, and running one for as long as a call lives."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+
+from gateway.analyses.events import Event
+from gateway.analyses.records import Record
+from gateway.analyses.service import Service
+from gateway.domain.order import Order
+from gateway.domain.principal import Principal
+from gateway.grpc import views
+from gateway.grpc.proto.pathserve.v1.analysis_service_pb2 import RunAnalysisResponse
+from gateway.grpc.threads import in_thread
+from gateway.operations.errors import PathserveError, StateBusy
+
+log = structlog.get_logger("gateway.grpc")
+
+_POLL_S = 0.25
+_CANCEL_TRIES, _CANCEL_PAUSE_S = 8, 0.5
+
+
+class Followers:
+    """All streams of events of this server. `stopping` is set when it begins to end: they end then."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.stopping = asyncio.Event()
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    async def watch(self, by: Principal, analysis_id: str, after: int, context: Any) -> None:
+        """Write the analysis's events, from the one after that number to its end."""
+        async for event in self._events(by, analysis_id, after):
+            await context.write(views.event(event))
+
+    async def run(self, by: Principal, order: Order, key: str | None, context: Any) -> None:
+        """Accept the order, write the analysis, its events and how it ended. The analysis ends with the call."""
+        # A call may end while its order is being written down: this goes on, so that it is known what to cancel.
+        accepting = asyncio.ensure_future(in_thread(self._service.create, by, order, key))
+        try:
+            record, _ = await asyncio.shield(accepting)
+            await context.write(RunAnalysisResponse(analysis=views.analysis(record)))
+            async for event in self._events(by, record.analysis.id, 0):
+                await context.write(RunAnalysisResponse(event=views.event(event)))
+            ended = await in_thread(self._service.get, by, record.analysis.id)
+            await context.write(RunAnalysisResponse(analysis=views.analysis(ended)))
+        except asyncio.CancelledError:
+            if not self.stopping.is_set():
+                task = asyncio.create_task(self._abandon(by, accepting))
+                self._abandoned.add(task)
+                task.add_done_callback(self._abandoned.discard)
+            raise
+
+    async def settle(self) -> None:
+        """Wait until every call that has ended has cancelled its analysis."""
+        await asyncio.gather(*self._abandoned, return_exceptions=True)
+
+    async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncIterator[Event]:
+        while True:
+            # The state is read first: what it says is then surely among the events read after it.
+            record = await in_thread(self._service.get, by, analysis_id)
+            events = await in_thread(self._service.events, by, analysis_id, after)
+            for event in events:
+                after = event.seq
+                yield event
+            if events:
+                continue
+            # Only now: one that was begun anew has final states among its events.
+            if record.analysis.state.final:
+                return
+            if self.stopping.is_set():
+                raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
+            await asyncio.sleep(_POLL_S)
+
+    async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
+        """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""
+        try:
+            record, _ = await accepting
+        except PathserveError:
+            return  # it was not accepted
+        for attempt in range(_CANCEL_TRIES):
+            try:
+                await in_thread(self._service.cancel, by, record.analysis.id)
+            except PathserveError as error:
+                if not error.retryable:
+                    return  # it has ended, or its delivery has begun
+                await asyncio.sleep(_CANCEL_PAUSE_S * 2**attempt)
+            else:
+                return
+        log.error("the analysis of an ended call could not be cancelled", analysis_id=record.analysis.id)
