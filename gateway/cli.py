@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     deliveries.set_defaults(run=_deliveries)
     _add_deliveries(deliveries.add_subparsers(required=True, metavar="ACTION", dest="action"))
 
+    audit = commands.add_parser("audit", help="check the audit trail, or give it out")
+    audit.set_defaults(run=_audit)
+    _add_audit(audit.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
     schema = commands.add_parser("schema", help="print a JSON Schema")
     schema.add_argument("what", choices=("report",))
     schema.set_defaults(run=_schema)
@@ -129,6 +133,16 @@ def _add_deliveries(actions: "argparse._SubParsersAction[argparse.ArgumentParser
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("ids", nargs="*", default=[], metavar="ID")
     which.add_argument("--all-dead", action="store_true", help="every dead letter")
+
+
+def _add_audit(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    check = actions.add_parser("verify", help="say whether the trail is what was written (status 0) or not (1)")
+    check.add_argument("--expect", metavar="SEQ:HASH", help="a record noted elsewhere, as `verify` prints the last one")
+    export = actions.add_parser("export", help="print the records, one a line")
+    export.add_argument("--format", choices=("jsonl", "fhir", "dicom"), default="jsonl")
+    export.add_argument("--from", dest="since", metavar="TIME", help="from this time on (ISO 8601; UTC unless told)")
+    export.add_argument("--to", dest="until", metavar="TIME", help="before this time")
+    export.add_argument("--tenant", help="of this tenant only")
 
 
 def _add_import(imported: argparse.ArgumentParser) -> None:
@@ -277,6 +291,14 @@ def _deliveries(arguments: argparse.Namespace) -> int:
             dead=arguments.dead, analysis=arguments.analysis, as_json=arguments.json
         )
     return deliveries_command.replay(arguments.ids, all_dead=arguments.all_dead)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from gateway.operations.audit import command
+
+    if arguments.action == "verify":
+        return command.verify_trail(arguments.expect)
+    return command.export_trail(arguments.format, arguments.since, arguments.until, arguments.tenant)
 
 
 def _schema(arguments: argparse.Namespace) -> int:

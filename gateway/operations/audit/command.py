@@ -1,6 +1,5 @@
 """`pathserve audit …`: whether the trail is what was written, and the trail for other systems."""
 
-import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,23 +21,13 @@ from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
 
 
-def add_arguments(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The actions of `pathserve audit` and their options."""
-    check = actions.add_parser("verify", help="say whether the trail is what was written (exit status 0) or not (1)")
-    check.add_argument("--expect", metavar="SEQ:HASH", help="a record that was noted elsewhere, as `verify` prints it")
-    check.set_defaults(run=verify_trail)
-    export = actions.add_parser("export", help="print the records, one a line")
-    export.add_argument("--format", choices=tuple(FORMATS), default="jsonl")
-    export.add_argument("--from", dest="since", metavar="TIME", help="from this time on (ISO 8601; UTC unless told)")
-    export.add_argument("--to", dest="until", metavar="TIME", help="before this time")
-    export.add_argument("--tenant", metavar="TENANT", help="of this tenant only")
-    export.set_defaults(run=export_trail)
+def verify_trail(expect: str | None) -> int:
+    """Print the verdict; 0 where the trail is whole, 1 where not. `expect`: SEQ:HASH, as an earlier verdict has it.
 
-
-def verify_trail(arguments: argparse.Namespace) -> int:
-    """Print the verdict; 0 where the trail is whole. Raises NotFound, InvalidInput, StateError."""
+    Raises NotFound, InvalidInput, StateError.
+    """
     settings = load_settings()
-    expected = _expected(arguments.expect)
+    expected = _expected(expect)
     with read_only(settings.ledger_url) as engine, database_errors():
         verdict = verify(engine, settings.state, expected)
     if verdict.broken is not None:
@@ -50,19 +39,18 @@ def verify_trail(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def export_trail(arguments: argparse.Namespace) -> int:
-    """Print the records and add one more, of the export itself. Raises InvalidInput, StateError, DiskFull."""
+def export_trail(encoding: str, since: str | None, until: str | None, tenant: str | None) -> int:
+    """Print the records (of one tenant; from `since` on, before `until`) and add one more, of the export itself.
+
+    `encoding` is one of FORMATS; times are ISO 8601, of UTC unless they say otherwise. Raises InvalidInput, StateError,
+    DiskFull.
+    """
     settings = load_settings()
-    query = AuditQuery(
-        tenant=arguments.tenant,
-        since=_time("--from", arguments.since),
-        until=_time("--to", arguments.until),
-    )
-    encode = FORMATS[arguments.format]
+    query = AuditQuery(tenant=tenant, since=_time("--from", since), until=_time("--to", until))
     with _opened(settings) as engine, database_errors():
-        last = _note_export(engine, arguments.format, query)
+        last = _note_export(engine, encoding, query)
         for record in records(engine, query, last):
-            sys.stdout.write(encode(record) + "\n")
+            sys.stdout.write(FORMATS[encoding](record) + "\n")
     return 0
 
 
@@ -78,6 +66,7 @@ def _opened(settings: Settings) -> Iterator[sa.Engine]:
 def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
     """Write the export down before anything is given out; the number of the last record before it."""
     by = operator()
+    bounds = {"from": query.since, "to": query.until}
     with engine.execution_options(ledger_writes=True).begin() as connection:
         head = connection.execute(sa.select(AUDIT_HEAD).where(AUDIT_HEAD.c.id == 1).with_for_update()).one()
         event = AuditEvent(
@@ -88,11 +77,7 @@ def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
             actor=by.subject,
             actor_kind=by.kind.value,
             entity_kind="audit",
-            detail={
-                "format": kind,
-                "from": query.since and query.since.isoformat(),
-                "to": query.until and query.until.isoformat(),
-            },
+            detail={"format": kind, **{name: time.isoformat() for name, time in bounds.items() if time is not None}},
         )
         append(connection, event)
         return int(head.seq)

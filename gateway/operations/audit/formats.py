@@ -48,18 +48,12 @@ def fhir(record: AuditRecord) -> str:
     }
     if record.address:
         agent["network"] = {"address": record.address, "type": "2"}
-    details = [
-        {"type": name, "valueString": value if isinstance(value, str) else canonical(value)}
-        for name, value in record.details.items()
-        if value not in ("", None)
-    ]
-    details += [{"type": "tenant", "valueString": record.tenant}] if record.tenant else []
-    details.append({"type": "hash", "valueString": record.hash})
+    tenant = [("tenant", record.tenant)] if record.tenant else []
     entity: dict[str, Any] = {
         "what": {"identifier": {"value": record.entity or _SOURCE}},
         "type": {"system": _FHIR_ENTITY_TYPE, "code": "2", "display": "System Object"},
         "name": record.entity_kind or "server",
-        "detail": details,
+        "detail": [{"type": name, "valueString": text} for name, text in (*tenant, *_details(record))],
     }
     lifecycle = _LIFECYCLE.get(Action(record.action))
     if lifecycle is not None:
@@ -115,8 +109,7 @@ def dicom(record: AuditRecord) -> str:
     kind = record.entity_kind or "server"
     _coded(entity, "ParticipantObjectIDTypeCode", kind, SCHEME, kind)
     ET.SubElement(entity, "ParticipantObjectName").text = record.entity or _SOURCE
-    for name, value in (*record.details.items(), ("hash", record.hash)):
-        text = value if isinstance(value, str) else canonical(value)
+    for name, text in _details(record):
         ET.SubElement(
             entity, "ParticipantObjectDetail", type=name, value=base64.b64encode(text.encode()).decode("ascii")
         )
@@ -128,6 +121,16 @@ FORMATS: Mapping[str, Callable[[AuditRecord], str]] = {"jsonl": jsonl, "fhir": f
 
 def _time(record: AuditRecord) -> str:
     return record.time.isoformat(timespec="microseconds")
+
+
+def _details(record: AuditRecord) -> list[tuple[str, str]]:
+    """What else is known, and the record's hash, as names and texts; neither encoding has room for an empty one."""
+    texts = [
+        (name, value if isinstance(value, str) else canonical(value))
+        for name, value in record.details.items()
+        if name.strip() and value not in ("", None)
+    ]
+    return [*((name, text) for name, text in texts if text.strip()), ("hash", record.hash)]
 
 
 def _concept(system: str, code: str, display: str) -> dict[str, Any]:
