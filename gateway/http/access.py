@@ -11,12 +11,12 @@ from starlette.datastructures import Headers
 
 from gateway.domain.principal import Principal
 from gateway.http.problems import ProblemResponse, problem
-from gateway.operations.auth import Authenticator
+from gateway.operations.auth import TOKEN_PATH, Authenticator
 from gateway.operations.errors import PathserveError, Unauthenticated
 
 CERTIFICATE = "pathserve.certificate"
 """The ASGI scope's key of the verified client certificate (DER)."""
-TOKEN_ENDPOINT = ("POST", "/oauth/token")
+TOKEN_ENDPOINT = ("POST", TOKEN_PATH)
 """The one route besides health without a principal: its body says who asks."""
 _THREADS = 16
 

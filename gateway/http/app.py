@@ -8,12 +8,12 @@ from fastapi import FastAPI
 
 from gateway import __version__
 from gateway.analyses.ledger import Ledger
-from gateway.http import analyses, events, health, models, results
+from gateway.http import analyses, events, health, models, oauth, results
 from gateway.http.access import Access
 from gateway.http.context import Context
 from gateway.http.problems import MEDIA_TYPE, Problem, install_handlers
 from gateway.http.shell import Shell
-from gateway.operations.auth import ApiKey, Authenticator
+from gateway.operations.auth import TOKEN_PATH, ApiKey, Authenticator
 from gateway.operations.settings import Settings
 
 _DESCRIPTION = (
@@ -38,7 +38,7 @@ def build_api(context: Context | None = None) -> FastAPI:
         },
     )
     app.state.context = context
-    for module in (health, analyses, events, results, models):
+    for module in (health, oauth, analyses, events, results, models):
         app.include_router(module.router)
     install_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -54,7 +54,9 @@ def create_app(
     """
     access = Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere)
     context = Context(settings, ledger, access, worker_since=worker_since)
-    return Shell(build_api(context), access), context
+    api = build_api(context)
+    api.state.access = access
+    return Shell(api, access), context
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -69,9 +71,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-                operation["security"] = [] if path in ("/livez", "/readyz") else [{"key": []}]
+                operation["security"] = [] if path in ("/livez", "/readyz", TOKEN_PATH) else [{"key": []}]
                 for status, response in operation["responses"].items():
-                    if status.startswith("4"):
+                    if status.startswith("4") and path != TOKEN_PATH:
                         response |= _PROBLEM
         app.openapi_schema = document
     return app.openapi_schema

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,10 +18,12 @@ from gateway.http.app import create_app
 from gateway.http.ledger_metrics import LedgerCollector
 from gateway.http.shell import REGISTRY
 from gateway.http.supervisor import Supervisor
-from gateway.operations.auth import load_api_key
+from gateway.http.tls import CertifiedProtocol
+from gateway.operations.auth import LOGINS_REFUSED, load_api_key, server_context
 from gateway.operations.errors import InvalidSetting
 from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener, WorkerMetrics
+from gateway.operations.outbound import is_loopback
 from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
 
@@ -40,7 +43,7 @@ def worker_command() -> list[str]:
 def serve(host: str, port: int, workers: int, command: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Port 0 takes any free one. Returns the exit status.
 
-    Raises InvalidSetting where the address cannot be bound; StateError, DiskFull.
+    Raises InvalidSetting where the address cannot be bound, or may not be without TLS; StateError, DiskFull.
     """
     settings = load_settings()
     prepare_state(settings)
@@ -50,19 +53,28 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
+    tls = server_context(settings)
+    if tls is None and not settings.tls_elsewhere and not is_loopback(host):
+        raise InvalidSetting(
+            f"On {host} keys and patients' data would travel in the clear: set PATHSERVE_TLS_CERTIFICATE, or "
+            "PATHSERVE_TLS_ELSEWHERE where a proxy before this server ends TLS, or serve on 127.0.0.1."
+        )
     # Before the key is made: one that nobody has been shown would lock everybody out.
     listener = _bind(host, port)
+    address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}"
+    address += f":{listener.getsockname()[1]}"
+    settings = settings.model_copy(update={"public_url": settings.public_url or address})
     ledger = Ledger.open(settings.ledger_url, settings.state)
     key, fresh = load_api_key(settings.api_key, settings.state)
     if fresh is not None:
         print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr, flush=True)
     REGISTRY.register(LedgerCollector(ledger))
+    REGISTRY.register(LOGINS_REFUSED)
     worker_metrics = WorkerMetrics()
     metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
     app, context = create_app(settings, ledger, key, None if supervisor is None else lambda: supervisor.since)
-    server = _Server(_config(app), supervisor, context.stopping, ended)
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    server = _Server(_config(app, tls), supervisor, context.stopping, ended)
     print(f"pathserve: serving on {address}", file=sys.stderr)
     if metrics.port is not None:
         print(f"pathserve: metrics on http://127.0.0.1:{metrics.port}/metrics", file=sys.stderr, flush=True)
@@ -107,9 +119,11 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _config(app: object) -> uvicorn.Config:
+def _config(app: object, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=CertifiedProtocol,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         log_config=None,
         access_log=False,
         server_header=False,

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -18,7 +19,7 @@ from gateway.operations.auth.keys import Keys
 from gateway.operations.auth.oidc import IdentityProvider
 from gateway.operations.auth.refusal import Credential, Refusals, Refused
 from gateway.operations.auth.store import Store
-from gateway.operations.errors import WrongTenant
+from gateway.operations.errors import InvalidSetting, WrongTenant
 from gateway.operations.settings import Settings
 
 TOKEN_PATH = "/oauth/token"  # noqa: S105
@@ -48,7 +49,7 @@ class Authenticator:
         self._refusals = Refusals(self._store, settings.login_limit)
         self._keys = Keys(self._store)
         self._clients = Clients(self._store)
-        self._grants = Grants(self._store, self._clients, (settings.public_url or "").rstrip("/") + TOKEN_PATH)
+        self._grants = Grants(self._store, self._clients, _public(settings) + TOKEN_PATH)
         self._provider = None if settings.oidc_issuer is None else IdentityProvider(settings)
         self._lock = threading.Lock()
         self._logins: OrderedDict[bytes, _Login] = OrderedDict()
@@ -152,6 +153,15 @@ class Authenticator:
                     address=principal.address,
                 ),
             )
+
+
+def _public(settings: Settings) -> str:
+    """The address that clients reach us by, without a closing slash."""
+    address = settings.public_url or "http://localhost"
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
+        raise InvalidSetting("PATHSERVE_PUBLIC_URL is not an address of the form https://HOST[:PORT][/PATH].")
+    return address.rstrip("/")
 
 
 def _bearer(authorization: str | None) -> str | None:
