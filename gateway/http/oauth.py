@@ -79,7 +79,7 @@ class TokenError(BaseModel):
     },
 )
 async def token(request: Request) -> Any:
-    """For registered systems: `private_key_jwt`, each assertion made for this address, taken once, at most 5 min old."""
+    """For registered systems: `private_key_jwt`, each assertion for this address, taken once, at most 5 min old."""
     access: Access = request.app.state.access
     form = _form(await request.body()) if request.headers.get("content-type", "").startswith(_FORM) else {}
     try:
