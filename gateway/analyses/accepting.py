@@ -20,7 +20,7 @@ from gateway.domain.uids import new_analysis_id
 from gateway.operations import audit
 from gateway.operations.audit import Action
 from gateway.operations.audit.table import AUDIT_HEAD
-from gateway.operations.errors import IdempotencyConflict, PathserveError, StateError
+from gateway.operations.errors import IdempotencyConflict, PathserveError
 
 Accepted = tuple[Record, bool]
 """The analysis, and whether it is new (False: the key was known already)."""
@@ -62,33 +62,20 @@ class Acceptance:
 
     def _settle(self, taken: list[tuple[list[Asked], Future[list[Outcome]]]]) -> None:
         try:
-            outcomes = self._written([each for asked, _ in taken for each in asked])
+            with self._write() as connection:
+                outcomes = accept(connection, [each for asked, _ in taken for each in asked])
         except BaseException as error:
+            if len(taken) > 1 and not getattr(error, "retryable", False):
+                # Something of one that this database does not take: the others are not to suffer for it.
+                for each in taken:
+                    self._settle([each])
+                return
             for _, answer in taken:
                 answer.set_exception(error)
             return
         for asked, answer in taken:
             answer.set_result(outcomes[: len(asked)])
             del outcomes[: len(asked)]
-
-    def _written(self, asked: list[Asked]) -> list[Outcome]:
-        try:
-            with self._write() as connection:
-                return accept(connection, asked)
-        except StateError as error:
-            if error.retryable or len(asked) == 1:
-                raise
-        # Something of one order that this database does not take: the others are not to suffer for it.
-        return [outcome for each in asked for outcome in self._alone(each)]
-
-    def _alone(self, asked: Asked) -> list[Outcome]:
-        try:
-            with self._write() as connection:
-                return accept(connection, [asked])
-        except StateError as error:
-            if error.retryable:
-                raise
-            return [error]
 
 
 def accept(connection: sa.Connection, asked: Sequence[Asked]) -> list[Outcome]:

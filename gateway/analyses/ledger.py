@@ -20,7 +20,9 @@ from gateway.analyses.feedback import FeedbackLog
 from gateway.analyses.outbox import Outbox
 from gateway.analyses.queries import AnalysisQuery, Page, page
 from gateway.analyses.records import Record, record_of
+from gateway.analyses.rescues import Rescues
 from gateway.analyses.revisions import Revisions
+from gateway.analyses.runs import Runs
 from gateway.analyses.schema import ANALYSES, EVENTS
 from gateway.analyses.transitions import FINAL, end, now, row_of
 from gateway.analyses.workers import Workers, WorkerStatus
@@ -49,7 +51,9 @@ class Statistics:
 class Ledger:
     """The ledger of one database. Thread-safe; every method is one transaction, or shares one with its like.
 
-    Its parts: `workers`, `choices` (which models serve), `revisions`, `feedback`, `outbox`, `trail` (the audit trail).
+    Its parts: `workers`, `runs` (their turns), `choices` (which models serve), `revisions`, `feedback`, `outbox`, and
+    `trail`, the audit's.
+
     Whoever calls names itself (`by`): it works in its own tenant only, and what it changes is audited in the same
     transaction. All methods raise StateError (DatabaseUnavailable, StateBusy, DiskFull) where the database cannot be
     used; those of one analysis raise NotFound, and WrongTenant where it is another tenant's.
@@ -58,12 +62,18 @@ class Ledger:
     def __init__(self, engine: sa.Engine, webhooks: Sequence[str] = ()) -> None:
         self._engine = engine
         self._writer = engine.execution_options(ledger_writes=True)
+        # Each statement sees what is committed in either case; without a transaction around it, it costs one round trip
+        # in place of three.
+        postgresql = engine.dialect.name == "postgresql"
+        self._reader = engine.execution_options(isolation_level="AUTOCOMMIT") if postgresql else engine
         self._acceptance = Acceptance(self._write)
         self.workers = Workers(self._read, self._write)
         self.choices = ChoiceLog(self._read, self._write)
-        self.revisions = Revisions(self._read)
+        self.revisions = Revisions(self._read, self._write)
         self.feedback = FeedbackLog(self._read, self._write)
         self.outbox = Outbox(self._read, self._write, webhooks)
+        self.runs = Runs(self._read, self._write, self.outbox)
+        self.rescues = Rescues(self._read, self._write, self.outbox)
         self.trail = AuditTrail(self._read, self._write)
         self.audit = self.trail.append
 
@@ -345,7 +355,7 @@ class Ledger:
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
-        with database_errors(), self._engine.connect() as connection:
+        with database_errors(), self._reader.connect() as connection:
             yield connection
 
     @contextmanager

@@ -117,10 +117,15 @@ def cancel(connection: sa.Connection, outbox: Outbox, analysis_id: str, by: Prin
 def retry(
     connection: sa.Connection, analysis_id: str, by: Principal, if_match: str | None, deadline_s: float | None
 ) -> None:
-    """Begin a failed or cancelled one anew, as one more run; what is on disk of it is used again. Raises Conflict."""
+    """Begin a failed or cancelled one anew, as one more run; what is on disk of it is used again.
+
+    Raises Conflict where it has not ended so, or where its report was made: that is delivered, never made anew.
+    """
     row = own_row(connection, analysis_id, by, if_match)
     if row.state not in (State.FAILED.value, State.CANCELLED.value):
         raise Conflict(f"Only what has failed or was cancelled is tried again; this analysis is {row.state}.")
+    if row.delivering:
+        raise Conflict("The report of this analysis was made; replay its delivery in place of the analysis.")
     change(
         connection,
         analysis_id,
@@ -133,7 +138,6 @@ def retry(
         mark=None,
         held=None,
         cancel_requested=False,
-        delivering=False,
         failure_reason=None,
         failure_detail=None,
         step=None,
@@ -170,7 +174,7 @@ def release(connection: sa.Connection, outbox: Outbox, analysis_id: str, reason:
     Raises Conflict where nothing of it is held.
     """
     row = own_row(connection, analysis_id, by)
-    if not row.held:
+    if not row.held or row.state not in (State.HELD_IDENTITY.value, State.COMPLETED.value):
         raise Conflict(f"The analysis is not held ({row.state}); there is nothing to release.")
     held = list(row.held)
     # One that has ended may be held as well: a later revision of its report waits to be sent.

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,16 +15,30 @@ import alembic.util
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeDecorator
 
-from gateway.operations.errors import DiskFull, InvalidSetting, StateBusy, StateError
+from gateway.operations.errors import DatabaseUnavailable, DiskFull, InvalidSetting, StateBusy, StateError
 
 log = structlog.get_logger("gateway.operations.database")
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-
+_MIGRATION_LOCK = 0x70617468
+_CONNECTIONS = 16
+"""The most of one process: a server and several workers fit into PostgreSQL's 100."""
+_WAIT_S = 10.0
+_POSTGRESQL = {
+    "application_name": "pathserve",
+    # No request hangs for a database that does not answer: 5 s to connect, 10 s for a lock, 12 s for a statement, and
+    # as long for a network that swallows packets.
+    "connect_timeout": 5,
+    "options": "-c lock_timeout=10s -c statement_timeout=12s -c idle_in_transaction_session_timeout=60s",
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 12000,
+}
 
 METADATA = sa.MetaData()
 """Of all tables of the database; each room declares its own."""
@@ -49,22 +64,20 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 def open_database(url: str, state: Path) -> sa.Engine:
-    """Open (create, migrate) the database. Raises InvalidSetting, StateError, DiskFull."""
+    """Open (create, migrate) the database. `url` may say `postgresql://`, which means psycopg 3.
+
+    Raises InvalidSetting, StateError, DatabaseUnavailable, DiskFull.
+    """
     with database_errors():
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Parameters hold patient identifiers: no error message may carry them.
-        try:
-            engine = sa.create_engine(url, hide_parameters=True)
-        except (ArgumentError, ImportError):
-            raise InvalidSetting(
-                "PATHSERVE_DATABASE_URL is no SQLAlchemy address of a database that can be used here."
-            ) from None
-        if engine.dialect.name == "sqlite":
-            sa.event.listen(engine, "connect", _sqlite_connected)
-            sa.event.listen(engine, "begin", _sqlite_begin)
+        engine = _engine(url)
+        # One process at a time: on this machine by the lock, on several by the database's own.
         with (state / "migrate.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             with engine.execution_options(ledger_writes=True).begin() as connection:
+                if engine.dialect.name == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 config = alembic.config.Config()
                 config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
                 config.attributes["connection"] = connection
@@ -78,19 +91,44 @@ def open_database(url: str, state: Path) -> sa.Engine:
         return engine
 
 
+def _engine(url: str) -> sa.Engine:
+    try:
+        address = sa.make_url(url)
+        if address.drivername in ("postgres", "postgresql"):
+            address = address.set(drivername="postgresql+psycopg")
+        engine = sa.create_engine(
+            address,
+            # Parameters hold patient identifiers: no error message may carry them.
+            hide_parameters=True,
+            pool_size=_CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=_WAIT_S,
+            pool_use_lifo=True,
+            # A connection that the database has closed meanwhile is replaced, not complained of.
+            pool_pre_ping=address.get_backend_name() != "sqlite",
+            connect_args=_POSTGRESQL if address.get_backend_name() == "postgresql" else {},
+        )
+    except (ArgumentError, ImportError, TypeError):  # the last: a database in memory, which is nobody else's
+        raise InvalidSetting(
+            "PATHSERVE_DATABASE_URL is no SQLAlchemy address of a database that can be used here."
+        ) from None
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _sqlite_connected)
+        sa.event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
 @contextmanager
 def database_errors() -> Iterator[None]:
-    """Translate what a database says. Raises StateBusy, StateError, DiskFull."""
+    """Translate what a database says. Raises DatabaseUnavailable, StateBusy, DiskFull, StateError."""
     try:
         yield
     except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None)
         # The name alone: the message may quote a row.
-        log.error("the ledger's database failed", trouble=getattr(error.orig, "sqlite_errorname", type(error).__name__))
-        if "disk is full" in str(error.orig) or "disk I/O" in str(error.orig):
-            raise DiskFull("The ledger's disk is full; free some space and try again.") from error
-        if getattr(error.orig, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            raise StateBusy("The ledger's database is locked by another program; try again in a moment.") from error
-        raise StateError("The ledger's database cannot be used now; see the server's log and try again.") from error
+        trouble = getattr(error.orig, "sqlite_errorname", state) or type(error.orig).__name__
+        log.error("the ledger's database failed", trouble=trouble)
+        raise _translated(error, str(trouble)) from error
     except PoolTimeout as error:
         raise StateBusy("The ledger's database is busy; try again in a moment.") from error
     except OSError as error:
@@ -99,9 +137,25 @@ def database_errors() -> Iterator[None]:
         raise StateError("The state folder cannot be written; check its owner and mode.") from error
 
 
+def _translated(error: DBAPIError, trouble: str) -> StateError:
+    """By SQLite's error names and PostgreSQL's SQLSTATE classes (its manual, appendix A)."""
+    if trouble == "53100" or "disk is full" in str(error.orig) or "disk I/O" in str(error.orig):
+        return DiskFull("The ledger's disk is full; free some space and try again.")
+    if trouble.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StateBusy("The ledger's database is locked by another program; try again in a moment.")
+    # Serialisation, deadlock, a lock or a statement that took too long.
+    if trouble in ("40001", "40P01", "55P03", "57014", "25P03"):
+        return StateBusy("The ledger's database is busy; try again in a moment.")
+    # Connection lost or refused, shut down or starting, out of connections, a standby.
+    gone = trouble.startswith(("08", "53", "57P")) or trouble == "25006"
+    if gone or (not isinstance(error.orig, sqlite3.Error) and isinstance(error, (OperationalError, InterfaceError))):
+        return DatabaseUnavailable("The ledger's database does not answer; check that it runs, then try again.")
+    return StateError("The ledger's database cannot be used now; see the server's log and try again.")
+
+
 def _sqlite_connected(connection: Any, _: Any) -> None:
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
