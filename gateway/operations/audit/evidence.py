@@ -26,6 +26,8 @@ def read_only(url: str) -> Iterator[sa.Engine]:
             with _sqlite(Path(address.database or "")) as engine:
                 yield _with_trail(engine)
             return
+        if address.drivername in ("postgres", "postgresql"):
+            address = address.set(drivername="postgresql+psycopg")
         engine = sa.create_engine(address, hide_parameters=True, execution_options={"postgresql_readonly": True})
         try:
             yield _with_trail(engine)
