@@ -1,0 +1,158 @@
+"""Watching an analysis and running one: every event once and in order, and a call's end reaches what it started."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from gateway.domain.analysis import State
+from gateway.grpc.proto.pathserve.v1 import analysis_pb2
+from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
+from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import AnalysisServiceStub
+from tests.grpc.conftest import Api, an_order, bearer, refusal, refusal_of, serving
+from tests.support.gateway import eventually
+
+
+@pytest.fixture
+def accepted(client: Any) -> str:
+    return str(client.CreateAnalysis(pb.CreateAnalysisRequest(order=an_order())).id)
+
+
+def states(events: list[analysis_pb2.Event]) -> list[str]:
+    return [event.data["state"] for event in events if event.kind == "state"]
+
+
+def test_events_come_once_in_order_and_end_with_the_analysis(client: Any, accepted: str) -> None:
+    watching = client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted))
+    first = next(watching)
+    assert (first.seq, first.kind, first.data["state"]) == (1, "state", "accepted")
+    began = time.monotonic()
+    client.CancelAnalysis(pb.CancelAnalysisRequest(id=accepted))
+    rest = list(watching)
+    assert time.monotonic() - began < 2
+    assert states(rest) == ["cancelled"]
+    assert [each.seq for each in (first, *rest)] == list(range(1, len(rest) + 2))
+    assert [each.seq for each in client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted, after=1))] == [2]
+    assert list(client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted, after=99))) == []
+    assert (
+        refusal(lambda: client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted, after=-1))).reason == "invalid-order"
+    )
+
+
+def test_an_analysis_that_began_anew_is_followed_to_its_last_end(client: Any, accepted: str) -> None:
+    client.CancelAnalysis(pb.CancelAnalysisRequest(id=accepted))
+    client.RetryAnalysis(pb.RetryAnalysisRequest(id=accepted))
+    client.CancelAnalysis(pb.CancelAnalysisRequest(id=accepted))
+    assert states(list(client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted)))) == [
+        "accepted", "cancelled", "accepted", "cancelled",
+    ]  # fmt: skip
+
+
+def test_cancelling_a_watch_ends_the_stream_only(client: Any, accepted: str, api: Api) -> None:
+    watching = client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted))
+    next(watching)
+    watching.cancel()
+    late = refusal(lambda: client.WatchAnalysis(pb.WatchAnalysisRequest(id=accepted), timeout=0.5))
+    assert late.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    time.sleep(0.5)
+    assert api.ledger.get(accepted).analysis.state is State.ACCEPTED
+
+
+def test_a_run_gives_the_analysis_its_events_and_its_end(client: Any) -> None:
+    running = client.RunAnalysis(pb.RunAnalysisRequest(order=an_order(), request_id="run-1"))
+    first = next(running).analysis
+    assert first.state == analysis_pb2.STATE_ACCEPTED
+    assert first.order == an_order(priority=first.priority)
+    assert next(running).event.seq == 1
+    client.CancelAnalysis(pb.CancelAnalysisRequest(id=first.id))
+    *events, last = list(running)
+    assert states([each.event for each in events]) == ["cancelled"]
+    assert (last.analysis.id, last.analysis.state) == (first.id, analysis_pb2.STATE_CANCELLED)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "deadline", "connection"])
+def test_a_run_ends_with_its_call(api: Api, end: str) -> None:
+    channel = api.channel()
+    stub = AnalysisServiceStub(channel)
+    timeout = 1.0 if end == "deadline" else 30.0
+    running = stub.RunAnalysis(pb.RunAnalysisRequest(order=an_order()), metadata=bearer(), timeout=timeout)
+    analysis_id = next(running).analysis.id
+    if end == "cancelled":
+        running.cancel()
+    elif end == "connection":
+        channel.close()
+    began = time.monotonic()
+    eventually(lambda: api.ledger.get(analysis_id).analysis.state is State.CANCELLED, "it is cancelled", 5)
+    assert time.monotonic() - began < timeout + 1
+
+
+def test_a_run_that_ends_while_it_is_being_accepted_leaves_nothing(api: Api) -> None:
+    """The order may be on disk before anybody can be told its id: it is cancelled nevertheless."""
+    before = {record.analysis.id for record in api.ledger.page("default", limit=200).items}
+    stub = AnalysisServiceStub(api.channel())
+    refusal(lambda: stub.GetAnalysis(pb.GetAnalysisRequest(), metadata=bearer()))  # from here on it is connected
+    for number in range(20):
+        running = stub.RunAnalysis(pb.RunAnalysisRequest(order=an_order(f"1.9.{number}")), metadata=bearer())
+        time.sleep(number * 0.001)
+        running.cancel()
+
+    def unfinished() -> bool:
+        records = api.ledger.page("default", limit=200).items
+        return not any(each.analysis.id not in before and not each.analysis.state.final for each in records)
+
+    eventually(unfinished, "every accepted order is cancelled", 5)
+
+
+def test_two_hundred_streams_at_once(api: Api) -> None:
+    client = api.analyses()
+    ids = [client.CreateAnalysis(pb.CreateAnalysisRequest(order=an_order(f"1.6.{n}"))).id for n in range(20)]
+    stub = AnalysisServiceStub(api.channel())
+    streams = [
+        stub.WatchAnalysis(pb.WatchAnalysisRequest(id=ids[n % 20]), metadata=bearer(), timeout=30) for n in range(200)
+    ]
+    for stream in streams:
+        assert next(stream).seq == 1
+    began = time.monotonic()
+    client.GetAnalysis(pb.GetAnalysisRequest(id=ids[0]))
+    assert time.monotonic() - began < 2, "other calls wait for the streams"
+    ends: list[float] = []
+    for analysis_id in ids:
+        client.CancelAnalysis(pb.CancelAnalysisRequest(id=analysis_id))
+    began = time.monotonic()
+    for stream in streams:
+        assert states(list(stream)) == ["cancelled"]
+        ends.append(time.monotonic() - began)
+    assert max(ends) < 5
+
+
+def test_a_server_that_stops_ends_its_streams_and_no_analysis(tmp_path: Path) -> None:
+    told: list[grpc.RpcError] = []
+
+    def read(stream: Iterator[Any]) -> None:
+        try:
+            list(stream)
+        except grpc.RpcError as error:
+            told.append(error)
+
+    with serving(tmp_path / "state") as api:
+        channel = grpc.insecure_channel(f"127.0.0.1:{api.port}")  # that stays open longer than the server
+        stub = AnalysisServiceStub(channel)
+        running = stub.RunAnalysis(pb.RunAnalysisRequest(order=an_order()), metadata=bearer())
+        analysis_id = next(running).analysis.id
+        watching = stub.WatchAnalysis(pb.WatchAnalysisRequest(id=analysis_id), metadata=bearer())
+        readers = [threading.Thread(target=read, args=(stream,)) for stream in (running, watching)]
+        for reader in readers:
+            reader.start()
+        began = time.monotonic()
+    assert time.monotonic() - began < 5
+    for reader in readers:
+        reader.join()
+    channel.close()
+    assert [refusal_of(error).code for error in told] == [grpc.StatusCode.UNAVAILABLE] * 2
+    assert {refusal_of(error).reason for error in told} == {"state-busy"}
+    with serving(tmp_path / "state") as api:
+        assert api.ledger.get(analysis_id).analysis.state is State.ACCEPTED
