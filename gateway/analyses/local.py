@@ -1,8 +1,6 @@
 """One analysis without a server: slides from a folder or an archive, the report's files into a folder."""
 
 import asyncio
-import fcntl
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from gateway.archive import Archive, SeriesEntry
 from gateway.domain.analysis import Progress
 from gateway.domain.order import Order, SlideReference, Specimen
 from gateway.domain.uids import new_analysis_id
-from gateway.operations.disk import disk_errors
+from gateway.operations.disk import disk_errors, locked_folder
 from gateway.operations.errors import DiskFull
 from gateway.operations.settings import Settings
 
@@ -84,30 +82,19 @@ def workplace(local: Path, name: str) -> Iterator[Path]:
     with ExitStack() as held:
         with disk_errors():
             local.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _locked(local):  # between its making and its locking a folder would look abandoned
+            with locked_folder(local):  # between its making and its locking a folder would look abandoned
                 _remove_abandoned(local)
                 work = local / name
                 work.mkdir(mode=0o700)
-                held.enter_context(_locked(work))
+                held.enter_context(locked_folder(work))
         held.callback(shutil.rmtree, work, ignore_errors=True)
         yield work
 
 
 def _remove_abandoned(local: Path) -> None:
     for work in [path for path in local.iterdir() if path.is_dir()]:
-        with suppress(BlockingIOError), _locked(work, wait=False):
+        with suppress(BlockingIOError), locked_folder(work, wait=False):
             shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """An exclusive lock on a folder, which the kernel releases however its holder ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(handle)
 
 
 def _move(path: Path, out: Path) -> Path:

@@ -10,12 +10,21 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.analyses.schema import REVISIONS
+from gateway.analyses.events import add_event
+from gateway.analyses.outbox import Outbox
+from gateway.analyses.schema import ANALYSES, REVISIONS
+from gateway.analyses.transitions import note
+from gateway.domain.analysis import State
+from gateway.domain.principal import Principal
 from gateway.domain.report import ObjectKind, ReportState
 from gateway.domain.revision import Revision
 from gateway.domain.uids import object_uid
+from gateway.operations.audit import Action
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import Conflict, NotFound
+
+HEADERS = "headers"
+"""The folder, in the analysis's, of the headers that later revisions are made from."""
 
 Transaction = Callable[[], AbstractContextManager[sa.Connection]]
 
@@ -23,8 +32,9 @@ Transaction = Callable[[], AbstractContextManager[sa.Connection]]
 class Revisions:
     """The table of revisions, over the transactions of the ledger that it belongs to."""
 
-    def __init__(self, read: Transaction) -> None:
+    def __init__(self, read: Transaction, write: Transaction | None = None) -> None:
         self._read = read
+        self._write = write or read
 
     def of(self, analysis_id: str) -> tuple[Revision, ...]:
         """All revisions of an analysis's report, oldest first; none before it is built."""
@@ -37,6 +47,31 @@ class Revisions:
             if number in (None, revision.number):
                 return revision
         raise NotFound("The report has no such revision; see the list of its revisions.")
+
+    def publish(self, by: Principal, revision: Revision, outbox: Outbox, put: Callable[[], None]) -> None:
+        """A person's revision, in one transaction: its files (`put` gives them their name), its row, its delivery, the
+        event, the audit record, and what webhooks tell.
+
+        Raises Conflict where another revision was faster, or the analysis has not completed; what `put` raises.
+        """
+        done = "amended" if revision.state is ReportState.AMENDED else "signed"
+        with self._write() as connection:
+            row = connection.execute(
+                sa.select(ANALYSES).where(ANALYSES.c.id == revision.analysis_id).with_for_update()
+            ).one()
+            made = revisions_in(connection, revision.analysis_id)
+            if row.state != State.COMPLETED.value or not made or made[-1].number + 1 != revision.number:
+                raise Conflict("The report has changed meanwhile: somebody was faster. Read it, then decide anew.")
+            put()
+            connection.execute(REVISIONS.insert().values(**_values(revision)))
+            connection.execute(
+                ANALYSES.update().where(ANALYSES.c.id == revision.analysis_id).values(updated=datetime.now(UTC))
+            )
+            outbox.add_stow(connection, revision.analysis_id, revision.number)
+            told = {"revision": revision.number, "state": revision.state.value}
+            add_event(connection, revision.analysis_id, "revision", told)
+            note(connection, by, row, f"report-{done}", Action.CREATE, **told)
+            outbox.tell(connection, revision.analysis_id, f"report.{done}", revision.number)
 
     def add(self, connection: sa.Connection, revision: Revision) -> None:
         """Write a revision down, in the transaction of what it is told with, which holds the analysis's row.

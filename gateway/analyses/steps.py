@@ -21,6 +21,7 @@ from gateway.analyses.identity import Read, check_identity, check_one_patient
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
+from gateway.analyses.revisions import HEADERS
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive
@@ -35,6 +36,7 @@ from gateway.operations.disk import disk_errors, sync_files, sync_folder, writte
 from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError, StateError
 from gateway.operations.settings import Settings
 from gateway.reports import DICOM, SlideSource, from_json, picture, result_objects, write_all
+from gateway.reports import keep as keep_headers
 from gateway.slides import Slide, TilePlan
 
 _HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
@@ -217,12 +219,21 @@ class CaseRun:
             report, sources, pictures = self._build(pins, fetched)
         part = self.folder / "artifacts.part"
         with disk_errors():
+            self._keep_headers(sources)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             write_all(part, report, sources, pictures, segmentation_type=self._settings.segmentation_type)
             sync_files(part)
             part.rename(self.artifacts)
             sync_folder(self.folder)
+
+    def _keep_headers(self, sources: Sequence[SlideSource]) -> None:
+        """What a later revision is made from: there before the artifacts are, whole, and never changed after them."""
+        headers = self.folder / HEADERS
+        shutil.rmtree(headers, ignore_errors=True)
+        headers.mkdir()
+        keep_headers(headers, [source.image for source in sources])
+        sync_files(headers)
 
     def _build(self, pins: Pins, slides: list[Fetched]) -> tuple[Report, list[SlideSource], dict[str, bytes]]:
         outcomes: list[SlideOutcome] = []

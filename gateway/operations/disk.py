@@ -1,6 +1,7 @@
 """Writing to the state folder: whole or not at all, and every trouble of the disk a typed error."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,20 @@ def written_whole(target: Path, *, private: bool = False) -> Iterator[BinaryIO]:
         sync_folder(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked_folder(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """An exclusive lock on a folder, which the kernel releases however its holder ends.
+
+    Raises BlockingIOError where another has it and it is not waited for; OSError.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Report -> JSON, HTML, PDF, GeoJSON and DICOM objects: pure functions of `domain.Report` (DESIGN.md law 1)."""
 
-from gateway.reports.encode import DICOM, result_objects, write_all
+from gateway.reports.encode import DICOM, result_objects, write_all, write_revision
+from gateway.reports.headers import keep, kept
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
 from gateway.reports.pictures import picture, thumbnail_jpeg, tissue_map
@@ -13,6 +14,8 @@ __all__ = [
     "SlideSource",
     "TileMap",
     "from_json",
+    "keep",
+    "kept",
     "picture",
     "report_schema",
     "result_objects",
@@ -22,4 +25,5 @@ __all__ = [
     "to_json",
     "to_sr",
     "write_all",
+    "write_revision",
 ]

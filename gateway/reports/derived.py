@@ -19,7 +19,7 @@ from pydicom.tag import Tag
 
 from gateway.domain.codes import PRIVATE_SCHEME
 from gateway.domain.report import Report
-from gateway.domain.uids import derive_uid
+from gateway.domain.uids import derive_uid, object_uid
 from gateway.reports import wording
 from gateway.reports.sr_concepts import ARTIFICIAL_INTELLIGENCE, coded, long_string
 
@@ -65,6 +65,8 @@ SPECIMEN = (
     "SpecimenDescriptionSequence",
 )
 """The Specimen module (PS3.3 C.7.6.22), copied into image objects as received."""
+SCANNER = ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions")
+"""What is said of the scanner, as received."""
 EVIDENCE = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "Rows", "Columns")
 """What a document's evidence sequence needs of an object."""
 _SCHEME_DESIGNATOR = Tag("CodingSchemeDesignator")
@@ -94,19 +96,27 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
-    """The identity of one derived object. `of` is what it is about: a slide's series UID, or a study's UID."""
+    """The identity of one derived object. `of` is what it is about: a slide's series UID, or a study's UID.
+
+    What a later revision of the report makes anew lies in a series of its own, so that no series ever changes.
+    """
 
     analysis_id: str
     kind: Kind
     of: str
+    revision: int = 1
 
     @property
     def sop_instance_uid(self) -> str:
-        return derive_uid(self.analysis_id, f"{self.kind.extension}/{self.of}")
+        return object_uid(self.analysis_id, self.kind.extension, self.of, self.revision)
 
     @property
     def series_instance_uid(self) -> str:
-        return derive_uid(self.analysis_id, f"{self.kind.extension}-series/{self.of}")
+        return object_uid(self.analysis_id, f"{self.kind.extension}-series", self.of, self.revision)
+
+    @property
+    def series_number(self) -> int:
+        return self.kind.value.series_number + 10 * (self.revision - 1)
 
 
 def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName, *, instance_number: int = 1) -> None:
@@ -124,7 +134,7 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPInstanceUID = name.sop_instance_uid
     dataset.SeriesInstanceUID = name.series_instance_uid
-    dataset.SeriesNumber = name.kind.value.series_number
+    dataset.SeriesNumber = name.series_number
     dataset.InstanceNumber = instance_number
     dataset.SeriesDescription = series_description(report, name.kind)
     dataset.SeriesDate = dataset.ContentDate = dataset.InstanceCreationDate = issued.strftime("%Y%m%d")
@@ -172,7 +182,7 @@ def scanner(image: Dataset) -> list[Dataset]:
         return []
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.DCM.AcquisitionEquipment)]
-    for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+    for keyword in SCANNER:
         if keyword in image:
             item.add(image[keyword])
     return [item]

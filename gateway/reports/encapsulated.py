@@ -31,9 +31,10 @@ def write_encapsulated_pdf(path: Path, report: Report, image: Dataset, pdf: byte
     ]
     dataset.DocumentTitle = wording.document_title(report)
     dataset.ConceptNameCodeSequence = [concept.coded(_TITLE)]
-    dataset.VerificationFlag = "UNVERIFIED"
+    dataset.VerificationFlag = "VERIFIED" if report.signature else "UNVERIFIED"
     dataset.MIMETypeOfEncapsulatedDocument = "application/pdf"
     dataset.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
     dataset.EncapsulatedDocumentLength = len(pdf)
-    complete(dataset, report, image, ObjectName(report.analysis_id, Kind.PDF, str(image.StudyInstanceUID)))
+    name = ObjectName(report.analysis_id, Kind.PDF, str(image.StudyInstanceUID), report.revision)
+    complete(dataset, report, image, name)
     dicom_file.save(dataset, path)

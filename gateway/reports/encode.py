@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from pydicom import Dataset
+
 from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
 from gateway.reports import dicom_file
 from gateway.reports.ann import write_annotations
 from gateway.reports.encapsulated import write_encapsulated_pdf
-from gateway.reports.geojson import write_geojson
+from gateway.reports.geojson import restate_geojson, write_geojson
 from gateway.reports.html import to_html
 from gateway.reports.json_report import to_json
 from gateway.reports.key_objects import write_key_objects
@@ -79,14 +81,11 @@ def write_all(
     `sources`: one for each slide that was read. `pictures`: the bytes behind `report.pictures`, by file name. Raises
     OSError, and PathserveError where a slide that was read has no source.
     """
-    (folder / "report.json").write_bytes(to_json(report))
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
-    document = to_pdf(report, pictures)
     by_series: dict[str | None, SlideSource] = {source.series: source for source in sources}
     for item in report.objects:
         path = folder / item.file
-        images = [source.image for source in sources if source.image.StudyInstanceUID == item.study]
         match item.kind:
             case ObjectKind.SEGMENTATION:
                 write_seg(path, report, by_series[item.series], segmentation_type=segmentation_type)
@@ -96,14 +95,50 @@ def write_all(
                 write_annotations(path, report, by_series[item.series])
             case ObjectKind.GEOJSON:
                 write_geojson(path, report, by_series[item.series])
+    _write_documents(folder, report, [source.image for source in sources], pictures, [folder])
+
+
+def write_revision(folder: Path, report: Report, images: Sequence[Dataset], earlier: Sequence[Path]) -> None:
+    """Write what a later revision of a report says anew, to `folder`: report.json, the pages, the documents.
+
+    What is drawn on the slides, and the pictures, stay as they are in the folders of the earlier revisions (`earlier`,
+    newest first). `images`: the headers of the levels that were read, one a slide (`headers.kept`). Raises OSError.
+    """
+    pictures = {picture.file: _found(picture.file, earlier).read_bytes() for picture in report.pictures}
+    for item in report.objects:
+        if item.kind is ObjectKind.GEOJSON:
+            restate_geojson(_found(item.file, earlier), folder / item.file, report, item)
+    _write_documents(folder, report, images, pictures, [folder, *earlier])
+
+
+def _write_documents(
+    folder: Path,
+    report: Report,
+    images: Sequence[Dataset],
+    pictures: Mapping[str, bytes],
+    folders: Sequence[Path],
+) -> None:
+    """What tells the report itself; `folders` hold what the key object selection lists beside it."""
+    (folder / "report.json").write_bytes(to_json(report))
+    document = to_pdf(report, pictures)
+    for item in report.objects:
+        path = folder / item.file
+        of_study = [image for image in images if image.StudyInstanceUID == item.study]
+        match item.kind:
             case ObjectKind.PAGE:
                 path.write_bytes(to_html(report, pictures))
             case ObjectKind.STRUCTURED_REPORT:
-                dicom_file.save(to_sr(report, images), path)
+                dicom_file.save(to_sr(report, of_study), path)
             case ObjectKind.DOCUMENT if item.media_type == PDF:
                 path.write_bytes(document)
             case ObjectKind.DOCUMENT:
-                write_encapsulated_pdf(path, report, images[0], document)
+                write_encapsulated_pdf(path, report, of_study[0], document)
             case ObjectKind.KEY_OBJECTS:
                 others = [other for other in report.objects if (other.study, other.media_type) == (item.study, DICOM)]
-                write_key_objects(path, report, images, [folder / other.file for other in others if other != item])
+                files = [_found(other.file, folders) for other in others if other != item]
+                write_key_objects(path, report, of_study, files)
+
+
+def _found(name: str, folders: Sequence[Path]) -> Path:
+    """The file in the first folder that has it; in the last, where none has."""
+    return next((folder / name for folder in folders if (folder / name).exists()), folders[-1] / name)

@@ -3,11 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from pydicom import Dataset
 
-from gateway.domain.report import Report, TissueClass
+from gateway.domain.report import Report, ResultObject, TissueClass
 from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
@@ -15,6 +16,9 @@ from gateway.reports.regions import Region, Ring, regions_of
 from gateway.reports.spatial import SlideSource
 
 _DECIMALS = 3
+_ABOUT = '],"pathserve":'
+"""What follows the regions. It stands once in a file: within a text its quotes would be escaped."""
+_MOST_ABOUT, _BLOCK = 2**20, 2**20
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -40,20 +44,45 @@ def _parts(report: Report, source: SlideSource) -> Iterator[str]:
         classes = {tissue.index: _Class(report, source, tissue, exploratory) for tissue in result.classes}
         for number, region in enumerate(regions_of(report, source)):
             yield ("," if number else "") + classes[region.index].feature(region, to_finest)
-    # A foreign member (section 6.1): who reads the file without QuPath finds what it is.
-    about = {
+    yield f"{_ABOUT}{_json(_about(report, source.series))}}}\n"
+
+
+def restate_geojson(source: Path, target: Path, report: Report, item: ResultObject) -> None:
+    """Write a file of ours again, with what a later revision of the report says of itself; the regions stay.
+
+    Raises OSError; PathserveError where the file is none of ours.
+    """
+    with source.open("rb") as old, target.open("wb") as new:
+        old.seek(max(0, source.stat().st_size - _MOST_ABOUT))
+        before = old.tell()
+        at = old.read().rfind(_ABOUT.encode())
+        if at < 0:
+            raise PathserveError("A GeoJSON file of the analysis is not as it was written. Order the analysis again.")
+        old.seek(0)
+        left = before + at
+        while left and (block := old.read(min(left, _BLOCK))):
+            new.write(block)
+            left -= len(block)
+        new.write(f"{_ABOUT}{_json(_about(report, item.series))}}}\n".encode())
+
+
+def _about(report: Report, series: str | None) -> dict[str, Any]:
+    """A foreign member (section 6.1): who reads the file without QuPath finds what it is."""
+    result = report.tissue_of(series) if series else None
+    exploratory = bool(result and result.exploratory)
+    return {
         "analysis": report.analysis_id,
-        "series": source.series,
+        "series": series,
         "state": report.state.value,
+        "revision": report.revision,
         "exploratory": exploratory,
         "statements": [
             wording.RESEARCH_USE,
-            wording.PRELIMINARY,
+            wording.standing(report),
             *([wording.EXPLORATORY] if exploratory else []),
             report.statement,
         ],
     }
-    yield f'],"pathserve":{_json(about)}}}\n'
 
 
 class _Scale:

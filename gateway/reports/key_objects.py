@@ -28,7 +28,7 @@ def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], obj
     listed = [*map(evidence, headers), *evidence_read(report, images)]
     if not objects or {str(item.StudyInstanceUID) for item in listed} != {study}:
         raise PathserveError("A key object selection lists objects of one study, and there are none. Report this.")
-    name = ObjectName(report.analysis_id, Kind.KO, study)
+    name = ObjectName(report.analysis_id, Kind.KO, study, report.revision)
     document = KeyObjectSelectionDocument(
         evidence=listed,
         content=KeyObjectSelection(
@@ -38,7 +38,7 @@ def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], obj
             description=concept.plain(" ".join(_description(report))),
         ),
         series_instance_uid=name.series_instance_uid,
-        series_number=name.kind.value.series_number,
+        series_number=name.series_number,
         sop_instance_uid=name.sop_instance_uid,
         instance_number=1,
         specific_character_set="ISO_IR 192",
@@ -50,6 +50,6 @@ def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], obj
 def _description(report: Report) -> Iterator[str]:
     yield f"All objects of the analysis {report.analysis_id} in this study, and the images that were read."
     yield wording.RESEARCH_USE
-    yield wording.PRELIMINARY
+    yield wording.standing(report)
     if report.exploratory:
         yield wording.EXPLORATORY

@@ -116,10 +116,18 @@ def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, A
         "protocol": wording.protocol_title(report),
         "who": _headed(name),
         "which": f"Patient id {_headed(given_id)} · Accession {_headed(patient['accession'] or _NOT_GIVEN)}",
-        "marks": "Research use · Preliminary" + (" · Exploratory" if report.exploratory else ""),
-        "issued": f"{report.issued:%Y-%m-%d %H:%M} UTC",
+        "marks": f"Research use · {wording.mark(report)}" + (" · Exploratory" if report.exploratory else ""),
+        "issued": wording.moment(report.issued),
         "analysis": report.analysis_id,
-        "statements": [wording.RESEARCH_USE, wording.PRELIMINARY],
+        "statements": [wording.RESEARCH_USE, wording.standing(report)],
+        "remark": wording.remark_of_signer(report),
+        "amendments": [
+            {
+                "title": wording.amendment_title(amended),
+                "rows": [list(row) for row in wording.amendment_rows(amended)],
+            }
+            for amended in report.amendments
+        ],
         "exploratory": wording.EXPLORATORY if report.exploratory else None,
         "identity": [
             ["Patient", name],

@@ -17,6 +17,7 @@ from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
 from gateway.reports.derived import Kind, ObjectName, complete, evidence_read
 from gateway.reports.sr_groups import SlideGroups
+from gateway.reports.sr_signed import amendment_container, replace_document, verify
 
 _SHORT_STRING = 16
 
@@ -33,16 +34,17 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     study = str(source_images[0].StudyInstanceUID)
     pairs = _slides_with_sources(report, study, source_images)
     images = [image for _, _, image in pairs]
-    name = ObjectName(report.analysis_id, Kind.SR, study)
+    name = ObjectName(report.analysis_id, Kind.SR, study, report.revision)
+    signature = report.signature
     document = hd.Comprehensive3DSR(
         evidence=evidence_read(report, images),
         content=_content(report, pairs),
         series_instance_uid=name.series_instance_uid,
-        series_number=name.kind.value.series_number,
+        series_number=name.series_number,
         sop_instance_uid=name.sop_instance_uid,
         instance_number=1,
         is_complete=True,
-        is_final=False,
+        is_final=signature is not None,
         is_verified=False,
         manufacturer=concept.long_string(report.software.manufacturer),
         content_qualification="RESEARCH",
@@ -50,6 +52,10 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
         specific_character_set="ISO_IR 192",
     )
     complete(document, report, images[0], name)
+    if signature is not None:
+        verify(document, signature)
+    if report.supersedes is not None:
+        replace_document(document, ObjectName(report.analysis_id, Kind.SR, study, report.supersedes))
     return document
 
 
@@ -105,6 +111,8 @@ def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
         referenced_images=[image for _, _, image in pairs],
     )
     content[0].ContentSequence.append(_remarks(report, pairs))
+    for amended in report.amendments:
+        content[0].ContentSequence.append(amendment_container(amended))
     return content
 
 
@@ -151,7 +159,7 @@ def _remarks(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
     container = hd.ContainerContentItem(
         name=concept.coded(concept.QUALITATIVE_EVALUATIONS), relationship_type=hd.RelationshipTypeValues.CONTAINS
     )
-    statements = [wording.RESEARCH_USE, wording.PRELIMINARY]
+    statements = [wording.RESEARCH_USE, wording.standing(report), wording.remark_of_signer(report) or ""]
     if report.exploratory:
         statements.append(wording.EXPLORATORY)
     items = [

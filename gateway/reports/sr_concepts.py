@@ -28,6 +28,10 @@ UNCERTAIN = Code("uncertain", PRIVATE_SCHEME, "Uncertain: no class reached the o
 INTENDED_USE = Code("intended-use", PRIVATE_SCHEME, "Intended use of the model")
 INSIDE = Code("inside", PRIVATE_SCHEME, "Inside the intended use")
 OUTSIDE = Code("outside", PRIVATE_SCHEME, "Outside the intended use: exploratory")
+FINDING = Code("121071", "DCM", "Finding")
+AMENDMENT = Code("amendment", PRIVATE_SCHEME, "Amendment of the report by a person")
+AMENDMENT_REASON = Code("amendment-reason", PRIVATE_SCHEME, "Reason for the amendment")
+AMENDED_ON = Code("amended-on", PRIVATE_SCHEME, "Time of the amendment")
 
 
 def long_string(text: str) -> str:

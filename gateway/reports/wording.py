@@ -1,6 +1,9 @@
 """The words that every encoding shares, so that none of them says it otherwise."""
 
-from gateway.domain.report import FindingKind, Report, SlideReading
+from datetime import datetime
+
+from gateway.domain.codes import Code
+from gateway.domain.report import FindingKind, Report, ReportState, SignedAmendment, SlideReading
 
 RESEARCH_USE = "Research use only, not a medical device."
 PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
@@ -32,6 +35,55 @@ def document_title(report: Report) -> str:
     """The title of the document, with the words that a reader must never miss."""
     title = f"{protocol_title(report)}, research use"
     return f"{title}, exploratory" if report.exploratory else title
+
+
+def mark(report: Report) -> str:
+    """The state of the report in a word: Preliminary, Final, Amended."""
+    return report.state.value.capitalize()
+
+
+def standing(report: Report) -> str:
+    """Who stands behind the report: no person yet, or who signed this revision and when."""
+    signature = report.signature
+    if signature is None:
+        return PRELIMINARY
+    by = f"signed by {signature.name} ({signature.organisation}) on {moment(signature.time)}."
+    if report.state is ReportState.FINAL:
+        return f"Final: {by}"
+    return f"Amended: revision {report.revision}, which supersedes revision {report.supersedes}; {by}"
+
+
+def remark_of_signer(report: Report) -> str | None:
+    """What the person wrote who signed this revision, if anything."""
+    if report.signature is None or not report.signature.comment:
+        return None
+    return f"{report.signature.name}: {report.signature.comment}"
+
+
+def amendment_title(amended: SignedAmendment) -> str:
+    """Since when an amendment stands in the report, and who made it."""
+    by = amended.signature
+    return f"Amendment of revision {amended.revision}, by {by.name} ({by.organisation}) on {moment(by.time)}"
+
+
+def finding(code: Code) -> str:
+    """A coded finding of a person: its meaning, then its code."""
+    return f"{code.display} ({code.scheme} {code.code})"
+
+
+def amendment_rows(amended: SignedAmendment) -> list[tuple[str, str]]:
+    """What an amendment says, each part with its label."""
+    amendment = amended.amendment
+    return [
+        ("Reason", amendment.reason),
+        ("Correction", amendment.text),
+        *(("Finding", finding(code)) for code in amendment.findings),
+    ]
+
+
+def moment(time: datetime) -> str:
+    """A time in UTC as it is printed."""
+    return f"{time:%Y-%m-%d %H:%M} UTC"
 
 
 def kind_title(kind: FindingKind) -> str:

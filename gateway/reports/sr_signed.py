@@ -1,0 +1,81 @@
+"""What a person adds to a structured report: the verification, the document it replaces, the amendments."""
+
+from highdicom import sr as hd
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+
+from gateway.domain.codes import PRIVATE_SCHEME, Code
+from gateway.domain.report import Signature, SignedAmendment
+from gateway.reports import sr_concepts as concept
+from gateway.reports.derived import ObjectName, local_time
+
+
+def verify(document: Dataset, signature: Signature) -> None:
+    """Mark the document as verified, in place (PS3.3 C.17.2): who, of which organisation, when.
+
+    The time is in the document's own time zone, as the time of its content.
+    """
+    observer = Dataset()
+    observer.VerifyingOrganization = concept.long_string(signature.organisation)
+    observer.VerificationDateTime = _time(document, signature)
+    observer.VerifyingObserverName = person_name(signature.name)
+    observer.VerifyingObserverIdentificationCodeSequence = [
+        concept.coded(Code(signature.by, PRIVATE_SCHEME, signature.name))
+    ]
+    document.VerificationFlag = "VERIFIED"
+    document.VerifyingObserverSequence = [observer]
+
+
+def replace_document(document: Dataset, before: ObjectName) -> None:
+    """Name the document that this one supersedes, in place (PS3.3 C.17.2: Predecessor Documents Sequence)."""
+    instance = Dataset()
+    instance.ReferencedSOPClassUID = document.SOPClassUID
+    instance.ReferencedSOPInstanceUID = before.sop_instance_uid
+    series = Dataset()
+    series.SeriesInstanceUID = before.series_instance_uid
+    series.ReferencedSOPSequence = [instance]
+    study = Dataset()
+    study.StudyInstanceUID = before.of
+    study.ReferencedSeriesSequence = [series]
+    document.PredecessorDocumentsSequence = [study]
+
+
+def amendment_container(amended: SignedAmendment) -> hd.ContainerContentItem:
+    """An amendment, with the person who made it as the observer of what it says (PS3.16 TID 1002, 1003)."""
+    contains = hd.RelationshipTypeValues.CONTAINS
+    amendment, by = amended.amendment, amended.signature
+    observer = hd.ObserverContext(
+        observer_type=codes.DCM.Person,
+        observer_identifying_attributes=hd.PersonObserverIdentifyingAttributes(name=person_name(by.name)),
+    )
+    container = hd.ContainerContentItem(name=concept.coded(concept.AMENDMENT), relationship_type=contains)
+    container.ContentSequence = hd.ContentSequence(
+        [
+            *observer,
+            hd.DateTimeContentItem(name=concept.coded(concept.AMENDED_ON), value=by.time, relationship_type=contains),
+            hd.TextContentItem(
+                name=concept.coded(concept.AMENDMENT_REASON),
+                value=concept.plain(amendment.reason),
+                relationship_type=contains,
+            ),
+            hd.TextContentItem(
+                name=concept.coded(concept.COMMENT), value=concept.plain(amendment.text), relationship_type=contains
+            ),
+            *(
+                hd.CodeContentItem(
+                    name=concept.coded(concept.FINDING), value=concept.coded(code), relationship_type=contains
+                )
+                for code in amendment.findings
+            ),
+        ]
+    )
+    return container
+
+
+def person_name(name: str) -> str:
+    """A name for people as a DICOM person name (PS3.5 6.2.1): one component, at most 64 characters."""
+    return concept.long_string("".join(" " if character in "^=" else character for character in name)) or "unknown"
+
+
+def _time(document: Dataset, signature: Signature) -> str:
+    return local_time(signature.time, document.get("TimezoneOffsetFromUTC")).strftime("%Y%m%d%H%M%S%z")
