@@ -108,7 +108,7 @@ def _engine(url: str) -> sa.Engine:
             pool_pre_ping=address.get_backend_name() != "sqlite",
             connect_args=_POSTGRESQL if address.get_backend_name() == "postgresql" else {},
         )
-    except (ArgumentError, ImportError, TypeError):  # the last: a database in memory, which is nobody else's
+    except (ArgumentError, ImportError, ValueError, TypeError):  # the last: one in memory, which is nobody else's
         raise InvalidSetting(
             "PATHSERVE_DATABASE_URL is no SQLAlchemy address of a database that can be used here."
         ) from None
