@@ -14,7 +14,7 @@ from gateway.operations.state import prepare_state
 
 
 def list_deliveries(*, dead: bool, analysis: str | None, as_json: bool) -> int:
-    """Print the deliveries, oldest first, and the analyses that are dead letters; `dead`: those alone. Raises StateError."""
+    """Print deliveries, oldest first; `dead`: dead letters only. Analyses that are dead letters follow."""
     with _ledger() as ledger:
         state = DeliveryState.DEAD if dead else None
         found = ledger.outbox.listing(analysis_id=analysis, state=state)

@@ -14,31 +14,28 @@ from gateway.operations.audit import Action, AuditEvent, EventType
 
 
 def hold(connection: sa.Connection, analysis_id: str, differences: Sequence[Difference]) -> None:
-    """Hold a running analysis, whose row this transaction holds: state, event and audit record.
+    """Hold an analysis whose row this transaction has locked: state, event and audit record.
 
-    The event and the record name attributes, never values.
+    One that has ended keeps its state: a later revision of its report waits to leave. The event and the record name
+    attributes, never values.
     """
-    tenant = connection.execute(
+    row = connection.execute(sa.select(ANALYSES.c.state, ANALYSES.c.tenant).where(ANALYSES.c.id == analysis_id)).one()
+    state = row.state if State(row.state).final else State.HELD_IDENTITY.value
+    connection.execute(
         ANALYSES.update()
         .where(ANALYSES.c.id == analysis_id)
-        .values(
-            state=State.HELD_IDENTITY.value,
-            held=[codec.dump(each) for each in differences],
-            worker=None,
-            updated=datetime.now(UTC),
-        )
-        .returning(ANALYSES.c.tenant)
-    ).scalar_one()
+        .values(state=state, held=[codec.dump(each) for each in differences], worker=None, updated=datetime.now(UTC))
+    )
     attributes = sorted({each.attribute for each in differences})
-    told = {"state": State.HELD_IDENTITY.value, "attributes": attributes}
-    add_event(connection, analysis_id, "state", told)
+    if state != row.state:
+        add_event(connection, analysis_id, "state", {"state": state, "attributes": attributes})
     audit.append(
         connection,
         AuditEvent(
             type=EventType.SECURITY_ALERT,
             subtype="analysis-held",
             action=Action.UPDATE,
-            tenant=tenant,
+            tenant=row.tenant,
             actor="worker",
             entity_kind="analysis",
             entity=analysis_id,

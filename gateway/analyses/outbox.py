@@ -245,21 +245,14 @@ class Outbox:
         audit.append(connection, record)
 
     def hold(self, delivery: Delivery, differences: Sequence[Difference], detail: str) -> None:
-        """Order and slides do not agree: it may not leave before a person has released the analysis (`release`).
-
-        An analysis that has ended cannot be held: then it is a dead letter, to be replayed once they do agree.
-        """
+        """Order and slides do not agree: it may not leave before a person has released the analysis (`release`)."""
         with self._write() as connection:
-            locked(connection, delivery.id)
             reason = IdentityMismatch.reason
-            if not _is_step(connection, delivery):
-                self._dead(connection, delivery, reason, detail)
-                return
             change_fenced(
                 connection, delivery, state=DeliveryState.HELD.value, worker=None, reason=reason, detail=detail
             )
             hold(connection, delivery.analysis, differences)
-            self.tell(connection, delivery.analysis, "analysis.held-identity")
+            self.tell(connection, delivery.analysis, "analysis.held-identity", delivery.revision)
 
     def give_back(self, delivery: Delivery) -> None:
         """The worker stops in the midst of the try: another one may begin at once."""

@@ -110,11 +110,10 @@ class Sender:
         """The report of the delivery's revision, and the DICOM files that are new in it, in the report's order."""
         revision = self._ledger.revisions.get(delivery.analysis, delivery.revision)
         folder = self._settings.state / "analyses" / delivery.analysis / revision.folder
-        try:
-            with disk_errors():
-                report = from_json((folder / "report.json").read_bytes())
-        except FileNotFoundError:
-            raise StateError("The report's files are gone from the state folder. Order the analysis again.") from None
+        if not (folder / "report.json").is_file():
+            raise StateError("The report's files are gone from the state folder. Order the analysis again.")
+        with disk_errors():
+            report = from_json((folder / "report.json").read_bytes())
         files = [folder / item.file for item in report.objects if item.media_type == DICOM]
         # What a later revision leaves as it was lies in the folder of an earlier one, and was stored with that.
         return report, files if delivery.revision == 1 else [file for file in files if file.exists()]
