@@ -4,14 +4,12 @@ import dataclasses
 
 import pytest
 
-from gateway.analyses.identity import check_identity, check_one_patient
 from gateway.analyses.intended_use import compare
 from gateway.domain.codes import Code
 from gateway.domain.model import IntendedUse, ModelCard, ModelVersion
-from gateway.domain.order import Order, Patient, SlideReference, Specimen
+from gateway.domain.order import SlideReference, Specimen
 from gateway.domain.slide import SlideHeader
 from gateway.domain.tables import stain_name
-from gateway.operations.errors import IdentityMismatch
 
 COLON = Code("71854001", "SCT", "Colon")
 STOMACH = Code("69695003", "SCT", "Stomach")
@@ -80,37 +78,6 @@ def test_stain_needs_all_its_substances() -> None:
     assert stain_name(PAP) == "PAP"
     assert stain_name(HE[:1]) is None
     assert stain_name(()) is None
-
-
-@pytest.mark.parametrize(
-    ("order", "specimen", "header"),
-    [
-        ({"patient": Patient("A")}, {}, {"patient_id": "B"}),
-        ({"patient": Patient("A", "X")}, {}, {"patient_id": "A", "patient_id_issuer": "Y"}),
-        ({"accession": "1"}, {}, {"accession": "2"}),
-        ({}, {"container": "1"}, {"container_id": "2"}),
-    ],
-)
-def test_another_case_is_refused(
-    order: dict[str, object], specimen: dict[str, object], header: dict[str, object]
-) -> None:
-    ordered = dataclasses.replace(SPECIMEN, **specimen)
-    with pytest.raises(IdentityMismatch) as caught:
-        check_identity(Order("p", (ordered,), **order), ordered, dataclasses.replace(HEADER, **header))
-    assert not {"A", "B", "X", "Y"} & set(caught.value.detail.split())
-
-
-def test_same_or_one_sided_identifiers_pass() -> None:
-    header = dataclasses.replace(HEADER, patient_id="A ", accession="1", container_id=None)
-    ordered = dataclasses.replace(SPECIMEN, container="C")
-    check_identity(Order("p", (ordered,), patient=Patient("A")), ordered, header)
-
-
-def test_slides_of_one_case_belong_to_one_patient() -> None:
-    one = dataclasses.replace(HEADER, patient_id="A")
-    check_one_patient([one, dataclasses.replace(one, patient_id="A "), dataclasses.replace(one, patient_id=None)])
-    with pytest.raises(IdentityMismatch):
-        check_one_patient([one, dataclasses.replace(one, patient_id="B")])
 
 
 @pytest.mark.parametrize(

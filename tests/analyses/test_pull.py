@@ -50,16 +50,18 @@ def archive(case: Path) -> FrugalArchive:
     return FrugalArchive(case)
 
 
+def ordered(*series: str, patient: str = "P-1") -> Order:
+    """An order of some series of the study, with the identifiers that their headers have."""
+    specimen = Specimen(slides=tuple(SlideReference(STUDY, (uid,)) for uid in series), container=Identity().container)
+    return Order("tissue-classification", (specimen,), accession=Identity().accession, patient=Patient(patient))
+
+
 @pytest.fixture
 def run_of(tmp_path: Path, archive: FrugalArchive) -> Callable[..., CaseRun]:
     """An analysis of some series of the study."""
 
     def make(*series: str, patient: str = "P-1", **more: object) -> CaseRun:
-        order = Order(
-            "tissue-classification",
-            (Specimen(slides=tuple(SlideReference(STUDY, (uid,)) for uid in series)),),
-            patient=Patient(patient),
-        )
+        order = ordered(*series, patient=patient)
         settings = Settings(state=tmp_path)
         return CaseRun("a-1", order, tmp_path / "analyses" / "a-1", settings=settings, archive=archive, **more)
 
@@ -146,7 +148,7 @@ async def test_a_state_that_was_copied_elsewhere_has_its_slides_with_it(
 
 async def test_a_file_that_is_gone_from_a_folder_is_looked_for_again(case: Path, tmp_path: Path) -> None:
     slide = shutil.copytree(case / TISSUE, tmp_path / "slide")
-    order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
+    order = ordered(TISSUE)
     run = CaseRun("a-1", order, tmp_path / "a-1", settings=Settings(state=tmp_path), archive=FolderArchive(slide))
     await run.fetch()
     for file in slide.iterdir():
@@ -214,7 +216,7 @@ async def test_a_cancellation_ends_it(run_of: Callable[..., CaseRun], archive: F
 
 
 async def test_a_folder_is_read_where_it_lies(case: Path, tmp_path: Path) -> None:
-    order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
+    order = ordered(TISSUE)
     archive = FolderArchive(case)
     run = CaseRun("a-1", order, tmp_path / "a-1", settings=Settings(state=tmp_path), archive=archive)
     await run.fetch()
@@ -253,7 +255,7 @@ async def test_where_a_model_was_replaced_what_the_other_one_needs_is_fetched(
     monkeypatch.setattr(TritonEngine, "open", unreachable)
     repository = two_versions(tmp_path / "models")
     settings = Settings(state=tmp_path, model_repository=repository)
-    order = Order("tissue-classification", (Specimen(slides=(SlideReference(STUDY, (TISSUE,)),)),))
+    order = ordered(TISSUE)
     run = CaseRun("a-1", order, tmp_path / "a-1", settings=settings, archive=archive)
     await run.fetch()
     asked = archive.asked.copy()
