@@ -15,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse  # type: ignore[import
 from grpc_health.v1.health_pb2_grpc import HealthServicer  # type: ignore[import-untyped]
 
 from gateway.grpc.threads import in_thread
+from gateway.operations.errors import PathserveError
 
 _LOOK_S = 1.0
 _MOST_WATCHERS = 100
@@ -24,7 +25,7 @@ class Health(HealthServicer):  # type: ignore[misc]
     """The same for each of the services, and for the server (the empty name)."""
 
     def __init__(self, services: frozenset[str], ready: Callable[[], bool]) -> None:
-        """`ready` may block; it is asked every second."""
+        """`ready` is asked every second; it may block, and raise an error of our tree."""
         self._services = services | {""}
         self._ready = ready
         self._serving = False
@@ -34,7 +35,11 @@ class Health(HealthServicer):  # type: ignore[misc]
     async def look(self) -> None:
         """Ask again and again, until cancelled."""
         while True:
-            await self._set(await in_thread(self._ready))
+            try:
+                serving = await in_thread(self._ready)
+            except PathserveError:  # the database cannot be used; it is in the log
+                serving = False
+            await self._set(serving)
             await asyncio.sleep(_LOOK_S)
 
     async def leave(self) -> None:
