@@ -17,6 +17,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.domain.analysis import Progress, Step
 from gateway.domain.order import Order, RegionUm
+from gateway.domain.principal import Scope
 from gateway.operations.errors import InvalidInput, PathserveError
 
 
@@ -102,6 +103,14 @@ def _parser() -> argparse.ArgumentParser:
     deliveries.set_defaults(run=_deliveries)
     _add_deliveries(deliveries.add_subparsers(required=True, metavar="ACTION", dest="action"))
 
+    keys = commands.add_parser("keys", help="API keys besides the server's own")
+    keys.set_defaults(run=_keys)
+    _add_keys(keys.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
+    clients = commands.add_parser("clients", help="systems that log in by a signed assertion or a certificate")
+    clients.set_defaults(run=_clients)
+    _add_clients(clients.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
     audit = commands.add_parser("audit", help="check the audit trail, or give it out")
     audit.set_defaults(run=_audit)
     _add_audit(audit.add_subparsers(required=True, metavar="ACTION", dest="action"))
@@ -133,6 +142,36 @@ def _add_deliveries(actions: "argparse._SubParsersAction[argparse.ArgumentParser
     which = replay.add_mutually_exclusive_group(required=True)
     which.add_argument("ids", nargs="*", default=[], metavar="ID")
     which.add_argument("--all-dead", action="store_true", help="every dead letter")
+
+
+def _add_keys(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    create = actions.add_parser("create", help="make a key and print it once")
+    create.add_argument("--name", required=True, help="who will use it")
+    _add_rights(create)
+    create.add_argument("--expires-days", type=int, metavar="DAYS", help="default: never")
+    listing = actions.add_parser("list", help="every key, without its text")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    actions.add_parser("revoke", help="close a key for good").add_argument("id", metavar="ID")
+
+
+def _add_clients(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    add = actions.add_parser("add", help="register a system")
+    add.add_argument("id", metavar="ID", help="its client id")
+    shown = add.add_mutually_exclusive_group(required=True)
+    shown.add_argument("--jwks", type=Path, metavar="FILE", help="its public keys, as a JSON Web Key Set")
+    shown.add_argument("--jwks-url", metavar="URL", help="where it publishes them")
+    shown.add_argument("--certificate", type=Path, metavar="PEM", help="the certificate that it will show")
+    add.add_argument("--name", help="for people to read (default: ID)")
+    _add_rights(add)
+    listing = actions.add_parser("list", help="every client")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    actions.add_parser("revoke", help="close a client, and every token that it has").add_argument("id", metavar="ID")
+
+
+def _add_rights(action: argparse.ArgumentParser) -> None:
+    scopes = [scope.value for scope in Scope if scope is not Scope.ANALYSES_SIGN]
+    action.add_argument("--scope", action="append", required=True, choices=scopes, help="may be given several times")
+    action.add_argument("--tenant", help="default: PATHSERVE_TENANT, or `default`")
 
 
 def _add_audit(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -291,6 +330,38 @@ def _deliveries(arguments: argparse.Namespace) -> int:
             dead=arguments.dead, analysis=arguments.analysis, as_json=arguments.json
         )
     return deliveries_command.replay(arguments.ids, all_dead=arguments.all_dead)
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from gateway.operations.auth import commands
+
+    match arguments.action:
+        case "create":
+            return commands.create_key(arguments.name, arguments.scope, arguments.tenant, arguments.expires_days)
+        case "list":
+            return commands.list_keys(as_json=arguments.json)
+        case _:
+            return commands.revoke_key(arguments.id)
+
+
+def _clients(arguments: argparse.Namespace) -> int:
+    from gateway.operations.auth import commands
+
+    match arguments.action:
+        case "add":
+            return commands.add_client(
+                arguments.id,
+                arguments.name,
+                arguments.scope,
+                arguments.tenant,
+                jwks=arguments.jwks,
+                jwks_url=arguments.jwks_url,
+                certificate=arguments.certificate,
+            )
+        case "list":
+            return commands.list_clients(as_json=arguments.json)
+        case _:
+            return commands.revoke_client(arguments.id)
 
 
 def _audit(arguments: argparse.Namespace) -> int:

@@ -2,8 +2,8 @@
 
 import ipaddress
 import math
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 
 from gateway.domain.principal import Principal
 from gateway.http.problems import ProblemResponse, problem
-from gateway.operations.auth import TOKEN_PATH, Authenticator
+from gateway.operations.auth import TOKEN_PATH, Authenticator, Form, Grant
 from gateway.operations.errors import PathserveError, Unauthenticated
 
 CERTIFICATE = "pathserve.certificate"
@@ -19,6 +19,7 @@ CERTIFICATE = "pathserve.certificate"
 TOKEN_ENDPOINT = ("POST", TOKEN_PATH)
 """The one route besides health without a principal: its body says who asks."""
 _THREADS = 16
+_T = TypeVar("_T")
 
 
 class Access:
@@ -38,9 +39,17 @@ class Access:
         known = self.authenticator.known(*shown)
         if known is not None:
             return known
-        if self._limiter is None:
+        return await self._threaded(lambda: self.authenticator.principal(*shown))
+
+    async def grant(self, scope: MutableMapping[str, Any], form: Form) -> Grant:
+        """Raises as `Authenticator.grant`."""
+        address = self.address(scope)
+        return await self._threaded(lambda: self.authenticator.grant(form, address))
+
+    async def _threaded(self, work: Callable[[], _T]) -> _T:
+        if self._limiter is None:  # it belongs to the running loop
             self._limiter = anyio.CapacityLimiter(_THREADS)
-        return await anyio.to_thread.run_sync(self.authenticator.principal, *shown, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
 
     def address(self, scope: MutableMapping[str, Any]) -> str:
         """Where a request comes from, as an IP address; empty where nobody can tell."""

@@ -1,16 +1,17 @@
 """`POST /oauth/token`: a system's signed assertion for an access token (RFC 6749 4.4, RFC 7523)."""
 
+import json
 from typing import Any
 from urllib.parse import parse_qs
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from gateway.http.access import Access
+from gateway.http.access import Access, refused
+from gateway.http.problems import Problem
 from gateway.operations.auth import TOKEN_PATH, Form, GrantRefused
-from gateway.operations.errors import Unauthenticated
+from gateway.operations.errors import InvalidInput, PathserveError, Unauthenticated
 
 router = APIRouter(tags=["access"])
 
@@ -40,8 +41,10 @@ class Token(BaseModel):
     scope: str
 
 
-class TokenError(BaseModel):
-    """RFC 6749 5.2."""
+class TokenError(Problem):
+    """RFC 6749 5.2, with the members of a problem beside its own."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": []})
 
     error: str
     error_description: str
@@ -83,11 +86,11 @@ async def token(request: Request) -> Any:
     access: Access = request.app.state.access
     form = _form(await request.body()) if request.headers.get("content-type", "").startswith(_FORM) else {}
     try:
-        grant = await anyio.to_thread.run_sync(access.authenticator.grant, form, access.address(request.scope))
+        grant = await access.grant(request.scope, form)
     except Unauthenticated:
-        return _error(401, "invalid_client", "A valid assertion of a registered client is needed.")
+        return _error(Unauthenticated("A valid assertion of a registered client is needed."), "invalid_client")
     except GrantRefused as error:
-        return _error(400, error.error, error.description)
+        return _error(InvalidInput(error.description), error.error)
     return Token(access_token=grant.token, token_type="Bearer", expires_in=grant.expires_s, scope=grant.scope)  # noqa: S106
 
 
@@ -98,6 +101,9 @@ def _form(body: bytes) -> Form:
         return {}
 
 
-def _error(status: int, error: str, description: str) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse({"error": error, "error_description": description}, status_code=status, headers=headers)
+def _error(error: PathserveError, name: str) -> JSONResponse:
+    """Clients of OAuth 2.0 look for its two members in plain JSON; everybody else finds a problem."""
+    answer = refused(error)
+    body = json.loads(bytes(answer.body)) | {"error": name, "error_description": error.detail}
+    headers = {key: value for key, value in answer.headers.items() if not key.startswith("content-")}
+    return JSONResponse(body, answer.status_code, headers)
