@@ -1,57 +1,115 @@
-"""The dispatcher: turns accepted rows into running workflows, and tells running ones of cancellations."""
+"""The dispatcher: puts what the ledger says is due into the queues, and tells running turns of what has changed."""
 
 import time
+from collections.abc import Callable
 
 import structlog
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.workflow import AnalysisWorkflow
+from gateway.analyses.runs import Due
+from gateway.analyses.turns import Stage
+from gateway.analyses.workflow import ENDED, Workflows
+from gateway.domain.order import Priority
+from gateway.operations.settings import Settings
 
 log = structlog.get_logger("gateway.analyses.dispatcher")
 
-RECONCILE_INTERVAL_S = 2.0
-_ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+CHECK_S = 2.0
+"""How long what was put into a queue may still be due before the engine is asked what it knows of it."""
 
 
 class Dispatcher:
-    """One a worker. `tick` is called every fraction of a second and never blocks for long."""
+    """One a worker; several may put the same workflow into a queue, where it is once.
 
-    def __init__(self, ledger: Ledger, workflow: AnalysisWorkflow, concurrency: int) -> None:
+    `workers` says how many live, `elected` whether this one decides what only one may. `tick` is called every fraction
+    of a second and never blocks for long.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        workflows: Workflows,
+        worker: str,
+        settings: Settings,
+        *,
+        workers: Callable[[], int],
+        elected: Callable[[], bool],
+    ) -> None:
         self._ledger = ledger
-        self._workflow = workflow
-        self._concurrency = concurrency
-        self._reconciled_s = float("-inf")
+        self._workflows = workflows
+        self._worker = worker
+        self._settings = settings
+        self._workers = workers
+        self._elected = elected
+        self._asked: dict[str, float] = {}
+        self._checked_s = time.monotonic()
         self._suspects: frozenset[str] = frozenset()
 
     def tick(self) -> None:
-        running = self._ledger.running()
-        self._workflow.request_cancel(frozenset(each for each, cancelled in running.items() if cancelled))
-        if time.monotonic() - self._reconciled_s > RECONCILE_INTERVAL_S:
-            self._reconcile(running)
-        for _ in range(self._concurrency - len(running)):
-            claimed = self._ledger.claim()
-            if claimed is None:
-                return
-            log.info("analysis claimed", analysis_id=claimed)
-            self._workflow.start(claimed)
+        turns = self._workflows.turns
+        if turns:
+            self._workflows.heed(turns, self._ledger.runs.held_by(self._worker))
+        for analysis_id in self._ledger.runs.complete_delivered(self._settings.delivery_wait_s):
+            self._workflows.note_end(analysis_id)
+        stages, deliveries = self._due(), self._ledger.outbox.due(4 * self._settings.deliver_limit * self._workers())
+        self._put(
+            [*stages, *(Due(each.workflow, Stage.DELIVER, each.rank) for each in deliveries)],
+        )
+        if time.monotonic() - self._checked_s > CHECK_S:
+            self._checked_s = time.monotonic()
+            self._take_up_forgotten()
 
-    def _reconcile(self, running: dict[str, bool]) -> None:
-        """Start what was claimed but never started (a kill between the two), take up again what nobody works on, end
-        what the engine has given up.
+    def _due(self) -> list[Due]:
+        """What has begun, and of each priority the next few that have not: what is in a queue keeps its place there.
 
-        The engine notes a begin and an end a moment apart from the ledger, so both count only when they are seen twice.
+        No more is fetched than inference can follow, or the frame cache would lose what it has just got.
         """
-        self._reconciled_s = time.monotonic()
-        suspects = set()
-        for analysis_id in running:
-            status = self._workflow.status(analysis_id)
+        begun = self._ledger.runs.begun()
+        workers = self._workers()
+        due = list(begun)
+        for rank in range(len(Priority)):
+            before = sum(each.stage is Stage.INFER and each.rank <= rank for each in begun)
+            room = 2 * self._settings.infer_limit * workers + 1 - before
+            if room > 0:
+                due += self._ledger.runs.waiting(rank, min(room, 2 * self._settings.fetch_limit * workers))
+        return due
+
+    def _put(self, due: list[Due]) -> None:
+        now = time.monotonic()
+        self._asked = {each.workflow: self._asked.get(each.workflow, 0.0) for each in due}
+        stale = []
+        for each in due:
+            asked_s = self._asked[each.workflow]
+            if asked_s and now - asked_s <= CHECK_S:
+                continue
+            if asked_s:
+                stale.append(each)
+            else:
+                self._workflows.enqueue(each.workflow, each.stage, each.rank)
+            self._asked[each.workflow] = now
+        if stale:
+            self._check(stale)
+
+    def _check(self, stale: list[Due]) -> None:
+        """Mend what is due for long: the engine has lost it, or believes that it has ended."""
+        known = self._workflows.statuses([each.workflow for each in stale])
+        for each in stale:
+            status = known.get(each.workflow)
             if status is None:
-                self._workflow.start(analysis_id)
-            elif status in _ENDED or (status == "PENDING" and analysis_id not in self._workflow.active):
-                if analysis_id not in self._suspects:
-                    suspects.add(analysis_id)
-                elif status in _ENDED:
-                    self._workflow.abandon(analysis_id)
-                else:
-                    self._workflow.resume(analysis_id)
-        self._suspects = frozenset(suspects)
+                self._workflows.enqueue(each.workflow, each.stage, each.rank)
+            elif status.status in ENDED and self._elected():
+                if each.stage is Stage.DELIVER:
+                    self._ledger.outbox.renew(each.workflow)
+                elif self._ledger.runs.is_due(each.workflow):
+                    log.info("a stage is put into its queue again", workflow=each.workflow)
+                    self._workflows.renew(each.workflow, each.stage, each.rank)
+
+    def _take_up_forgotten(self) -> None:
+        """Put back what a turn left to others by which only this worker can go on, since it lives.
+
+        The engine notes a begin a moment before it is at work here, so it counts only when it is seen twice.
+        """
+        forgotten = self._workflows.forgotten()
+        for workflow in forgotten & self._suspects:
+            self._workflows.put_back(workflow, self._worker)
+        self._suspects = forgotten

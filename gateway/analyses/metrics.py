@@ -16,6 +16,11 @@ TURNAROUND_SECONDS = Histogram(
     buckets=(1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400),
 )
 DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")
+TURNS = Counter("turns_total", "Turns that workers began at a stage of an analysis", ["stage"])
+TURNS_LOST = Counter("turns_lost_total", "Turns that another worker had taken over, or whose analysis had ended")
+WORKERS_DIED = Counter("workers_died_total", "Workers that were found dead")
+TAKEN_OVER = Counter("analyses_taken_over_total", "Analyses that were in hand at a death of their worker")
+DEATHS_COUNTED = Counter("deaths_counted_total", "Deaths of workers that counted against an analysis")
 MODEL_DECISIONS = Counter(
     "model_decisions_total", "Wishes for a model's version that the worker settled", ["model", "action", "outcome"]
 )

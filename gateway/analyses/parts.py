@@ -11,11 +11,12 @@ import structlog
 from gateway.analyses.keeper import EngineKeeper
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.pins import Pins
+from gateway.analyses.sender import Sender
 from gateway.analyses.steps import CaseRun
+from gateway.analyses.turns import Turn
 from gateway.analyses.worker import Parts
 from gateway.archive import Access, open_archive
 from gateway.domain.analysis import Progress
-from gateway.domain.order import Order
 from gateway.operations.errors import Cancelled, StateError
 from gateway.operations.settings import Settings
 
@@ -27,27 +28,23 @@ T = TypeVar("T")
 
 
 @contextmanager
-def open_parts(settings: Settings) -> Iterator[Parts]:
+def open_parts(settings: Settings, ledger: Ledger, worker: str) -> Iterator[Parts]:
     """The worker's parts; Triton runs as long as the context (a guest of whoever runs it already).
 
-    Raises InvalidSetting where the archive's address or access is not one; StateError, DiskFull.
+    Raises InvalidSetting where the archive's address or access, or a webhook's, is not one; StateError, DiskFull.
     """
     archive = open_archive(settings.archive_address, Access.from_settings(settings))
-    ledger = Ledger.open(settings.ledger_url, settings.state)
+    sender = Sender(settings, ledger, archive, worker)
 
     def make_case(
-        analysis_id: str,
-        order: Order,
-        folder: Path,
-        progress: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
+        turn: Turn, folder: Path, progress: Callable[[Progress], None], cancelled: Callable[[], bool]
     ) -> CaseRun:
         def note_pins(pins: Pins) -> None:
-            _patiently(lambda: ledger.pin(analysis_id, pins.to_json()), cancelled)
+            _patiently(lambda: ledger.pin(turn.analysis, pins.to_json()), cancelled)
 
         return CaseRun(
-            analysis_id,
-            order,
+            turn.analysis,
+            turn.order,
             folder,
             settings=settings,
             archive=archive,
@@ -55,15 +52,15 @@ def open_parts(settings: Settings) -> Iterator[Parts]:
             cancelled=cancelled,
             choices=lambda: _patiently(ledger.choices.read, cancelled),
             note_pins=note_pins,
+            released=lambda: turn.released,
         )
 
     keeper = EngineKeeper(settings, ledger)
     keeper.start()
     try:
-        yield Parts(make_case, {"archive": archive.probe, "inference": keeper.check}, keeper.models)
+        yield Parts(make_case, sender.attempt, {"archive": archive.probe, "inference": keeper.check}, keeper.models)
     finally:
         keeper.stop()
-        ledger.close()
 
 
 def _patiently(use: Callable[[], T], cancelled: Callable[[], bool]) -> T:

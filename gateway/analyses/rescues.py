@@ -9,15 +9,14 @@ import sqlalchemy as sa
 
 from gateway.analyses.choices import Transaction
 from gateway.analyses.outbox import Outbox
-from gateway.analyses.schema import ANALYSES, WORKERS
-from gateway.analyses.turns import Stage, change, end, locked
+from gateway.analyses.schema import ANALYSES, DELIVERIES, WORKERS
+from gateway.analyses.transitions import FINAL, change, row_of
+from gateway.analyses.turns import Stage, end_turn
 from gateway.domain.analysis import Failure, State
 from gateway.operations.errors import DeadlineExceeded, KillsWorker
 
 MAX_DEATHS = 3
 """After so many deaths that count against it an analysis is given up."""
-
-_FINAL = tuple(state.value for state in State if state.final)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +49,11 @@ class Rescues:
 
     def _rescue(self, analysis_id: str, worker: str) -> Rescue | None:
         with self._write() as connection:
-            row = locked(connection, analysis_id)
+            row = row_of(connection, analysis_id, lock=True)
             if row.worker != worker:
                 return None
             if row.cancel_requested:
-                return Rescue(row.id, end(connection, self._outbox, row, State.CANCELLED), counted=False)
+                return Rescue(row.id, end_turn(connection, self._outbox, row, State.CANCELLED), counted=False)
             mark = f"{row.run}:{row.step}:{row.done}"
             counted = bool(row.alone) and row.mark == mark
             deaths = row.deaths + counted
@@ -66,19 +65,26 @@ class Rescues:
                 f"The worker process died {deaths} times on this analysis, with nothing beside it, without getting any "
                 "further; see the server's log, and order it again once the cause is removed.",
             )
-            return Rescue(row.id, end(connection, self._outbox, row, State.FAILED, failure), counted)
+            return Rescue(row.id, end_turn(connection, self._outbox, row, State.FAILED, failure), counted)
 
-    def free_left(self) -> tuple[str, ...]:
+    def free_left(self) -> None:
         """Free what belongs to workers that have left and could not give it back; nobody has died of it."""
         workers = sa.select(WORKERS.c.id)
         left = self._ids(ANALYSES.c.worker.is_not(None), ANALYSES.c.worker.not_in(workers))
         for analysis_id in left:
             with self._write() as connection:
-                if (worker := locked(connection, analysis_id).worker) is not None:
+                if (worker := row_of(connection, analysis_id, lock=True).worker) is not None:
                     gone = sa.select(WORKERS.c.id).where(WORKERS.c.id == worker)
                     if connection.execute(gone).first() is None:
                         change(connection, analysis_id, worker=None)
-        return left
+        trying = sa.select(DELIVERIES.c.worker).distinct()
+        with self._read() as connection:
+            leavers = connection.execute(
+                trying.where(DELIVERIES.c.worker.is_not(None), DELIVERIES.c.worker.not_in(workers))
+            ).scalars()
+            gone_senders = tuple(leavers)
+        for worker in gone_senders:
+            self._outbox.free(worker)
 
     def expire(self) -> tuple[str, ...]:
         """End what is out of time; what waits for a person, or only for its delivery, is not."""
@@ -93,19 +99,19 @@ class Rescues:
         )
         for analysis_id in over:
             with self._write() as connection:
-                row = locked(connection, analysis_id)
+                row = row_of(connection, analysis_id, lock=True)
                 if row.stage != Stage.DELIVER.value and row.state != State.HELD_IDENTITY.value:
-                    end(connection, self._outbox, row, State.FAILED, failure)
+                    end_turn(connection, self._outbox, row, State.FAILED, failure)
         return over
 
     def shift(self, seconds: float) -> None:
         """The wall clock jumped by so much: move what is to happen by it."""
-        query = sa.select(ANALYSES.c.id).where(ANALYSES.c.state.not_in(_FINAL), ANALYSES.c.deadline.is_not(None))
+        query = sa.select(ANALYSES.c.id).where(ANALYSES.c.state.not_in(FINAL), ANALYSES.c.deadline.is_not(None))
         with self._read() as connection:
             found = connection.execute(query).scalars().all()
         for analysis_id in found:
             with self._write() as connection:
-                row = locked(connection, analysis_id)
+                row = row_of(connection, analysis_id, lock=True)
                 if row.deadline is not None:
                     change(connection, analysis_id, deadline=row.deadline + timedelta(seconds=seconds))
 

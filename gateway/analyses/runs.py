@@ -13,14 +13,17 @@ import sqlalchemy as sa
 
 from gateway.analyses.choices import Transaction
 from gateway.analyses.events import add_event
+from gateway.analyses.holding import hold
 from gateway.analyses.outbox import Outbox
-from gateway.analyses.schema import ANALYSES, DELIVERIES, EVENTS, REVISIONS
-from gateway.analyses.turns import Stage, Turn, change, end, locked, parsed, workflow_id
+from gateway.analyses.revisions import Revisions
+from gateway.analyses.schema import ANALYSES, DELIVERIES, EVENTS
+from gateway.analyses.transitions import change, row_of
+from gateway.analyses.turns import Stage, Turn, end_turn, parsed, workflow_id
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.delivery import Channel, DeliveryState
 from gateway.domain.identity import Difference
 from gateway.domain.order import Order
-from gateway.domain.report import ReportState
+from gateway.domain.revision import Revision
 from gateway.operations import codec
 from gateway.operations.audit import Action, AuditEvent, EventType, append
 from gateway.operations.errors import Cancelled, NotFound, TurnLost
@@ -52,6 +55,7 @@ class Runs:
     def __init__(self, read: Transaction, write: Transaction, outbox: Outbox) -> None:
         self._read = read
         self._write = write
+        self._revisions = Revisions(read)
         self._outbox = outbox
 
     # What is due
@@ -116,13 +120,13 @@ class Runs:
         analysis_id, run, stage = parsed(workflow)
         with self._write() as connection:
             try:
-                row = locked(connection, analysis_id)
+                row = row_of(connection, analysis_id, lock=True)
             except NotFound:
                 return None
             if row.state not in _WORKABLE or (row.run, row.stage) != (run, stage) or row.worker not in (None, worker):
                 return None
             if row.cancel_requested:
-                end(connection, self._outbox, row, State.CANCELLED)
+                end_turn(connection, self._outbox, row, State.CANCELLED)
                 return None
             attempt = row.attempts + 1
             change(connection, row.id, state=State.RUNNING.value, attempts=attempt, worker=worker)
@@ -200,61 +204,40 @@ class Runs:
             row = _mine(connection, turn)
             change(connection, row.id, stage=Stage.INFER.value, worker=None)
 
-    def reported(self, turn: Turn, report_sha256: str, documents: Sequence[str]) -> None:
+    def reported(self, turn: Turn, report: Revision) -> None:
         """The report is on disk: its first revision, with its delivery. From here on nobody can cancel.
 
         Raises TurnLost; Cancelled where a cancellation came first.
         """
-        now = datetime.now(UTC)
         with self._write() as connection:
             row = _mine(connection, turn)
             if row.cancel_requested:
                 raise Cancelled("The analysis was cancelled.")
-            connection.execute(
-                REVISIONS.insert().values(
-                    analysis_id=row.id,
-                    number=1,
-                    state=ReportState.PRELIMINARY.value,
-                    folder="artifacts",
-                    report_sha256=report_sha256,
-                    documents=list(documents),
-                    made=now,
-                )
-            )
+            self._revisions.add(connection, report)
             change(connection, row.id, stage=Stage.DELIVER.value, worker=None, delivering=True)
-            self._outbox.add_stow(connection, row.id, 1)
-            append(connection, _record(row, EventType.PATIENT_RECORD, "report-made", Action.CREATE))
+            self._outbox.add_stow(connection, row.id, report.number)
+            append(
+                connection,
+                AuditEvent(
+                    type=EventType.PATIENT_RECORD,
+                    subtype="report-made",
+                    action=Action.CREATE,
+                    tenant=row.tenant,
+                    actor="worker",
+                    entity_kind="analysis",
+                    entity=row.id,
+                ),
+            )
 
     def hold(self, turn: Turn, differences: Sequence[Difference]) -> None:
         """Hold the analysis until a person releases what does not agree. Raises TurnLost."""
         with self._write() as connection:
             row = _mine(connection, turn)
             if row.cancel_requested:
-                end(connection, self._outbox, row, State.CANCELLED)
-            else:
-                self._hold(connection, row, differences)
-
-    def hold_delivery(self, connection: sa.Connection, analysis_id: str, differences: Sequence[Difference]) -> None:
-        """Within the transaction that holds a delivery: hold its analysis, which waits for it.
-
-        One that has ended keeps its state, and says what is held nevertheless.
-        """
-        row = locked(connection, analysis_id)
-        if row.state == State.RUNNING.value:
-            self._hold(connection, row, differences)
-        else:
-            change(connection, row.id, held=[codec.dump(each) for each in differences])
-
-    def _hold(self, connection: sa.Connection, row: sa.Row[Any], differences: Sequence[Difference]) -> None:
-        state = State.HELD_IDENTITY.value
-        change(connection, row.id, state=state, worker=None, held=[codec.dump(each) for each in differences])
-        attributes = sorted({each.attribute for each in differences})
-        add_event(connection, row.id, "state", {"state": state, "attributes": attributes})
-        append(
-            connection,
-            _record(row, EventType.SECURITY_ALERT, "analysis-held", Action.UPDATE, {"attributes": attributes}),
-        )
-        self._outbox.tell(connection, row.id, "analysis.held-identity")
+                end_turn(connection, self._outbox, row, State.CANCELLED)
+                return
+            hold(connection, row.id, differences)
+            self._outbox.tell(connection, row.id, "analysis.held-identity")
 
     def finish(self, turn: Turn, state: State, failure: Failure | None = None) -> State:
         """End the analysis, and return the state that holds. Raises TurnLost.
@@ -262,7 +245,7 @@ class Runs:
         A requested cancellation wins over a failure.
         """
         with self._write() as connection:
-            return end(connection, self._outbox, _mine(connection, turn), state, failure)
+            return end_turn(connection, self._outbox, _mine(connection, turn), state, failure)
 
     def complete_delivered(self, wait_s: float) -> tuple[str, ...]:
         """End the analyses whose report was stored in the archive, cannot be, or has been waited for long enough."""
@@ -293,31 +276,16 @@ class Runs:
         ended = []
         for analysis_id in waited:
             with self._write() as connection:
-                row = locked(connection, analysis_id)
+                row = row_of(connection, analysis_id, lock=True)
                 if row.state == State.RUNNING.value and row.stage == Stage.DELIVER.value:
-                    end(connection, self._outbox, row, State.COMPLETED)
+                    end_turn(connection, self._outbox, row, State.COMPLETED)
                     ended.append(analysis_id)
         return tuple(ended)
 
 
 def _mine(connection: sa.Connection, turn: Turn) -> sa.Row[Any]:
     """The locked row of a turn. Raises TurnLost where the turn is another's now, or the analysis has ended."""
-    row = locked(connection, turn.analysis)
+    row = row_of(connection, turn.analysis, lock=True)
     if (row.attempts, row.worker, row.state) != (turn.attempt, turn.worker, State.RUNNING.value):
         raise TurnLost("The analysis was taken over by another worker, or has ended meanwhile.")
     return row
-
-
-def _record(
-    row: sa.Row[Any], kind: EventType, subtype: str, action: Action, detail: Mapping[str, Any] | None = None
-) -> AuditEvent:
-    return AuditEvent(
-        type=kind,
-        subtype=subtype,
-        action=action,
-        tenant=row.tenant,
-        actor="worker",
-        entity_kind="analysis",
-        entity=row.id,
-        detail=detail or {},
-    )

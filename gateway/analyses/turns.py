@@ -1,18 +1,15 @@
-"""The change of an analysis's state, for whoever holds its row; and what a worker's turn at an analysis is."""
+"""What a worker's turn at an analysis is, and how the queues name it."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.analyses.events import add_event
 from gateway.analyses.outbox import Outbox
-from gateway.analyses.schema import ANALYSES
+from gateway.analyses.transitions import end
 from gateway.domain.analysis import Failure, State
 from gateway.domain.order import Order
-from gateway.operations.errors import NotFound
 
 
 class Stage(StrEnum):
@@ -54,25 +51,10 @@ def parsed(workflow: str) -> tuple[str, int, str]:
     return analysis, int(run), stage
 
 
-def locked(connection: sa.Connection, analysis_id: str) -> sa.Row[Any]:
-    """The row of an analysis, locked until the transaction ends. Raises NotFound."""
-    row = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id).with_for_update()).first()
-    if row is None:
-        raise NotFound("There is no analysis with this id.")
-    return row
-
-
-def change(connection: sa.Connection, analysis_id: str, **values: Any) -> None:
-    """Set columns of a row that the transaction has locked."""
-    connection.execute(
-        ANALYSES.update().where(ANALYSES.c.id == analysis_id).values(**values, updated=datetime.now(UTC))
-    )
-
-
-def end(
+def end_turn(
     connection: sa.Connection, outbox: Outbox, row: sa.Row[Any], state: State, failure: Failure | None = None
 ) -> State:
-    """End the analysis of a locked row; where it has ended already, nothing changes. Returns the state that holds.
+    """End the analysis of a locked row; one that has ended already stays as it is. Returns the state that holds.
 
     A requested cancellation wins over a failure.
     """
@@ -80,15 +62,5 @@ def end(
         return State(row.state)
     if row.cancel_requested and state is State.FAILED:
         state, failure = State.CANCELLED, None
-    change(
-        connection,
-        row.id,
-        state=state.value,
-        worker=None,
-        failure_reason=failure.reason if failure else None,
-        failure_detail=failure.detail if failure else None,
-    )
-    said = {"reason": failure.reason, "detail": failure.detail} if failure else {}
-    add_event(connection, row.id, "state", {"state": state.value} | said)
-    outbox.tell(connection, row.id, f"analysis.{state.value}")
+    end(connection, outbox, row.id, state, failure)
     return state

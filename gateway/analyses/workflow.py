@@ -1,335 +1,303 @@
-"""The durable workflow: fetch, infer, report, deliver as steps that a restart does not repeat (DBOS Transact).
+"""The durable workflows of one worker process: fetch, infer (with report) and deliver, each a queue (DBOS Transact).
 
-A step's outcome is a small JSON object in the workflow database; the case's data lie in its folder. Errors never pass
-through the workflow engine: a step returns how it ended, so that what is stored stays readable by any version.
+They are the queue and nothing more: the ledger says what is due, and a turn that begins asks it first. A step's outcome
+is a small JSON object in the workflow database; the case's data lie in its folder. Errors never pass through the
+engine: a step returns how it ended, so that what is stored stays readable by any version.
 """
 
 import asyncio
 import shutil
 import threading
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import structlog
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, SetEnqueueOptions, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.analyses.gate import Gate
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.metrics import DEAD_LETTERS, STEP_ATTEMPTS, STEP_SECONDS, TURNAROUND_SECONDS
-from gateway.domain.analysis import Failure, Progress, State, Step
-from gateway.domain.order import Order
-from gateway.operations.errors import Cancelled, KillsWorker, PathserveError, StateError
+from gateway.analyses.metrics import TURNAROUND_SECONDS, TURNS, TURNS_LOST
+from gateway.analyses.pulse import Pulse
+from gateway.analyses.revisions import first_revision
+from gateway.analyses.runs import Held
+from gateway.analyses.stages import Interruption, MakeCase, Retry, StageWork
+from gateway.analyses.turns import Stage, Turn, parsed
+from gateway.domain.analysis import Failure, State, Step
+from gateway.operations.errors import Cancelled, StateError, TurnLost
 
-APPLICATION_VERSION = "pathserve-analysis-1"
+APPLICATION_VERSION = "pathserve-analysis-2"
 """Ours, never derived: a worker takes up only the workflows of its own version, and a library update must not strand
-orders. Change it only together with a migration of what is in flight."""
+orders. What another version has left is taken up by the ledger's word."""
 
-QUEUE = "analyses"
-MAX_ATTEMPTS = 5
-INTERRUPT_GRACE_S = 5.0
-PROGRESS_INTERVAL_S = 0.25
-INTERNAL = Failure("internal", "An internal error stopped the analysis; the server's log names it under this id.")
+_FORMER_VERSIONS = ("pathserve-analysis-1",)
+
+ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
 
 log = structlog.get_logger("gateway.analyses.workflow")
 
-T = TypeVar("T")
+Attempt = Callable[[str, Callable[[], bool]], None]
+"""(workflow, stopped): one try of a delivery, from its beginning to its settlement."""
 
 
-class Case(Protocol):
-    """One analysis at work. Every step may be repeated after a kill; what it had finished is not done again."""
+@dataclass(slots=True)
+class _AtWork:
+    """What this process works on now. `interruption` is told from outside."""
 
-    async def fetch(self) -> dict[str, Any]: ...
-    async def infer(self) -> dict[str, Any]: ...
-    async def report(self) -> dict[str, Any]: ...
-    async def deliver(self) -> dict[str, Any]: ...
-
-
-MakeCase = Callable[[str, Order, Path, Callable[[Progress], None], Callable[[], bool]], Case]
-"""(analysis id, order, folder, progress, cancelled) -> Case."""
+    turn: Turn | None
+    silences: int
+    interruption: Interruption | None = field(default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often, and after which pauses, a step is tried again whose error may pass.
+class Workflows:
+    """The workflows of one worker. Made before `DBOS.launch()`, which looks for them."""
 
-    An error that says when another try may succeed is waited for, and where it ends the last try, there is one more:
-    an archive that is left alone for some seconds may be well for long.
-    """
-
-    attempts: int = 5
-    delay_s: float = 2.0
-
-    def again(self, attempt: int, error: PathserveError) -> bool:
-        """Whether another try follows this one (counted from 1)."""
-        return error.retryable and attempt < self.attempts + (error.after_s > 0)
-
-    def pause_s(self, attempt: int, after_s: float = 0.0) -> float:
-        """The seconds before the next try."""
-        return min(60.0, max(after_s, self.delay_s * 2.0 ** (attempt - 1)))
-
-
-class AnalysisWorkflow:
-    """The workflow of one worker process. Made before `DBOS.launch()`, which may start recovered runs at once."""
-
-    def __init__(self, ledger: Ledger, analyses: Path, make_case: MakeCase, retry: Retry) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        analyses: Path,
+        worker: str,
+        *,
+        make_case: MakeCase,
+        attempt: Attempt,
+        retry: Retry,
+        pulse: Pulse,
+        moved: Callable[[], None],
+    ) -> None:
         self._ledger = ledger
         self._analyses = analyses
+        self._worker = worker
         self._make_case = make_case
+        self._attempt = attempt
         self._retry = retry
+        self._pulse = pulse
+        self._moved = moved
+        self._gate = Gate()
         self._stopping = threading.Event()
-        self._cancelled: frozenset[str] = frozenset()
-        self._active: set[str] = set()
+        self._active: dict[str, _AtWork] = {}
 
-        async def analysis(analysis_id: str) -> str:
-            return await self._run(analysis_id)
+        async def fetch(workflow: str) -> str:
+            return await self._stage(workflow, self._fetch)
 
-        # The worker's own count decides when to give up (`MAX_ATTEMPTS`), because it knows of progress in between.
-        self._workflow = DBOS.workflow(name="analysis", max_recovery_attempts=None)(analysis)
+        async def infer(workflow: str) -> str:
+            return await self._stage(workflow, self._infer)
+
+        async def deliver(workflow: str) -> str:
+            return await self._deliver(workflow)
+
+        # Deaths are counted in the ledger, which knows whether the analysis is to blame.
+        self._bodies = {
+            Stage(body.__name__): DBOS.workflow(name=body.__name__, max_recovery_attempts=None)(body)
+            for body in (fetch, infer, deliver)
+        }
+
+    # The queue
+
+    def enqueue(self, workflow: str, stage: Stage, rank: int) -> None:
+        """Put a workflow into its queue; where it exists already, nothing happens."""
+        with SetWorkflowID(workflow), SetEnqueueOptions(priority=rank + 1):
+            DBOS.enqueue_workflow(stage.value, self._bodies[stage], workflow)
+
+    def statuses(self, workflows: Sequence[str]) -> Mapping[str, WorkflowStatus]:
+        """What the engine knows of them."""
+        found = DBOS.list_workflows(workflow_ids=list(workflows), load_input=False, load_output=False)
+        return {each.workflow_id: each for each in found}
+
+    def forgotten(self) -> frozenset[str]:
+        """The workflows that the engine believes to be at work here, and that are not."""
+        pending = DBOS.list_workflows(status="PENDING", executor_id=self._worker, load_input=False, load_output=False)
+        return frozenset(each.workflow_id for each in pending) - self._active.keys()
+
+    def pending(self) -> tuple[WorkflowStatus, ...]:
+        """Everything that the engine believes to be at work anywhere, and what other versions have left."""
+        at_work = DBOS.list_workflows(status="PENDING", load_input=False, load_output=False)
+        waiting = DBOS.list_workflows(
+            status="ENQUEUED", app_version=list(_FORMER_VERSIONS), load_input=False, load_output=False
+        )
+        return (*at_work, *waiting)
+
+    def put_back(self, workflow: str, executor: str) -> None:
+        """Put a workflow that nobody works on back into its queue; one that is no longer due ends.
+
+        Nothing is done where the engine has meanwhile given it to another executor.
+        """
+        status = self.statuses([workflow]).get(workflow)
+        if status is None or status.executor_id != executor or status.status in ENDED:
+            return
+        if status.app_version == APPLICATION_VERSION and self._ledger.runs.is_due(workflow):
+            log.info("a stage is taken up again", workflow=workflow)
+            DBOS.resume_workflow(workflow, queue_name=parsed(workflow)[2])
+        else:
+            DBOS.cancel_workflow(workflow)
+
+    def renew(self, workflow: str, stage: Stage, rank: int) -> None:
+        """Put a stage that is due into its queue anew, though a workflow of that name has ended."""
+        DBOS.delete_workflow(workflow)
+        self.enqueue(workflow, stage, rank)
+
+    # What the dispatcher tells
 
     @property
-    def active(self) -> frozenset[str]:
-        """The analyses that this process works on now."""
-        return frozenset(self._active)
+    def turns(self) -> Mapping[str, Turn]:
+        """The turns at work now, by workflow."""
+        return {workflow: at.turn for workflow, at in list(self._active.items()) if at.turn is not None}
 
-    def start(self, analysis_id: str) -> None:
-        """Start the durable workflow under the analysis id; where it exists already, nothing happens."""
-        # By the queue, never by `start_workflow`: that waits in a thread, which takes the cancellation of a stop for
-        # the workflow's own error and stores it; what the queue starts is left resumable.
-        with SetWorkflowID(analysis_id):
-            DBOS.enqueue_workflow(QUEUE, self._workflow, analysis_id)
+    @property
+    def count(self) -> int:
+        """How many workflows are at work now."""
+        return len(self._active)
 
-    def status(self, analysis_id: str) -> str | None:
-        """What the engine says of the workflow (PENDING, SUCCESS, ERROR, …); None where it has never been started."""
-        found = DBOS.get_workflow_status(analysis_id)
-        return None if found is None else str(found.status)
-
-    def resume(self, analysis_id: str) -> None:
-        """Put a workflow that is begun, not ended and not at work here back into the queue."""
-        log.warning("analysis is taken up again", analysis_id=analysis_id)
-        DBOS.resume_workflow(analysis_id, queue_name=QUEUE)
-
-    def request_cancel(self, analysis_ids: frozenset[str]) -> None:
-        """Tell the running steps which analyses are to end."""
-        self._cancelled = analysis_ids
+    def heed(self, turns: Mapping[str, Turn], held: Mapping[str, Held]) -> None:
+        """End the turns that the ledger, asked after they had begun, no longer knows, or that somebody cancels."""
+        for workflow, turn in turns.items():
+            at, seen = self._active.get(workflow), held.get(turn.analysis)
+            if at is None:
+                continue
+            if seen is None or seen.attempt != turn.attempt:
+                at.interruption = Interruption.LEFT
+            elif seen.cancel_requested:
+                at.interruption = at.interruption or Interruption.CANCELLED
 
     def stop(self) -> None:
-        """Ask every running step to stop at its next batch; the analyses stay resumable."""
+        """Ask everything at work to stop at its next batch; the work is left to others."""
         self._stopping.set()
 
-    async def _run(self, analysis_id: str) -> str:
-        self._active.add(analysis_id)
-        structlog.contextvars.bind_contextvars(analysis_id=analysis_id)
-        try:
-            # Counted at every begin, recovered ones included, so it is no durable step.
-            attempt = await self._noted(self._ledger.count_attempt, analysis_id)
-            log.info("analysis begins", attempt=attempt)
-            end = await self._steps(analysis_id, attempt)
-            return await self._noted(self._finish, analysis_id, end)
-        except asyncio.CancelledError:
-            log.info("analysis interrupted, to be resumed")
-            if self._stopping.is_set():
-                # Synchronous on purpose: this task is being cancelled and must not wait again.
-                with suppress(StateError):
-                    self._ledger.forgive_attempt(analysis_id)
-            raise
-        except SQLAlchemyError:
-            # The engine could not write a step's outcome down (its disk is full, say). The case is not to blame, and
-            # the engine stores nothing of a run that is cancelled: the dispatcher takes it up again.
-            log.exception("the workflow engine's database cannot be used; trying again")
-            await self._noted(self._ledger.forgive_attempt, analysis_id)
-            raise asyncio.CancelledError from None
-        finally:
-            self._active.discard(analysis_id)
+    def _interrupted(self, at: _AtWork) -> Interruption | None:
+        if self._stopping.is_set() or self._pulse.silences() != at.silences:
+            return Interruption.LEFT
+        return at.interruption
 
-    async def _steps(self, analysis_id: str, attempt: int) -> dict[str, Any]:
-        if attempt > MAX_ATTEMPTS:
-            DEAD_LETTERS.inc()
-            return {
-                "state": State.FAILED.value,
-                "reason": KillsWorker.reason,
-                "detail": f"The worker process died {MAX_ATTEMPTS} times on this analysis without getting any further; "
-                "see the server's log, and order it again once the cause is removed.",
-            }
-        record = await self._noted(self._ledger.get, analysis_id)
-        if record.analysis.state.final:
-            return {"state": record.analysis.state.value, "reason": "", "detail": ""}
-        throttle = _Throttle(lambda progress: self._record_progress(analysis_id, progress))
-        case: Case | None = None
+    # The bodies
 
-        def make() -> Case:
-            nonlocal case
-            if case is None:
-                case = self._make_case(
-                    analysis_id,
-                    record.analysis.order,
-                    self._analyses / analysis_id,
-                    throttle,
-                    lambda: self._interrupted(analysis_id),
+    async def _stage(self, workflow: str, work: Callable[[Turn, StageWork], Awaitable[dict[str, Any]]]) -> str:
+        structlog.contextvars.bind_contextvars(analysis_id=workflow.partition(".")[0])
+        runs = self._ledger.runs
+        async with self._gate.entered(await self._patiently(runs.is_alone, workflow)):
+            at = self._active[workflow] = _AtWork(None, self._pulse.silences())
+            try:
+                turn = at.turn = await self._patiently(runs.begin, workflow, self._worker)
+                if turn is None:
+                    return "not due"
+                TURNS.labels(turn.stage.value).inc()
+                log.info("turn begins", stage=turn.stage.value, attempt=turn.attempt)
+                stage_work = StageWork(
+                    turn,
+                    self._analyses / turn.analysis,
+                    runs=runs,
+                    make_case=self._make_case,
+                    retry=self._retry,
+                    interrupted=lambda: self._interrupted(at),
                 )
-            return case
+                return await self._ended(turn, stage_work, await work(turn, stage_work))
+            except TurnLost:
+                TURNS_LOST.inc()
+                log.warning("turn is lost")
+                if await self._patiently(runs.is_due, workflow):
+                    raise asyncio.CancelledError from None
+                await asyncio.to_thread(self._tidy, workflow.partition(".")[0])
+                return "lost"
+            except asyncio.CancelledError:
+                log.info("turn is left to others")
+                if at.turn is not None and self._stopping.is_set():
+                    # Synchronous on purpose: this task may be being cancelled and must not wait again.
+                    with suppress(StateError):
+                        runs.give_back(at.turn)
+                raise
+            except SQLAlchemyError:
+                # The engine could not write a step's outcome down (its disk is full, say). The case is not to blame,
+                # and the engine stores nothing of a workflow that is cancelled: the dispatcher takes it up again.
+                log.exception("the workflow engine's database cannot be used; trying again")
+                raise asyncio.CancelledError from None
+            finally:
+                del self._active[workflow]
+                self._moved()
 
-        for step in Step:
+    async def _fetch(self, turn: Turn, work: StageWork) -> dict[str, Any]:
+        outcome = await work.step(Step.FETCH)
+        if "state" not in outcome:
+            await work.noted(self._ledger.runs.finished_step, turn, Step.FETCH, outcome["seconds"])
+            await work.noted(self._ledger.runs.advance, turn)
+        return outcome
+
+    async def _infer(self, turn: Turn, work: StageWork) -> dict[str, Any]:
+        outcome: dict[str, Any] = {}
+        for step in (Step.INFER, Step.REPORT):
 
             async def body(step: Step = step) -> dict[str, Any]:
-                return await self._step(analysis_id, step, make, throttle)
+                return await work.step(step)
 
-            outcome: dict[str, Any] = await DBOS.run_step_async({"name": step.value}, body)
+            outcome = await DBOS.run_step_async({"name": step.value}, body)
             if "state" in outcome:
                 return outcome
             # Told only now that the engine has it on disk: what is told as finished is never done again.
-            await self._noted(self._ledger.record_finished, analysis_id, step, outcome["seconds"])
-        return {"state": State.COMPLETED.value}
-
-    async def _step(
-        self, analysis_id: str, step: Step, make: Callable[[], Case], throttle: "_Throttle"
-    ) -> dict[str, Any]:
-        """One durable step: {"summary", "seconds"}, or {"state", "reason", "detail"} where the analysis ends."""
-        structlog.contextvars.bind_contextvars(analysis_id=analysis_id, step=step.value)
-        attempt = 0
-        while True:
-            attempt += 1
-            began = time.monotonic()
-            try:
-                if step is Step.DELIVER:
-                    await self._noted(self._ledger.begin_delivery, analysis_id)
-                await self._event(analysis_id, step, "started", attempt=attempt)
-                summary = await self._watched(analysis_id, getattr(make(), step.value))
-                await asyncio.to_thread(throttle.flush)
-            except Cancelled:
-                self._leave_resumable_when_stopping(analysis_id)
-                STEP_ATTEMPTS.labels(step.value, "cancelled").inc()
-                return {"state": State.CANCELLED.value}
-            except PathserveError as error:
-                self._leave_resumable_when_stopping(analysis_id)
-                outcome = "retry" if self._retry.again(attempt, error) else "failed"
-                STEP_ATTEMPTS.labels(step.value, outcome).inc()
-                # The sentence may name a study or series; it is kept with the analysis, not in the log.
-                log.warning("step did not succeed", reason=error.reason, attempt=attempt)
-                if outcome == "failed":
-                    return {"state": State.FAILED.value, "reason": error.reason, "detail": error.detail}
-                await self._event(analysis_id, step, "retry", attempt=attempt, reason=error.reason)
-                await self._pause(analysis_id, self._retry.pause_s(attempt, error.after_s))
-            except Exception:
-                self._leave_resumable_when_stopping(analysis_id)
-                STEP_ATTEMPTS.labels(step.value, "error").inc()
-                log.exception("step ended by an unexpected error")
-                return {"state": State.FAILED.value, "reason": INTERNAL.reason, "detail": INTERNAL.detail}
-            else:
-                seconds = time.monotonic() - began
-                STEP_SECONDS.labels(step.value).observe(seconds)
-                STEP_ATTEMPTS.labels(step.value, "ok").inc()
-                return {"summary": summary, "seconds": round(seconds, 3)}
-
-    async def _watched(self, analysis_id: str, step: Callable[[], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
-        """Run a step; where it does not heed an interruption by itself within a grace time, cancel it."""
-        if self._interrupted(analysis_id):
-            raise Cancelled("The analysis was cancelled.")
-        task = asyncio.ensure_future(step())
-        interrupted_at: float | None = None
+            await work.noted(self._ledger.runs.finished_step, turn, step, outcome["seconds"])
         try:
-            while not (await asyncio.wait({task}, timeout=0.2))[0]:
-                if not self._interrupted(analysis_id):
-                    continue
-                interrupted_at = interrupted_at or time.monotonic()
-                if time.monotonic() - interrupted_at > INTERRUPT_GRACE_S:
-                    task.cancel()
-                    await asyncio.wait({task}, timeout=1.0)
-                    raise Cancelled("The analysis was cancelled.")
-            if task.cancelled():
-                # Passed on as it is, it would look like a stop of this process, and nobody would take the case up.
-                if self._interrupted(analysis_id):
-                    raise Cancelled("The analysis was cancelled.")
-                raise RuntimeError("the step cancelled itself")
-            return task.result()
-        finally:
-            task.cancel()
-
-    async def _pause(self, analysis_id: str, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._interrupted(analysis_id):
-            await asyncio.sleep(min(0.2, seconds))
-
-    def _interrupted(self, analysis_id: str) -> bool:
-        return self._stopping.is_set() or analysis_id in self._cancelled
-
-    def _leave_resumable_when_stopping(self, analysis_id: str) -> None:
-        # Raised out of a step, this alone makes the engine record nothing: the step runs again at the next start.
-        if self._stopping.is_set() and analysis_id not in self._cancelled:
-            raise asyncio.CancelledError
-
-    async def _event(self, analysis_id: str, step: Step, status: str, **more: Any) -> None:
-        data = {"step": step.value, "status": status} | more
-        await self._noted(self._ledger.record_event, analysis_id, "step", data)
-
-    def _record_progress(self, analysis_id: str, progress: Progress) -> None:
-        try:
-            self._ledger.record_progress(analysis_id, progress)
+            report = await asyncio.to_thread(
+                first_revision, turn.analysis, self._analyses / turn.analysis / "artifacts"
+            )
         except StateError as error:
-            # The next note says it as well; a step must not end for it.
-            log.warning("progress could not be noted", reason=error.reason)
+            return {"state": State.FAILED.value, "reason": error.reason, "detail": error.detail}
+        try:
+            await work.noted(self._ledger.runs.reported, turn, report)
+        except Cancelled:
+            return {"state": State.CANCELLED.value}
+        return outcome
 
-    async def _noted(self, note: Callable[..., T], *arguments: Any) -> T:
-        """Call the ledger, as often as it takes: what cannot be written now must not end an analysis otherwise.
-
-        Raises CancelledError, which leaves the analysis resumable, where the worker stops meanwhile.
-        """
-        attempt = 0
-        while True:
-            try:
-                return await asyncio.to_thread(note, *arguments)
-            except StateError as error:
-                attempt += 1
-                pause_s = max(0.2, self._retry.pause_s(min(attempt, 10)))
-                log.warning("the ledger cannot be used; trying again", reason=error.reason, seconds=pause_s)
-                until = time.monotonic() + pause_s
-                while time.monotonic() < until:
-                    if self._stopping.is_set():
-                        raise asyncio.CancelledError from None
-                    await asyncio.sleep(0.1)
-
-    def _finish(self, analysis_id: str, end: dict[str, Any]) -> str:
-        state = State(end["state"])
-        failure = Failure(end["reason"], end["detail"]) if state is State.FAILED else None
-        held = self._ledger.finish(analysis_id, state, failure)
-        if held is not State.COMPLETED:  # a report only stays where its analysis completed
-            for name in ("artifacts", "artifacts.part"):
-                shutil.rmtree(self._analyses / analysis_id / name, ignore_errors=True)
-        record = self._ledger.get(analysis_id).analysis
-        seconds = (record.updated - record.created).total_seconds()
-        TURNAROUND_SECONDS.labels(record.order.protocol, record.order.priority.value, held.value).observe(seconds)
-        log.info("analysis ends", state=held.value, reason=end.get("reason"), seconds=round(seconds, 3))
+    async def _ended(self, turn: Turn, work: StageWork, outcome: dict[str, Any]) -> str:
+        """Carry out how a stage ended."""
+        state = State(outcome.get("state", State.RUNNING))
+        if not state.final:
+            return state.value
+        failure = Failure(outcome["reason"], outcome["detail"]) if state is State.FAILED else None
+        held = await work.noted(self._ledger.runs.finish, turn, state, failure)
+        await asyncio.to_thread(self._tidy, turn.analysis)
+        await self._patiently(self.note_end, turn.analysis)
         return held.value
 
-    def abandon(self, analysis_id: str) -> None:
-        """End an analysis whose workflow the engine has given up (a fault of ours, not of the slide)."""
-        log.error("workflow ended without ending its analysis", analysis_id=analysis_id)
-        self._finish(analysis_id, {"state": State.FAILED.value, "reason": INTERNAL.reason, "detail": INTERNAL.detail})
+    async def _deliver(self, workflow: str) -> str:
+        async with self._gate.entered(alone=False):
+            at = self._active[workflow] = _AtWork(None, self._pulse.silences())
+            try:
+                await asyncio.to_thread(self._attempt, workflow, lambda: self._interrupted(at) is not None)
+            except (TurnLost, StateError) as error:
+                # The outbox says what is due; this try is over in any case.
+                log.warning("delivery is left to others", reason=error.reason)
+            finally:
+                del self._active[workflow]
+                self._moved()
+        return "tried"
 
+    def _tidy(self, analysis_id: str) -> None:
+        """A report only stays where its analysis may complete."""
+        with suppress(StateError):
+            if self._ledger.get(analysis_id).analysis.state in (State.FAILED, State.CANCELLED):
+                for name in ("artifacts", "artifacts.part"):
+                    shutil.rmtree(self._analyses / analysis_id / name, ignore_errors=True)
 
-class _Throttle:
-    """Passes at most one progress note per interval on, and on `flush` the last one. Called from any thread."""
+    def note_end(self, analysis_id: str) -> None:
+        """Tell log and metrics of an analysis that has just ended."""
+        analysis = self._ledger.get(analysis_id).analysis
+        seconds = (analysis.updated - analysis.created).total_seconds()
+        order, reason = analysis.order, analysis.failure.reason if analysis.failure else None
+        TURNAROUND_SECONDS.labels(order.protocol, order.priority.value, analysis.state.value).observe(max(0.0, seconds))
+        log.info(
+            "analysis ends",
+            analysis_id=analysis_id,
+            state=analysis.state.value,
+            reason=reason,
+            seconds=round(seconds, 3),
+        )
 
-    def __init__(self, sink: Callable[[Progress], None]) -> None:
-        self._sink = sink
-        self._lock = threading.Lock()
-        self._last_s = 0.0
-        self._waiting: Progress | None = None
-
-    def __call__(self, progress: Progress) -> None:
-        with self._lock:
-            self._waiting = progress
-            if time.monotonic() - self._last_s < PROGRESS_INTERVAL_S:
-                return
-        self.flush()
-
-    def flush(self) -> None:
-        with self._lock:
-            progress, self._waiting = self._waiting, None
-            if progress is None:
-                return
-            self._last_s = time.monotonic()
-            self._sink(progress)
+    async def _patiently(self, use: Callable[..., Any], *arguments: Any) -> Any:
+        """Use the ledger before, or after, a turn, as often as it takes; a worker that stops waits no longer."""
+        while True:
+            if self._stopping.is_set():
+                raise asyncio.CancelledError
+            try:
+                return await asyncio.to_thread(use, *arguments)
+            except StateError as error:
+                log.warning("the ledger cannot be used; trying again", reason=error.reason, seconds=0.5)
+                await asyncio.sleep(0.5)

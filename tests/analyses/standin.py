@@ -1,4 +1,5 @@
-"""A stand-in for `CaseRun` (four methods), and a worker process that runs it: for tests of the workflow alone.
+"""A stand-in for `CaseRun` (three methods) and for the archive (one), and a worker process that runs them: for tests of
+the durable work alone.
 
 How a case behaves is told by its order's settings: see `StandInCase`. Each call leaves a line in `folder/calls.log`, so
 that a test can count what was done twice.
@@ -14,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gateway.analyses import heart, pulse, reaper, workers
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.turns import Turn
 from gateway.analyses.worker import Parts, run_worker
 from gateway.domain.analysis import Progress, Step
-from gateway.domain.order import Order
-from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, NoTissue, PathserveError
+from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError
 from gateway.operations.logging import configure_logging
 from gateway.operations.settings import Settings, settings
 
@@ -37,22 +40,18 @@ class StandInCase:
     """Counts batches of `batch_s` seconds in a file, as the real case appends tiles.
 
     settings: `batches`, `batch_s`; `fail` = typed|retryable|told-when|once|internal|self-cancelled|kill (in infer);
-    `deaf` (does not heed `cancelled`); `fail_deliver`.
+    `deaf` (does not heed `cancelled`); `fetch_s`, `report_s`: how long these take.
     """
 
     def __init__(
-        self,
-        analysis_id: str,
-        order: Order,
-        folder: Path,
-        progress: Callable[[Progress], None],
-        cancelled: Callable[[], bool],
+        self, turn: Turn, folder: Path, progress: Callable[[Progress], None], cancelled: Callable[[], bool]
     ) -> None:
+        self.turn = turn
         self.folder = folder
         self.progress = progress
         self.cancelled = cancelled
         # Orders over REST carry no settings: the process's environment may.
-        self.options = json.loads(os.environ.get("STANDIN_OPTIONS", "{}")) | dict(order.settings)
+        self.options = json.loads(os.environ.get("STANDIN_OPTIONS", "{}")) | dict(turn.order.settings)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _log(self, line: str) -> None:
@@ -64,6 +63,7 @@ class StandInCase:
 
     async def fetch(self) -> dict[str, Any]:
         self._log("fetch")
+        await self._busy("fetch_s")
         self.progress(Progress(Step.FETCH, 10, 10, "bytes"))
         return {"files": 1}
 
@@ -107,37 +107,87 @@ class StandInCase:
 
     async def report(self) -> dict[str, Any]:
         self._log("report")
+        await self._busy("report_s")
         artifacts = self.folder / "artifacts"
         artifacts.mkdir(exist_ok=True)
+        report = {
+            "analysis_id": self.folder.name,
+            "revision": 1,
+            "state": "preliminary",
+            "issued": "2026-01-01T00:00:00+00:00",
+            "signature": None,
+            "amendments": [],
+            "objects": [],
+        }
         for name, content in (
-            ("report.json", json.dumps({"analysis_id": self.folder.name})),
+            ("report.json", json.dumps(report)),
             ("report.html", "<!doctype html><title>report</title>"),
             ("report.sr.dcm", "DICM"),
         ):
             (artifacts / name).write_text(content)
         return {"files": 3}
 
-    async def deliver(self) -> dict[str, Any]:
-        self._log("deliver")
-        if "fail_deliver" in self.options:
-            raise ArchiveRefused("The archive refused the report; see its log.")
-        return {"stored": 1}
+    async def _busy(self, setting: str) -> None:
+        until = time.monotonic() + float(self.options.get(setting, "0"))
+        while time.monotonic() < until:
+            if self.cancelled():
+                raise Cancelled("The analysis was cancelled.")
+            await asyncio.sleep(0.02)
+
+
+class StandInSender:
+    """Delivers by a line in `calls.log`, through the real outbox; `deliver_s` and `refuse` (dead at once) of the order.
+
+    An archive that knows the objects of a stand-in would have to know what is in them.
+    """
+
+    def __init__(self, state: Path, ledger: Ledger, worker: str) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._worker = worker
+
+    def attempt(self, workflow: str, stopped: Callable[[], bool]) -> None:
+        delivery = self._ledger.outbox.begin(workflow, self._worker)
+        if delivery is None:
+            return
+        options = dict(self._ledger.get(delivery.analysis).analysis.order.settings)
+        with (self._state / "analyses" / delivery.analysis / "calls.log").open("a") as out:
+            out.write("deliver\n")
+        until = time.monotonic() + float(options.get("deliver_s", "0"))
+        while time.monotonic() < until:
+            if stopped():
+                self._ledger.outbox.give_back(delivery)
+                return
+            time.sleep(0.02)
+        if "refuse" in options:
+            self._ledger.outbox.dead(delivery, "archive-refused", "The archive refused the report; see its log.")
+        else:
+            self._ledger.outbox.delivered(delivery, 0.0)
 
 
 @contextmanager
-def standin_parts(_: Settings) -> Iterator[Parts]:
+def standin_parts(settings: Settings, ledger: Ledger, worker: str) -> Iterator[Parts]:
     yield Parts(
         StandInCase,
+        StandInSender(settings.state, ledger, worker).attempt,
         checks={"archive": lambda: None, "inference": lambda: None},
         models=lambda: [MODEL],
     )
 
 
 def main() -> None:
-    """argv: parent pid (0 = none), seconds to wait for the lock. The state folder comes from the environment."""
+    """argv: parent pid (0 = none). The state folder comes from the environment.
+
+    STANDIN_HOST lets the worker believe that it runs on another machine, whose processes nobody here can see;
+    STANDIN_DEAD_S shortens the silence after which a worker is dead (and what depends on it).
+    """
+    if host := os.environ.get("STANDIN_HOST"):
+        heart.this_host = pulse.this_host = lambda: host
+    if dead_s := float(os.environ.get("STANDIN_DEAD_S", "0")):
+        reaper.DEAD_S, pulse.LOST_S, workers.LEASE_S = dead_s, 0.75 * dead_s, 0.5 * dead_s
     configure_logging("worker", folder=settings().state / "logs")
     try:
-        run_worker(settings(), standin_parts, parent_pid=int(sys.argv[1]) or None, lock_wait_s=float(sys.argv[2]))
+        run_worker(settings(), standin_parts, parent_pid=int(sys.argv[1]) or None)
     except PathserveError as error:
         sys.exit(error.detail)
 
