@@ -7,6 +7,7 @@ from pydicom.sr.codedict import codes
 from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Signature, SignedAmendment
 from gateway.reports import sr_concepts as concept
+from gateway.reports import wording
 from gateway.reports.derived import ObjectName, local_time
 
 
@@ -73,8 +74,10 @@ def amendment_container(amended: SignedAmendment) -> hd.ContainerContentItem:
 
 
 def person_name(name: str) -> str:
-    """A name for people as a DICOM person name (PS3.5 6.2.1): one component, at most 64 characters."""
-    return concept.long_string("".join(" " if character in "^=" else character for character in name)) or "unknown"
+    """A name for people as a DICOM person name (PS3.5 6.2.1), at most 64 characters: nobody knows which part of it is
+    the family name, so it is one component, and the caret says that this is meant."""
+    line = concept.long_string("".join(" " if character in "^=" else character for character in name)) or "unknown"
+    return f"{wording.cut(line, 63)}^"
 
 
 def _time(document: Dataset, signature: Signature) -> str:
