@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import load_pem_x509_certificate
 
 from gateway.domain.principal import DEFAULT_TENANT, Scope
-from gateway.operations.auth.clients import Client, Clients, names_of
+from gateway.operations.auth.clients import Client, Clients
 from gateway.operations.auth.keys import Keys
 from gateway.operations.auth.store import Store
 from gateway.operations.database import open_database
@@ -48,7 +48,7 @@ def list_keys(*, as_json: bool) -> int:
             "id": key.id,
             "name": key.name,
             "tenant": key.tenant,
-            "scopes": names_of(key.scopes),
+            "scopes": sorted(key.scopes),
             "created": key.created,
             "expires": key.expires,
             "revoked": key.revoked,
@@ -100,7 +100,7 @@ def list_clients(*, as_json: bool) -> int:
             "id": client.id,
             "name": client.name,
             "tenant": client.tenant,
-            "scopes": names_of(client.scopes),
+            "scopes": sorted(client.scopes),
             "shows": _shows(client),
             "revoked": client.revoked,
         }
@@ -172,7 +172,11 @@ def _print(items: Sequence[Mapping[str, Any]], *, as_json: bool) -> int:
         print(json.dumps({"items": items}, indent=2, default=datetime.isoformat))
         return 0
     for item in items:
-        words = [str(item["id"]), str(item["name"]), f"tenant {item['tenant']}", str(item["scopes"])]
-        words += [f"{name} {value}" for name, value in list(item.items())[4:] if value is not None]
+        words = [item["id"], item["name"], f"tenant {item['tenant']}", " ".join(item["scopes"])]
+        words += [f"{name} {_shown(value)}" for name, value in list(item.items())[4:] if value is not None]
         print(" · ".join(words))
     return 0
+
+
+def _shown(value: object) -> str:
+    return f"{value:%Y-%m-%d %H:%M} UTC" if isinstance(value, datetime) else str(value)
