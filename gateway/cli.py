@@ -82,10 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     analyze.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
     analyze.set_defaults(run=_analyze)
 
-    serve = commands.add_parser("serve", help="answer the REST API and bring a worker")
+    serve = commands.add_parser("serve", help="answer the REST API and bring workers")
     serve.add_argument("--host", default="127.0.0.1", help="address to bind (default: loopback only)")
     serve.add_argument("--port", type=_port, default=8080)
-    serve.add_argument("--workers", type=int, default=1, choices=(0, 1), help="worker processes to bring")
+    serve.add_argument(
+        "--workers", type=int, default=1, choices=range(9), metavar="N", help="worker processes to bring (0 to 8)"
+    )
     serve.set_defaults(run=_serve)
 
     worker = commands.add_parser("worker", help="work on accepted orders")
@@ -114,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     audit = commands.add_parser("audit", help="check the audit trail, or give it out")
     audit.set_defaults(run=_audit)
     _add_audit(audit.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
+    purge = commands.add_parser("purge", help="remove analyses, their files and cached slides for good")
+    purge.set_defaults(run=_purge)
+    _add_purge(purge)
 
     schema = commands.add_parser("schema", help="print a JSON Schema")
     schema.add_argument("what", choices=("report",))
@@ -182,6 +188,18 @@ def _add_audit(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     export.add_argument("--from", dest="since", metavar="TIME", help="from this time on (ISO 8601; UTC unless told)")
     export.add_argument("--to", dest="until", metavar="TIME", help="before this time")
     export.add_argument("--tenant", help="of this tenant only")
+
+
+def _add_purge(purge: argparse.ArgumentParser) -> None:
+    which = purge.add_mutually_exclusive_group(required=True)
+    which.add_argument("--older-than", type=_days, metavar="DAYS", help="what has not changed for so many days")
+    which.add_argument("--patient", metavar="ID", help="all of this patient; - = the first line of standard input")
+    which.add_argument("--tenant", metavar="TENANT", help="all of this tenant")
+    which.add_argument("--analysis", metavar="ID", help="this one analysis")
+    purge.add_argument("--issuer", help="who gave the patient's id (with --patient)")
+    purge.add_argument("--cancel", action="store_true", help="cancel what has not ended, give up what waits to be sent")
+    purge.add_argument("--dry-run", action="store_true", help="say what is chosen, and do nothing")
+    purge.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def _add_import(imported: argparse.ArgumentParser) -> None:
@@ -372,6 +390,27 @@ def _audit(arguments: argparse.Namespace) -> int:
     return command.export_trail(arguments.format, arguments.since, arguments.until, arguments.tenant)
 
 
+def _purge(arguments: argparse.Namespace) -> int:
+    from gateway.analyses.purge import Which
+    from gateway.analyses.purge_command import purge
+
+    patient = arguments.patient
+    if patient == "-":  # not for everybody to read in the list of processes
+        patient = sys.stdin.readline()
+    if patient is not None and not (patient := patient.strip()):
+        raise InvalidInput("--patient needs an id.")
+    if arguments.issuer is not None and patient is None:
+        raise InvalidInput("--issuer belongs to --patient.")
+    which = Which(
+        older_than_days=arguments.older_than,
+        patient=patient,
+        issuer=arguments.issuer,
+        tenant=arguments.tenant,
+        analysis=arguments.analysis,
+    )
+    return purge(which, dry_run=arguments.dry_run, yes=arguments.yes, cancel=arguments.cancel)
+
+
 def _schema(arguments: argparse.Namespace) -> int:
     from gateway.reports import report_schema
 
@@ -427,6 +466,12 @@ def _mpp(text: str) -> float:
     if not 0.02 <= mpp <= 20:
         raise argparse.ArgumentTypeError("micrometres per pixel are a number from 0.02 to 20, e.g. 0.25")
     return mpp
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) <= 36500):
+        raise argparse.ArgumentTypeError("days are a whole number from 0 to 36500")
+    return int(text)
 
 
 def _port(text: str) -> int:

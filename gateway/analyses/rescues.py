@@ -1,6 +1,5 @@
 """What a worker left behind is taken over, and what is out of time is ended: for the one worker that watches."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -115,7 +114,7 @@ class Rescues:
                 if row.deadline is not None:
                     change(connection, analysis_id, deadline=row.deadline + timedelta(seconds=seconds))
 
-    def _ids(self, *which: sa.ColumnElement[bool]) -> Sequence[str]:
+    def _ids(self, *which: sa.ColumnElement[bool]) -> tuple[str, ...]:
         query: sa.Select[Any] = sa.select(ANALYSES.c.id).where(*which).order_by(ANALYSES.c.number)
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())

@@ -172,8 +172,8 @@ def _launch(settings: Settings, worker: str) -> None:
             )
     except SQLAlchemyError as error:
         raise StateError(
-            "The workflow engine's tables (dbos.db in the state folder, or the schema dbos) cannot be used. Make room or "
-            "restore them; where they are lost, move them away: what was in hand is taken up by the ledger's word."
+            "The workflow engine's tables (dbos.db in the state folder, or the schema dbos) cannot be used. Make room "
+            "or restore them; where they are lost, move them away: what was in hand is taken up by the ledger's word."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Keeps one worker process alive beside the server, and ends it with it."""
+"""Keeps worker processes alive beside the server, and ends them with it."""
 
 import contextlib
 import subprocess
@@ -16,6 +16,37 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _SETTLED_S = 0.5, 30.0, 60.0
 
 
 class Supervisor:
+    """Keeps `count` workers running, each by the same command."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], count: int = 1) -> None:
+        self._workers = tuple(_Supervised(command, environment) for _ in range(count))
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of the workers that run now."""
+        return tuple(pid for worker in self._workers if (pid := worker.pid) is not None)
+
+    @property
+    def since(self) -> datetime | None:
+        """When the first of those that run now was started; None while none runs."""
+        return min((since for worker in self._workers if (since := worker.since) is not None), default=None)
+
+    def start(self) -> None:
+        for worker in self._workers:
+            worker.start()
+
+    def terminate(self) -> None:
+        """Ask the workers to end (they leave their work to others); returns at once, also in a signal handler."""
+        for worker in self._workers:
+            worker.terminate()
+
+    def join(self) -> None:
+        """After `terminate`: wait for the ends; what is left `STOP_S` after the first `terminate` is killed."""
+        for worker in self._workers:
+            worker.join()
+
+
+class _Supervised:
     """Starts the command, starts it again (after growing pauses) whenever it ends, until `terminate`."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -44,7 +75,6 @@ class Supervisor:
         self._thread.start()
 
     def terminate(self) -> None:
-        """Ask the worker to end (it leaves its analyses resumable); returns at once, also in a signal handler."""
         self._stop.set()
         self._ends_s = self._ends_s or time.monotonic() + STOP_S
         process = self._process
@@ -53,7 +83,6 @@ class Supervisor:
                 process.terminate()
 
     def join(self) -> None:
-        """After `terminate`: wait for the worker's end; what is left `STOP_S` after the first `terminate` is killed."""
         self._thread.join(max(0.0, (self._ends_s or 0.0) - time.monotonic()))
         with self._lock:
             process = self._process

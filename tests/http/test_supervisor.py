@@ -19,12 +19,12 @@ def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
     supervised.start()
     try:
         time.sleep(0.2)
-        assert supervised.pid is None
+        assert supervised.pids == ()
         (tmp_path / "made").write_text("#!/bin/sh\nexec sleep 60\n")
         (tmp_path / "made").chmod(0o700)
         (tmp_path / "made").rename(program)
         until = time.monotonic() + 10
-        while supervised.pid is None:
+        while not supervised.pids:
             assert time.monotonic() < until
             time.sleep(0.02)
     finally:
@@ -44,7 +44,7 @@ def test_the_time_to_end_counts_from_the_signal(monkeypatch: pytest.MonkeyPatch)
     supervised.terminate()
     supervised.join()
     assert time.monotonic() - began < 2.3
-    assert supervised.pid is None
+    assert supervised.pids == ()
 
 
 def test_since_when_the_worker_runs() -> None:
@@ -55,7 +55,7 @@ def test_since_when_the_worker_runs() -> None:
     try:
         first = until_running(supervised)
         assert first >= began
-        os.kill(supervised.pid or 0, signal.SIGKILL)
+        os.kill(supervised.pids[0], signal.SIGKILL)
         until = time.monotonic() + 10
         while supervised.since == first:
             assert time.monotonic() < until
@@ -66,6 +66,26 @@ def test_since_when_the_worker_runs() -> None:
     finally:
         supervised.terminate()
         supervised.join()
+
+
+def test_several_workers_are_kept_apart_from_each_other() -> None:
+    supervised = Supervisor([sys.executable, "-c", "import time; time.sleep(60)"], os.environ, 3)
+    supervised.start()
+    try:
+        until = time.monotonic() + 10
+        while len(supervised.pids) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        before = supervised.pids
+        os.kill(before[1], signal.SIGKILL)
+        while len(supervised.pids) < 3 or supervised.pids == before:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert (supervised.pids[0], supervised.pids[2]) == (before[0], before[2])
+    finally:
+        supervised.terminate()
+        supervised.join()
+    assert supervised.pids == ()
 
 
 def until_running(supervised: Supervisor) -> datetime:
