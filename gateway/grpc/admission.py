@@ -5,6 +5,7 @@ Nothing of a call is parsed before its caller is known; only health is open.
 
 import asyncio
 import contextvars
+import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -38,10 +39,14 @@ def caller() -> Principal:
 class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Wraps every method, those of reflection included; the services named in `open_to_all` need no caller."""
 
-    def __init__(self, authenticator: Authenticator, limit: RequestLimit, open_to_all: frozenset[str]) -> None:
+    def __init__(
+        self, authenticator: Authenticator, limit: RequestLimit, open_to_all: frozenset[str], *, proxied: bool
+    ) -> None:
+        """`proxied`: a proxy of ours ends TLS, and says last in X-Forwarded-For who asked it."""
         self._authenticator = authenticator
         self._limit = limit
         self._open_to_all = open_to_all
+        self._proxied = proxied
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -57,10 +62,13 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def admit(self, context: Any) -> Principal:
         """The caller. Raises Unauthenticated, Forbidden, TooManyRequests, StateError."""
-        authorization = ", ".join(str(value) for key, value in context.invocation_metadata() if key == "authorization")
+        # Two of them are joined as HTTP says (RFC 9110 5.3), and so are no token.
+        authorization = ", ".join(_values(context, "authorization"))
         pem = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         shown = (authorization or None, None if pem is None else ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
         address = address_of(context.peer())
+        if self._proxied:
+            address = _last_address(_values(context, "x-forwarded-for")) or address
         found = self._authenticator.known(*shown, address)
         if found is None:
             found = await in_thread(self._authenticator.principal, *shown, address)
@@ -141,6 +149,17 @@ class _Call:
     def _counted(self) -> Any:
         with STREAMS.labels(*self._labels).track_inprogress():
             yield
+
+
+def _values(context: Any, name: str) -> list[str]:
+    return [str(value) for key, value in context.invocation_metadata() if key == name]
+
+
+def _last_address(forwarded: list[str]) -> str | None:
+    try:
+        return str(ipaddress.ip_address(",".join(forwarded).rpartition(",")[2].strip()))
+    except ValueError:
+        return None
 
 
 def address_of(peer: str) -> str:

@@ -10,7 +10,7 @@ from gateway.analyses.events import Event
 from gateway.analyses.records import Record
 from gateway.analyses.service import Service
 from gateway.domain.order import Order
-from gateway.domain.principal import Principal
+from gateway.domain.principal import Principal, Scope
 from gateway.grpc import views
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2 import RunAnalysisResponse
 from gateway.grpc.threads import in_thread
@@ -37,6 +37,7 @@ class Followers:
 
     async def run(self, by: Principal, order: Order, key: str | None, context: Any) -> None:
         """Accept the order, write the analysis, its events and how it ended. The analysis ends with the call."""
+        await in_thread(self._service.require, by, Scope.ANALYSES_READ, "analysis-run")
         # A call may end while its order is being written down: this goes on, so that it is known what to cancel.
         accepting = asyncio.ensure_future(in_thread(self._service.create, by, order, key))
         try:

@@ -5,7 +5,6 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import grpc
 import structlog
@@ -21,7 +20,7 @@ from gateway.grpc.health import Health
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2, catalog_service_pb2
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import add_AnalysisServiceServicer_to_server
 from gateway.grpc.proto.pathserve.v1.catalog_service_pb2_grpc import add_CatalogServiceServicer_to_server
-from gateway.operations.auth import Authenticator
+from gateway.operations.auth import Authenticator, server_context
 from gateway.operations.errors import InvalidSetting
 from gateway.operations.limits import RequestLimit
 from gateway.operations.settings import Settings
@@ -93,7 +92,7 @@ class _Server:
         self._settings = settings
         self._host = f"[{host}]" if ":" in host else host
         self._service = service
-        self._admission = Admission(authenticator, limit, frozenset({HEALTH}))
+        self._admission = Admission(authenticator, limit, frozenset({HEALTH}), proxied=settings.tls_elsewhere)
         self._ready = ready
         self._credentials = _credentials(settings)
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
@@ -164,17 +163,10 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     With authorities of client certificates every client needs one: gRPC for Python knows no certificate that is asked
     for but not needed.
     """
-    if settings.tls_certificate is None:
+    if server_context(settings) is None or settings.tls_certificate is None:  # and says what is wrong with the files
         return None
-    certificate = _read(settings.tls_certificate, "PATHSERVE_TLS_CERTIFICATE")
-    key = _read(settings.tls_key or settings.tls_certificate, "PATHSERVE_TLS_KEY")
+    certificate, key = settings.tls_certificate, settings.tls_key or settings.tls_certificate
     authorities = settings.tls_client_authorities
-    roots = None if authorities is None else _read(authorities, "PATHSERVE_TLS_CLIENT_AUTHORITIES")
-    return grpc.ssl_server_credentials([(key, certificate)], roots, require_client_auth=roots is not None)
-
-
-def _read(path: Path, setting: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        raise InvalidSetting(f"The file of {setting} cannot be read. Check its name, its owner and its mode.") from None
+    roots = None if authorities is None else authorities.read_bytes()
+    pair = (key.read_bytes(), certificate.read_bytes())
+    return grpc.ssl_server_credentials([pair], roots, require_client_auth=roots is not None)

@@ -1,0 +1,166 @@
+"""Who may call what: every method with every scope, with no token and wrong ones, and from another tenant."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+import sqlalchemy as sa
+
+from gateway.domain.principal import Scope
+from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
+from gateway.grpc.proto.pathserve.v1 import catalog_service_pb2 as catalog
+from gateway.grpc.proto.pathserve.v1 import order_pb2, results_pb2
+from gateway.operations.audit.table import AUDIT
+from gateway.operations.auth.keys import Keys
+from gateway.operations.auth.store import Store
+from gateway.operations.database import open_database
+from tests.grpc.conftest import KEY, Api, an_order, refusal, refusal_of
+from tests.grpc.fuzz import METHODS
+
+READ, WRITE, SIGN, MODELS = Scope.ANALYSES_READ, Scope.ANALYSES_WRITE, Scope.ANALYSES_SIGN, Scope.MODELS_READ
+KEY_SCOPES = [scope for scope in Scope if scope is not SIGN]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method with the scopes that it needs, and a valid request for an analysis."""
+
+    method: str
+    scopes: frozenset[Scope]
+    request: Callable[[str], Any]
+
+    def call(self, api: Api, token: str | None, analysis_id: str) -> Any:
+        stub = (
+            api.catalogue(token) if self.method in ("ListProtocols", "ListModels", "GetStatus") else api.analyses(token)
+        )
+        return getattr(stub, self.method)(self.request(analysis_id))
+
+
+CASES = [
+    Case(method, frozenset(scopes), request)
+    for method, scopes, request in (
+        ("CreateAnalysis", {WRITE}, lambda _: pb.CreateAnalysisRequest(order=an_order())),
+        (
+            "BatchCreateAnalyses",
+            {WRITE},
+            lambda _: pb.BatchCreateAnalysesRequest(requests=[pb.CreateAnalysisRequest(order=an_order())]),
+        ),
+        ("RunAnalysis", {WRITE, READ}, lambda _: pb.RunAnalysisRequest(order=an_order())),
+        ("GetAnalysis", {READ}, lambda id: pb.GetAnalysisRequest(id=id)),
+        ("ListAnalyses", {READ}, lambda _: pb.ListAnalysesRequest()),
+        ("WatchAnalysis", {READ}, lambda id: pb.WatchAnalysisRequest(id=id)),
+        ("CancelAnalysis", {WRITE}, lambda id: pb.CancelAnalysisRequest(id=id)),
+        ("RetryAnalysis", {WRITE}, lambda id: pb.RetryAnalysisRequest(id=id)),
+        ("UpdatePriority", {WRITE}, lambda id: pb.UpdatePriorityRequest(id=id, priority=order_pb2.PRIORITY_STAT)),
+        ("ReleaseAnalysis", {SIGN}, lambda id: pb.ReleaseAnalysisRequest(id=id, reason="checked")),
+        ("SignAnalysis", {SIGN}, lambda id: pb.SignAnalysisRequest(id=id)),
+        ("AmendAnalysis", {SIGN}, lambda id: pb.AmendAnalysisRequest(id=id, reason="checked", text="No tumour.")),
+        (
+            "CreateFeedback",
+            {WRITE},
+            lambda id: pb.CreateFeedbackRequest(
+                id=id, feedback=results_pb2.Feedback(verdict=results_pb2.VERDICT_AGREE)
+            ),
+        ),
+        ("ListFeedback", {READ}, lambda id: pb.ListFeedbackRequest(id=id)),
+        ("GetReport", {READ}, lambda id: pb.GetReportRequest(id=id)),
+        ("ListArtifacts", {READ}, lambda id: pb.ListArtifactsRequest(id=id)),
+        ("GetArtifact", {READ}, lambda id: pb.GetArtifactRequest(id=id, name="report.pdf")),
+        ("ListRevisions", {READ}, lambda id: pb.ListRevisionsRequest(id=id)),
+        ("ListDeliveries", {READ}, lambda id: pb.ListDeliveriesRequest(id=id)),
+        ("ListProtocols", {MODELS}, lambda _: catalog.ListProtocolsRequest()),
+        ("ListModels", {MODELS}, lambda _: catalog.ListModelsRequest()),
+        ("GetStatus", {READ}, lambda _: catalog.GetStatusRequest()),
+    )
+]
+OF_ONE_ANALYSIS = [case for case in CASES if "id" in case.request("").DESCRIPTOR.fields_by_name]
+
+
+@pytest.fixture(scope="module")
+def key_of(api: Api) -> Iterator[Callable[..., str]]:
+    """Makes an API key for scopes, of a tenant."""
+    engine = open_database(api.settings.ledger_url, api.state)
+    keys = Keys(Store(engine))
+    made: dict[Any, str] = {}
+
+    def key(*scopes: Scope, tenant: str = "default") -> str:
+        if (scopes, tenant) not in made:
+            made[scopes, tenant] = keys.create("of the tests", scopes, tenant, None, "tests")[1]
+        return made[scopes, tenant]
+
+    yield key
+    engine.dispose()
+
+
+@pytest.fixture
+def analysis_id(api: Api) -> str:
+    return str(api.analyses().CreateAnalysis(pb.CreateAnalysisRequest(order=an_order())).id)
+
+
+def audited(api: Api, subtype: str) -> int:
+    engine = open_database(api.settings.ledger_url, api.state)
+    with engine.connect() as connection:
+        found = connection.execute(sa.select(sa.func.count()).where(AUDIT.c.subtype == subtype)).scalar_one()
+    engine.dispose()
+    return int(found)
+
+
+def refused(case: Case, api: Api, token: str | None, analysis_id: str) -> str:
+    """The reason of a refusal; of a stream, what its first message says; empty where it goes through."""
+    try:
+        answer = case.call(api, token, analysis_id)
+        if hasattr(answer, "cancel"):
+            next(answer)
+            answer.cancel()
+    except grpc.RpcError as error:
+        return refusal_of(error).reason
+    return ""
+
+
+def test_every_method_has_a_case() -> None:
+    assert {case.method for case in CASES} == {method.name for method in METHODS}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+def test_a_method_needs_its_scopes_and_no_others(
+    case: Case, api: Api, key_of: Callable[..., str], analysis_id: str
+) -> None:
+    for scope in KEY_SCOPES:
+        reason = refused(case, api, key_of(scope), analysis_id)
+        enough = case.scopes <= {scope} or (scope is Scope.ADMIN and SIGN not in case.scopes)
+        assert (reason == "wrong-scope") == (not enough), (scope, reason)
+    if SIGN in case.scopes:
+        everything = refusal(lambda: case.call(api, KEY, analysis_id))
+        assert (everything.code, everything.reason) == (grpc.StatusCode.PERMISSION_DENIED, "wrong-scope")
+    else:
+        assert refused(case, api, key_of(*case.scopes), analysis_id) != "wrong-scope"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.method)
+@pytest.mark.parametrize("token", [None, "", "no-such-key", "pathserve_key_none"])
+def test_a_stranger_is_refused_and_noted_once(case: Case, api: Api, token: str | None, analysis_id: str) -> None:
+    before = audited(api, "login-refused")
+    wrong = refusal(lambda: case.call(api, token, analysis_id))
+    assert (wrong.code, wrong.reason) == (grpc.StatusCode.UNAUTHENTICATED, "unauthenticated")
+    assert audited(api, "login-refused") == before + 1
+
+
+@pytest.mark.parametrize("case", OF_ONE_ANALYSIS, ids=lambda case: case.method)
+def test_another_tenants_analysis_is_not_there(
+    case: Case, api: Api, key_of: Callable[..., str], analysis_id: str
+) -> None:
+    before = audited(api, "access-refused")
+    wrong = refusal(lambda: case.call(api, key_of(*KEY_SCOPES, tenant="elsewhere"), analysis_id))
+    if SIGN in case.scopes:
+        assert wrong.reason == "wrong-scope"
+    else:
+        assert (wrong.code, wrong.reason) == (grpc.StatusCode.NOT_FOUND, "not-found")
+    assert audited(api, "access-refused") == before + 1
+
+
+def test_a_stranger_learns_nothing_of_a_message(api: Api) -> None:
+    """It is not even parsed: what is wrong with it stays unknown."""
+    call = api.channel().unary_unary("/pathserve.v1.AnalysisService/CreateAnalysis")
+    assert refusal(lambda: call(b"\xff\xff\xff", timeout=5)).code is grpc.StatusCode.UNAUTHENTICATED
