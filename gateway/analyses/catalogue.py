@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.protocols import PROTOCOLS, Protocol
 from gateway.analyses.workers import WorkerStatus
+from gateway.operations import codec
 from gateway.operations.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class ProtocolCards:
-    """A protocol, and the whole `card.json` of each of its models, in the version that serves; None where it has none."""
+    """A protocol, and the whole `card.json` of each of its models, in the version that serves; None where it lacks."""
 
     protocol: Protocol
     cards: Mapping[str, Mapping[str, Any] | None]
@@ -80,7 +81,7 @@ class Catalogue:
         )
         if told is None:
             return self._not_loaded()
-        return tuple(ModelState(**{name: each.get(name) for name in ModelState.__slots__}) for each in told)
+        return tuple(codec.load(ModelState, each) for each in told)
 
     def protocols(self) -> tuple[ProtocolCards, ...]:
         """Raises StateError."""

@@ -23,7 +23,7 @@ Remark = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 RevisionNumber = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
-_CARCINOMA = {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"}
+_CARCINOMA: dict[str, Any] = {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"}
 
 
 class _Body(BaseModel):

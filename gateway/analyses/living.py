@@ -1,9 +1,10 @@
 """Which workers live now, as one process sees it that answers requests; and whether the server is ready by that."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from gateway.analyses.pulse import is_gone
 from gateway.analyses.workers import Liveness, Workers, WorkerStatus
 from gateway.operations.errors import PathserveError
 
@@ -25,28 +26,25 @@ class Readiness:
 class LivingWorkers:
     """Looks at the heartbeats. Thread-safe."""
 
-    def __init__(self, workers: Workers, since: Callable[[], datetime | None] | None = None) -> None:
-        """`since`: when the workers that this server brought began, None while none of them runs: an older heartbeat
-        may be that of one that was killed. Without it, whatever beats lives."""
+    def __init__(self, workers: Workers) -> None:
         self._workers = workers
-        self._since = since
+        self._since = datetime.now(UTC)
         self._liveness = Liveness()
         self._first: dict[str, int] = {}
 
     def __call__(self) -> tuple[WorkerStatus, ...]:
         """The workers that live now, the one that beat last first. Raises StateError."""
-        found = self._workers.all()
-        if self._since is not None:
-            since = self._since()
-            found = tuple(each for each in found if since is not None and each.beat >= since)
+        # Of this machine's, it is known at once that one has ended.
+        found = [each for each in self._workers.all() if not is_gone(each.host, each.pid)]
         silent_s = self._liveness.silent_s({each.id: each.beats for each in found})
-        self._first = {each.id: self._first.get(each.id, each.beats) for each in found}
+        first = self._first = {each.id: self._first.get(each.id, each.beats) for each in found}
         now = datetime.now(UTC)
         return tuple(
             each
             for each in found
             # Of one that was not seen to beat yet, only the clocks can say whether it still does.
-            if silent_s[each.id] <= _SILENT_S and (each.beats > self._first[each.id] or each.alive(now, _SILENT_S))
+            if silent_s[each.id] <= _SILENT_S
+            and (each.beats > first[each.id] or (each.beat >= self._since and each.alive(now, _SILENT_S)))
         )
 
     def readiness(self) -> Readiness:

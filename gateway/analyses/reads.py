@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gateway.operations.errors import NotAcceptable, NotFound
@@ -34,13 +34,17 @@ _REMEMBERED = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """One file of an analysis. `etag` is opaque and changes whenever the content does."""
+    """One file of an analysis. `etag` is opaque and changes whenever the content does.
+
+    `also`: of the report of a case of several studies, the names of its other DICOM documents.
+    """
 
     path: Path
     media_type: str
     bytes: int
     etag: str
     revision: int
+    also: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -75,7 +79,10 @@ class ResultFiles:
         """The report in this encoding; of several studies, the first one's. Raises NotAcceptable, NotFound."""
         if media_type not in REPORTS:
             raise NotAcceptable(f"The report comes as {', '.join(REPORTS)}; ask for one of these.")
-        return self.named(REPORTS[media_type])
+        file = self.named(REPORTS[media_type])
+        if media_type != "application/dicom":
+            return file
+        return replace(file, also=tuple(each.name for each in self.documents() if each.name != file.name))
 
     def documents(self) -> tuple[ResultFile, ...]:
         """The DICOM structured reports, one a study, in the order of the studies."""

@@ -5,9 +5,8 @@ there. What changes something has its audit record in the same transaction; read
 Every method may raise StateError (StateBusy, DatabaseUnavailable) and DiskFull; those with an id NotFound.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -47,13 +46,10 @@ log = structlog.get_logger("gateway.analyses.service")
 class Service:
     """The use-cases over one ledger. Thread-safe; every method blocks until it is on disk."""
 
-    def __init__(
-        self, settings: Settings, ledger: Ledger, workers_since: Callable[[], datetime | None] | None = None
-    ) -> None:
-        """`workers_since`: as `LivingWorkers` takes it."""
+    def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
-        self.living = LivingWorkers(ledger.workers, workers_since)
+        self.living = LivingWorkers(ledger.workers)
         self._catalogue = Catalogue(settings, ledger)
         self._lately = Lately()
 
@@ -116,7 +112,7 @@ class Service:
         Raises WrongScope (analyses:write); PreconditionFailed; Conflict where it has not ended so.
         """
         with self._on(by, Scope.ANALYSES_WRITE, "analysis-retry", analysis_id):
-            return self._ledger.retry(analysis_id, by, if_match)
+            return self._ledger.retry(analysis_id, by, if_match, self._settings.deadline_s)
 
     def prioritise(self, by: Principal, analysis_id: str, priority: Priority, *, if_match: str | None = None) -> Record:
         """Change the priority of an analysis that has not ended.

@@ -1,235 +1,242 @@
-"""`/v1/analyses`: accept, list, show and cancel."""
+"""`/v1/analyses`: order, list, show, change and cancel."""
 
-import base64
-import binascii
-import hashlib
-import json
-import re
-from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, ValidationError
 
-from gateway.analyses.ledger import Record
-from gateway.analyses.order_form import EXAMPLE, OrderBody
-from gateway.analyses.protocols import check_order
+from gateway.analyses.forms import BatchBody, PriorityBody, ReleaseBody
+from gateway.analyses.order_form import EXAMPLE, Long, OrderBody, Short, Uid
+from gateway.analyses.queries import AnalysisQuery
+from gateway.analyses.records import Record
 from gateway.domain.analysis import State
-from gateway.http.context import AnalysisId, Here
-from gateway.operations import codec
-from gateway.operations.errors import InvalidInput, UnsupportedMediaType
+from gateway.domain.order import Order, Priority
+from gateway.domain.principal import Scope
+from gateway.http.context import AnalysisId, By, Here, IfMatch
+from gateway.http.problems import problem_of, validation_problem
+from gateway.http.routing import Responses, Router, examples_of, is_known, needs
+from gateway.http.views import (
+    PREFIX,
+    Accepted,
+    AnalysisPage,
+    AnalysisView,
+    BatchAnswers,
+    etag_of,
+    path_of,
+    summary_of,
+    view_of,
+)
+from gateway.operations.errors import PathserveError
 
-router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
+router = Router(tags=["analyses"])
 
-_KEY = re.compile(r"[\x21-\x7e]{1,255}\Z")
 _POLL_S = "2"
-
-
-_EXAMPLE_ID = "0b2a3f5c-7c1d-4e2f-9a3b-5d6e7f809182"
-
-
-class Accepted(BaseModel):
-    """The answer to an accepted order."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"id": _EXAMPLE_ID, "state": "accepted"}]})
-
-    id: str
-    state: State
-
-
-class ProgressView(BaseModel):
-    """How far the running step is; `total` is null while it is not known."""
-
-    step: str
-    done: int
-    total: int | None
-    unit: str
-
-
-class FailureView(BaseModel):
-    """Why an analysis failed: the stable reason, and a sentence that says what to do."""
-
-    reason: str
-    detail: str
-
-
-_EXAMPLE_SUMMARY: dict[str, Any] = {
-    "id": _EXAMPLE_ID,
-    "state": "failed",
-    "protocol": "tissue-classification",
-    "priority": "ROUTINE",
-    "accession": "S26-004711",
-    "created": "2026-11-26T08:15:00Z",
-    "updated": "2026-11-26T08:15:42Z",
-    "cancel_requested": False,
-    "progress": {"step": "fetch", "done": 2196612, "total": 2196612, "unit": "bytes"},
-    "failure": {"reason": "no-tissue", "detail": "There is no tissue on this slide; scan it again."},
-    "links": {"self": f"{router.prefix}/{_EXAMPLE_ID}", "events": f"{router.prefix}/{_EXAMPLE_ID}/events"},
-}
-
-
-class AnalysisSummary(BaseModel):
-    """One analysis. `cancel_requested` is true from a DELETE until the worker has ended it."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE_SUMMARY]})
-
-    id: str
-    state: State
-    protocol: str
-    priority: str
-    accession: str | None
-    created: datetime
-    updated: datetime
-    cancel_requested: bool
-    progress: ProgressView | None
-    failure: FailureView | None
-    links: dict[str, str]
-
-
-class PinnedModel(BaseModel):
-    """One version of a model."""
-
-    name: str
-    version: str
-
-
-class AnalysisView(AnalysisSummary):
-    """One analysis with its order as it was accepted.
-
-    `models` are the versions that it uses from its start to its end, an ensemble's steps too; empty before it starts.
-    """
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [_EXAMPLE_SUMMARY | {"order": EXAMPLE, "models": [{"name": "tile_encoder", "version": "1"}]}]
-        }
-    )
-
-    order: dict[str, Any]
-    models: list[PinnedModel]
-
-
-class AnalysisPage(BaseModel):
-    """Newest first; `next` is the cursor of the next page, or null."""
-
-    items: list[AnalysisSummary]
-    next: str | None
-
-
-def summary_of(record: Record) -> AnalysisSummary:
-    analysis = record.analysis
-    path = f"{router.prefix}/{analysis.id}"
-    links = {"self": path, "events": f"{path}/events"}
-    if analysis.state is State.COMPLETED:
-        links |= {"report": f"{path}/report", "artifacts": f"{path}/artifacts"}
-    return AnalysisSummary(
-        id=analysis.id,
-        state=analysis.state,
-        protocol=analysis.order.protocol,
-        priority=analysis.order.priority.value,
-        accession=analysis.order.accession,
-        created=analysis.created,
-        updated=analysis.updated,
-        cancel_requested=record.cancel_requested and not analysis.state.final,
-        progress=ProgressView(**codec.dump(record.progress)) if record.progress else None,
-        failure=FailureView(**codec.dump(analysis.failure)) if analysis.failure else None,
-        links=links,
-    )
-
-
-def view_of(record: Record) -> AnalysisView:
-    models = [PinnedModel(name=name, version=version) for name, version in record.models]
-    return AnalysisView(**summary_of(record).model_dump(), order=codec.dump(record.analysis.order), models=models)
-
-
-def _json_only(request: Request) -> None:
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise UnsupportedMediaType("An order is sent as application/json. Set the Content-Type and send it again.")
+_KEY = r"^[\x21-\x7e]{1,255}$"
+_CHANGED: Responses = {412: {"description": "It has changed since the ETag in If-Match"}}
 
 
 @router.post(
-    "",
-    dependencies=[Depends(_json_only)],
+    PREFIX,
     status_code=202,
     response_model=Accepted,
     summary="Order an analysis",
+    openapi_extra=needs(Scope.ANALYSES_WRITE),
     responses={202: {"headers": {"Location": {"schema": {"type": "string"}, "description": "The analysis"}}}},
 )
 def accept(
     here: Here,
-    response: Response,
+    by: By,
     order: Annotated[OrderBody, Body(openapi_examples={"tissue-classification": {"value": EXAMPLE}})],
     idempotency_key: Annotated[
-        str | None, Header(description="The same key with the same order is the same analysis")
+        str | None, Header(description="The same key with the same order is the same analysis", pattern=_KEY)
     ] = None,
-) -> Accepted:
+) -> Response:
     """The order is on disk when this answers. Follow `Location` until `state` is final."""
-    if idempotency_key is not None and not _KEY.match(idempotency_key):
-        raise InvalidInput("An Idempotency-Key has 1 to 255 printable ASCII characters without spaces.")
-    asked = order.domain()
-    check_order(asked)
-    record, _ = here.ledger.accept(asked, idempotency_key)
-    response.headers["Location"] = f"{router.prefix}/{record.analysis.id}"
-    response.headers["Retry-After"] = _POLL_S
+    record, _ = here.service.create(by, order.domain(), idempotency_key)
+    analysis_id = record.analysis.id
     # A repeated order gets the first answer again, whatever has become of the analysis meanwhile.
-    return Accepted(id=record.analysis.id, state=State.ACCEPTED)
+    return JSONResponse(
+        {"id": analysis_id, "state": State.ACCEPTED.value},
+        202,
+        {"Location": path_of(analysis_id), "Retry-After": _POLL_S},
+    )
 
 
-@router.get("", summary="List analyses, newest first")
-def page(here: Here, limit: Annotated[int, Query(ge=1, le=200)] = 50, cursor: str | None = None) -> AnalysisPage:
-    records = here.ledger.page(limit + 1, _number(cursor) if cursor is not None else None)
-    following = _cursor(records[limit - 1].number) if len(records) > limit else None
-    return AnalysisPage(items=[summary_of(record) for record in records[:limit]], next=following)
+@router.post(
+    f"{PREFIX}:batch",
+    status_code=207,
+    response_model=BatchAnswers,
+    summary="Order several analyses",
+    openapi_extra=needs(Scope.ANALYSES_WRITE),
+)
+def accept_batch(
+    here: Here, by: By, batch: Annotated[BatchBody, Body(openapi_examples=examples_of(BatchBody))]
+) -> Response:
+    """Each order is accepted or refused on its own merits, and answered in its place with a status of its own; those
+    that are accepted are on disk when this answers."""
+    answers: list[dict[str, Any] | None] = []
+    asked: list[tuple[Order, str | None]] = []
+    for item in batch.orders:
+        try:
+            asked.append((OrderBody.model_validate(item.order).domain(), item.idempotency_key))
+            answers.append(None)
+        except ValidationError as error:
+            found = validation_problem(error.errors(include_url=False, include_input=False), None, in_body=True)
+            answers.append({"status": found["status"], "problem": found})
+    outcomes = iter(here.service.create_batch(by, asked))
+    items = [_outcome(next(outcomes)) if answer is None else answer for answer in answers]
+    return JSONResponse({"items": items}, 207)
+
+
+def _outcome(outcome: Record | PathserveError) -> dict[str, Any]:
+    if isinstance(outcome, PathserveError):
+        found = problem_of(outcome)
+        return {"status": found["status"], "problem": found}
+    return {"status": 202, "id": outcome.analysis.id, "state": State.ACCEPTED.value}
 
 
 @router.get(
-    "/{analysis_id}",
+    PREFIX,
+    response_model=AnalysisPage,
+    summary="List analyses, newest first",
+    openapi_extra=needs(Scope.ANALYSES_READ),
+    responses={200: {"headers": {"Link": {"schema": {"type": "string"}, "description": 'rel="next": what follows'}}}},
+)
+def page(
+    here: Here,
+    by: By,
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before")] = None,
+    state: State | None = None,
+    protocol: Annotated[str | None, Query(max_length=64)] = None,
+    priority: Priority | None = None,
+    accession: Short | None = None,
+    study: Uid | None = None,
+    created_after: Annotated[AwareDatetime | None, Query(description="Accepted then or later")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Accepted before")] = None,
+    patient_id: Annotated[Long | None, Header(description="Only this patient's, as the order gives the id")] = None,
+    patient_issuer: Annotated[Long | None, Header(description="The issuer of that id")] = None,
+) -> Response:
+    """All that fit every filter. A cursor belongs to its filters: give the same ones with it.
+
+    The patient is asked for in headers, since addresses are written to many logs.
+    """
+    query = AnalysisQuery(
+        state=state,
+        protocol=protocol,
+        priority=priority,
+        accession=accession,
+        patient_id=patient_id,
+        patient_issuer=patient_issuer,
+        study=study,
+        created_after=created_after,
+        created_before=created_before,
+    )
+    found = here.service.page(by, query, limit, cursor)
+    headers = {}
+    if found.next is not None:
+        kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+        headers["Link"] = f'<{PREFIX}?{urlencode([*kept, ("cursor", found.next)])}>; rel="next"'
+    return JSONResponse({"items": [summary_of(each) for each in found.items], "next": found.next}, headers=headers)
+
+
+@router.get(
+    f"{PREFIX}/{{analysis_id}}",
     response_model=AnalysisView,
     summary="Show one analysis",
-    responses={304: {"description": "Nothing has changed since the ETag in If-None-Match"}},
+    openapi_extra=needs(Scope.ANALYSES_READ),
+    responses={
+        200: {"headers": {"ETag": {"schema": {"type": "string"}, "description": "Changes with the analysis"}}},
+        304: {"description": "Nothing has changed since the ETag in If-None-Match"},
+    },
 )
-def show(here: Here, analysis_id: AnalysisId, if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    record = here.ledger.get(analysis_id)
-    body = view_of(record).model_dump(mode="json")
-    etag = '"' + hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:32] + '"'
-    headers = {"ETag": etag}
-    if not record.analysis.state.final:
-        headers["Retry-After"] = _POLL_S
-    # A proxy that compresses marks our tag as weak; compared weakly it is the same (RFC 9110 13.1.2).
-    known = () if if_none_match is None else (each.strip().removeprefix("W/") for each in if_none_match.split(","))
-    if any(each in (etag, "*") for each in known):
+def show(
+    here: Here, by: By, analysis_id: AnalysisId, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    """Its order, its state, how far it is. Asked with `If-None-Match`, what has not changed is answered 304."""
+    record = here.service.get(by, analysis_id)
+    headers = _headers(record)
+    if is_known(if_none_match, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return JSONResponse(body, headers=headers)
+    return JSONResponse(view_of(record), headers=headers)
+
+
+@router.patch(
+    f"{PREFIX}/{{analysis_id}}",
+    response_model=AnalysisView,
+    summary="Change the priority",
+    openapi_extra=needs(Scope.ANALYSES_WRITE),
+    responses=_CHANGED,
+)
+def prioritise(
+    here: Here,
+    by: By,
+    analysis_id: AnalysisId,
+    change: Annotated[PriorityBody, Body(openapi_examples=examples_of(PriorityBody))],
+    if_match: IfMatch,
+) -> Response:
+    """Of an analysis that has not ended: 409 afterwards."""
+    record = here.service.prioritise(by, analysis_id, change.priority, if_match=if_match)
+    return JSONResponse(view_of(record), headers=_headers(record))
 
 
 @router.delete(
-    "/{analysis_id}",
+    f"{PREFIX}/{{analysis_id}}",
     response_model=AnalysisView,
     status_code=202,
     summary="Cancel an analysis",
-    responses={200: {"model": AnalysisView, "description": "It is cancelled"}},
+    openapi_extra=needs(Scope.ANALYSES_WRITE),
+    responses={200: {"model": AnalysisView, "description": "It is cancelled"}, **_CHANGED},
 )
-def cancel(here: Here, analysis_id: AnalysisId, response: Response) -> AnalysisView:
+def cancel(here: Here, by: By, analysis_id: AnalysisId, if_match: IfMatch) -> Response:
     """A waiting analysis is cancelled at once (200); a running one ends within seconds (202).
 
     409 once its delivery has begun, or where it has ended otherwise.
     """
-    record = here.ledger.cancel(analysis_id)
-    if record.analysis.state.final:
-        response.status_code = 200
-    return view_of(record)
+    record = here.service.cancel(by, analysis_id, if_match=if_match)
+    return JSONResponse(view_of(record), 200 if record.analysis.state.final else 202, _headers(record))
 
 
-def _cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(f"n{number}".encode()).decode().rstrip("=")
+@router.post(
+    f"{PREFIX}/{{analysis_id}}/retry",
+    response_model=AnalysisView,
+    status_code=202,
+    summary="Try a failed or cancelled analysis again",
+    openapi_extra=needs(Scope.ANALYSES_WRITE),
+    responses=_CHANGED,
+)
+def retry(here: Here, by: By, analysis_id: AnalysisId, if_match: IfMatch) -> Response:
+    """It is accepted again, under its id, with a new deadline; 409 where it has not ended so."""
+    record = here.service.retry(by, analysis_id, if_match=if_match)
+    return JSONResponse(view_of(record), 202, _headers(record))
 
 
-def _number(cursor: str) -> int:
-    try:
-        text = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-        if not re.fullmatch(r"n[0-9]{1,18}", text):
-            raise ValueError
-        return int(text[1:])
-    except (ValueError, binascii.Error):
-        raise InvalidInput("The cursor is not one that this server gave. Start again without it.") from None
+@router.post(
+    f"{PREFIX}/{{analysis_id}}/release",
+    response_model=AnalysisView,
+    status_code=202,
+    summary="Let a held analysis go on",
+    openapi_extra=needs(Scope.ANALYSES_SIGN),
+)
+def release(
+    here: Here,
+    by: By,
+    analysis_id: AnalysisId,
+    release: Annotated[ReleaseBody, Body(openapi_examples=examples_of(ReleaseBody))],
+) -> Response:
+    """A person answers for it that order and slides belong together although they differ as `held` says.
+
+    It covers these differences and no others: a new one holds the analysis again.
+    """
+    record = here.service.release(by, analysis_id, release.reason)
+    return JSONResponse(view_of(record), 202, _headers(record))
+
+
+def _headers(record: Record) -> dict[str, str]:
+    headers = {"ETag": etag_of(record)}
+    if not record.analysis.state.final:
+        headers["Retry-After"] = _POLL_S
+    return headers

@@ -1,26 +1,24 @@
-"""The API put together: routers, error handlers, OpenAPI, and the shell around them."""
+"""The API put together: routers, error handlers, and the shell around them."""
 
-from collections.abc import Callable
-from datetime import datetime
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
 
 from fastapi import FastAPI
+from prometheus_client import generate_latest
 
 from gateway import __version__
 from gateway.analyses.ledger import Ledger
-from gateway.http import analyses, events, health, models, oauth, results
+from gateway.analyses.service import Service
+from gateway.http import analyses, docs, events, health, models, oauth, results, signing, status
 from gateway.http.access import Access
 from gateway.http.context import Context
-from gateway.http.problems import MEDIA_TYPE, Problem, install_handlers
-from gateway.http.shell import Shell
-from gateway.operations.auth import TOKEN_PATH, ApiKey, Authenticator
+from gateway.http.description import DESCRIPTION, PROBLEMS, described
+from gateway.http.feed import Feed
+from gateway.http.problems import install_handlers
+from gateway.http.shell import REGISTRY, Shell
+from gateway.operations.auth import ApiKey, Authenticator
+from gateway.operations.limits import RequestLimit
 from gateway.operations.settings import Settings
-
-_DESCRIPTION = (
-    "Clinical inference server for digital pathology: order an analysis of a DICOM slide, follow it, read its report. "
-    "Research use, not a medical device. Every error is an RFC 9457 problem whose `reason` is stable."
-)
-_PROBLEM = {"content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 
 def build_api(context: Context | None = None) -> FastAPI:
@@ -28,52 +26,53 @@ def build_api(context: Context | None = None) -> FastAPI:
     app = FastAPI(
         title="pathserve",
         version=__version__,
-        description=_DESCRIPTION,
+        description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
-        responses={
-            "4XX": {"description": "The request cannot be served as it is", **_PROBLEM},
-            "5XX": {"description": "The server cannot serve it now", **_PROBLEM},
-        },
+        responses=PROBLEMS,
     )
     app.state.context = context
-    for module in (health, oauth, analyses, events, results, models):
+    for module in (health, oauth, analyses, events, signing, results, models, status, docs):
         app.include_router(module.router)
-    install_handlers(app)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    install_handlers(app, _methods(app))
+    app.openapi = lambda: described(app)  # type: ignore[method-assign]
     return app
 
 
 def create_app(
-    settings: Settings, ledger: Ledger, key: ApiKey, worker_since: Callable[[], datetime | None] | None = None
+    settings: Settings,
+    ledger: Ledger,
+    key: ApiKey,
+    metrics: Callable[[], bytes] = lambda: generate_latest(REGISTRY),
 ) -> tuple[Shell, Context]:
     """The ASGI application that is served, and the context whose `stopping` ends its streams.
 
-    `worker_since`: when the worker that this server brought was started, None while it does not run.
+    `metrics`: what `/metrics` shows. Raises InvalidSetting.
     """
-    access = Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere)
-    context = Context(settings, ledger, access, worker_since=worker_since)
+    context = Context(
+        service=Service(settings, ledger),
+        access=Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere),
+        limit=RequestLimit(settings.rate_limit),
+        feed=Feed(ledger),
+        metrics=metrics,
+    )
     api = build_api(context)
-    api.state.access = access
-    return Shell(api, access), context
+    api.state.access = context.access
+    return Shell(api, context.access, context.limit), context
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        document = FastAPI.openapi(app)
-        schemas = document["components"]["schemas"]
-        schemas["Problem"] = Problem.model_json_schema()
-        # The framework's own shape of a validation error is never sent: ours is.
-        schemas.pop("HTTPValidationError", None)
-        schemas.pop("ValidationError", None)
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-                operation["security"] = [] if path in ("/livez", "/readyz", TOKEN_PATH) else [{"key": []}]
-                for status, response in operation["responses"].items():
-                    if status.startswith("4") and path != TOKEN_PATH:
-                        response |= _PROBLEM
-        app.openapi_schema = document
-    return app.openapi_schema
+def _methods(app: FastAPI) -> Callable[[str], Sequence[str]]:
+    """What methods a path takes, by the API's own description."""
+    known: list[tuple[re.Pattern[str], list[str]]] = []
+
+    def methods_of(path: str) -> Sequence[str]:
+        if not known:
+            for template, operations in app.openapi()["paths"].items():
+                pattern = re.compile(re.sub(r"\\{[a-z_]+\\}", "[^/]+", re.escape(template)))
+                methods = sorted({each.upper() for each in operations} | {"OPTIONS"})
+                known.append((pattern, ["HEAD", *methods] if "GET" in methods else methods))
+        return next((methods for pattern, methods in known if pattern.fullmatch(path)), ["OPTIONS"])
+
+    return methods_of

@@ -1,52 +1,49 @@
-"""What the routers need of their process, given to them by `create_app`."""
+"""What the routers need of their process and of the request: given by `create_app` and by the shell."""
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
-from gateway.analyses.ledger import Ledger, WorkerStatus
+from gateway.analyses.service import Service
+from gateway.domain.principal import Principal
 from gateway.domain.uids import is_analysis_id
 from gateway.http.access import Access
-from gateway.operations.errors import NotFound
-from gateway.operations.settings import Settings
+from gateway.http.feed import Feed
+from gateway.operations.errors import InvalidInput, NotFound
+from gateway.operations.limits import RequestLimit
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
     """`stopping` is set when the server begins to shut down: streams end then. `started`: when this process began.
 
-    `worker_since` is when the worker that runs now was started by this server; None while it has none running.
+    `metrics` gives what `/metrics` shows, in the format of Prometheus.
     """
 
-    settings: Settings
-    ledger: Ledger
+    service: Service
     access: Access
+    limit: RequestLimit
+    feed: Feed
+    metrics: Callable[[], bytes]
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     stopping: threading.Event = field(default_factory=threading.Event)
-    worker_since: Callable[[], datetime | None] | None = None
 
-    def worker(self) -> WorkerStatus | None:
-        """The worker that lives now. Raises StateError.
-
-        A heartbeat from before its process began may be that of a worker that was killed.
-        """
-        since = self.started if self.worker_since is None else self.worker_since()
-        if since is None:
-            return None
-        found = self.ledger.worker()
-        return found if found is not None and found.beat >= since and found.alive(datetime.now(UTC)) else None
-
-    def artifacts(self, analysis_id: str) -> Path:
-        return self.settings.state / "analyses" / analysis_id / "artifacts"
+    def ready(self) -> bool:
+        """Whether an order would be worked on now; not any more once the server stops."""
+        return not self.stopping.is_set() and self.service.living.readiness().ready
 
 
 def _context(request: Request) -> Context:
     found: Context = request.app.state.context
+    return found
+
+
+def _principal(request: Request) -> Principal:
+    found: Principal = request.state.principal
     return found
 
 
@@ -56,5 +53,19 @@ def _analysis_id(analysis_id: str) -> str:
     return analysis_id
 
 
+def _if_match(
+    if_match: Annotated[str | None, Header(description="Change it only where this is its ETag still")] = None,
+) -> str | None:
+    """The version that `If-Match` asks for (RFC 9110 13.1.1); None where it asks for none, or for any."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tag = if_match.strip()
+    if len(tag) < 3 or not (tag[0] == tag[-1] == '"') or '"' in tag[1:-1]:
+        raise InvalidInput('If-Match is one ETag of this analysis, in double quotes and without W/, or "*".')
+    return tag[1:-1]
+
+
 Here = Annotated[Context, Depends(_context)]
+By = Annotated[Principal, Depends(_principal)]
 AnalysisId = Annotated[str, Depends(_analysis_id)]
+IfMatch = Annotated[str | None, Depends(_if_match)]

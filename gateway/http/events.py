@@ -3,73 +3,84 @@
 The id of an event is its number in the ledger, so `Last-Event-ID` replays without loss (WHATWG HTML 9.2).
 """
 
-import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header
+from fastapi import Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from gateway.analyses.ledger import Event
+from gateway.analyses.events import Event
 from gateway.domain.analysis import State
-from gateway.http.context import AnalysisId, Context, Here
-from gateway.operations.errors import InvalidInput
+from gateway.domain.principal import Principal, Scope
+from gateway.http.context import AnalysisId, By, Context, Here
+from gateway.http.routing import Router, needs
+from gateway.http.views import PREFIX
+from gateway.operations.errors import InvalidInput, PathserveError
 
-router = APIRouter(prefix="/v1/analyses", tags=["analyses"])
+router = Router(tags=["analyses"])
 
-POLL_S = 0.25
 PING_S = 15.0
+_EXAMPLE = 'id: 1\nevent: state\ndata: {"time": "2026-11-26T08:15:00+00:00", "state": "accepted"}\n\n'
 
 
 @router.get(
-    "/{analysis_id}/events",
+    f"{PREFIX}/{{analysis_id}}/events",
     response_class=StreamingResponse,
     summary="Follow an analysis",
+    openapi_extra=needs(Scope.ANALYSES_READ),
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}}},
         204: {"description": "Nothing follows that event: the analysis has ended"},
     },
 )
-def follow(here: Here, analysis_id: AnalysisId, last_event_id: Annotated[str | None, Header()] = None) -> Response:
-    """Events `state`, `step` and `progress` from the beginning, or after `Last-Event-ID`; ends with the final state."""
+async def follow(
+    here: Here, by: By, request: Request, analysis_id: AnalysisId, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Events `state`, `step`, `progress` and what else happens to it, from the beginning or after `Last-Event-ID`; ends
+    when the analysis has ended."""
     after = 0
     if last_event_id:
         if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= 9):
             raise InvalidInput("Last-Event-ID is the id of an event of this stream: a number.")
         after = int(last_event_id)
-    ended = here.ledger.get(analysis_id).analysis.state.final
-    if after and ended and not here.ledger.events(analysis_id, after, limit=1):
+    ended = await run_in_threadpool(_ended, here, by, analysis_id)
+    if after and ended and not await run_in_threadpool(here.service.events, by, analysis_id, after):
         # A browser takes the end of a stream for a fault and comes back until it is told this (WHATWG HTML 9.2.3).
         return Response(status_code=204)
-    return StreamingResponse(
-        _stream(here, analysis_id, after), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"}
-    )
+    media_type, headers = "text/event-stream", {"X-Accel-Buffering": "no"}
+    if request.method == "HEAD":
+        return Response(media_type=media_type, headers=headers)
+    return StreamingResponse(_stream(here, by, analysis_id, after, ended), media_type=media_type, headers=headers)
 
 
-async def _stream(here: Context, analysis_id: str, after: int) -> AsyncIterator[str]:
+async def _stream(here: Context, by: Principal, analysis_id: str, after: int, ended: bool) -> AsyncIterator[str]:
+    """`ended`: the analysis had ended before anything of this was read."""
     yield "retry: 2000\n\n"
-    last_s = time.monotonic()
-    while True:
-        # The state is read first: what it says is then surely among the events read after it.
-        final = (await run_in_threadpool(here.ledger.get, analysis_id)).analysis.state.final
-        events = await run_in_threadpool(here.ledger.events, analysis_id, after)
-        for event in events:
-            after = event.seq
-            yield encode(event)
-            if event.kind == "state" and State(event.data["state"]).final:
+    following = here.feed.follow(analysis_id, after, here.stopping.is_set, PING_S)
+    try:
+        async for events in following:
+            yield "".join(map(encode, events)) or ": still here\n\n"
+            for event in events:
+                if event.kind == "state":
+                    ended = State(event.data["state"]).final
+            # What has failed may be tried again: an end that is told may be over.
+            if events and ended and await run_in_threadpool(_still_ended, here, by, analysis_id):
                 return
-        if events:
-            last_s = time.monotonic()
-            continue
-        if final or here.stopping.is_set():
-            return
-        if time.monotonic() - last_s > PING_S:
-            last_s = time.monotonic()
-            yield ": still here\n\n"
-        await asyncio.sleep(POLL_S)
+    finally:
+        await following.aclose()
+
+
+def _ended(here: Context, by: Principal, analysis_id: str) -> bool:
+    return here.service.get(by, analysis_id).analysis.state.final
+
+
+def _still_ended(here: Context, by: Principal, analysis_id: str) -> bool:
+    try:
+        return _ended(here, by, analysis_id)
+    except PathserveError:  # the client comes back with the last event that it has
+        return True
 
 
 def encode(event: Event) -> str:

@@ -1,15 +1,21 @@
 """`/livez` and `/readyz`: open to everybody, so they name parts and nothing else."""
 
-from fastapi import APIRouter, Response
-from pydantic import BaseModel
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict
 
 from gateway.http.context import Here
-from gateway.operations.errors import PathserveError
+from gateway.http.routing import Router
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
+
+_OPEN: dict[str, Any] = {"security": []}
 
 
 class Alive(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"alive": True}]})
+
     alive: bool
 
 
@@ -19,37 +25,39 @@ class Ready(BaseModel):
     `refused` names the models that should serve and may not, a later version as `NAME-vVERSION`.
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "ready": False,
+                    "parts": {"database": True, "worker": True, "inference": True, "archive": False},
+                    "refused": [],
+                }
+            ]
+        }
+    )
+
     ready: bool
     parts: dict[str, bool]
     refused: list[str]
 
 
-@router.head("/livez", include_in_schema=False)
-@router.get("/livez", summary="The process lives")
+@router.get("/livez", response_model=Alive, summary="The process lives", openapi_extra=_OPEN)
 async def livez() -> Alive:
     # Never in a thread: it must answer while all of them wait for the database.
     return Alive(alive=True)
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
+    response_model=Ready,
     summary="The server is ready",
+    openapi_extra=_OPEN,
     responses={503: {"model": Ready, "description": "A part is missing"}},
 )
 def readyz(here: Here, response: Response) -> Ready:
-    parts = {"database": False, "worker": False, "inference": False, "archive": False}
-    refused: list[str] = []
-    try:
-        worker = here.worker()
-        parts["database"] = True
-        if worker is not None:
-            parts["worker"] = True
-            parts |= {name: bool(passes) for name, passes in worker.parts.items()}
-            refused = sorted(str(each["folder"]) for each in worker.models if each.get("state") == "refused")
-    except PathserveError:
-        # The parts say it; why is in the log.
-        pass
-    ready = all(parts.values())
-    response.status_code = 200 if ready else 503
-    return Ready(ready=ready, parts=parts, refused=refused)
+    found = here.service.living.readiness()
+    if not found.ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = "2"
+    return Ready(ready=found.ready, parts=dict(found.parts), refused=list(found.refused))

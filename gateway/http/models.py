@@ -1,15 +1,27 @@
 """`/v1/models` and `/v1/protocols`: what this server can do now."""
 
-import re
-from typing import Annotated, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict
 
-from gateway.analyses.protocols import PROTOCOLS
-from gateway.http.context import Context, Here
+from gateway.domain.principal import Scope
+from gateway.http.context import By, Here
+from gateway.http.routing import Router, needs
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = Router(prefix="/v1", tags=["models"])
+
+_MODEL: dict[str, Any] = {
+    "name": "tissue_classification",
+    "version": "1",
+    "ready": False,
+    "reason": "No worker has loaded this model yet.",
+    "state": "pending",
+    "folder": "tissue_classification",
+    "target": None,
+    "precision": None,
+}
 
 
 class ModelView(BaseModel):
@@ -30,11 +42,15 @@ class ModelView(BaseModel):
 
 
 class Models(BaseModel):
+    """Every version that serves, or should; with `versions=all` the others too."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_MODEL]}]})
+
     items: list[ModelView]
 
 
 class SettingView(BaseModel):
-    """One setting that an order may change."""
+    """One setting of a protocol; `default` null is what the model's card says."""
 
     default: float | None
     least: float
@@ -43,15 +59,47 @@ class SettingView(BaseModel):
 
 
 class ProtocolView(BaseModel):
-    """One protocol with the models it needs."""
+    """One protocol with the models it needs, and the `card.json` of each (null where it has none that can be read).
+
+    A card says what its model is for (`intended_use`), its labels, operating points and digests; its schema is
+    `model_repository/card.schema.json`.
+    """
 
     name: str
     title: str
     models: list[str]
     settings: dict[str, SettingView]
+    cards: dict[str, dict[str, Any] | None]
 
 
 class Protocols(BaseModel):
+    """The protocols that an order may name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {
+                            "name": "tissue-classification",
+                            "title": "What tissue is where on an H&E slide",
+                            "models": ["tissue_classification"],
+                            "settings": {
+                                "tissue.min_share": {
+                                    "default": 0.25,
+                                    "least": 0.01,
+                                    "most": 1.0,
+                                    "meaning": "least share of a tile under tissue to read it",
+                                }
+                            },
+                            "cards": {"tissue_classification": {"name": "tissue_classification", "version": "1"}},
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
     items: list[ProtocolView]
 
 
@@ -60,52 +108,36 @@ Versions = Annotated[
 ]
 
 
-@router.get("/models", summary="The models and whether they are ready")
-def models(here: Here, versions: Versions = "active") -> Models:
-    worker = here.worker()
-    if worker is not None and worker.models:
-        found = [ModelView.model_validate(each) for each in worker.models]
-    else:
-        found = _not_loaded(here)
-    return Models(items=[each for each in found if versions == "all" or each.state not in ("standby", "retired")])
+@router.get(
+    "/models",
+    response_model=Models,
+    summary="The models and whether they are ready",
+    openapi_extra=needs(Scope.MODELS_READ),
+)
+def models(here: Here, by: By, versions: Versions = "active") -> Models:
+    found = here.service.models(by, every=versions == "all")
+    return Models(items=[ModelView.model_validate(asdict(each)) for each in found])
 
 
-def _not_loaded(here: Context) -> list[ModelView]:
-    """What is known without a worker: the models of the repository, and the versions that were chosen.
-
-    By names alone: what reads the repository brings numpy and gRPC, which this process does without.
-    """
-    names = {path.parent.name.partition("-")[0] for path in here.settings.model_repository.glob("*/card.json")}
-    choices = here.ledger.choices.read()
-    versions = {name: choices.current(name) for name in sorted(names) if re.fullmatch(r"[A-Za-z0-9_]+", name)}
-    return [
-        ModelView(
-            name=name,
-            version=version,
-            ready=False,
-            reason="No worker has loaded this model yet.",
-            state="pending",
-            folder=name if version in (None, "1") else f"{name}-v{version}",
-            target=None,
-            precision=None,
-        )
-        for name, version in versions.items()
-    ]
-
-
-@router.get("/protocols", summary="The protocols an order may ask for")
-def protocols() -> Protocols:
+@router.get(
+    "/protocols",
+    response_model=Protocols,
+    summary="The protocols an order may ask for, and their models' cards",
+    openapi_extra=needs(Scope.MODELS_READ),
+)
+def protocols(here: Here, by: By) -> Protocols:
     return Protocols(
         items=[
             ProtocolView(
-                name=each.name,
-                title=each.title,
-                models=list(each.models),
+                name=each.protocol.name,
+                title=each.protocol.title,
+                models=list(each.protocol.models),
                 settings={
                     name: SettingView(default=spec.default, least=spec.least, most=spec.most, meaning=spec.meaning)
-                    for name, spec in each.settings.items()
+                    for name, spec in each.protocol.settings.items()
                 },
+                cards={name: None if card is None else dict(card) for name, card in each.cards.items()},
             )
-            for each in PROTOCOLS.values()
+            for each in here.service.protocols(by)
         ]
     )

@@ -7,23 +7,28 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 
 import structlog
 import uvicorn
+from prometheus_client import generate_latest
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.service import Service
 from gateway.http.app import create_app
 from gateway.http.ledger_metrics import LedgerCollector
 from gateway.http.shell import REGISTRY
 from gateway.http.supervisor import Supervisor
 from gateway.http.tls import CertifiedProtocol
-from gateway.operations.auth import LOGINS_REFUSED, load_api_key, server_context
+from gateway.operations.auth import LOGINS_REFUSED, Authenticator, load_api_key, server_context
 from gateway.operations.errors import InvalidSetting
+from gateway.operations.limits import RequestLimit
 from gateway.operations.logging import configure_logging
 from gateway.operations.metrics import MetricsListener, WorkerMetrics
 from gateway.operations.outbound import is_loopback
+from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
 
@@ -31,17 +36,22 @@ log = structlog.get_logger("gateway.http.serve")
 
 STREAMS_S = 3
 """How long open connections (event streams above all) have to end at a shutdown."""
-LOCK_WAIT_S = 20.0
-"""How long a worker waits for the one before it, whose server was killed, to leave the state folder."""
 
 
 def worker_command() -> list[str]:
     """The worker that `serve` brings: it ends when this process is gone."""
-    return [sys.executable, "-m", "gateway.analyses.worker", str(os.getpid()), str(LOCK_WAIT_S)]
+    return [sys.executable, "-m", "gateway.analyses.worker", str(os.getpid())]
 
 
-def serve(host: str, port: int, workers: int, command: Sequence[str] | None = None) -> int:
+Door = Callable[[Settings, str, Service, Authenticator, RequestLimit, Callable[[], bool]], AbstractContextManager[int]]
+"""A further door to the use-cases, open as long as its block: settings, host, use-cases, who may come in and how often,
+whether the server is ready; gives its port."""
+
+
+def serve(host: str, port: int, workers: int, command: Sequence[str] | None = None, doors: Sequence[Door] = ()) -> int:
     """Serve until SIGTERM or SIGINT. Port 0 takes any free one. Returns the exit status.
+
+    `doors` are opened before the API answers, and closed after it.
 
     Raises InvalidSetting where the address cannot be bound, or may not be without TLS; StateError, DiskFull.
     """
@@ -64,16 +74,17 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}"
     address += f":{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"public_url": settings.public_url or address})
-    ledger = Ledger.open(settings.ledger_url, settings.state)
+    ledger = Ledger.open(settings.ledger_url, settings.state, settings.webhooks)
     key, fresh = load_api_key(settings.api_key, settings.state)
     if fresh is not None:
         print(f"pathserve: API key (shown once, keep it): {fresh}", file=sys.stderr, flush=True)
     REGISTRY.register(LedgerCollector(ledger))
     REGISTRY.register(LOGINS_REFUSED)
     worker_metrics = WorkerMetrics()
-    metrics = MetricsListener(settings.metrics_port, REGISTRY, worker_metrics.registry)
-    supervisor = Supervisor(command or worker_command(), worker_metrics.environment()) if workers else None
-    app, context = create_app(settings, ledger, key, None if supervisor is None else lambda: supervisor.since)
+    registries = (REGISTRY, worker_metrics.registry)
+    metrics = MetricsListener(settings.metrics_port, *registries)
+    supervisor = Supervisor(command or worker_command(), worker_metrics.environment(), workers) if workers else None
+    app, context = create_app(settings, ledger, key, lambda: b"".join(map(generate_latest, registries)))
     server = _Server(_config(app, tls), supervisor, context.stopping, ended)
     print(f"pathserve: serving on {address}", file=sys.stderr)
     if metrics.port is not None:
@@ -81,7 +92,12 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     try:
         if supervisor is not None:
             supervisor.start()
-        server.run(sockets=[listener])
+        with contextlib.ExitStack() as opened:
+            for door in doors:
+                opened.enter_context(
+                    door(settings, host, context.service, context.access.authenticator, context.limit, context.ready)
+                )
+            server.run(sockets=[listener])
     finally:
         if supervisor is not None:
             supervisor.terminate()

@@ -3,17 +3,19 @@
 Nothing inside is reached without the key, paths that do not exist included; only health is open.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
-from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.datastructures import MutableHeaders
 
 from gateway.http.access import TOKEN_ENDPOINT, Access, refused
 from gateway.http.problems import internal_problem, problem
-from gateway.operations.errors import BodyTooLarge, PathserveError
+from gateway.operations.errors import BodyTooLarge, BodyTooSlow, PathserveError, TooManyRequests
+from gateway.operations.limits import RequestLimit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,7 +27,10 @@ log = structlog.get_logger("gateway.http")
 
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 MAX_BODY_BYTES = 1_000_000
+BODY_S = 30.0
+"""In which a body has arrived."""
 _DRAIN_BYTES = 64_000_000
+_ALLOWANCE = "pathserve.allowance"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -45,12 +50,19 @@ REQUEST_SECONDS = Histogram(
 )
 
 
-class Shell:
-    """Wraps the API; `access` says who asks. The principal is in the scope's state for what lies inside."""
+REQUESTS_LIMITED = Counter(
+    "http_requests_limited", "Requests refused because their caller made too many", registry=REGISTRY
+)
 
-    def __init__(self, app: App, access: Access) -> None:
+
+class Shell:
+    """Wraps the API; `access` says who asks, `limit` how often each may. The principal is in the scope's state for what
+    lies inside."""
+
+    def __init__(self, app: App, access: Access, limit: RequestLimit) -> None:
         self._app = app
         self._access = access
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -73,6 +85,8 @@ class Shell:
                 stream = headers.get("content-type", "").startswith("text/event-stream")
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
+                for name, value in scope.get(_ALLOWANCE, ()):
+                    headers[name] = value
             await send(message)
 
         try:
@@ -91,37 +105,61 @@ class Shell:
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in OPEN_PATHS and (scope["method"], scope["path"]) != TOKEN_ENDPOINT:
             try:
-                scope.setdefault("state", {})["principal"] = await self._access.principal(scope)
+                await self._identify(scope)
             except PathserveError as refusal:
                 await refused(refusal)(scope, receive, send)
                 return
-        body = await _read_body(receive)
-        if body is None:
-            refusal_413 = BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES:,} bytes. Send a smaller order.")
-            await problem(refusal_413, headers={"Connection": "close"})(scope, receive, send)
+        try:
+            body = await _read_body(receive)
+        except PathserveError as refusal:
+            await problem(refusal, headers={"Connection": "close"})(scope, receive, send)
             return
         await self._app(scope, _replayed(body, receive), send)
 
+    async def _identify(self, scope: Scope) -> None:
+        """Put who asks into the scope's state. Raises as `Access.principal`, and TooManyRequests."""
+        principal = await self._access.principal(scope)
+        limit, left = self._limit.per_s, 0
+        try:
+            left = self._limit.check(principal.subject)
+        except TooManyRequests:
+            REQUESTS_LIMITED.inc()
+            raise
+        finally:
+            # draft-ietf-httpapi-ratelimit-headers
+            scope[_ALLOWANCE] = (
+                ("RateLimit-Policy", f'"caller";q={limit};w=1'),
+                ("RateLimit", f'"caller";r={left};t=1'),
+            )
+        scope.setdefault("state", {})["principal"] = principal
 
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole body; None where it is too large.
+
+async def _read_body(receive: Receive) -> bytes:
+    """The whole body. Raises BodyTooLarge, BodyTooSlow.
 
     What is too large is read on and thrown away up to a bound: a client that is still sending does not see the answer.
     """
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b"" if size <= MAX_BODY_BYTES else None
-        part = message.get("body", b"")
-        size += len(part)
-        if size <= MAX_BODY_BYTES:
-            parts.append(part)
-        else:
-            parts.clear()
-        if not message.get("more_body", False) or size > _DRAIN_BYTES:
-            return b"".join(parts) if size <= MAX_BODY_BYTES else None
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    break
+                part = message.get("body", b"")
+                size += len(part)
+                if size <= MAX_BODY_BYTES:
+                    parts.append(part)
+                else:
+                    parts.clear()
+                if not message.get("more_body", False) or size > _DRAIN_BYTES:
+                    break
+    except TimeoutError:
+        raise BodyTooSlow(f"The body did not arrive within {BODY_S:.0f} s. Send it again, faster.") from None
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES:,} bytes. Send a smaller one.")
+    return b"".join(parts)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

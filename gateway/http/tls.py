@@ -3,12 +3,11 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from gateway.http.access import CERTIFICATE
+from gateway.http.connection import TimedProtocol
 
 
-class CertifiedProtocol(H11Protocol):
+class CertifiedProtocol(TimedProtocol):
     """Adds the verified client certificate (DER), where one was shown, to the ASGI scope."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -12,6 +12,7 @@ from gateway.analyses.ledger import Ledger
 from gateway.analyses.pins import Pin, Pins
 from gateway.domain.analysis import State
 from gateway.domain.order import Priority
+from tests.http.conftest import Hand
 
 JSON = {"Content-Type": "application/json"}
 
@@ -50,7 +51,7 @@ async def test_an_order_is_accepted_and_kept_as_it_came(
 
 
 async def test_the_models_that_it_is_pinned_to_are_shown(
-    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, finished: Callable[..., None]
+    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, hand: Hand
 ) -> None:
     analysis_id = await accepted(client, order)
     assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == []
@@ -62,7 +63,7 @@ async def test_the_models_that_it_is_pinned_to_are_shown(
     ledger.pin(analysis_id, Pins(folders={"tissue_classification": "tissue_classification-v2"}, pins=pins).to_json())
     shown = [{"name": "tissue_head", "version": "1"}, {"name": "tissue_classification", "version": "2"}]
     assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == shown
-    finished(analysis_id)
+    hand.complete(analysis_id)
     assert (await client.get(f"/v1/analyses/{analysis_id}")).json()["models"] == shown
 
 
@@ -72,11 +73,9 @@ async def test_nulls_are_the_same_as_nothing(client: httpx.AsyncClient, order: d
     assert await accepted(client, nulls, **{"Idempotency-Key": "k"}) == first
 
 
-async def test_an_idempotency_key(
-    client: httpx.AsyncClient, order: dict[str, Any], finished: Callable[..., None]
-) -> None:
+async def test_an_idempotency_key(client: httpx.AsyncClient, order: dict[str, Any], hand: Hand) -> None:
     first = await client.post("/v1/analyses", json=order, headers={"Idempotency-Key": "k-1"})
-    finished(first.json()["id"])
+    hand.complete(first.json()["id"])
     again = await client.post("/v1/analyses", json=order, headers={"Idempotency-Key": "k-1"})
     assert (again.status_code, again.json(), again.headers["location"]) == (
         first.status_code,
@@ -164,7 +163,7 @@ async def test_a_bad_order_is_refused_with_the_field_that_is_wrong(
         (b"[" * 500_000, 400, "invalid-input"),
         (b'{"a":' * 100_000, 400, "invalid-input"),
         (json.dumps({"protocol": "tissue-classification", "specimens": [{"slides": [{"study": "1.2"}]}]}).encode()
-         .replace(b'"1.2"', b'"1.2", "series": NaN'), 422, "invalid-order"),
+         .replace(b'"1.2"', b'"1.2", "series": NaN'), 400, "invalid-input"),
         (b'{"protocol": "\\ud800", "specimens": [{"slides": [{"study": "1.2"}]}]}', 422, "invalid-order"),
         (b'{"protocol": "tissue-classification", "accession": "\\ud800",'
          b' "specimens": [{"slides": [{"study": "1.2"}]}]}', 422, "invalid-order"),
@@ -211,36 +210,32 @@ async def test_pages(client: httpx.AsyncClient, order: dict[str, Any]) -> None:
         assert (refused.status_code, refused.json()["reason"]) == (400, "invalid-input"), params
 
 
-async def test_an_etag_changes_with_the_analysis(
-    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger
-) -> None:
+async def test_an_etag_changes_with_the_analysis(client: httpx.AsyncClient, order: dict[str, Any], hand: Hand) -> None:
     analysis_id = await accepted(client, order)
     first = await client.get(f"/v1/analyses/{analysis_id}")
     tag = {"If-None-Match": first.headers["etag"]}
     for same in (tag["If-None-Match"], f"W/{tag['If-None-Match']}", f'"other", {tag["If-None-Match"]}', "*"):
         answer = await client.get(f"/v1/analyses/{analysis_id}", headers={"If-None-Match": same})
         assert (answer.status_code, answer.content) == (304, b""), same
-    ledger.claim()
+    hand.begin(analysis_id)
     changed = await client.get(f"/v1/analyses/{analysis_id}", headers=tag)
     assert (changed.status_code, changed.json()["state"]) == (200, "running")
 
 
-async def test_cancelling(
-    client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, finished: Callable[..., None]
-) -> None:
+async def test_cancelling(client: httpx.AsyncClient, order: dict[str, Any], ledger: Ledger, hand: Hand) -> None:
     waiting = await accepted(client, order)
     for _ in range(2):
         answer = await client.delete(f"/v1/analyses/{waiting}")
         assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
 
     running = await accepted(client, order)
-    ledger.claim()
+    turn = hand.begin(running)
     answer = await client.delete(f"/v1/analyses/{running}")
     assert (answer.status_code, answer.json()["state"], answer.json()["cancel_requested"]) == (202, "running", True)
-    ledger.finish(running, State.CANCELLED)
+    ledger.runs.finish(turn, State.CANCELLED)
 
     done = await accepted(client, order)
-    finished(done)
+    hand.complete(done)
     refused = await client.delete(f"/v1/analyses/{done}")
     assert (refused.status_code, refused.json()["reason"]) == (409, "conflict")
 

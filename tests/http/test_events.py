@@ -2,14 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
 from gateway.analyses.ledger import Ledger
-from gateway.domain.analysis import Progress, State, Step
+from gateway.domain.analysis import Failure, Progress, State, Step
+from tests.http.conftest import Hand
 
 
 def parse(text: str) -> list[tuple[int, str, dict[str, Any]]]:
@@ -27,9 +27,9 @@ async def analysis_id(client: httpx.AsyncClient, order: dict[str, Any]) -> str:
 
 
 async def test_the_stream_of_an_ended_analysis_replays_and_ends(
-    client: httpx.AsyncClient, analysis_id: str, finished: Callable[..., None]
+    client: httpx.AsyncClient, analysis_id: str, hand: Hand
 ) -> None:
-    finished(analysis_id)
+    hand.complete(analysis_id)
     answer = await client.get(f"/v1/analyses/{analysis_id}/events")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert [(seq, kind, data["state"]) for seq, kind, data in parse(answer.text)] == [
@@ -43,14 +43,16 @@ async def test_the_stream_of_an_ended_analysis_replays_and_ends(
         assert answer.status_code == (200 if left else 204)
 
 
-async def test_a_stream_follows_until_the_end(client: httpx.AsyncClient, analysis_id: str, ledger: Ledger) -> None:
+async def test_a_stream_follows_until_the_end(
+    client: httpx.AsyncClient, analysis_id: str, ledger: Ledger, hand: Hand
+) -> None:
     following = asyncio.create_task(client.get(f"/v1/analyses/{analysis_id}/events"))
     await asyncio.sleep(0.3)
-    ledger.claim()
-    ledger.record_progress(analysis_id, Progress(Step.INFER, 5, 10, "tiles"))
+    turn = hand.begin(analysis_id)
+    ledger.runs.progress(turn, Progress(Step.INFER, 5, 10, "tiles"))
     await asyncio.sleep(0.3)
     assert not following.done()
-    ledger.finish(analysis_id, State.COMPLETED)
+    ledger.runs.finish(turn, State.FAILED, Failure("no-tissue", "There is none."))
     events = parse((await asyncio.wait_for(following, 5)).text)
     assert [kind for _, kind, _ in events] == ["state", "state", "progress", "state"]
     assert events[2][2] | {"time": None} == {"time": None, "step": "infer", "done": 5, "total": 10, "unit": "tiles"}

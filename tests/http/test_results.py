@@ -1,13 +1,11 @@
 """The report by content negotiation, the artefacts, and what is said where there is none."""
 
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from gateway.analyses.ledger import Ledger
-from gateway.domain.analysis import Failure, State
+from tests.http.conftest import Hand
 
 
 @pytest.fixture
@@ -35,11 +33,11 @@ async def analysis_id(client: httpx.AsyncClient, order: dict[str, Any]) -> str:
 async def test_the_report_in_the_encoding_that_is_asked_for(
     client: httpx.AsyncClient,
     analysis_id: str,
-    finished: Callable[..., None],
+    hand: Hand,
     accept: str | None,
     media_type: str | None,
 ) -> None:
-    finished(analysis_id)
+    hand.complete(analysis_id)
     if accept is None:
         del client.headers["Accept"]
     answer = await client.get(f"/v1/analyses/{analysis_id}/report", headers={"Accept": accept} if accept else {})
@@ -54,20 +52,19 @@ async def test_the_report_in_the_encoding_that_is_asked_for(
         assert answer.headers["content-security-policy"].startswith("default-src 'none'")
 
 
-async def test_no_report_yet(client: httpx.AsyncClient, analysis_id: str, ledger: Ledger) -> None:
-    for state in ("accepted", "running"):
+async def test_no_report_yet(client: httpx.AsyncClient, analysis_id: str, hand: Hand) -> None:
+    for state, move in (("accepted", hand.begin), ("running", None)):
         answer = await client.get(f"/v1/analyses/{analysis_id}/report")
         body = answer.json()
         assert (answer.status_code, body["reason"], body["state"]) == (409, "report-not-ready", state)
         assert "retry-after" in answer.headers
-        ledger.claim()
+        if move is not None:
+            move(analysis_id)
     assert (await client.get(f"/v1/analyses/{analysis_id}/artifacts")).json() == {"items": []}
 
 
-async def test_a_failed_analysis_says_why(
-    client: httpx.AsyncClient, analysis_id: str, finished: Callable[..., None]
-) -> None:
-    finished(analysis_id, State.FAILED, Failure("no-tissue", "There is no tissue on this slide; scan it again."))
+async def test_a_failed_analysis_says_why(client: httpx.AsyncClient, analysis_id: str, hand: Hand) -> None:
+    hand.fail(analysis_id, "no-tissue", "There is no tissue on this slide; scan it again.")
     answer = await client.get(f"/v1/analyses/{analysis_id}/report")
     body = answer.json()
     assert (answer.status_code, body["reason"], body["state"]) == (409, "no-tissue", "failed")
@@ -85,8 +82,8 @@ async def test_a_cancelled_analysis_has_no_report(client: httpx.AsyncClient, ana
     assert (answer.status_code, answer.json()["reason"]) == (409, "cancelled")
 
 
-async def test_the_artifacts(client: httpx.AsyncClient, analysis_id: str, finished: Callable[..., None]) -> None:
-    finished(analysis_id)
+async def test_the_artifacts(client: httpx.AsyncClient, analysis_id: str, hand: Hand) -> None:
+    hand.complete(analysis_id)
     items = (await client.get(f"/v1/analyses/{analysis_id}/artifacts")).json()["items"]
     assert {item["name"]: item["media_type"] for item in items} == {
         "report.html": "text/html; charset=utf-8",
