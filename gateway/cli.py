@@ -307,9 +307,15 @@ def _end_by_interruption() -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from gateway.http.serve import serve
+    from gateway.http.serve import Door, serve
+    from gateway.operations.settings import settings
 
-    return serve(host=arguments.host, port=arguments.port, workers=arguments.workers)
+    doors: list[Door] = []
+    if settings().grpc_port is not None:
+        from gateway.grpc.server import open_grpc
+
+        doors.append(open_grpc)
+    return serve(host=arguments.host, port=arguments.port, workers=arguments.workers, doors=doors)
 
 
 def _worker(arguments: argparse.Namespace) -> int:
