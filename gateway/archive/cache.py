@@ -85,6 +85,22 @@ class FrameCache:
             yield folder
             os.utime(folder)
 
+    def drop(self, unwanted: Callable[[Path], bool]) -> tuple[int, int]:
+        """Remove the series whose folder (…/study/series) is `unwanted`: how many went, and how many are in use.
+
+        Raises StateError, DiskFull.
+        """
+        gone = held = 0
+        with disk_errors(), self._locked():
+            for folder in sorted(self._folder.glob("*/*/*/")):
+                if not unwanted(folder):
+                    continue
+                if _evicted(folder):
+                    gone += 1
+                else:
+                    held += 1
+        return gone, held
+
     def make_room(self, folder: Path, need: int) -> None:
         """Evict what nobody holds until `need` more bytes fit; `folder` is the series that they are for.
 
