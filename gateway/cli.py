@@ -312,9 +312,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     doors: list[Door] = []
     if settings().grpc_port is not None:
+        from gateway.grpc.metrics import REGISTRY
         from gateway.grpc.server import open_grpc
 
-        doors.append(open_grpc)
+        doors.append(Door(open_grpc, REGISTRY))
     return serve(host=arguments.host, port=arguments.port, workers=arguments.workers, doors=doors)
 
 

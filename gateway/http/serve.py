@@ -9,11 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import FrameType
 
 import structlog
 import uvicorn
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.service import Service
@@ -43,9 +44,18 @@ def worker_command() -> list[str]:
     return [sys.executable, "-m", "gateway.analyses.worker", str(os.getpid())]
 
 
-Door = Callable[[Settings, str, Service, Authenticator, RequestLimit, Callable[[], bool]], AbstractContextManager[int]]
-"""A further door to the use-cases, open as long as its block: settings, host, use-cases, who may come in and how often,
-whether the server is ready; gives its port."""
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A further door to the use-cases.
+
+    `open` keeps it open as long as its block, and gives its port; it takes the settings, the host, the use-cases, who
+    may come in and how often, and whether the server is ready. `metrics` are shown beside those of the API.
+    """
+
+    open: Callable[
+        [Settings, str, Service, Authenticator, RequestLimit, Callable[[], bool]], AbstractContextManager[int]
+    ]
+    metrics: CollectorRegistry
 
 
 def serve(host: str, port: int, workers: int, command: Sequence[str] | None = None, doors: Sequence[Door] = ()) -> int:
@@ -81,7 +91,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     REGISTRY.register(LedgerCollector(ledger))
     REGISTRY.register(LOGINS_REFUSED)
     worker_metrics = WorkerMetrics()
-    registries = (REGISTRY, worker_metrics.registry)
+    registries = (REGISTRY, *(door.metrics for door in doors), worker_metrics.registry)
     metrics = MetricsListener(settings.metrics_port, *registries)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment(), workers) if workers else None
     app, context = create_app(settings, ledger, key, lambda: b"".join(map(generate_latest, registries)))
@@ -95,7 +105,9 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
         with contextlib.ExitStack() as opened:
             for door in doors:
                 opened.enter_context(
-                    door(settings, host, context.service, context.access.authenticator, context.limit, context.ready)
+                    door.open(
+                        settings, host, context.service, context.access.authenticator, context.limit, context.ready
+                    )
                 )
             server.run(sockets=[listener])
     finally:
