@@ -24,6 +24,7 @@ from gateway.analyses.reaper import Reaper
 from gateway.analyses.stages import MakeCase, Retry
 from gateway.analyses.turns import Stage
 from gateway.analyses.workflow import APPLICATION_VERSION, Attempt, Workflows
+from gateway.operations.audit import AuditLife
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import PathserveError, StateError
 from gateway.operations.logging import configure_logging
@@ -78,7 +79,10 @@ def run_worker(settings: Settings, open_parts: OpenParts, *, parent_pid: int | N
     ledger = Ledger.open(settings.ledger_url, settings.state, settings.webhooks)
     try:
         worker = new_worker_id()
-        with open_parts(settings, ledger, worker) as parts:
+        with (
+            AuditLife(ledger.trail, settings.state, "worker", worker),
+            open_parts(settings, ledger, worker) as parts,
+        ):
             _work(settings, ledger, worker, parts, ended)
     finally:
         ledger.close()

@@ -23,6 +23,7 @@ from gateway.http.ledger_metrics import LedgerCollector
 from gateway.http.shell import REGISTRY
 from gateway.http.supervisor import Supervisor
 from gateway.http.tls import CertifiedProtocol
+from gateway.operations.audit import AuditLife
 from gateway.operations.auth import LOGINS_REFUSED, Authenticator, load_api_key, server_context
 from gateway.operations.errors import InvalidSetting
 from gateway.operations.limits import RequestLimit
@@ -102,7 +103,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     try:
         if supervisor is not None:
             supervisor.start()
-        with contextlib.ExitStack() as opened:
+        with AuditLife(ledger.trail, settings.state, "server"), contextlib.ExitStack() as opened:
             for door in doors:
                 opened.enter_context(
                     door.open(

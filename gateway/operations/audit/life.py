@@ -16,6 +16,8 @@ log = structlog.get_logger("gateway.operations.audit")
 
 ANCHOR_S = 300.0
 """What is rewritten before it is this old need not be found out."""
+END_S = 3.0
+"""How long a process that ends waits for a database that does not answer."""
 
 
 class AuditLife:
@@ -43,15 +45,15 @@ class AuditLife:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
-        self._note("application-stopped")
-        self._anchor()
+        self._thread.join(END_S)
 
     def _keep(self) -> None:
         while True:
             self._anchor()
             if self._ended.wait(ANCHOR_S):
-                return
+                break
+        self._note("application-stopped")
+        self._anchor()
 
     def _note(self, subtype: str) -> None:
         event = AuditEvent(
