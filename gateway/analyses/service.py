@@ -187,11 +187,9 @@ class Service:
 
         Raises WrongScope (analyses:write); ReportNotReady, Conflict; InvalidInput for a series that is not the case's.
         """
-        from gateway.analyses.feedback import give
-
         with self._on(by, Scope.ANALYSES_WRITE, "feedback-give", analysis_id):
             _completed(self._ledger.get(analysis_id, by.tenant))
-            return give(self._settings, self._ledger, by, analysis_id, feedback)
+            return self._ledger.feedback.give(by, analysis_id, feedback, self._settings.state / "analyses")
 
     def feedback(self, by: Principal, analysis_id: str) -> tuple["FeedbackRecord", ...]:
         """All feedback on it, oldest first. Raises WrongScope (analyses:read)."""
