@@ -14,9 +14,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.analyses.schema import MODEL_DECISIONS
+from gateway.operations import audit
 from gateway.operations.errors import Conflict
 
 Transaction = Callable[[], AbstractContextManager[sa.Connection]]
+
+
+WORKER = "worker"
+"""Who notes what serves without anybody's decision."""
 
 
 class Action(StrEnum):
@@ -193,18 +198,37 @@ def _add(connection: sa.Connection, model: str, version: str, action: Action, wh
         )
         .returning(*MODEL_DECISIONS.c)
     ).one()
-    return _decision(row)
+    decision = _decision(row)
+    audit.append(connection, _record("model-decided", decision, "worker" if who == WORKER else f"device:{who}"))
+    return decision
 
 
 def _settle(
     connection: sa.Connection, which: Iterable[sa.ColumnElement[bool]], outcome: Outcome, reason: str | None
 ) -> int:
     """Guarded, so that a wish is settled once whoever races."""
-    return connection.execute(
+    settled = connection.execute(
         MODEL_DECISIONS.update()
         .where(*which, MODEL_DECISIONS.c.outcome == Outcome.PENDING.value)
         .values(outcome=outcome.value, reason=reason, settled=datetime.now(UTC))
-    ).rowcount
+        .returning(*MODEL_DECISIONS.c)
+    ).all()
+    audit.append(connection, *(_record("model-settled", _decision(row), "worker") for row in settled))
+    return len(settled)
+
+
+def _record(subtype: str, decision: Decision, actor: str) -> audit.AuditEvent:
+    refused = decision.outcome is Outcome.REFUSED
+    return audit.AuditEvent(
+        type=audit.EventType.APPLICATION_ACTIVITY,
+        subtype=subtype,
+        action=audit.Action.UPDATE,
+        outcome=audit.Outcome.MINOR_FAILURE if refused else audit.Outcome.SUCCESS,
+        actor=actor,
+        entity_kind="model",
+        entity=f"{decision.model} {decision.version}",
+        detail={"decision": decision.number, "action": decision.action.value, "outcome": decision.outcome.value},
+    )
 
 
 def _decision(row: sa.Row[Any]) -> Decision:

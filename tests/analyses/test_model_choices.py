@@ -19,6 +19,7 @@ from gateway.archive import FolderArchive
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
+from gateway.operations.audit import AuditQuery
 from gateway.operations.errors import Cancelled, Conflict, ModelNotLoaded, ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
@@ -51,6 +52,24 @@ def test_a_promotion_serves_once_it_is_settled(ledger: Ledger) -> None:
     assert (choices.current("m"), choices.pending("m"), choices.before("m")) == ("2", None, "1")
     assert ledger.choices.get(wish.number).settled is not None
     assert choices.current("other") is None
+
+
+def test_decisions_are_in_the_audit_trail(ledger: Ledger) -> None:
+    ledger.choices.note_initial("m", "1", "worker")
+    served(ledger, "2")
+    ledger.choices.wish("m", "3", Action.PROMOTE, "ann")
+    ledger.choices.wish("m", "4", Action.PROMOTE, "bob")
+    ledger.choices.retire("m", "1", "ann")
+    told = ledger.trail.page(AuditQuery())
+    assert [(each.subtype, each.actor, each.entity, each.details["outcome"]) for each in told] == [
+        ("model-decided", "worker", "m 1", "serving"),
+        ("model-decided", "device:ann", "m 2", "pending"),
+        ("model-settled", "worker", "m 2", "serving"),
+        ("model-decided", "device:ann", "m 3", "pending"),
+        ("model-settled", "worker", "m 3", "refused"),
+        ("model-decided", "device:bob", "m 4", "pending"),
+        ("model-decided", "device:ann", "m 1", "retired"),
+    ]
 
 
 def test_a_refused_promotion_changes_nothing(ledger: Ledger) -> None:
