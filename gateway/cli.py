@@ -105,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     deliveries.set_defaults(run=_deliveries)
     _add_deliveries(deliveries.add_subparsers(required=True, metavar="ACTION", dest="action"))
 
+    feedback = commands.add_parser("feedback", help="what readers said of reports, as training signal")
+    feedback.set_defaults(run=_feedback)
+    exporting = feedback.add_subparsers(required=True, metavar="ACTION", dest="action")
+    exporting.add_parser("export", help="all of it as JSON lines, without patients and free text")
+
     keys = commands.add_parser("keys", help="API keys besides the server's own")
     keys.set_defaults(run=_keys)
     _add_keys(keys.add_subparsers(required=True, metavar="ACTION", dest="action"))
@@ -355,6 +360,12 @@ def _deliveries(arguments: argparse.Namespace) -> int:
             dead=arguments.dead, analysis=arguments.analysis, as_json=arguments.json
         )
     return deliveries_command.replay(arguments.ids, all_dead=arguments.all_dead)
+
+
+def _feedback(arguments: argparse.Namespace) -> int:
+    from gateway.analyses.feedback_command import export
+
+    return export()
 
 
 def _keys(arguments: argparse.Namespace) -> int:

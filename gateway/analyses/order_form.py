@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from gateway.analyses.protocols import PROTOCOLS
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, Patient, Priority, RegionUm, SlideReference, Specimen
 from gateway.domain.uids import is_uid
@@ -21,7 +22,8 @@ def _uid(text: str) -> str:
     return text
 
 
-Uid = Annotated[str, StringConstraints(max_length=64), AfterValidator(_uid)]
+_UID = {"pattern": r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$"}
+Uid = Annotated[str, Field(json_schema_extra=_UID), StringConstraints(max_length=64), AfterValidator(_uid)]
 Short = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=_TEXT)]
 Long = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_TEXT)]
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=_TEXT)]
@@ -98,7 +100,11 @@ class OrderBody(_Body):
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [EXAMPLE]})
 
-    protocol: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")]
+    protocol: Annotated[
+        str,
+        Field(json_schema_extra={"enum": list(PROTOCOLS)}),
+        StringConstraints(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$"),
+    ]
     specimens: list[SpecimenBody] = Field(min_length=1, max_length=50)
     priority: Priority = Priority.ROUTINE
     accession: Short | None = None

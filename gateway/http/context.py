@@ -13,8 +13,10 @@ from gateway.domain.principal import Principal
 from gateway.domain.uids import is_analysis_id
 from gateway.http.access import Access
 from gateway.http.feed import Feed
-from gateway.operations.errors import InvalidInput, NotFound
+from gateway.operations.errors import NotFound
 from gateway.operations.limits import RequestLimit
+
+_TAG = r'^(\*|"[!#-~]{1,100}")$'
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +56,12 @@ def _analysis_id(analysis_id: str) -> str:
 
 
 def _if_match(
-    if_match: Annotated[str | None, Header(description="Change it only where this is its ETag still")] = None,
+    if_match: Annotated[
+        str | None, Header(pattern=_TAG, description="Change it only where this, one strong ETag, is its ETag still")
+    ] = None,
 ) -> str | None:
     """The version that `If-Match` asks for (RFC 9110 13.1.1); None where it asks for none, or for any."""
-    if if_match is None or if_match.strip() == "*":
-        return None
-    tag = if_match.strip()
-    if len(tag) < 3 or not (tag[0] == tag[-1] == '"') or '"' in tag[1:-1]:
-        raise InvalidInput('If-Match is one ETag of this analysis, in double quotes and without W/, or "*".')
-    return tag[1:-1]
+    return None if if_match in (None, "*") else if_match.strip('"')
 
 
 Here = Annotated[Context, Depends(_context)]

@@ -41,6 +41,8 @@ def described(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _not_null(parameter["schema"])
                 if path == TOKEN_PATH:
                     operation["security"] = []
                     continue
@@ -49,3 +51,12 @@ def described(app: FastAPI) -> dict[str, Any]:
                         response |= _PROBLEM
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without the null that stands for a parameter that is left out: nobody can send it."""
+    kinds = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    kind: dict[str, Any] = kinds[0]
+    return {name: value for name, value in schema.items() if name != "anyOf"} | kind

@@ -17,7 +17,7 @@ from gateway.domain.principal import Principal, Scope
 from gateway.http.context import AnalysisId, By, Context, Here
 from gateway.http.routing import Router, needs
 from gateway.http.views import PREFIX
-from gateway.operations.errors import InvalidInput, PathserveError
+from gateway.operations.errors import PathserveError
 
 router = Router(tags=["analyses"])
 
@@ -31,20 +31,22 @@ _EXAMPLE = 'id: 1\nevent: state\ndata: {"time": "2026-11-26T08:15:00+00:00", "st
     summary="Follow an analysis",
     openapi_extra=needs(Scope.ANALYSES_READ),
     responses={
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}}},
+        200: {"content": {"text/event-stream": {"example": _EXAMPLE}}},
         204: {"description": "Nothing follows that event: the analysis has ended"},
     },
 )
 async def follow(
-    here: Here, by: By, request: Request, analysis_id: AnalysisId, last_event_id: Annotated[str | None, Header()] = None
+    here: Here,
+    by: By,
+    request: Request,
+    analysis_id: AnalysisId,
+    last_event_id: Annotated[
+        str | None, Header(pattern="^[0-9]{1,9}$", description="Only what follows the event of this id")
+    ] = None,
 ) -> Response:
     """Events `state`, `step`, `progress` and what else happens to it, from the beginning or after `Last-Event-ID`; ends
     when the analysis has ended."""
-    after = 0
-    if last_event_id:
-        if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) <= 9):
-            raise InvalidInput("Last-Event-ID is the id of an event of this stream: a number.")
-        after = int(last_event_id)
+    after = int(last_event_id or 0)
     ended = await run_in_threadpool(_ended, here, by, analysis_id)
     if after and ended and not await run_in_threadpool(here.service.events, by, analysis_id, after):
         # A browser takes the end of a stream for a fault and comes back until it is told this (WHATWG HTML 9.2.3).

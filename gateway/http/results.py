@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import Header, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -57,7 +57,6 @@ def report(
     by: By,
     request: Request,
     analysis_id: AnalysisId,
-    accept: Annotated[str | None, Header()] = None,
     revision: RevisionQuery = None,
 ) -> Response:
     """JSON, or by `Accept` the HTML page, the DICOM structured report or the PDF.
@@ -65,7 +64,7 @@ def report(
     A case of several studies has one structured report in each: `application/dicom` is the first one, and `Link` names
     the others; `multipart/related; type="application/dicom"` is all of them in one answer (PS3.18 8.6.1.2).
     """
-    media_type = negotiate(accept, _OFFERED)
+    media_type = negotiate(request.headers.get("accept"), _OFFERED)
     if media_type is None:
         raise NotAcceptable(f"The report comes as {', '.join(_OFFERED)}; ask for one of these.")
     if media_type == SEVERAL:

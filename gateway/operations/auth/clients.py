@@ -64,9 +64,10 @@ class Clients:
             "revoked": None,
         }
         with self._store.write() as connection:
-            same = CLIENTS.c.id == client.id
-            taken = sa.select(CLIENTS).where(sa.or_(same, CLIENTS.c.certificate_sha256 == client.certificate_sha256))
-            for row in connection.execute(taken.with_for_update()).all():
+            same = taken = CLIENTS.c.id == client.id
+            if client.certificate_sha256 is not None:
+                taken = sa.or_(same, CLIENTS.c.certificate_sha256 == client.certificate_sha256)
+            for row in connection.execute(sa.select(CLIENTS).where(taken).with_for_update()).all():
                 if row.id != client.id or row.revoked is None:
                     raise Conflict(
                         f"The client {row.id} is registered with this id or certificate; revoke it first, or use "

@@ -32,6 +32,7 @@ _RULES = Rules(
     algorithms=("RS256", "RS384", "PS256", "PS384", "PS512", "ES256", "ES384"),
     types=(None, "jwt", "client-authentication+jwt"),
     audience="",
+    subject=lambda claims: f"client:{claims['sub']}",
     require=("exp", "iss", "aud", "sub", "jti"),
 )
 

@@ -45,6 +45,7 @@ class IdentityProvider:
             algorithms=ALGORITHMS,
             types=(None, "jwt", "at+jwt", "application/at+jwt"),
             audience=settings.oidc_audience,
+            subject=_subject,
             issuer=issuer,
         )
         self._keys = FetchedKeys(self._fetch)
@@ -52,8 +53,7 @@ class IdentityProvider:
     def principal(self, token: str, certificate: bytes | None) -> tuple[Principal, float]:
         """Whom the token names, and its `exp`. Raises Refused, IdentityProviderUnavailable."""
         claims = verified(token, self._keys.find, self._rules)
-        kind = PrincipalKind.SYSTEM if _is_system(claims) else PrincipalKind.PERSON
-        subject = f"{kind.value}:{claims['sub']}"
+        kind, subject = _kind(claims), _subject(claims)
         if _ID_TOKEN_CLAIMS & claims.keys() or claims.get("typ") in ("ID", "Refresh"):
             said = Unauthenticated("This is an ID or refresh token: send the access token.")
             raise Refused(Credential.TOKEN, "id-token", said, subject=subject)
@@ -92,15 +92,20 @@ class IdentityProvider:
         return get_json(address, self._hosts)
 
 
-def _is_system(claims: Mapping[str, Any]) -> bool:
-    """Whether a token is a program's own: it says so (Entra ID, Auth0, Keycloak), or its subject is its client."""
-    client = next((claims[name] for name in ("client_id", "azp", "appid", "cid") if name in claims), None)
-    return (
-        claims["sub"] in [claims.get(name) for name in ("client_id", "azp", "appid", "cid")]
+def _subject(claims: Mapping[str, Any]) -> str:
+    return f"{_kind(claims).value}:{claims['sub']}"
+
+
+def _kind(claims: Mapping[str, Any]) -> PrincipalKind:
+    """A system where the token is a program's own: it says so (Entra ID, Auth0, Keycloak), or names it as subject."""
+    clients = [claims[name] for name in ("client_id", "azp", "appid", "cid") if name in claims]
+    own = (
+        claims["sub"] in clients
         or claims.get("idtyp") == "app"
         or claims.get("gty") == "client-credentials"
-        or (isinstance(client, str) and claims.get("preferred_username") == f"service-account-{client.lower()}")
+        or claims.get("preferred_username") in [f"service-account-{client}".lower() for client in clients]
     )
+    return PrincipalKind.SYSTEM if own else PrincipalKind.PERSON
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[Scope]:

@@ -2,7 +2,7 @@
 
 import base64
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,16 @@ _CLAIMS: tuple[tuple[type[jwt.PyJWTError], str, str], ...] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What a token must be. `types`: values of its head's `typ` in small letters, None where it may be left out."""
+    """What a token must be. `types`: values of its head's `typ` in small letters, None where it may be left out.
+
+    `subject` names whom its claims are for, once their signature is good.
+    """
 
     credential: Credential
     algorithms: Collection[str]
     types: Collection[str | None]
     audience: str
+    subject: Callable[[Mapping[str, Any]], str]
     issuer: str | None = None
     require: tuple[str, ...] = ("exp", "iss", "aud", "sub")
 
@@ -76,7 +80,7 @@ def verified(token: str, find: Finder, rules: Rules) -> Mapping[str, Any]:
         reason, said = next(
             ((name, text) for kind, name, text in _CLAIMS if isinstance(error, kind)), ("malformed", "")
         )
-        subject = _signed_subject(token, key, algorithm) if said else ""
+        subject = _signed_subject(token, key, algorithm, rules) if said else ""
         raise Refused(what, reason, Unauthenticated(said) if said else None, subject=subject) from None
     if not is_name(claims["sub"]):
         raise Refused(what, "malformed")
@@ -102,9 +106,9 @@ def thumbprint(certificate: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(certificate).digest()).rstrip(b"=").decode()
 
 
-def _signed_subject(token: str, key: jwt.PyJWK, algorithm: str) -> str:
-    """Who the token was made for, where its signature is good but it cannot be used."""
+def _signed_subject(token: str, key: jwt.PyJWK, algorithm: str, rules: Rules) -> str:
+    """Whom the token was made for, where its signature is good but it cannot be used."""
     names = ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
     unchecked: Any = {f"verify_{name}": False for name in names}
-    subject = jwt.decode(token, key, algorithms=[algorithm], options=unchecked).get("sub")
-    return str(subject) if is_name(subject) else ""
+    claims = jwt.decode(token, key, algorithms=[algorithm], options=unchecked)
+    return rules.subject(claims) if is_name(claims.get("sub")) else ""
