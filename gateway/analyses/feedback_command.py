@@ -18,8 +18,9 @@ def export() -> int:
     ledger = Ledger.open(settings.ledger_url, settings.state)
     try:
         count = 0
-        for count, line in enumerate(ledger.feedback.signal(settings.state / "analyses"), 1):
+        for line in ledger.feedback.signal(settings.state / "analyses"):
             print(json.dumps(line, ensure_ascii=False))
+            count += 1
         by = operator()
         ledger.audit(
             AuditEvent(
