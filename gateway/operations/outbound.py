@@ -6,12 +6,13 @@ before a call by `check_outbound`, and on the connection itself by `guard`.
 
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from gateway.operations.errors import TargetNotAllowed
 
+_CONNECTED = "connection.connect_tcp.complete"
 _PORTS = {"https": 443, "http": 80}
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -66,11 +67,33 @@ def guard(url: str) -> Callable[[str, Mapping[str, Any]], None]:
     host = str(_split(url).hostname)
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
-        if event == "connection.connect_tcp.complete":
-            peer = info["return_value"].get_extra_info("server_addr")
-            _check_address(str(peer[0]), host)
+        if event == _CONNECTED:
+            try:
+                _check_peer(info["return_value"], host)
+            except TargetNotAllowed:
+                info["return_value"].close()
+                raise
 
     return trace
+
+
+def async_guard(url: str) -> Callable[[str, Mapping[str, Any]], Coroutine[Any, Any, None]]:
+    """`guard` for an httpx.AsyncClient."""
+    host = str(_split(url).hostname)
+
+    async def trace(event: str, info: Mapping[str, Any]) -> None:
+        if event == _CONNECTED:
+            try:
+                _check_peer(info["return_value"], host)
+            except TargetNotAllowed:
+                await info["return_value"].aclose()
+                raise
+
+    return trace
+
+
+def _check_peer(stream: Any, host: str) -> None:
+    _check_address(str(stream.get_extra_info("server_addr")[0]), host)
 
 
 def _split(url: str) -> SplitResult:

@@ -17,7 +17,7 @@ from gateway.operations.auth.key_sets import ALGORITHMS, FetchedKeys, find_key, 
 from gateway.operations.auth.keys import changed, checked_name, checked_scopes, scopes_in
 from gateway.operations.auth.refusal import Credential, Refused
 from gateway.operations.auth.store import Store
-from gateway.operations.auth.table import CLIENTS
+from gateway.operations.auth.table import ACCESS_TOKENS, CLIENTS
 from gateway.operations.auth.tokens import is_name
 from gateway.operations.errors import Conflict, InvalidInput, NotFound, TargetNotAllowed
 from gateway.operations.outbound import authority
@@ -87,7 +87,7 @@ class Clients:
         return tuple(_client(row) for row in rows)
 
     def revoke(self, client: str, by: str) -> None:
-        """From now on (a few seconds later where it was at work) it may do nothing. Raises NotFound."""
+        """From now on (a few seconds later where it was at work) it may do nothing, nor its tokens. Raises NotFound."""
         with self._store.write() as connection:
             same = CLIENTS.c.id == client
             row = connection.execute(sa.select(CLIENTS).where(same).with_for_update()).first()
@@ -97,6 +97,7 @@ class Clients:
                 # The certificate is free for another client.
                 values = {"revoked": datetime.now(UTC), "certificate_sha256": None}
                 connection.execute(CLIENTS.update().where(same).values(values))
+                connection.execute(ACCESS_TOKENS.delete().where(ACCESS_TOKENS.c.client == client))
                 append(connection, changed("client-revoked", Action.DELETE, by, row.tenant, "client", client))
 
     def get(self, client: str) -> Client | None:

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
 
 from gateway.operations.errors import IdentityProviderUnavailable
-from gateway.operations.outbound import check_outbound, guard
+from gateway.operations.outbound import async_guard, check_outbound
 
 TIMEOUT_S = 5.0
 """For the whole of it: name, connection, TLS, answer."""
@@ -39,11 +39,6 @@ def get_json(url: str, allowed: Iterable[str]) -> Any:
 
 
 async def _get(url: str) -> tuple[int, bytes]:
-    check = guard(url)
-
-    async def trace(event: str, info: Mapping[str, Any]) -> None:
-        check(event, info)
-
     body = b""
     # A bound on each wait alone would let a byte now and then hold us for ever.
     async with (
@@ -55,7 +50,7 @@ async def _get(url: str) -> tuple[int, bytes]:
             trust_env=False,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pathserve"},
         ) as client,
-        client.stream("GET", url, extensions={"trace": trace}) as response,
+        client.stream("GET", url, extensions={"trace": async_guard(url)}) as response,
     ):
         async for piece in response.aiter_raw():
             body += piece

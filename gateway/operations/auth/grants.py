@@ -112,11 +112,9 @@ class Grants:
         digest = _digest(token)
         with self._store.read() as connection:
             row = connection.execute(sa.select(ACCESS_TOKENS).where(ACCESS_TOKENS.c.sha256 == digest)).first()
-        if row is None:
+        client = None if row is None else self._clients.get(row.client)
+        if row is None or client is None:
             raise Refused(Credential.TOKEN, "unknown")
-        client = self._clients.get(row.client)
-        if client is None:
-            raise Refused(Credential.TOKEN, "revoked")
         if row.expires <= datetime.now(UTC):
             said = Unauthenticated("The token has expired: get a new one.")
             raise Refused(Credential.TOKEN, "expired", said, subject=client.principal.subject, tenant=client.tenant)
