@@ -1,10 +1,14 @@
 """An analysis that cannot be done ends `failed` with its reason: no report, nothing stored in the PACS."""
 
+import io
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pydicom
 import pytest
@@ -12,10 +16,19 @@ import pytest
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.support.dicom import dicom_file
-from tests.support.gateway import Case, Gateway, case_of, case_without_slides, running_gateway, study_in
+from tests.support.gateway import (
+    PATHSERVE,
+    Case,
+    Gateway,
+    case_of,
+    case_without_slides,
+    eventually,
+    running_gateway,
+    study_in,
+)
 from tests.support.orthanc import Orthanc, free_port
 from tests.support.rogue_answers import by_path
-from tests.support.rogue_pacs import Answer, RoguePacs, dicom_json, once_listed, running
+from tests.support.rogue_pacs import Answer, Request, RoguePacs, dicom_json, once_listed, running
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
 
@@ -142,17 +155,74 @@ def pacs_with(folder: Path) -> RoguePacs:
     )
 
 
+def taking(server: RoguePacs, slide: Path) -> list[str]:
+    """Let the server take what it is sent, and give it back: the SOP instance UIDs that it is sent, in order."""
+    files = {path.stem: path.read_bytes() for path in slide.glob("*.dcm")}
+    taken: list[str] = []
+    list_slide = server.list_instances
+
+    def take(request: Request) -> None:
+        data = request.body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+        sop = str(pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
+        taken.append(sop)
+        files[sop] = data
+        request.answer(200, "application/dicom+json", b"[{}]")
+
+    def list_taken(request: Request) -> None:
+        asked = parse_qs(urlsplit(request.path).query).get("SOPInstanceUID", [""])[0]
+        answer = once_listed(dicom_json({"00080018": [asked]})) if asked in files else list_slide
+        answer(request)
+
+    server.store, server.list_instances = take, list_taken
+    server.retrieve = by_path(
+        instance=lambda request: request.answer(200, "application/dicom", files[request.path.rpartition("/")[2]])
+    )
+    return taken
+
+
 def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
-    """A report that is not in the PACS is not given out either."""
+    """The report is there and says so; that it is not in the PACS is a dead letter, until the PACS is mended."""
     failure = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081197": {"vr": "US", "Value": [0x0110]}}
     refusal = json.dumps({"00081198": {"vr": "SQ", "Value": [failure]}}).encode()
     server = pacs_with(cmu_slide)
     server.store = lambda request: request.answer(409, "application/dicom+json", refusal)
     with running(server), running_gateway(tmp_path / "state", server.address, **QUICK) as gateway:
+
+        def stow() -> dict[str, object]:
+            [row] = gateway.request("GET", f"/v1/analyses/{analysis}/deliveries").json()["items"]
+            return dict(row)
+
         analysis = gateway.order(case_of(cmu_slide))
-        assert_failed(gateway, analysis, "archive-refused")
-        assert ("report", "finished") in gateway.steps(analysis)
+        assert gateway.finish(analysis)["state"] == "completed"
+        assert gateway.request("GET", f"/v1/analyses/{analysis}/report").status_code == 200
         assert sum(method == "POST" for method, _, _ in server.requests) == 1
+        dead = stow()
+        assert (dead["state"], dead["reason"], dead["done"]) == ("dead", "archive-refused", 0)
+        assert "failure reason 272" in str(dead["detail"])
+        assert [each["id"] for each in listed(gateway, "--dead")] == [dead["id"]]
+
+        taken = taking(server, cmu_slide)
+        deliveries(gateway, "replay", "--all-dead")
+        eventually(lambda: stow()["state"] == "delivered", "the replayed delivery arrives")
+        assert len(taken) == len(set(taken)) > 0
+        made = gateway.state / "analyses" / analysis / "artifacts"
+        assert set(taken) == {
+            str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID) for path in made.glob("*.dcm")
+        }
+        assert listed(gateway, "--dead") == []
+
+
+def deliveries(gateway: Gateway, *words: str) -> str:
+    """What `pathserve deliveries …` prints on the gateway's state folder."""
+    environment = {**os.environ, "PATHSERVE_STATE": str(gateway.state)}
+    done = subprocess.run(
+        [PATHSERVE, "deliveries", *words], env=environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def listed(gateway: Gateway, *words: str) -> list[dict[str, object]]:
+    return list(json.loads(deliveries(gateway, "list", "--json", *words))["items"])
 
 
 def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def draw(rng: random.Random, kills: int, analyses: int, targets: tuple[str, ...]
     """Every target in turn, in an order by chance, at moments by chance."""
     chosen = [targets[number % len(targets)] for number in range(kills)]
     rng.shuffle(chosen)
-    moments = sorted((rng.uniform(0, 0.97 * analyses), rng.uniform(0, 5)) for _ in range(kills))
+    moments = sorted((rng.uniform(0, 0.9 * analyses), rng.uniform(0, 5)) for _ in range(kills))
     return [
         Kill(number, target, int(after), delay_s)
         for number, (target, (after, delay_s)) in enumerate(zip(chosen, moments, strict=True), 1)

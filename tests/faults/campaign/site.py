@@ -100,6 +100,7 @@ class Site:
     def keep(self) -> None:
         """Start what has ended and has nobody else who would: the gateway itself (a site's init system does that)."""
         if self.process is not None and self.process.poll() is not None:
+            time.sleep(1.0)
             self.start()
 
     def _ready(self) -> bool:
@@ -110,11 +111,14 @@ class Site:
             return False
 
     def stop(self) -> float:
-        """SIGTERM to the gateway; the seconds until it has ended."""
+        """SIGTERM to the gateway, once it is ready; the seconds until it and everything of it has ended."""
+        eventually(self._ready, f"the gateway is ready; log: {self.log}", 120)
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(_STOP_S)
+        while self.processes() and time.monotonic() < began + _STOP_S:
+            time.sleep(0.1)
         return time.monotonic() - began
 
     def processes(self) -> list[psutil.Process]:
@@ -161,12 +165,12 @@ class Site:
     def _kill_gateway(self, rng: random.Random) -> int | None:
         if self.process is None or self.process.poll() is not None:
             return None
-        pid = self.process.pid
-        self.process.kill()
-        self.process.wait()
+        gateway, self.process = self.process, None  # whoever keeps the site up must not start another one meanwhile
+        gateway.kill()
+        gateway.wait()
         time.sleep(rng.uniform(0.0, 2.0))
         self.start()
-        return pid
+        return gateway.pid
 
     def _kill_worker(self, rng: random.Random) -> int | None:
         return _killed(self.workers(), rng)
