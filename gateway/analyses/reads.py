@@ -18,7 +18,7 @@ REPORTS: Mapping[str, str] = {
     "application/pdf": "report.pdf",
 }
 """The encodings of a report, the first one where nothing is asked for."""
-_MEDIA_TYPES = {
+_BY_SUFFIX = {
     ".json": "application/json",
     ".html": "text/html; charset=utf-8",
     ".dcm": "application/dicom",
@@ -27,6 +27,9 @@ _MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".png": "image/png",
 }
+_OTHER = "application/octet-stream"
+MEDIA_TYPES = (*_BY_SUFFIX.values(), _OTHER)
+"""What the files of an analysis may be."""
 _DOCUMENT = re.compile(r"report(?:-(\d+))?\.sr\.dcm")
 _LATELY_S = 600.0
 _REMEMBERED = 10_000
@@ -95,7 +98,7 @@ class ResultFiles:
         except OSError:
             raise NotFound("This file of the analysis is no longer kept.") from None
         digest = hashlib.sha256(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()[:32]
-        media_type = _MEDIA_TYPES.get(path.suffix, "application/octet-stream")
+        media_type = _BY_SUFFIX.get(path.suffix, _OTHER)
         return ResultFile(path, media_type, stat.st_size, digest, self._revision)
 
 

@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, BeforeValidator, ValidationError
 
 from gateway.analyses.forms import BatchBody, PriorityBody, ReleaseBody
 from gateway.analyses.order_form import EXAMPLE, Long, OrderBody, Short, Uid
@@ -33,6 +33,15 @@ from gateway.operations.errors import PathserveError
 router = Router(tags=["analyses"])
 
 _POLL_S = "2"
+
+
+def _rfc3339(text: object) -> object:
+    if not isinstance(text, str) or "T" not in text.upper():
+        raise ValueError("must be a time with its offset, e.g. 2026-11-26T08:15:00Z")
+    return text
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 _KEY = r"^[\x21-\x7e]{1,255}$"
 _CHANGED: Responses = {412: {"description": "It has changed since the ETag in If-Match"}}
 
@@ -115,8 +124,8 @@ def page(
     priority: Priority | None = None,
     accession: Short | None = None,
     study: Uid | None = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Accepted then or later")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Accepted before")] = None,
+    created_after: Annotated[Time | None, Query(description="Accepted then or later")] = None,
+    created_before: Annotated[Time | None, Query(description="Accepted before")] = None,
     patient_id: Annotated[Long | None, Header(description="Only this patient's, as the order gives the id")] = None,
     patient_issuer: Annotated[Long | None, Header(description="The issuer of that id")] = None,
 ) -> Response:

@@ -1,5 +1,6 @@
 """What the routers need of their process and of the request: given by `create_app` and by the shell."""
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from gateway.http.feed import Feed
 from gateway.operations.errors import NotFound
 from gateway.operations.limits import RequestLimit
 
-_TAG = r'^(\*|"[!#-~]{1,100}")$'
+_TAG = re.compile(r'"([!#-~]+)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,17 @@ def _analysis_id(analysis_id: str) -> str:
 
 def _if_match(
     if_match: Annotated[
-        str | None, Header(pattern=_TAG, description="Change it only where this, one strong ETag, is its ETag still")
+        str | None, Header(description="Change it only where this is its ETag still: one of them, or * for any")
     ] = None,
 ) -> str | None:
-    """The version that `If-Match` asks for (RFC 9110 13.1.1); None where it asks for none, or for any."""
-    return None if if_match in (None, "*") else if_match.strip('"')
+    """The version that `If-Match` asks for (RFC 9110 13.1.1); None where it asks for none, or for any.
+
+    What is no strong ETag is no version's: the precondition fails.
+    """
+    if if_match is None or if_match.strip() == "*":
+        return None
+    tag = _TAG.fullmatch(if_match.strip())
+    return tag[1] if tag else ""
 
 
 Here = Annotated[Context, Depends(_context)]

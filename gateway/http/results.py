@@ -12,7 +12,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.types import Receive, Send
 from starlette.types import Scope as AsgiScope
 
-from gateway.analyses.reads import REPORTS, ResultFile
+from gateway.analyses.reads import MEDIA_TYPES, REPORTS, ResultFile
 from gateway.domain.principal import Scope
 from gateway.http.context import AnalysisId, By, Here
 from gateway.http.problems import problem
@@ -103,7 +103,7 @@ def artifacts(here: Here, by: By, analysis_id: AnalysisId, revision: RevisionQue
     response_class=FileResponse,
     summary="One file of an analysis",
     openapi_extra=needs(Scope.ANALYSES_READ),
-    responses={**_FILE, 200: _FILE[200] | {"content": {"application/octet-stream": {}}}},
+    responses={**_FILE, 200: _FILE[200] | {"content": {media_type: {} for media_type in MEDIA_TYPES}}},
 )
 def artifact(
     here: Here, by: By, request: Request, analysis_id: AnalysisId, name: str, revision: RevisionQuery = None

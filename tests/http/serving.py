@@ -1,0 +1,104 @@
+"""A real `serve` with the stand-in worker, as tests start it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+SCRIPT = Path(__file__).with_name("standin_serve.py")
+CHECKOUT = Path(__file__).resolve().parents[2]
+KEY = "a-key-for-tests"
+
+
+def until(met: Callable[[], Any], timeout_s: float = 40.0) -> Any:
+    limit = time.monotonic() + timeout_s
+    while not (found := met()):
+        assert time.monotonic() < limit, "it did not happen in time"
+        time.sleep(0.05)
+    return found
+
+
+class Server:
+    """One start of `serve` on a state folder."""
+
+    def __init__(self, state: Path, workers: int = 1, port: int = 0, key: str | None = KEY, **environment: str) -> None:
+        self.state = state
+        self.stderr = state.parent / f"stderr-{time.monotonic_ns()}"
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")}
+        clean |= {"PATHSERVE_STATE": str(state), "PATHSERVE_METRICS_PORT": "0", "PYTHONPATH": str(CHECKOUT)}
+        if key is not None:
+            clean["PATHSERVE_API_KEY"] = key
+        with self.stderr.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(port), str(workers)],
+                env=clean | environment,
+                cwd=state.parent,
+                stderr=stderr,
+            )
+        self.url = until(lambda: self._said(r"serving on (http://\S+)") or self.process.poll() is not None)
+        assert isinstance(self.url, str), self.stderr.read_text()
+        self.key = key or self._said(r"API key \(.*\): (\S+)")
+
+    def _said(self, pattern: str) -> str | None:
+        found = re.search(pattern + r"\n", self.stderr.read_text())
+        return found.group(1) if found else None
+
+    @property
+    def metrics_url(self) -> str:
+        return str(until(lambda: self._said(r"metrics on (http://\S+)")))
+
+    def request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.key}"} | more.pop("headers", {})
+        return httpx.request(method, self.url + path, headers=headers, timeout=20, trust_env=False, **more)
+
+    def order(self) -> str:
+        body = {
+            "protocol": "tissue-classification",
+            "patient": {"id": "PID-SECRET"},
+            "specimens": [{"slides": [{"study": "1.2.3"}]}],
+        }
+        answer = self.request("POST", "/v1/analyses", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def state_of(self, analysis_id: str) -> str:
+        return str(self.request("GET", f"/v1/analyses/{analysis_id}").json()["state"])
+
+    def calls(self, analysis_id: str) -> list[str]:
+        path = self.state / "analyses" / analysis_id / "calls.log"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def ready(self) -> bool:
+        return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+
+    def worker(self) -> psutil.Process:
+        def find() -> psutil.Process | None:
+            children = psutil.Process(self.process.pid).children()
+            return next((each for each in children if "standin.py" in " ".join(each.cmdline())), None)
+
+        found: psutil.Process = until(find)
+        return found
+
+    def kill(self) -> None:
+        """End it and all of its processes, whatever they do."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                child.kill()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> float:
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(15) == 0
+        return time.monotonic() - began
