@@ -1,4 +1,4 @@
-"""One case through its four steps: fetch, infer, report, deliver.
+"""One case through its three steps: fetch, infer, report. (What then leaves the house is the outbox's: `sender.py`.)
 
 `CaseRun` is what the durable workflow and `pathserve analyze` both call. Each step may be repeated after a kill at any
 moment: what a step has finished lies in the analysis's folder and is not done again.
@@ -33,9 +33,9 @@ from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
-from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError, StateError
+from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError
 from gateway.operations.settings import Settings
-from gateway.reports import DICOM, SlideSource, from_json, picture, result_objects, write_all
+from gateway.reports import SlideSource, picture, result_objects, write_all
 from gateway.reports import keep as keep_headers
 from gateway.slides import Slide, TilePlan
 
@@ -335,30 +335,6 @@ class CaseRun:
         if not pins.hold(self._repository):
             raise _changed()
         return versions
-
-    async def deliver(self) -> dict[str, Any]:
-        """Store the report's DICOM objects in the archive, one after the other: what others refer to comes first.
-
-        Raises ArchiveError, StateError, DiskFull, Cancelled.
-        """
-        objects = await asyncio.to_thread(self._deliverable)
-        for done, path in enumerate(objects):
-            if self._cancelled():
-                raise Cancelled("The analysis was cancelled.")
-            self._progress(Progress(Step.DELIVER, done, len(objects), "objects"))
-            await asyncio.to_thread(self._archive.store, [path])
-        self._progress(Progress(Step.DELIVER, len(objects), len(objects), "objects"))
-        return {"objects": len(objects)}
-
-    def _deliverable(self) -> list[Path]:
-        try:
-            objects = from_json((self.artifacts / "report.json").read_bytes()).objects
-        except FileNotFoundError:
-            objects = ()
-        files = [self.artifacts / item.file for item in objects if item.media_type == DICOM]
-        if not files or not all(file.exists() for file in files):
-            raise StateError("The report's files are gone from the state folder. Order the analysis again.")
-        return files
 
     def _fetched(self) -> list[Fetched]:
         entries = json.loads((self.folder / "fetched.json").read_text())
