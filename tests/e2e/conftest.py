@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.operations.settings import Settings
+from tests.support.oidc_issuer import Issuer, running_issuer
 from tests.support.triton import held_triton
 
 PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
@@ -33,6 +34,13 @@ class Cli:
             timeout=timeout_s,
             check=False,
         )
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    """An identity provider, whose tokens are a pathologist's."""
+    with running_issuer(Issuer()) as issuer:
+        yield issuer
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,14 @@ class Gateway:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
+    def wait_for(self, analysis: str, state: str, within_s: float = 60.0) -> dict[str, Any]:
+        """Wait until an analysis is in a state, and show it."""
+        return eventually(
+            lambda: shown if (shown := self.show(analysis))["state"] == state else None,
+            f"{analysis} is {state}; log: {self.log}",
+            within_s,
+        )
+
     def finish(self, analysis: str, within_s: float = 120.0) -> dict[str, Any]:
         """Wait for the analysis's end and show it."""
 

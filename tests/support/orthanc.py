@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pydicom
 import pytest
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "orthanc" / "orthanc.json"
@@ -103,6 +104,12 @@ class Orthanc:
         for file in files:
             self._request("POST", "/instances", file.read_bytes())
         return len(files)
+
+    def replace(self, folder: Path) -> None:
+        """Store the files of a folder in place of what is there under their UIDs, as a PACS does that corrects them."""
+        for file in sorted(folder.glob("*.dcm")):
+            self.delete(str(pydicom.dcmread(file, stop_before_pixels=True).SOPInstanceUID))
+        self.upload(folder)
 
     def instances(self, modality: str | None = None) -> list[str]:
         """The SOP instance UIDs of what is stored, of one modality or of all."""
