@@ -44,7 +44,7 @@ class Server:
                 cwd=state.parent,
                 stderr=stderr,
             )
-        self.url = until(lambda: self._said(r"serving on (http://\S+)") or self.process.poll() is not None)
+        self.url = until(lambda: self._said(r"serving on (https?://\S+)") or self.process.poll() is not None)
         assert isinstance(self.url, str), self.stderr.read_text()
         self.key = key or self._said(r"API key \(.*\): (\S+)")
 

@@ -26,11 +26,6 @@ class ApiKey:
     def matches(self, token: bytes) -> bool:
         return hmac.compare_digest(hashlib.sha256(token).digest(), self._digest)
 
-    def admits(self, authorization: bytes | None) -> bool:
-        """True for the header value `Bearer <key>` (RFC 6750 2.1; the scheme in any case)."""
-        scheme, _, token = (authorization or b"").partition(b" ")
-        return scheme.lower() == b"bearer" and self.matches(token.strip())
-
 
 def load_api_key(configured: SecretStr | None, state: Path) -> tuple[ApiKey, str | None]:
     """The key of this server, and its text where it was generated just now (to be shown once).
