@@ -12,7 +12,7 @@ from gateway.operations.errors import PathserveError
 
 
 class LedgerCollector(Collector):
-    """`case_age_seconds` (oldest unfinished, by priority), `queue_depth` (by state), `deliveries` (by both of theirs)."""
+    """`case_age_seconds` (oldest unfinished by priority), `queue_depth` (by state), `deliveries` (channel, state)."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger

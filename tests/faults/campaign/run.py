@@ -7,8 +7,10 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 import sqlalchemy as sa
@@ -24,7 +26,6 @@ from tests.support.gateway import PATHSERVE
 
 _FINAL = ("completed", "failed", "cancelled")
 _LOOK_S = 0.5
-_QUIET_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def run(
     orders = make_orders(folder / "slides", analyses, rng)
     targets = tuple(target for target in TARGETS if target != "database" or database == "postgresql")
     drawn = draw(rng, kills, analyses, targets)
-    with Site(folder, postgres=database == "postgresql") as site:
+    with ExitStack() as stack:
+        site = stack.enter_context(Site(folder, postgres=database == "postgresql"))
         for each in sorted((folder / "slides").iterdir()):
             site.upload(each)
         tell(f"seed {seed}: {analyses} analyses, {kills} kills, {database}")
-        watch = _Watch(site)
+        watch = stack.enter_context(_Watch(site))
         lis = Lis(site.url, orders)
         killer = Killer(site, drawn, rng, lambda: watch.ended, tell)
         began = time.monotonic()
@@ -118,17 +120,21 @@ class _Watch:
     def __init__(self, site: Site) -> None:
         self._engine = open_engine(site.database_url)
         self.ended = 0
-        self.open_deliveries = 0
         self.takeovers: dict[int, float] = {}
-        self._held: dict[int, set[str]] = {}
-        self._quiet_since: float | None = None
+        self._held: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine.dispose()
 
     def look(self, killed: dict[int, float], began: float) -> None:
         """`killed`: process ids of killed workers, and the second of each kill."""
         try:
             with self._engine.connect() as connection:
                 rows = connection.execute(sa.select(ANALYSES.c.id, ANALYSES.c.state, ANALYSES.c.worker)).all()
-                pids = dict(connection.execute(sa.select(WORKERS.c.id, WORKERS.c.pid)).tuples().all())
+                pids = {row.id: row.pid for row in connection.execute(sa.select(WORKERS.c.id, WORKERS.c.pid))}
         except sa.exc.DBAPIError:
             return  # it was killed just now
         self.ended = sum(row.state in _FINAL for row in rows)
@@ -136,7 +142,7 @@ class _Watch:
         for pid, second in killed.items():
             in_hand = any(row.worker is not None and pids.get(row.worker) == pid for row in rows)
             if in_hand:
-                self._held.setdefault(pid, set())
+                self._held.add(pid)
             elif pid in self._held and pid not in self.takeovers:
                 self.takeovers[pid] = now - second
 
