@@ -18,7 +18,7 @@ _COUNT = {"minimum": 0}
 _TIGHTER: dict[str, dict[str, Any]] = {
     "Report.schema_version": {"pattern": r"^1(\.[0-9]+)?$"},
     "Report.analysis_id": {"pattern": "^[a-z0-9][a-z0-9-]{0,63}$", "description": "Id of the analysis (the order)."},
-    "Report.issued": {"description": "When the report was first built, UTC."},
+    "Report.issued": {"description": "When this revision was first built, UTC."},
     "Report.statement": {"description": "Research use: what the model was made and measured for."},
     "Report.exploratory": {"description": "True where a slide lies outside the intended use of the model."},
     "Report.models": {"description": "Every model behind the figures, with the digests that trace it."},
@@ -26,6 +26,18 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "Report.slides": {"description": "Every slide of the order, read or not.", "minItems": 1},
     "Report.findings": {"description": "What the reader must know beside the result."},
     "Report.tissue": {"description": "What tissue is where, one result a slide."},
+    "Report.revision": {
+        "minimum": 1,
+        "description": "1 is the machine's; each signature and each correction is one more.",
+    },
+    "Report.supersedes": {"description": "The revision that this one takes the place of; null for the first."},
+    "Report.signature": {"description": "Who signed this revision; null where no person has."},
+    "Report.amendments": {
+        "description": "The corrections by persons so far, oldest first; each adds to the earlier ones."
+    },
+    "Signature.by": {"description": "Who it was, as the audit trail knows the person."},
+    "Signature.time": {"description": "When it was signed, UTC."},
+    "SignedAmendment.revision": {"minimum": 2, "description": "The revision in which it was made."},
     "Report.pictures": {"description": "Pictures that lie beside this file."},
     "RegionUm.x_um": _COUNT,
     "RegionUm.y_um": _COUNT,
