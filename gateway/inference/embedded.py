@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -111,7 +112,8 @@ class EmbeddedServer:
                 if time.monotonic() > deadline:
                     raise InferenceUnavailable(
                         "Another process owns the embedded Triton, and it does not answer. See logs/triton.log in the "
-                        "state folder; restarting pathserve starts it anew."
+                        "state folder; restarting pathserve starts it anew. Machines that share a state folder need "
+                        "PATHSERVE_TRITON_URL."
                     )
                 await asyncio.sleep(0.1)
 
@@ -208,12 +210,14 @@ class EmbeddedServer:
 
 
 def read_record(state: Path) -> Record | None:
-    """The record of a state folder; None where there is none or where the folder was copied from elsewhere."""
+    """The record of a state folder; None where there is none, or it is another machine's or a copy's."""
     try:
-        record = Record(**json.loads((state / "triton.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        written = json.loads((state / "triton.json").read_text())
+        host = written.pop("host", None)
+        record = Record(**written)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return record if record.state == str(state) else None
+    return record if (record.state, host) == (str(state), socket.gethostname()) else None
 
 
 def write_record(state: Path, record: Record) -> None:
@@ -222,7 +226,8 @@ def write_record(state: Path, record: Record) -> None:
     try:
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(asdict(record), file)
+            # Machines that share the folder do not share sockets and process ids.
+            json.dump(asdict(record) | {"host": socket.gethostname()}, file)
         temporary.replace(state / "triton.json")
     except OSError as error:
         raise runtime.state_error(error, "The state folder cannot be written") from None

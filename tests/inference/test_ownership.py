@@ -1,6 +1,7 @@
 """One embedded Triton per state folder, whoever starts first, whoever dies."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -161,6 +162,13 @@ def test_a_process_that_was_given_a_stubs_id_is_not_killed_for_it() -> None:
 def kill_stub(record: Record, folder: str) -> None:
     (stub,) = [stub for stub in living_stubs(record.pid, Path(record.directory)) if stub.folder == folder]
     os.kill(stub.pid, signal.SIGKILL)
+
+
+def test_a_record_of_another_machine_is_no_record_here(tmp_path: Path) -> None:
+    write_record(tmp_path, Record(str(tmp_path), 1, str(tmp_path), "pathserve_000000000000_", "key"))
+    written = json.loads((tmp_path / "triton.json").read_text())
+    (tmp_path / "triton.json").write_text(json.dumps(written | {"host": "another machine"}))
+    assert read_record(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', "null"])
