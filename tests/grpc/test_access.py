@@ -16,8 +16,9 @@ from gateway.operations.audit.table import AUDIT
 from gateway.operations.auth.keys import Keys
 from gateway.operations.auth.store import Store
 from gateway.operations.database import open_database
-from tests.grpc.conftest import KEY, Api, an_order, refusal, refusal_of
+from tests.grpc.conftest import KEY, Api, an_order, bearer, refusal, refusal_of, serving
 from tests.grpc.fuzz import METHODS
+from tests.support.oidc_issuer import Issuer, running_issuer
 
 READ, WRITE, SIGN, MODELS = Scope.ANALYSES_READ, Scope.ANALYSES_WRITE, Scope.ANALYSES_SIGN, Scope.MODELS_READ
 KEY_SCOPES = [scope for scope in Scope if scope is not SIGN]
@@ -76,6 +77,19 @@ CASES = [
     )
 ]
 OF_ONE_ANALYSIS = [case for case in CASES if "id" in case.request("").DESCRIPTOR.fields_by_name]
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Iterator[Issuer]:
+    with running_issuer(Issuer()) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def api(issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A server that takes the tokens of an identity provider too."""
+    with serving(tmp_path_factory.mktemp("grpc") / "state", oidc_issuer=issuer.url) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +172,38 @@ def test_another_tenants_analysis_is_not_there(
     else:
         assert (wrong.code, wrong.reason) == (grpc.StatusCode.NOT_FOUND, "not-found")
     assert audited(api, "access-refused") == before + 1
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if SIGN in case.scopes], ids=lambda case: case.method)
+def test_only_a_person_signs(case: Case, api: Api, issuer: Issuer, analysis_id: str) -> None:
+    person = issuer.token(tenant="default")
+    wrong = refusal(lambda: case.call(api, person, analysis_id))
+    assert (wrong.code, wrong.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION,
+        "conflict" if case.method == "ReleaseAnalysis" else "report-not-ready",
+    )
+    system = issuer.token(tenant="default", sub="viewer")
+    assert refusal(lambda: case.call(api, system, analysis_id)).reason == "wrong-scope"
+
+
+@pytest.mark.parametrize(
+    ("claims", "code", "reason"),
+    [
+        ({"exp": 1}, "UNAUTHENTICATED", "unauthenticated"),
+        ({"aud": "another"}, "UNAUTHENTICATED", "unauthenticated"),
+        ({"tenant": None}, "PERMISSION_DENIED", "forbidden"),
+    ],
+)
+def test_a_wrong_token(api: Api, issuer: Issuer, claims: dict[str, Any], code: str, reason: str) -> None:
+    before = audited(api, "login-refused")
+    wrong = refusal(lambda: api.analyses(issuer.token(**claims)).ListAnalyses(pb.ListAnalysesRequest()))
+    assert (wrong.code.name, wrong.reason) == (code, reason)
+    assert audited(api, "login-refused") == before + 1
+
+
+def test_two_tokens_are_none(api: Api) -> None:
+    call = api.analyses().ListAnalyses
+    assert refusal(lambda: call(pb.ListAnalysesRequest(), metadata=bearer() + bearer())).reason == "unauthenticated"
 
 
 def test_a_stranger_learns_nothing_of_a_message(api: Api) -> None:

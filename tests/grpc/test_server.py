@@ -1,6 +1,8 @@
 """The server around the methods: health, reflection, limits, TLS, its port and its end."""
 
+import hashlib
 import socket
+import ssl
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,18 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from gateway.domain.principal import Scope
 from gateway.grpc.admission import address_of
 from gateway.grpc.metrics import REGISTRY
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import AnalysisServiceStub
 from gateway.grpc.server import MAX_MESSAGE_BYTES, SERVICES
+from gateway.operations.auth.clients import Client, Clients
+from gateway.operations.auth.store import Store
+from gateway.operations.database import open_database
 from gateway.operations.errors import InvalidSetting
-from tests.grpc.conftest import KEY, Api, an_order, bearer, refusal, serving
-from tests.support.certificates import Authority
+from tests.grpc.conftest import Api, an_order, bearer, refusal, serving
+from tests.support.certificates import Authority, Issued
 from tests.support.gateway import eventually
 
 
@@ -161,10 +167,10 @@ def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
     tls = {"tls_certificate": server.certificate, "tls_key": server.key}
     roots = ours.certificate.read_bytes()
 
-    def called(port: int, credentials: grpc.ChannelCredentials) -> grpc.StatusCode:
+    def called(port: int, credentials: grpc.ChannelCredentials, metadata: Any = bearer()) -> grpc.StatusCode:
         with grpc.secure_channel(f"localhost:{port}", credentials, [("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
-                AnalysisServiceStub(channel).ListAnalyses(pb.ListAnalysesRequest(), metadata=bearer(KEY), timeout=5)
+                AnalysisServiceStub(channel).ListAnalyses(pb.ListAnalysesRequest(), metadata=metadata, timeout=5)
             except grpc.RpcError as error:
                 return error.code()
         return grpc.StatusCode.OK
@@ -181,6 +187,21 @@ def test_tls_and_certificates_of_clients(tmp_path: Path) -> None:
             pair = () if shown is None else (shown.key.read_bytes(), shown.certificate.read_bytes())
             code = called(api.port, grpc.ssl_channel_credentials(roots, *pair))
             assert (code is grpc.StatusCode.OK) == expected
+        # A certificate that is registered is a login; one that is not, is none.
+        as_client = grpc.ssl_channel_credentials(roots, known.key.read_bytes(), known.certificate.read_bytes())
+        assert called(api.port, as_client, None) is grpc.StatusCode.UNAUTHENTICATED
+        register(api, known, frozenset({Scope.ANALYSES_READ}))
+        assert called(api.port, as_client, None) is grpc.StatusCode.OK
+
+
+def register(api: Api, shown: Issued, scopes: frozenset[Scope]) -> None:
+    """Make a certificate the login of a client."""
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(shown.certificate.read_text())).hexdigest()
+    engine = open_database(api.settings.ledger_url, api.state)
+    Clients(Store(engine)).add(
+        Client(id="lis", name="LIS", tenant="default", scopes=scopes, certificate_sha256=digest), "tests"
+    )
+    engine.dispose()
 
 
 def test_certificates_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gateway.analyses.queries import AnalysisQuery
 from gateway.domain.analysis import State
 from gateway.grpc.proto.pathserve.v1 import analysis_pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
@@ -92,7 +93,7 @@ def test_a_run_ends_with_its_call(api: Api, end: str) -> None:
 
 def test_a_run_that_ends_while_it_is_being_accepted_leaves_nothing(api: Api) -> None:
     """The order may be on disk before anybody can be told its id: it is cancelled nevertheless."""
-    before = {record.analysis.id for record in api.ledger.page("default", limit=200).items}
+    before = {record.analysis.id for record in api.ledger.page("default", AnalysisQuery(), 200).items}
     stub = AnalysisServiceStub(api.channel())
     refusal(lambda: stub.GetAnalysis(pb.GetAnalysisRequest(), metadata=bearer()))  # from here on it is connected
     for number in range(20):
@@ -101,7 +102,7 @@ def test_a_run_that_ends_while_it_is_being_accepted_leaves_nothing(api: Api) -> 
         running.cancel()
 
     def unfinished() -> bool:
-        records = api.ledger.page("default", limit=200).items
+        records = api.ledger.page("default", AnalysisQuery(), 200).items
         return not any(each.analysis.id not in before and not each.analysis.state.final for each in records)
 
     eventually(unfinished, "every accepted order is cancelled", 5)
