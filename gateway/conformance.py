@@ -206,8 +206,8 @@ def _written(binary: dict[Kind, pydicom.Dataset], label_map: pydicom.Dataset) ->
     settings = (
         f"`PATHSERVE_SEGMENTATION_TYPE` chooses between {' and '.join(_segmentation_types())}. Objects of several "
         "slides or studies lie in a series each. As the software writes them all are UNVERIFIED and preliminary. Where "
-        "a person signs or amends, SR, PDF and KO are written anew as other objects, in series of their own with numbers "
-        "that are 10 higher for each revision: VERIFIED and FINAL, the person in Verifying Observer Sequence, the "
+        "a person signs or amends, SR, PDF and KO are written anew as other objects, in series of their own, numbered "
+        "10 higher for each revision: VERIFIED and FINAL, the person in Verifying Observer Sequence, the "
         "document before it in Predecessor Documents Sequence; what is drawn on the slides stays. What lies outside "
         "the intended use of the model is marked exploratory in Series Description and content."
     )
