@@ -1,9 +1,13 @@
 """Webhooks: signed as Standard Webhooks says, to configured targets only, and every answer understood."""
 
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +22,7 @@ from gateway.operations.errors import (
 )
 from gateway.operations.settings import Settings
 from tests.delivery.receiver import OLD_SECRET, SECRET, Receiver, running_receiver
+from tests.support.certificates import Authority
 from tests.support.orthanc import free_port
 
 BODY = {"type": "analysis.completed", "timestamp": "2026-01-02T03:04:05+00:00", "data": {"analysis": "a-1", "ü": "é"}}
@@ -128,6 +133,36 @@ def test_a_target_that_is_down_or_silent_is_tried_again(receiver: Receiver, monk
     receiver.fail_with({"status": 204, "sleep_s": 2})
     with pytest.raises(DeliveryUnavailable, match="does not answer"):
         send_webhook(delivery_to(receiver.url), targets_of(receiver.url))
+
+
+def test_a_certificate_that_nobody_trusts_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    class Taking(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            taken.append(self.headers["webhook-id"])
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    authority = Authority(tmp_path / "authority")
+    issued = authority.issue("server", tmp_path, name="localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(issued.certificate, issued.key)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Taking) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"https://localhost:{server.server_port}/hook"
+        with pytest.raises(DeliveryUnavailable, match="does not answer"):
+            send_webhook(delivery_to(address, "d-tls"), targets_of(address))
+        assert taken == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+        send_webhook(delivery_to(address, "d-tls"), targets_of(address))
+        assert taken == ["d-tls"]
+        server.shutdown()
 
 
 def test_a_target_that_is_not_configured_any_more_is_not_called(receiver: Receiver) -> None:
