@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -85,6 +86,11 @@ def site(
     structlog.reset_defaults()
 
 
+def beat(site: Site, models: list[dict[str, Any]]) -> None:
+    """A worker's heartbeat."""
+    site.ledger.workers.beat("w", started=datetime.now(UTC), host="h", pid=1, parts={}, models=models)
+
+
 def test_what_there_is(site: Site) -> None:
     assert site.states() == {
         ("tile_encoder", "1"): "pending",
@@ -117,7 +123,7 @@ def test_one_version_in_full(site: Site) -> None:
 
 
 def test_a_version_that_the_worker_has_not_seen_yet_is_shown(site: Site) -> None:
-    site.ledger.beat("w", datetime.now(UTC), {}, [{"name": MODEL, "version": "1", "folder": MODEL, "state": "serving"}])
+    beat(site, [{"name": MODEL, "version": "1", "folder": MODEL, "state": "serving"}])
     status, out = site("show", MODEL, "2")
     assert (status, "standby" in out, "APPROVED" in out) == (0, True, True)
 
@@ -228,7 +234,7 @@ def test_what_changes_for_users_is_said(site: Site) -> None:
 
 @pytest.mark.parametrize("outcome", [Outcome.SERVING, Outcome.REFUSED])
 def test_the_command_waits_for_the_worker(site: Site, outcome: Outcome) -> None:
-    site.ledger.beat("w", datetime.now(UTC), {}, [])
+    beat(site, [])
     refusal = f"The model {MODEL}-v2 is refused: its answers to golden.npz are not the exporter's."
 
     def work() -> None:
@@ -250,7 +256,7 @@ def test_the_command_waits_for_the_worker(site: Site, outcome: Outcome) -> None:
 
 def test_a_worker_that_ends_meanwhile(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gateway.analyses.models_command.SETTLE_S", 0.3)
-    site.ledger.beat("w", datetime.now(UTC), {}, [])
+    beat(site, [])
     status, said = site("promote", MODEL, "2")
     assert (status, "The wish stands" in said) == (1, True)
 

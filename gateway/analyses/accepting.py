@@ -121,14 +121,13 @@ def _inserted(connection: sa.Connection, fresh: list[tuple[Asked, dict[str, Any]
             for each in values
         ],
     )
-    connection.execute(
-        STUDIES.insert(),
-        [
-            {"study": study, "analysis_id": each["id"]}
-            for asked, each in fresh
-            for study in sorted({slide.study for specimen in asked.order.specimens for slide in specimen.slides})
-        ],
-    )
+    studies = [
+        {"study": study, "analysis_id": each["id"]}
+        for asked, each in fresh
+        for study in sorted({slide.study for specimen in asked.order.specimens for slide in specimen.slides})
+    ]
+    if studies:
+        connection.execute(STUDIES.insert(), studies)
     audit.append(
         connection,
         *(

@@ -50,7 +50,7 @@ def _state(settings: Settings) -> Iterable[Finding]:
 def _database(settings: Settings) -> Iterable[Finding]:
     ledger = Ledger.open(settings.ledger_url, settings.state)
     try:
-        worker = ledger.worker()
+        worker = ledger.workers.latest()
     finally:
         ledger.close()
     yield "database", True, "the ledger opens"
@@ -66,7 +66,7 @@ def _choices(settings: Settings) -> Iterable[Finding]:
     ledger = Ledger.open(settings.ledger_url, settings.state)
     try:
         wanted = Wanted.now(ledger.choices.read(), ledger.pinned(), repository)
-        worker = ledger.worker()
+        worker = ledger.workers.latest()
     finally:
         ledger.close()
     for model, folder in wanted.current.items():

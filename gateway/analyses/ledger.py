@@ -6,7 +6,6 @@ Servers and workers read and write this and nothing else of each other; what an 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 from gateway.analyses import transitions
 from gateway.analyses.accepting import Acceptance, Asked
 from gateway.analyses.choices import ChoiceLog
-from gateway.analyses.events import Event, add_event, events_of, last_events
+from gateway.analyses.events import Event, events_of, last_events
 from gateway.analyses.feedback import FeedbackLog
 from gateway.analyses.outbox import Outbox
 from gateway.analyses.queries import AnalysisQuery, Page, page
@@ -23,21 +22,18 @@ from gateway.analyses.records import Record, record_of
 from gateway.analyses.rescues import Rescues
 from gateway.analyses.revisions import Revisions
 from gateway.analyses.runs import Runs
-from gateway.analyses.schema import ANALYSES, EVENTS
-from gateway.analyses.transitions import FINAL, end, now, row_of
+from gateway.analyses.schema import ANALYSES
+from gateway.analyses.transitions import FINAL, now, row_of
 from gateway.analyses.workers import Workers, WorkerStatus
-from gateway.domain.analysis import Failure, Progress, State, Step
+from gateway.domain.analysis import State
 from gateway.domain.order import Order, Priority
-from gateway.domain.principal import DEFAULT_TENANT, Principal, PrincipalKind
+from gateway.domain.principal import Principal
 from gateway.operations import codec
 from gateway.operations.audit.trail import AuditTrail
 from gateway.operations.database import database_errors, open_database
-from gateway.operations.errors import Cancelled, PathserveError, WrongTenant
+from gateway.operations.errors import PathserveError, WrongTenant
 
 __all__ = ["AnalysisQuery", "Event", "Ledger", "Page", "Record", "Statistics", "WorkerStatus"]
-
-# Until every caller names who asks.
-_NOBODY = Principal("key:default", PrincipalKind.DEVICE, DEFAULT_TENANT, frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +89,7 @@ class Ledger:
     def accept(
         self,
         order: Order,
-        by: Principal | str | None = None,
+        by: Principal,
         idempotency_key: str | None = None,
         deadline_s: float | None = None,
     ) -> tuple[Record, bool]:
@@ -102,8 +98,6 @@ class Ledger:
         It is to end within `deadline_s` seconds from now. Raises IdempotencyConflict where the key was used with
         another order.
         """
-        if not isinstance(by, Principal):
-            idempotency_key, by = by, _NOBODY
         [outcome] = self._acceptance([Asked(order, codec.dumps(order), by, idempotency_key, deadline_s)])
         if isinstance(outcome, PathserveError):
             raise outcome
@@ -124,14 +118,10 @@ class Ledger:
             raise WrongTenant("The analysis belongs to another tenant.")
         return record_of(row)
 
-    def page(
-        self, tenant: str | int, query: AnalysisQuery | None = None, limit: int = 50, cursor: str | None = None
-    ) -> Page:
+    def page(self, tenant: str, query: AnalysisQuery, limit: int, cursor: str | None = None) -> Page:
         """Up to `limit` of a tenant's analyses, newest first. Raises InvalidInput for a cursor of another query."""
-        if isinstance(tenant, int):
-            limit, tenant = tenant, DEFAULT_TENANT
         with self._read() as connection:
-            return page(connection, tenant, query or AnalysisQuery(), limit, cursor)
+            return page(connection, tenant, query, limit, cursor)
 
     def events(self, analysis_id: str, after: int = 0, limit: int = 500) -> tuple[Event, ...]:
         """Up to `limit` events of an analysis after the one with number `after`."""
@@ -143,7 +133,7 @@ class Ledger:
         with self._read() as connection:
             return last_events(connection, analysis_ids)
 
-    def cancel(self, analysis_id: str, by: Principal = _NOBODY, if_match: str | None = None) -> Record:
+    def cancel(self, analysis_id: str, by: Principal, if_match: str | None = None) -> Record:
         """End a waiting analysis as cancelled; ask its worker to end a running one. Repeating it changes nothing.
 
         Raises PreconditionFailed, and Conflict where it has ended otherwise or its delivery has begun.
@@ -180,42 +170,7 @@ class Ledger:
         with self._read() as connection:
             return frozenset(each["digest"] for each in row_of(connection, analysis_id).released or ())
 
-    # The worker's side
-
-    def claim(self) -> str | None:
-        """Set the next accepted analysis (STAT, URGENT, ROUTINE, then age) to running; its id, or None."""
-        waiting = (
-            sa.select(ANALYSES.c.id)
-            .where(ANALYSES.c.state == State.ACCEPTED.value)
-            .order_by(ANALYSES.c.rank, ANALYSES.c.number)
-            .limit(1)
-        )
-        with self._read() as connection:
-            if connection.execute(waiting).first() is None:
-                return None
-        with self._write() as connection:
-            analysis_id: str | None = connection.execute(waiting).scalar()
-            if analysis_id is None:
-                return None
-            moved = connection.execute(
-                ANALYSES.update()
-                .where(ANALYSES.c.id == analysis_id, ANALYSES.c.state == State.ACCEPTED.value)
-                .values(state=State.RUNNING.value, updated=now())
-            ).rowcount
-            if moved != 1:
-                return None
-            add_event(connection, analysis_id, "state", {"state": State.RUNNING.value})
-            return analysis_id
-
-    def running(self) -> dict[str, bool]:
-        """The running analyses, oldest first: id -> cancellation requested."""
-        query = (
-            sa.select(ANALYSES.c.id, ANALYSES.c.cancel_requested)
-            .where(ANALYSES.c.state == State.RUNNING.value)
-            .order_by(ANALYSES.c.number)
-        )
-        with self._read() as connection:
-            return {row.id: bool(row.cancel_requested) for row in connection.execute(query)}
+    # The models in use
 
     def pin(self, analysis_id: str, models: Mapping[str, Any]) -> None:
         """Note which exact models an analysis uses, as `Pins.to_json` gives them."""
@@ -230,113 +185,7 @@ class Ledger:
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
 
-    def count_attempt(self, analysis_id: str) -> int:
-        """Count one more begun run and return the count since the analysis last moved forward."""
-        with self._write() as connection:
-            return int(
-                connection.execute(
-                    ANALYSES.update()
-                    .where(ANALYSES.c.id == analysis_id)
-                    .values(attempts=ANALYSES.c.attempts + 1)
-                    .returning(ANALYSES.c.attempts)
-                ).scalar_one()
-            )
-
-    def forgive_attempt(self, analysis_id: str) -> None:
-        """Take one begun run back: it was stopped in good order, the analysis is not to blame."""
-        with self._write() as connection:
-            connection.execute(
-                ANALYSES.update()
-                .where(ANALYSES.c.id == analysis_id, ANALYSES.c.attempts > 0)
-                .values(attempts=ANALYSES.c.attempts - 1)
-            )
-
-    def record_progress(self, analysis_id: str, progress: Progress) -> None:
-        """Note how far a step is. Only the latest note of each step is kept, so events do not grow with the slide."""
-        with self._write() as connection:
-            row = row_of(connection, analysis_id)
-            if row.state != State.RUNNING.value:
-                return
-            same = row.step == progress.step.value
-            reached = max(progress.done, row.done or 0) if same else progress.done
-            forward = not same or reached > (row.done or 0)
-            connection.execute(
-                ANALYSES.update()
-                .where(ANALYSES.c.id == analysis_id)
-                .values(
-                    step=progress.step.value,
-                    done=reached,
-                    total=progress.total,
-                    unit=progress.unit,
-                    updated=now(),
-                    attempts=1 if forward else row.attempts,
-                )
-            )
-            seq = add_event(connection, analysis_id, "progress", codec.dump(progress))
-            connection.execute(
-                EVENTS.delete().where(
-                    EVENTS.c.analysis_id == analysis_id, EVENTS.c.kind == "progress", EVENTS.c.seq < seq
-                )
-            )
-
-    def record_event(self, analysis_id: str, kind: str, data: Mapping[str, Any]) -> None:
-        with self._write() as connection:
-            add_event(connection, analysis_id, kind, data)
-
-    def record_finished(self, analysis_id: str, step: Step, seconds: float) -> None:
-        """Note that a step has finished, once: a recovered run comes by here again."""
-        data = {"step": step.value, "status": "finished", "seconds": seconds}
-        steps = sa.select(EVENTS.c.data).where(EVENTS.c.analysis_id == analysis_id, EVENTS.c.kind == "step")
-        with self._write() as connection:
-            noted = connection.execute(steps).scalars()
-            if not any((each["step"], each["status"]) == (step.value, "finished") for each in noted):
-                add_event(connection, analysis_id, "step", data)
-
-    def begin_delivery(self, analysis_id: str) -> None:
-        """Pass the point of no return: from here on the analysis cannot be cancelled. Repeating it is allowed.
-
-        Raises Cancelled where a cancellation came first.
-        """
-        with self._write() as connection:
-            moved = connection.execute(
-                ANALYSES.update()
-                .where(
-                    ANALYSES.c.id == analysis_id,
-                    ANALYSES.c.state == State.RUNNING.value,
-                    ANALYSES.c.cancel_requested.is_(False),
-                )
-                .values(delivering=True, updated=now())
-            ).rowcount
-        if moved != 1:
-            raise Cancelled("The analysis was cancelled.")
-
-    def finish(self, analysis_id: str, state: State, failure: Failure | None = None) -> State:
-        """End a running analysis once and return the state that holds afterwards.
-
-        A requested cancellation wins over a failure.
-        """
-        with self._write() as connection:
-            row = row_of(connection, analysis_id)
-            if row.state == State.RUNNING.value:
-                if row.cancel_requested and state is State.FAILED:
-                    state, failure = State.CANCELLED, None
-                end(connection, self.outbox, analysis_id, state, failure)
-                return state
-            return State(row.state)
-
     # Figures
-
-    def beat(
-        self, worker_id: str, started: datetime, parts: Mapping[str, bool], models: Sequence[Mapping[str, Any]]
-    ) -> None:
-        self.workers.beat(worker_id, started=started, host="", pid=0, parts=parts, models=models)
-
-    def leave(self, worker_id: str) -> None:
-        self.workers.leave(worker_id)
-
-    def worker(self) -> WorkerStatus | None:
-        """The worker that beat last."""
-        return next(iter(self.workers.all()), None)
 
     def statistics(self) -> Statistics:
         """Analyses by state, and the age of the oldest unfinished one by priority."""

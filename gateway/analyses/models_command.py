@@ -194,7 +194,7 @@ class _Site:
         """Wait until `GET /v1/models` says it as well: it repeats the worker's heartbeat."""
         until = time.monotonic() + _TOLD_S
         while time.monotonic() < until:
-            worker = self.ledger.worker()
+            worker = self.ledger.workers.latest()
             states = {each["folder"]: each["state"] for each in worker.models} if worker is not None else {}
             if states.get(folder, outcome.value) == outcome.value:
                 return
@@ -202,7 +202,7 @@ class _Site:
 
     def _worker(self) -> WorkerStatus | None:
         """The worker that lives now."""
-        worker = self.ledger.worker()
+        worker = self.ledger.workers.latest()
         return worker if worker is not None and worker.alive(datetime.now(UTC)) else None
 
 

@@ -127,6 +127,10 @@ class Workers:
             for row in rows
         )
 
+    def latest(self) -> WorkerStatus | None:
+        """The worker that beat last."""
+        return next(iter(self.all()), None)
+
     def lease(self, name: str, holder: str) -> bool:
         """Take the lease, or renew it, and say whether it is the holder's now. Call it every second or two.
 

@@ -13,12 +13,14 @@ from gateway.analyses.choices import Action, Outcome
 from gateway.analyses.keeper import EngineKeeper
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.pins import Pins
+from gateway.analyses.turns import workflow_id
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
 from gateway.inference.embedded import read_record
 from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.errors import PathserveError
+from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
 from tests.inference import models
 from tests.support.gateway import eventually
@@ -56,8 +58,8 @@ class Site:
 
     def begin(self, folder: str) -> str:
         """An analysis that is pinned to a folder and at work."""
-        analysis_id = self.ledger.accept(Order("tissue-classification", ()))[0].analysis.id
-        assert self.ledger.claim() == analysis_id
+        analysis_id = self.ledger.accept(Order("tissue-classification", ()), operator())[0].analysis.id
+        assert self.ledger.runs.begin(workflow_id(analysis_id, 1, "fetch"), "w") is not None
         self.ledger.pin(analysis_id, Pins.of({MODEL: folder}, self.repository).to_json())
         return analysis_id
 
@@ -92,7 +94,9 @@ def test_an_old_version_is_unloaded_when_its_last_analysis_ends(site: Site) -> N
     eventually(lambda: site.states()[MODEL] == ("draining", True), "the old version drains")
     assert site.states()[f"{MODEL}-v2"] == ("serving", True)
     assert site.loaded() == FIRST | SECOND
-    site.ledger.finish(analysis_id, State.COMPLETED)
+    turn = site.ledger.runs.begin(workflow_id(analysis_id, 1, "fetch"), "w")
+    assert turn is not None
+    site.ledger.runs.finish(turn, State.COMPLETED)
     eventually(lambda: site.loaded() == SECOND, "the old version is unloaded")
     eventually(lambda: site.states()[MODEL] == ("standby", False), "the old version stands by")
     assert site.well()

@@ -15,12 +15,14 @@ from gateway.analyses.pins import Pins, serving
 from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed
 from gateway.analyses.steps import CaseRun
+from gateway.analyses.turns import workflow_id
 from gateway.archive import FolderArchive
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository
 from gateway.operations.audit import AuditQuery
 from gateway.operations.errors import Cancelled, Conflict, ModelNotLoaded, ModelRefused
+from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.support.models import read, seal, two_versions, write
@@ -155,13 +157,15 @@ def test_a_wish_is_settled_once_whoever_races(ledger: Ledger) -> None:
 
 
 def test_pins_are_noted_until_the_analysis_ends(ledger: Ledger) -> None:
-    ids = [ledger.accept(Order("tissue-classification", ()))[0].analysis.id for _ in range(3)]
+    ids = [ledger.accept(Order("tissue-classification", ()), operator())[0].analysis.id for _ in range(3)]
     for analysis_id in ids[:2]:
-        assert ledger.claim() == analysis_id
+        assert ledger.runs.begin(workflow_id(analysis_id, 1, "fetch"), "w") is not None
         ledger.pin(analysis_id, {"folders": {"m": analysis_id}, "pins": []})
     assert [pins["folders"]["m"] for pins in ledger.pinned()] == ids[:2]
     ledger.pin(ids[0], {"folders": {"m": "anew"}, "pins": []})
-    ledger.finish(ids[1], State.COMPLETED)
+    turn = ledger.runs.begin(workflow_id(ids[1], 1, "fetch"), "w")
+    assert turn is not None
+    ledger.runs.finish(turn, State.COMPLETED)
     assert [pins["folders"]["m"] for pins in ledger.pinned()] == ["anew"]
 
 
@@ -324,6 +328,7 @@ class Case:
             archive=self.slides,
             choices=self.ledger.choices.read,
             note_pins=self.noted.append,
+            released=None,
         )
         await getattr(run, name)()
 
@@ -350,7 +355,8 @@ async def test_what_an_analysis_uses_is_noted_before_it_is_kept_to(
     def run() -> CaseRun:
         settings = Settings(state=tmp_path / "state", model_repository=repository.path)
         order = Order("tissue-classification", case_of(slides.entries()))
-        return CaseRun("an-analysis", order, tmp_path / "case", settings=settings, archive=slides, note_pins=note)
+        case = tmp_path / "case"
+        return CaseRun("an-analysis", order, case, settings=settings, archive=slides, note_pins=note, released=None)
 
     with pytest.raises(Cancelled):
         await run().fetch()

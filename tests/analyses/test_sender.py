@@ -254,7 +254,7 @@ def test_webhooks_are_sent_by_the_same_outbox(tmp_path: Path, artifacts: Path, r
     )
     house = House(tmp_path, settings, Watched(tmp_path))
     house.analysis = house.ledger.accept(order_of(), operator())[0].analysis.id
-    house.ledger.cancel(house.analysis)
+    house.ledger.cancel(house.analysis, operator())
     receiver.fail_with(503, 500)
     states = [house.attempt().state for _ in range(3)]
     assert states == [DeliveryState.PENDING, DeliveryState.PENDING, DeliveryState.DELIVERED]
