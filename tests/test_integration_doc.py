@@ -25,7 +25,7 @@ def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
     assert len(blocks) >= 8
     script = "\n".join(["set -euxo pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT", *blocks])
     # Other tests may hold the ports that a reader has free.
-    script = script.replace("8080", str(free_port()))
+    script = script.replace("8080", str(free_port())).replace("50051", str(free_port()))
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")}
     environment = clean | {"TMPDIR": str(tmp_path), "PATHSERVE_METRICS_PORT": "0", "no_proxy": "127.0.0.1"}
     done = subprocess.run(
