@@ -19,8 +19,8 @@ _MODEL: dict[str, Any] = {
     "reason": "No worker has loaded this model yet.",
     "state": "pending",
     "folder": "tissue_classification",
-    "target": None,
-    "precision": None,
+    "target": "onnx",
+    "precision": "fp32",
 }
 
 

@@ -148,25 +148,46 @@ class AnalysisPage(BaseModel):
     next: str | None
 
 
+_REVISION: dict[str, Any] = {
+    "number": 2,
+    "state": "final",
+    "documents": ["2.25.81231"],
+    "by": "person:a.meier",
+    "by_name": "Dr. A. Meier",
+    "reason": "Agrees with the microscope.",
+    "made": "2026-11-26T09:02:11Z",
+    "links": {"report": f"{_PATH}/report?revision=2", "artifacts": f"{_PATH}/artifacts?revision=2"},
+}
+_DELIVERY: dict[str, Any] = {
+    "id": "5f0c1d2e-0b7a-4d55-8f7e-3c1b2a190807",
+    "channel": "stow",
+    "target": "archive",
+    "event": "report",
+    "revision": 1,
+    "state": "dead",
+    "tries": 3,
+    "done": 2,
+    "reason": "archive-refused",
+    "detail": "The archive refused an object; see its log.",
+    "created": "2026-11-26T08:17:00Z",
+    "settled": "2026-11-26T08:17:09Z",
+}
+_FEEDBACK: dict[str, Any] = {
+    "number": 1,
+    "revision": 2,
+    "verdict": "amend",
+    "finding": {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"},
+    "series": "1.2.826.0.1.3680043.8.498.1.1",
+    "comment": "Missed at the margin.",
+    "by": "person:a.meier",
+    "time": "2026-11-26T09:05:00Z",
+}
+
+
 class RevisionView(BaseModel):
     """One revision of the report: the machine's, or one of a signature or correction; none ever changes."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "number": 2,
-                    "state": "final",
-                    "documents": ["2.25.81231"],
-                    "by": "person:a.meier",
-                    "by_name": "Dr. A. Meier",
-                    "reason": None,
-                    "made": "2026-11-26T09:02:11Z",
-                    "links": {"report": f"{_PATH}/report?revision=2", "artifacts": f"{_PATH}/artifacts?revision=2"},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_REVISION]})
 
     number: int
     state: ReportState
@@ -181,32 +202,15 @@ class RevisionView(BaseModel):
 class Revisions(BaseModel):
     """The revisions of a report, oldest first; none before the analysis has one."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_REVISION]}]})
+
     items: list[RevisionView]
 
 
 class DeliveryView(BaseModel):
     """One thing on its way out of the house. `dead`: it was given up, and waits for somebody to replay it."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "5f0c1d2e-0b7a-4d55-8f7e-3c1b2a190807",
-                    "channel": "stow",
-                    "target": "archive",
-                    "event": "report",
-                    "revision": 1,
-                    "state": "dead",
-                    "tries": 3,
-                    "done": 2,
-                    "reason": "archive-refused",
-                    "detail": "The archive refused an object; see its log.",
-                    "created": "2026-11-26T08:17:00Z",
-                    "settled": "2026-11-26T08:17:09Z",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_DELIVERY]})
 
     id: str
     channel: Channel
@@ -225,6 +229,8 @@ class DeliveryView(BaseModel):
 class Deliveries(BaseModel):
     """What of an analysis was sent, is to be sent, or could not be sent; oldest first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_DELIVERY]}]})
+
     items: list[DeliveryView]
 
 
@@ -239,22 +245,7 @@ class FindingView(BaseModel):
 class FeedbackView(BaseModel):
     """What a reader said of one revision."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "number": 1,
-                    "revision": 2,
-                    "verdict": "agree",
-                    "finding": None,
-                    "series": None,
-                    "comment": None,
-                    "by": "person:a.meier",
-                    "time": "2026-11-26T09:05:00Z",
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [_FEEDBACK]})
 
     number: int
     revision: int
@@ -268,6 +259,8 @@ class FeedbackView(BaseModel):
 
 class FeedbackList(BaseModel):
     """All feedback on an analysis, oldest first."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"items": [_FEEDBACK]}]})
 
     items: list[FeedbackView]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import structlog
 
 from gateway.analyses.ledger import Ledger
@@ -19,6 +21,7 @@ from gateway.domain.principal import Principal, PrincipalKind, Scope
 from gateway.domain.report import ReportState
 from gateway.domain.revision import Revision
 from gateway.http.app import create_app
+from gateway.operations.audit.table import AUDIT
 from gateway.operations.auth import ApiKey
 from gateway.operations.settings import Settings
 
@@ -58,8 +61,18 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+@pytest.fixture(scope="package")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new database, made once."""
+    folder = tmp_path_factory.mktemp("migrated")
+    Ledger.open(f"sqlite:///{folder / 'pathserve.db'}", folder).close()
+    return folder / "pathserve.db"
+
+
 @pytest.fixture
-def ledger(state: Path) -> Iterator[Ledger]:
+def ledger(state: Path, migrated: Path) -> Iterator[Ledger]:
+    state.mkdir()
+    shutil.copy(migrated, state)
     opened = Ledger.open(f"sqlite:///{state / 'pathserve.db'}", state)
     yield opened
     opened.close()
@@ -150,6 +163,12 @@ class Hand:
 @pytest.fixture
 def hand(ledger: Ledger, state: Path) -> Hand:
     return Hand(ledger, state)
+
+
+def audited(ledger: Ledger) -> list[dict[str, Any]]:
+    """All records of the audit trail, oldest first."""
+    with ledger._engine.connect() as connection:
+        return [dict(row) for row in connection.execute(sa.select(AUDIT).order_by(AUDIT.c.seq)).mappings()]
 
 
 def principal(*scopes: Scope, kind: PrincipalKind = PrincipalKind.PERSON, tenant: str = "default") -> Principal:

@@ -12,6 +12,6 @@ STANDIN = Path(__file__).parents[1] / "analyses" / "standin.py"
 if __name__ == "__main__":
     try:
         port, workers = int(sys.argv[1]), int(sys.argv[2])
-        sys.exit(serve("127.0.0.1", port, workers, command=[sys.executable, str(STANDIN), str(os.getpid()), "20"]))
+        sys.exit(serve("127.0.0.1", port, workers, command=[sys.executable, str(STANDIN), str(os.getpid())]))
     except PathserveError as error:
         sys.exit(error.detail)
