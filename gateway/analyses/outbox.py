@@ -111,6 +111,14 @@ class Outbox:
             .values(state=DeliveryState.PENDING.value, next=_now(), reason=None, detail=None)
         )
 
+    def withdraw(self, connection: sa.Connection, analysis_id: str) -> bool:
+        """Take back what is held of an analysis that is cancelled; False where some of it has left already."""
+        held = (DELIVERIES.c.analysis_id == analysis_id, DELIVERIES.c.state == DeliveryState.HELD.value)
+        if connection.execute(sa.select(DELIVERIES.c.id).where(*held, DELIVERIES.c.done > 0)).first() is not None:
+            return False
+        connection.execute(DELIVERIES.delete().where(*held))
+        return True
+
     def _add(
         self,
         connection: sa.Connection,

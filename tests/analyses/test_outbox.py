@@ -252,6 +252,17 @@ def test_a_held_delivery_holds_its_analysis_until_that_is_released(
     assert outbox.of(analysis)[-1].event == "analysis.released"
 
 
+def test_what_is_held_can_be_withdrawn_before_any_of_it_has_left(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
+    partly = begun(outbox)
+    outbox.stored(partly, 1, 6)
+    outbox.hold(partly, DIFFERENCES, "They do not agree.")
+    with ledger._write() as connection:
+        assert not outbox.withdraw(connection, analysis)
+        connection.execute(DELIVERIES.update().where(DELIVERIES.c.id == partly.id).values(done=0))
+        assert outbox.withdraw(connection, analysis)
+    assert {each.channel for each in outbox.of(analysis)} == {Channel.WEBHOOK}
+
+
 def test_a_later_revision_is_held_while_its_analysis_stays_completed(
     ledger: Ledger, outbox: Outbox, analysis: str
 ) -> None:
