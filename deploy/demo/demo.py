@@ -70,11 +70,12 @@ def main() -> int:
 
 def run(slide: Path, *, keep: bool) -> None:
     images = slide_images(slide)
-    headers = list(images.values())
     with ExitStack() as stack:
         work = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="pathserve-demo-", ignore_cleanup_errors=True))
         )
+        images = identified(images, work)
+        headers = list(images.values())
         archive = stack.enter_context(pacs(work, list(images)))
         gateway = stack.enter_context(running_gateway(work, archive))
         analysis = place_order(gateway, headers)
@@ -102,6 +103,28 @@ def slide_images(slide: Path) -> dict[Path, pydicom.Dataset]:
     if len({header.StudyInstanceUID for header in found.values()}) > 1:
         raise DemoError(f"{slide} holds slides of several studies; name the folder of one.")
     return found
+
+
+def identified(images: dict[Path, pydicom.Dataset], work: Path) -> dict[Path, pydicom.Dataset]:
+    """The images; where headers lack what an order must name, copies with invented identifiers (the demo's own PACS
+    gets those): an order that names no patient, accession or container is held until a person releases it."""
+    wanted = ("PatientID", "AccessionNumber", "ContainerIdentifier")
+    if all(header.get(keyword) for header in images.values() for keyword in wanted):
+        return images
+    console.print("The slide's header names no patient, accession or container; a copy gets invented ones.")
+    series = sorted({str(header.SeriesInstanceUID) for header in images.values()})
+    copies: dict[Path, pydicom.Dataset] = {}
+    (work / "identified").mkdir()
+    for number, path in enumerate(images):
+        image = pydicom.dcmread(path)
+        container = f"DEMO-{series.index(str(image.SeriesInstanceUID)) + 1}"
+        for keyword, value in zip(wanted, ("DEMO", "DEMO", container), strict=True):
+            if not image.get(keyword):
+                setattr(image, keyword, value)
+        copy = work / "identified" / f"{number}.dcm"
+        image.save_as(copy)
+        copies[copy] = pydicom.dcmread(copy, stop_before_pixels=True)
+    return copies
 
 
 @contextmanager
@@ -155,26 +178,22 @@ def running_gateway(work: Path, archive: str) -> Iterator[Gateway]:
 def place_order(gateway: Gateway, headers: list[pydicom.Dataset]) -> str:
     """Order `tissue-classification` of the slide, with the identifiers that its header carries; the analysis id."""
     first = headers[0]
+    containers: dict[str, set[str]] = {}
+    for header in headers:
+        containers.setdefault(str(header.ContainerIdentifier), set()).add(str(header.SeriesInstanceUID))
     body = {
         "protocol": "tissue-classification",
         "priority": "ROUTINE",
-        "accession": str(first.get("AccessionNumber") or "") or None,
-        "patient": {"id": str(first.get("PatientID") or "") or None},
+        "accession": str(first.AccessionNumber),
+        "patient": {"id": str(first.PatientID)},
         "specimens": [
-            {
-                "container": str(first.get("ContainerIdentifier") or "") or None,
-                "slides": [
-                    {
-                        "study": first.StudyInstanceUID,
-                        "series": sorted({header.SeriesInstanceUID for header in headers}),
-                    }
-                ],
-            }
+            {"container": container, "slides": [{"study": first.StudyInstanceUID, "series": sorted(series)}]}
+            for container, series in sorted(containers.items())
         ],
     }
     answer = http.post(
         f"{gateway.url}/v1/analyses",
-        json=without_none(body),
+        json=body,
         headers={**gateway.headers, "Idempotency-Key": secrets.token_hex(8)},
         timeout=30,
     )
@@ -197,6 +216,9 @@ def follow(gateway: Gateway, analysis: str) -> None:
     tasks: dict[str, Any] = {}
     with bar:
         for event, data in events(gateway, analysis):
+            if event == "state" and data["state"] == "held-identity":
+                differing = ", ".join(data["attributes"])
+                raise DemoError(f"the analysis is held: the order and the slides do not agree in {differing}.")
             if event == "progress":
                 if data["step"] not in tasks:
                     tasks[data["step"]] = bar.add_task(data["step"], unit=data["unit"])
@@ -295,13 +317,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def without_none(value: Any) -> Any:
-    """The order without the members that the slide's header leaves open."""
-    if isinstance(value, dict):
-        return {key: without_none(member) for key, member in value.items() if member is not None}
-    return [without_none(member) for member in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

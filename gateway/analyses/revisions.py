@@ -48,13 +48,14 @@ class Revisions:
                 return revision
         raise NotFound("The report has no such revision; see the list of its revisions.")
 
-    def publish(self, by: Principal, revision: Revision, outbox: Outbox, put: Callable[[], None]) -> None:
+    def publish(
+        self, by: Principal, revision: Revision, outbox: Outbox, put: Callable[[], None], *, amended: bool
+    ) -> None:
         """A person's revision, in one transaction: its files (`put` gives them their name), its row, its delivery, the
-        event, the audit record, and what webhooks tell.
+        event, the audit record, and what webhooks tell. `amended`: it corrects something, and is no mere signature.
 
         Raises Conflict where another revision was faster, or the analysis has not completed; what `put` raises.
         """
-        done = "amended" if revision.state is ReportState.AMENDED else "signed"
         with self._write() as connection:
             row = connection.execute(
                 sa.select(ANALYSES).where(ANALYSES.c.id == revision.analysis_id).with_for_update()
@@ -70,8 +71,10 @@ class Revisions:
             outbox.add_stow(connection, revision.analysis_id, revision.number)
             told = {"revision": revision.number, "state": revision.state.value}
             add_event(connection, revision.analysis_id, "revision", told)
-            note(connection, by, row, f"report-{done}", Action.CREATE, **told)
-            outbox.tell(connection, revision.analysis_id, f"report.{done}", revision.number)
+            subtype = "report-amended" if amended else "report-signed"
+            note(connection, by, row, subtype, Action.CREATE, **told)
+            event = "report.amended" if amended else "report.signed"
+            outbox.tell(connection, revision.analysis_id, event, revision.number)
 
     def add(self, connection: sa.Connection, revision: Revision) -> None:
         """Write a revision down, in the transaction of what it is told with, which holds the analysis's row.

@@ -105,7 +105,8 @@ def _revise(
         _write(part, report, folder / HEADERS, [folder / each.folder for each in reversed(made)])
         revision = revision_of(analysis_id, part, name)
         try:
-            ledger.revisions.publish(by, revision, ledger.outbox, lambda: _put(part, folder / name))
+            amended = any(each.revision == report.revision for each in report.amendments)
+            ledger.revisions.publish(by, revision, ledger.outbox, lambda: _put(part, folder / name), amended=amended)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return revision
