@@ -1,6 +1,7 @@
 """`pathserve purge`: afterwards nothing below the state folder names the patient, and everybody else's is untouched."""
 
 import io
+import logging
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -171,6 +172,7 @@ def world(
     else:
         url = given = request.getfixturevalue("postgres")
         launched(url)
+    monkeypatch.setattr(logging.root, "handlers", [])  # the command sets its own
     monkeypatch.setenv("PATHSERVE_STATE", str(state))
     monkeypatch.setenv("PATHSERVE_DATABASE_URL", given)
     settings.cache_clear()
