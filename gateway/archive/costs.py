@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from gateway.operations.disk import written_whole
+from gateway.operations.disk import locked_folder, written_whole
 
 _VERSION = 1
 _KEPT, _ALIKE = 3, 4.0
@@ -93,8 +93,8 @@ class Costs:
         return cls(tuple(sample for sample in samples if now - _STALE_S < sample.at <= now))
 
     def write(self, file: Path) -> None:
-        """Keep what was learned. Raises OSError."""
-        with written_whole(file) as out:
+        """Keep what was learned; of several pulls that end at once, what one of them learned. Raises OSError."""
+        with locked_folder(file.parent), written_whole(file) as out:
             out.write(
                 json.dumps({"version": _VERSION, "samples": [asdict(sample) for sample in self.samples]}).encode()
             )

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,3 +160,13 @@ def test_any_samples_give_an_answer(
     assert costs.seconds_whole(instance) >= 0
     assert costs.seconds_frames(what) >= 0
     assert choose(costs, what) in Way
+
+
+def test_pulls_that_end_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Each pull keeps what it learned of its archive, in one file, whichever worker it belongs to."""
+    costs = Costs().with_sample(Sample(False, 1e6, 1e6, 0.1, 0.5, time.time()))
+    file = tmp_path / "costs.json"
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(lambda: [costs.write(file) for _ in range(25)]) for _ in range(8)]:
+            done.result()
+    assert Costs.read(file) == costs
