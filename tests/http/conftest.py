@@ -150,7 +150,7 @@ class Hand:
             by=by.subject,
             by_name=by.name,
         )
-        self._ledger.revisions.publish(by, revision, self._ledger.outbox, lambda: None)
+        self._ledger.revisions.publish(by, revision, self._ledger.outbox, lambda: None, amended=False)
 
     def fail(self, analysis_id: str, reason: str, detail: str) -> None:
         self._ledger.runs.finish(self.begin(analysis_id), State.FAILED, Failure(reason, detail))
