@@ -91,6 +91,8 @@ def _revise(
     folder = settings.state / "analyses" / analysis_id
     if not folder.is_dir():
         raise _gone()
+    if not (folder / HEADERS).is_dir():
+        raise Conflict("The report was made by a version that could not have it signed. Order the analysis again.")
     with disk_errors(), locked_folder(folder):  # who signs the same report waits here, and then comes too late
         made = ledger.revisions.of(analysis_id)
         if not made:
@@ -124,8 +126,6 @@ def _report_of(folder: Path, revision: Revision) -> Report:
 
 def _write(part: Path, report: Report, headers: Path, earlier: list[Path]) -> None:
     images = kept(headers)
-    if not images:
-        raise Conflict("The report was made by a version that could not have it signed. Order the analysis again.")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_revision(part, report, images, earlier)

@@ -37,6 +37,7 @@ from gateway.operations.errors import (
 )
 from gateway.operations.settings import Settings
 from gateway.reports import from_json, keep, result_objects, write_all
+from tests.operations.test_database import migrate
 from tests.reports.conftest import COMMITTED, ROOT, reading_of, report_of, result_of, source_of, volume_headers
 
 JANE = Principal("person:jane", PrincipalKind.PERSON, "north", frozenset({Scope.ANALYSES_SIGN}), "Jane Doe", "::1")
@@ -267,6 +268,19 @@ def test_the_first_revision_is_written_down_once(site: Site) -> None:
     assert site.ledger.revisions.of(site.analysis) == (first,)
     with pytest.raises(NotFound):
         site.ledger.revisions.get(site.analysis, 2)
+
+
+def test_a_report_of_the_version_before_can_be_read_and_not_signed(site: Site) -> None:
+    engine = site.ledger._engine
+    with site.ledger._write() as connection:
+        connection.exec_driver_sql("DELETE FROM events")  # SQLite makes the table of analyses anew on the way down
+    migrate(engine, "0002")
+    shutil.rmtree(site.folder / "headers")
+    migrate(engine, "0003")
+    [revision] = site.ledger.revisions.of(site.analysis)
+    assert (revision.number, revision.state, revision.folder) == (1, ReportState.PRELIMINARY, "artifacts")
+    with pytest.raises(Conflict, match="could not have it signed"):
+        site.sign()
 
 
 # Feedback
