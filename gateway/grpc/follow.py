@@ -47,33 +47,44 @@ class Followers:
                 await context.write(RunAnalysisResponse(event=views.event(event)))
             ended = await in_thread(self._service.get, by, record.analysis.id)
             await context.write(RunAnalysisResponse(analysis=views.analysis(ended)))
-        except asyncio.CancelledError:
+        except BaseException:
             if not self.stopping.is_set():
                 task = asyncio.create_task(self._abandon(by, accepting))
                 self._abandoned.add(task)
                 task.add_done_callback(self._abandoned.discard)
             raise
 
-    async def settle(self) -> None:
+    async def settle(self, within_s: float) -> None:
         """Wait until every call that has ended has cancelled its analysis."""
-        await asyncio.gather(*self._abandoned, return_exceptions=True)
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=within_s)
 
     async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncIterator[Event]:
+        """The events until the analysis has ended. Raises as `Service.get`, and StateBusy where the server stops.
+
+        Once it has begun, a database that cannot be used for a while is waited for.
+        """
+        await in_thread(self._service.get, by, analysis_id)
         while True:
-            # The state is read first: what it says is then surely among the events read after it.
-            record = await in_thread(self._service.get, by, analysis_id)
-            events = await in_thread(self._service.events, by, analysis_id, after)
+            try:
+                # The state is read first: what it says is then surely among the events read after it.
+                record = await in_thread(self._service.get, by, analysis_id)
+                events = await in_thread(self._service.events, by, analysis_id, after)
+            except PathserveError as error:
+                if not error.retryable:
+                    raise
+                events = ()
+            else:
+                # One that was begun anew has final states among its events: they alone say nothing.
+                if not events and record.analysis.state.final:
+                    return
             for event in events:
                 after = event.seq
                 yield event
-            if events:
-                continue
-            # Only now: one that was begun anew has final states among its events.
-            if record.analysis.state.final:
-                return
             if self.stopping.is_set():
                 raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
-            await asyncio.sleep(_POLL_S)
+            if not events:
+                await asyncio.sleep(_POLL_S)
 
     async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
         """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""

@@ -37,6 +37,8 @@ MAX_MESSAGE_BYTES = 1_000_000
 """Of a request; as of a body of the REST API."""
 STREAMS_S = 3.0
 """How long open calls have to end at a shutdown."""
+SETTLE_S = 1.0
+"""How long what they leave behind has."""
 _START_S = 10.0
 _MOST_CALLS = 1000
 _OPTIONS = [
@@ -142,7 +144,7 @@ class _Server:
         followers.stopping.set()
         await health.leave()
         await server.stop(STREAMS_S)
-        await followers.settle()
+        await followers.settle(SETTLE_S)
 
     def _bind(self, server: grpc.aio.Server) -> int:
         address = f"{self._host}:{self._settings.grpc_port}"

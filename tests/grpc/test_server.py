@@ -106,6 +106,10 @@ def test_a_request_that_is_too_large_is_refused_unread(api: Api, client: Any) ->
     order = an_order(prompts=["x" * 500] * (MAX_MESSAGE_BYTES // 500))
     wrong = refusal(lambda: client.CreateAnalysis(pb.CreateAnalysisRequest(order=order)))
     assert wrong.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # 60 MB that are 60 kB on their way.
+    bomb = pb.CreateAnalysisRequest(order=an_order(prompts=["x" * 60_000_000]))
+    wrong = refusal(lambda: client.CreateAnalysis(bomb, compression=grpc.Compression.Gzip, timeout=30))
+    assert wrong.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert client.ListAnalyses(pb.ListAnalysesRequest()) is not None
 
 

@@ -16,6 +16,7 @@ from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import AnalysisServiceStub
 from tests.grpc.conftest import Api, an_order, bearer, refusal, refusal_of, serving
 from tests.support.gateway import eventually
+from tests.support.postgres import running_postgres
 
 
 @pytest.fixture
@@ -128,6 +129,32 @@ def test_two_hundred_streams_at_once(api: Api) -> None:
         assert states(list(stream)) == ["cancelled"]
         ends.append(time.monotonic() - began)
     assert max(ends) < 5
+
+
+def test_streams_outlive_a_database_that_is_down(tmp_path: Path) -> None:
+    with running_postgres() as postgres, serving(tmp_path / "state", database_url=postgres.new_database()) as api:
+        client = api.analyses()
+        running = client.RunAnalysis(pb.RunAnalysisRequest(order=an_order()), timeout=60)
+        analysis_id = next(running).analysis.id
+        assert next(running).event.seq == 1
+        postgres.stop()
+        wrong = refusal(lambda: client.CreateAnalysis(pb.CreateAnalysisRequest(order=an_order()), timeout=30))
+        assert (wrong.code, wrong.reason) == (grpc.StatusCode.UNAVAILABLE, "database-unavailable")
+        assert wrong.details["RetryInfo"].retry_delay.seconds > 0
+        postgres.start()
+        eventually(lambda: not refused(client, analysis_id), "it answers again", 10)
+        client.CancelAnalysis(pb.CancelAnalysisRequest(id=analysis_id))
+        *events, last = list(running)
+        assert states([each.event for each in events]) == ["cancelled"]
+        assert last.analysis.state == analysis_pb2.STATE_CANCELLED
+
+
+def refused(client: Any, analysis_id: str) -> bool:
+    try:
+        client.GetAnalysis(pb.GetAnalysisRequest(id=analysis_id))
+    except grpc.RpcError:
+        return True
+    return False
 
 
 def test_a_server_that_stops_ends_its_streams_and_no_analysis(tmp_path: Path) -> None:
