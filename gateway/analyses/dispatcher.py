@@ -1,7 +1,7 @@
 """The dispatcher: puts what the ledger says is due into the queues, and tells running turns of what has changed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -44,11 +44,12 @@ class Dispatcher:
         self._asked: dict[str, float] = {}
         self._checked_s = time.monotonic()
         self._suspects: frozenset[str] = frozenset()
+        self._idle: frozenset[tuple[str, int]] = frozenset()
 
     def tick(self) -> None:
         turns = self._workflows.turns
-        if turns:
-            self._workflows.heed(turns, self._ledger.runs.held_by(self._worker))
+        held = self._ledger.runs.held_by(self._worker)
+        self._workflows.heed(turns, held)
         for analysis_id in self._ledger.runs.complete_delivered(self._settings.delivery_wait_s):
             self._workflows.note_end(analysis_id)
         stages, deliveries = self._due(), self._ledger.outbox.due(4 * self._settings.deliver_limit * self._workers())
@@ -57,7 +58,9 @@ class Dispatcher:
         )
         if time.monotonic() - self._checked_s > CHECK_S:
             self._checked_s = time.monotonic()
-            self._take_up_forgotten()
+            self._take_up_forgotten(
+                {each: seen.attempt for each, seen in held.items()} | {each.analysis: None for each in turns.values()}
+            )
 
     def _due(self) -> list[Due]:
         """What has begun, and of each priority the next few that have not: what is in a queue keeps its place there.
@@ -104,12 +107,16 @@ class Dispatcher:
                     log.info("a stage is put into its queue again", workflow=each.workflow)
                     self._workflows.renew(each.workflow, each.stage, each.rank)
 
-    def _take_up_forgotten(self) -> None:
-        """Put back what a turn left to others by which only this worker can go on, since it lives.
+    def _take_up_forgotten(self, held: Mapping[str, int | None]) -> None:
+        """Put back what this worker has in hand by the word of the engine or of the ledger, and does not work on.
 
-        The engine notes a begin a moment before it is at work here, so it counts only when it is seen twice.
+        Both note a begin a moment before it is at work here, so it counts only when it is seen twice. `held`: the
+        analyses that the ledger says are in its hands -> the turn's number; None where it is at work.
         """
         forgotten = self._workflows.forgotten()
         for workflow in forgotten & self._suspects:
             self._workflows.put_back(workflow, self._worker)
-        self._suspects = forgotten
+        idle = frozenset((analysis, attempt) for analysis, attempt in held.items() if attempt is not None)
+        for analysis, attempt in idle & self._idle:
+            self._ledger.runs.give_back(analysis, self._worker, attempt)
+        self._suspects, self._idle = forgotten, idle

@@ -55,7 +55,7 @@ class Runs:
     def __init__(self, read: Transaction, write: Transaction, outbox: Outbox) -> None:
         self._read = read
         self._write = write
-        self._revisions = Revisions(read)
+        self._revisions = Revisions(read, write)
         self._outbox = outbox
 
     # What is due
@@ -144,15 +144,15 @@ class Runs:
                 released=frozenset(each["digest"] for each in row.released or ()),
             )
 
-    def give_back(self, turn: Turn) -> None:
-        """Let another worker go on: this one stops in good order."""
+    def give_back(self, analysis_id: str, worker: str, attempt: int) -> None:
+        """Let another turn begin: this one ends before its work is done. Nothing happens where it is over already."""
         with self._write() as connection:
             connection.execute(
                 ANALYSES.update()
                 .where(
-                    ANALYSES.c.id == turn.analysis,
-                    ANALYSES.c.attempts == turn.attempt,
-                    ANALYSES.c.worker == turn.worker,
+                    ANALYSES.c.id == analysis_id,
+                    ANALYSES.c.attempts == attempt,
+                    ANALYSES.c.worker == worker,
                 )
                 .values(worker=None)
             )

@@ -107,7 +107,7 @@ def cancel(connection: sa.Connection, outbox: Outbox, analysis_id: str, by: Prin
         raise Conflict(f"The analysis has already ended ({state.value}); there is nothing to cancel.")
     if row.delivering:
         raise Conflict("The report is being delivered; the analysis can no longer be cancelled.")
-    if state is State.RUNNING:
+    if state is State.RUNNING and row.worker is not None:
         change(connection, analysis_id, cancel_requested=True)
     else:
         end(connection, outbox, analysis_id, State.CANCELLED)
@@ -179,7 +179,10 @@ def release(connection: sa.Connection, outbox: Outbox, analysis_id: str, reason:
     held = list(row.held)
     # One that has ended may be held as well: a later revision of its report waits to be sent.
     state = State.RUNNING.value if row.state == State.HELD_IDENTITY.value else row.state
-    change(connection, analysis_id, state=state, held=None, released=[*(row.released or ()), *held])
+    # The time in which it waited for a person does not count.
+    deadline = None if row.deadline is None else row.deadline + (now() - row.updated)
+    released = [*(row.released or ()), *held]
+    change(connection, analysis_id, state=state, held=None, released=released, deadline=deadline)
     add_event(connection, analysis_id, "state", {"state": state, "released": len(held)})
     outbox.release(connection, analysis_id)
     outbox.tell(connection, analysis_id, "analysis.released")

@@ -204,7 +204,7 @@ class Workflows:
                 if at.turn is not None and self._stopping.is_set():
                     # Synchronous on purpose: this task may be being cancelled and must not wait again.
                     with suppress(StateError):
-                        runs.give_back(at.turn)
+                        runs.give_back(at.turn.analysis, self._worker, at.turn.attempt)
                 raise
             except SQLAlchemyError:
                 # The engine could not write a step's outcome down (its disk is full, say). The case is not to blame,

@@ -86,7 +86,7 @@ class Place:
         folder = self.state / "analyses" / analysis_id / "artifacts"
         return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
-    def until(self, met: Callable[[], object], timeout_s: float = 30.0) -> None:
+    def until(self, met: Callable[[], object], timeout_s: float = 60.0) -> None:
         limit = time.monotonic() + timeout_s
         while not met():
             assert time.monotonic() < limit, (self.state / "stderr").read_text()[-3000:]
@@ -96,7 +96,7 @@ class Place:
         """Wait until the case has noted this line."""
         self.until(lambda: line in self.calls(analysis_id))
 
-    def ended(self, analysis_id: str, timeout_s: float = 30.0) -> State:
+    def ended(self, analysis_id: str, timeout_s: float = 60.0) -> State:
         self.until(lambda: self.record(analysis_id).analysis.state.final, timeout_s)
         return self.record(analysis_id).analysis.state
 

@@ -1,5 +1,6 @@
 """Turns and rescues, as the ledger keeps them, on SQLite and on PostgreSQL."""
 
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_nothing_of_a_turn_is_written_after_another_has_begun(ledger: Ledger) ->
     ):
         with pytest.raises(TurnLost):
             write()
-    ledger.runs.give_back(late)
+    ledger.runs.give_back(analysis, A, late.attempt)
     assert ledger.get(analysis).progress is None
     ledger.runs.progress(now, progress)
     assert ledger.get(analysis).progress == progress
@@ -116,7 +117,7 @@ def test_nothing_of_a_turn_is_written_after_another_has_begun(ledger: Ledger) ->
 
 def test_what_is_given_back_is_due_at_once(ledger: Ledger) -> None:
     analysis = accept(ledger)
-    ledger.runs.give_back(begin(ledger, analysis))
+    ledger.runs.give_back(analysis, A, begin(ledger, analysis).attempt)
     assert [each.workflow for each in ledger.runs.begun()] == [f"{analysis}.1.fetch"]
     assert begin(ledger, analysis, worker=B).attempt == 2
 
@@ -149,13 +150,18 @@ def test_what_waits_for_its_next_stage_is_cancelled_at_once(ledger: Ledger) -> N
 
 
 def test_a_held_analysis_waits_for_a_person(ledger: Ledger) -> None:
-    analysis = accept(ledger)
+    analysis = accept(ledger, deadline_s=60.0)
     ledger.runs.hold(begin(ledger, analysis), [DIFFERENCE])
     record = ledger.get(analysis)
     assert (record.analysis.state, record.held) == (State.HELD_IDENTITY, (DIFFERENCE,))
     assert ledger.runs.begun() == ()
     assert not ledger.runs.is_due(f"{analysis}.1.fetch")
-    ledger.release(analysis, "checked at the microscope", CALLER)
+    time.sleep(0.2)
+    before = ledger.get(analysis).deadline
+    after = ledger.release(analysis, "checked at the microscope", CALLER).deadline
+    assert before is not None
+    assert after is not None
+    assert after - before >= timedelta(seconds=0.2)
     assert begin(ledger, analysis).released == {DIFFERENCE.digest}
 
 
