@@ -300,8 +300,10 @@ class Fleet:
             except CallFailed as failure:
                 if not tries_left:
                     raise
-                if failure.trouble is Trouble.STUCK and served.engine_sha256 is not None:
-                    # It was sound before: an accident. Of one that never was, a restart would disturb the others.
+                if failure.trouble is Trouble.STUCK and (served.engine_sha256 is not None or not served.restarted):
+                    # An accident, where it was sound before, and once where it never was: what always dies as it is
+                    # loaded would disturb the others for ever.
+                    served.restarted = True
                     await self.link.restart(epoch)
                     continue
                 if failure.trouble is Trouble.NOT_LOADED and not self.link.foreign:

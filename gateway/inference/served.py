@@ -38,7 +38,8 @@ class Served:
     """A folder's state in one engine: what was proven of it, on which server, and what is wrong with it.
 
     `generation` counts reloads: a call that failed before the latest one needs none of its own. `epoch` is that of the
-    connection on which the folder was proven last, `stuck_epoch` of one whose server will never have loaded it.
+    connection on which the folder was proven last, `stuck_epoch` of one whose server will never have loaded it;
+    `restarted`: a server was restarted for it although it had never been sound.
     """
 
     folder: str
@@ -49,6 +50,7 @@ class Served:
     problem: PathserveError | None = None
     epoch: int = -1
     stuck_epoch: int = -1
+    restarted: bool = False
     generation: int = 0
     permits: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
