@@ -18,6 +18,7 @@ from gateway.grpc.proto.pathserve.v1.catalog_service_pb2_grpc import CatalogServ
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.grpc.conftest import Signed, refusal
+from tests.grpc.ordering import order_from, placed
 from tests.support.gateway import KEY, Gateway, case_of, eventually, running_gateway
 from tests.support.models import without_golden
 from tests.support.oidc_issuer import Issuer, running_issuer
@@ -73,13 +74,7 @@ def client(channel: grpc.Channel) -> Any:
 
 
 def order_of(slide: Path) -> order_pb2.Order:
-    case = case_of(slide)
-    return order_pb2.Order(
-        protocol="tissue-classification",
-        accession=case["accession"],
-        patient=order_pb2.Patient(**case["patient"]),
-        specimens=[order_pb2.Specimen(**specimen) for specimen in case["specimens"]],
-    )
+    return order_from(case_of(slide))
 
 
 def read(parts: Iterator[Any]) -> tuple[Any, bytes]:
@@ -165,6 +160,13 @@ def test_a_held_analysis_goes_on_where_a_person_lets_it(
     person.ReleaseAnalysis(pb.ReleaseAnalysisRequest(id=accepted.id, reason="Checked against the request form."))
     states = [event.data["state"] for event in watching if event.kind == "state"]
     assert states[-1] == "completed"
+
+
+def test_an_order_is_the_same_one_by_either_door(gateway: Gateway, channel: grpc.Channel, slides: Path) -> None:
+    case = case_of(slides / "small")
+    body = {"protocol": "tissue-classification", **case}
+    answer = gateway.request("POST", "/v1/analyses", json=body, headers={"Idempotency-Key": "either-door"})
+    assert placed(channel, case, "either-door") == answer.json()["id"]
 
 
 def test_a_cancelled_call_stops_the_work_in_triton(client: Any, gateway: Gateway, slides: Path) -> None:
