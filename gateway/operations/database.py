@@ -70,7 +70,7 @@ def open_database(url: str, state: Path) -> sa.Engine:
     """
     with database_errors():
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        engine = _engine(url)
+        engine = make_engine(url)
         # One process at a time: on this machine by the lock, on several by the database's own.
         with (state / "migrate.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -91,7 +91,8 @@ def open_database(url: str, state: Path) -> sa.Engine:
         return engine
 
 
-def _engine(url: str) -> sa.Engine:
+def make_engine(url: str) -> sa.Engine:
+    """An engine for a database that may not be there yet, and is not migrated. Raises InvalidSetting."""
     try:
         address = sa.make_url(url)
         if address.drivername in ("postgres", "postgresql"):

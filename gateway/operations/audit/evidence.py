@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
 
 from gateway.operations.audit.table import AUDIT
-from gateway.operations.database import database_errors
+from gateway.operations.database import database_errors, make_engine
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import NotFound
 
@@ -26,9 +26,7 @@ def read_only(url: str) -> Iterator[sa.Engine]:
             with _sqlite(Path(address.database or "")) as engine:
                 yield _with_trail(engine)
             return
-        if address.drivername in ("postgres", "postgresql"):
-            address = address.set(drivername="postgresql+psycopg")
-        engine = sa.create_engine(address, hide_parameters=True, execution_options={"postgresql_readonly": True})
+        engine = make_engine(url).execution_options(postgresql_readonly=True)
         try:
             yield _with_trail(engine)
         finally:
