@@ -157,6 +157,8 @@ def _launch(settings: Settings, worker: str) -> None:
         application_version=APPLICATION_VERSION,
         executor_id=worker,
         serializer=DBOSPortableJSONSerializer(),
+        # As of the ledger: what a stopped worker has locked is free again before it is dead.
+        sys_db_idle_transaction_timeout_sec=10.0,
         # No telemetry leaves the process, and no conductor is contacted (no key is given).
         enable_otlp=False,
         log_level="WARNING",

@@ -31,9 +31,10 @@ _WAIT_S = 10.0
 _POSTGRESQL = {
     "application_name": "pathserve",
     # No request hangs for a database that does not answer: 5 s to connect, 10 s for a lock, 12 s for a statement, and
-    # as long for a network that swallows packets.
+    # as long for a network that swallows packets. A process that was stopped in the midst of a transaction holds up the
+    # others for 10 s, no longer.
     "connect_timeout": 5,
-    "options": "-c lock_timeout=10s -c statement_timeout=12s -c idle_in_transaction_session_timeout=60s",
+    "options": "-c lock_timeout=10s -c statement_timeout=12s -c idle_in_transaction_session_timeout=10s",
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,

@@ -136,7 +136,7 @@ def test_only_the_analysis_that_kills_its_worker_is_given_up(place: Place) -> No
             place.worker(**settings)
         return place.record(poison).analysis.state.final
 
-    place.until(ended, 90)
+    place.until(ended, 180)
     assert (place.record(poison).analysis.state, place.reason(poison)) == (State.FAILED, "kills-worker")
     assert place.calls(poison).count("infer") in (3, 4)  # once in company, then three times alone
     assert [place.ended(each) for each in good] == [State.COMPLETED] * 4
