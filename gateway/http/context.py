@@ -40,23 +40,23 @@ class Context:
         return not self.stopping.is_set() and self.service.living.readiness().ready
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     found: Context = request.app.state.context
     return found
 
 
-def _principal(request: Request) -> Principal:
+async def _principal(request: Request) -> Principal:
     found: Principal = request.state.principal
     return found
 
 
-def _analysis_id(analysis_id: str) -> str:
+async def _analysis_id(analysis_id: str) -> str:
     if not is_analysis_id(analysis_id):
         raise NotFound("There is no analysis with this id.")
     return analysis_id
 
 
-def _if_match(
+async def _if_match(
     if_match: Annotated[
         str | None, Header(description="Change it only where this is its ETag still: one of them, or * for any")
     ] = None,
