@@ -60,7 +60,7 @@ class Site:
                 self.database_url = self.engine_url = self.database.new_database()
             self._stack.callback(self._end)
             self.start()
-            eventually(self._ready, f"the gateway is ready; log: {self.log}", 120)
+            eventually(self._answers, f"the gateway answers; log: {self.log}", 120)
             self._stack = self._stack.pop_all()
         return self
 
@@ -103,16 +103,16 @@ class Site:
             time.sleep(1.0)
             self.start()
 
-    def _ready(self) -> bool:
+    def _answers(self) -> bool:
         self.keep()
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=10, trust_env=False).status_code == 200
+            return httpx.get(f"{self.url}/livez", timeout=10, trust_env=False).status_code == 200
         except httpx.TransportError:
             return False
 
     def stop(self) -> float:
-        """SIGTERM to the gateway, once it is ready; the seconds until it and everything of it has ended."""
-        eventually(self._ready, f"the gateway is ready; log: {self.log}", 120)
+        """SIGTERM to the gateway, once it answers; the seconds until it and everything of it has ended."""
+        eventually(self._answers, f"the gateway answers; log: {self.log}", 120)
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
