@@ -1,4 +1,4 @@
-"""What `pathserve doctor` looks at: the state folder, the ledger, the worker, the archive, inference, what serves."""
+"""What `pathserve doctor` looks at: state folder, ledger, worker, archive, access, inference, what serves."""
 
 import shutil
 import tempfile
@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from gateway.analyses.ledger import Ledger
 from gateway.operations import doctor as operations_doctor
+from gateway.operations.certificates import still_valid
 from gateway.operations.doctor import Finding
 from gateway.operations.errors import PathserveError, StateError
 from gateway.operations.settings import Settings
@@ -14,7 +15,6 @@ from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
 
 _LEAST_FREE_BYTES = 5_000_000_000
-_LEAST_DAYS = 14
 
 
 def doctor() -> int:
@@ -26,6 +26,7 @@ def doctor() -> int:
             "database": lambda: _database(settings),
             "archive": lambda: _archive(settings),
             "certificate": lambda: _certificate(settings),
+            "access": lambda: _access(settings),
             "inference": lambda: _inference(settings),
             "choices": lambda: _choices(settings),
         }
@@ -98,12 +99,14 @@ def _archive(settings: Settings) -> Iterable[Finding]:
 
 
 def _certificate(settings: Settings) -> Iterable[Finding]:
-    from gateway.archive.certificates import valid_until
-
     if settings.archive_certificate is not None:
-        until = valid_until(settings.archive_certificate)
-        lasting = (until - datetime.now(UTC)).days >= _LEAST_DAYS
-        yield "certificate", lasting, f"ours is valid until {until:%Y-%m-%d}" + ("" if lasting else "; have it renewed")
+        yield still_valid("certificate", settings.archive_certificate, "PATHSERVE_ARCHIVE_CERTIFICATE")
+
+
+def _access(settings: Settings) -> Iterable[Finding]:
+    from gateway.operations.auth.probe import probe
+
+    return probe(settings)
 
 
 def _inference(settings: Settings) -> Iterable[Finding]:

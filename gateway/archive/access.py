@@ -1,12 +1,12 @@
 """How we show an archive who we are, and whom we trust: tokens, OAuth 2.0, client certificates, authorities."""
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
 from gateway.operations.errors import InvalidSetting
+from gateway.operations.outbound import is_loopback
 from gateway.operations.settings import Settings
 
 
@@ -98,13 +98,3 @@ class Access:
     def needs_tls(self) -> bool:
         """True where plain HTTP would leave a certificate or authorities unused."""
         return self.certificate is not None or self.authorities is not None
-
-
-def is_loopback(host: str) -> bool:
-    """True for this machine's own addresses: what is sent there is not seen on any network."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

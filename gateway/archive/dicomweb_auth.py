@@ -18,9 +18,9 @@ from urllib.parse import quote, urlencode
 import httpx
 
 from gateway.archive.access import Access, OAuthClient
-from gateway.archive.certificates import valid_until
 from gateway.archive.dicomweb_wire import Limits, Wire
 from gateway.archive.metrics import PACS_TOKENS
+from gateway.operations.certificates import valid_until
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, InvalidSetting
 
 _ANSWER_BYTES = 256 * 1024
@@ -42,7 +42,7 @@ class Trust:
     def context(self) -> ssl.SSLContext:
         """The context for one conversation. Raises as `check`, and ArchiveRefused (our certificate has expired)."""
         certificate = self._access.certificate
-        if certificate is not None and time.time() > valid_until(certificate).timestamp():
+        if certificate is not None and _expired(certificate):
             raise ArchiveRefused(
                 "Our client certificate (PATHSERVE_ARCHIVE_CERTIFICATE) has expired: have it renewed by its authority."
             )
@@ -56,6 +56,10 @@ class Trust:
             if self._made is None or self._made[0] != state:
                 self._made = state, _tls_context(access)
             return self._made[1]
+
+
+def _expired(certificate: Path) -> bool:
+    return time.time() > valid_until(certificate, "PATHSERVE_ARCHIVE_CERTIFICATE").timestamp()
 
 
 def _state_of(file: Path) -> tuple[int, int] | None:

@@ -14,7 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from gateway.archive.access import is_loopback
 from gateway.archive.breaker import Breaker
 from gateway.archive.dicomweb_answers import Transient, judge, translated
 from gateway.archive.dicomweb_auth import Credentials
@@ -22,6 +21,7 @@ from gateway.archive.dicomweb_wire import Limits, Wire, never
 from gateway.archive.metrics import PACS_REQUEST_SECONDS
 from gateway.domain.uids import is_uid
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable, Cancelled, InvalidSetting
+from gateway.operations.outbound import is_loopback
 
 __all__ = [
     "DICOM_JSON",

@@ -45,6 +45,9 @@ class Authenticator:
         """Raises InvalidSetting."""
         self._key = key
         self._tenant = settings.tenant
+        scopes = frozenset(Scope) - {Scope.ANALYSES_SIGN}
+        tenant = settings.tenant or DEFAULT_TENANT
+        self._server = Principal("key:default", PrincipalKind.KEY, tenant, scopes, name="the server's API key")
         self._store = Store(engine)
         self._refusals = Refusals(self._store, settings.login_limit)
         self._keys = Keys(self._store)
@@ -81,7 +84,7 @@ class Authenticator:
         """The principal where it can be told without waiting; None says nothing."""
         token = _bearer(authorization)
         if token is not None and self._key.matches(token.encode("latin-1", "replace")):
-            return replace(self._of_server_key(), address=address)
+            return replace(self._server, address=address)
         login = self._logins.get(_shown(authorization, certificate))
         if login is None or time.monotonic() - login.checked > _REMEMBERED_S or login.expires <= time.time():
             return None
@@ -114,10 +117,6 @@ class Authenticator:
         if self._provider is not None and token.count(".") == 2:
             return self._provider.principal(token, certificate)
         raise Refused(Credential.OTHER, "unknown")
-
-    def _of_server_key(self) -> Principal:
-        scopes = frozenset(Scope) - {Scope.ANALYSES_SIGN}
-        return Principal("key:default", PrincipalKind.KEY, self._tenant or DEFAULT_TENANT, scopes, name="server key")
 
     def _check_tenant(self, found: Principal) -> None:
         if self._tenant is not None and found.tenant != self._tenant:

@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.domain.principal import Principal, PrincipalKind, Scope
 from gateway.operations.auth.fetch import get_json
-from gateway.operations.auth.key_sets import ALGORITHMS, FetchedKeys
+from gateway.operations.auth.key_sets import ALGORITHMS, FetchedKeys, keys_in
 from gateway.operations.auth.refusal import Credential, Refused
 from gateway.operations.auth.tokens import Rules, is_name, thumbprint, verified
 from gateway.operations.errors import (
@@ -65,6 +65,15 @@ class IdentityProvider:
         name = next((str(each) for each in names if is_name(each)), None)
         tenant = self._tenant_of(claims, subject)
         return Principal(subject, kind, tenant, scopes, name=name), float(claims["exp"])
+
+    def count_keys(self) -> int:
+        """How many keys it publishes now. Raises IdentityProviderUnavailable."""
+        try:
+            return len(keys_in(self._fetch()))
+        except (TargetNotAllowed, ValueError):
+            raise IdentityProviderUnavailable(
+                "The identity provider's keys cannot be fetched from where it says they are."
+            ) from None
 
     def _tenant_of(self, claims: Mapping[str, Any], subject: str) -> str:
         claimed = claims.get("tenant")
