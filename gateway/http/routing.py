@@ -87,7 +87,7 @@ def is_known(if_none_match: str | None, etag: str) -> bool:
 def parse(body: bytes) -> Any:
     """The JSON value. Raises InvalidInput."""
     try:
-        return json.loads(body, object_pairs_hook=_once, parse_constant=_refused)
+        return json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refused)
     except (ValueError, RecursionError):
         raise InvalidInput(
             "The body is not valid JSON (UTF-8, each name once, no NaN). Correct it and send it again."

@@ -81,7 +81,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
             "PATHSERVE_TLS_ELSEWHERE where a proxy before this server ends TLS, or serve on 127.0.0.1."
         )
     # Before the key is made: one that nobody has been shown would lock everybody out.
-    listener = _bind(host, port)
+    listener = bind(host, port)
     address = f"{'http' if tls is None else 'https'}://{f'[{host}]' if ':' in host else host}"
     address += f":{listener.getsockname()[1]}"
     settings = settings.model_copy(update={"public_url": settings.public_url or address})
@@ -96,7 +96,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     metrics = MetricsListener(settings.metrics_port, *registries)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment(), workers) if workers else None
     app, context = create_app(settings, ledger, key, lambda: b"".join(map(generate_latest, registries)))
-    server = _Server(_config(app, tls), supervisor, context.stopping, ended)
+    server = _Server(configured(app, tls), supervisor, context.stopping, ended)
     print(f"pathserve: serving on {address}", file=sys.stderr)
     if metrics.port is not None:
         print(f"pathserve: metrics on http://127.0.0.1:{metrics.port}/metrics", file=sys.stderr, flush=True)
@@ -148,7 +148,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _config(app: object, tls: ssl.SSLContext | None) -> uvicorn.Config:
+def configured(app: object, tls: ssl.SSLContext | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,  # type: ignore[arg-type]
         http=CertifiedProtocol,
@@ -164,7 +164,7 @@ def _config(app: object, tls: ssl.SSLContext | None) -> uvicorn.Config:
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int) -> socket.socket:
     with contextlib.suppress(OSError):
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # The protocol is named because asyncio sets TCP_NODELAY only then; without it each answer on a kept connection

@@ -110,6 +110,9 @@ class Hand:
         assert turn is not None
         return turn
 
+    def pause(self, turn: Turn) -> None:
+        self._ledger.runs.give_back(turn.analysis, turn.worker, turn.attempt)
+
     def report(self, analysis_id: str) -> None:
         """Its report is made; the analysis waits for its delivery."""
         self._ledger.runs.advance(self.begin(analysis_id))
