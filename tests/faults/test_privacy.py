@@ -74,6 +74,10 @@ def named(text: str | bytes) -> list[str]:
     return [word for word in WORDS if word.encode().lower() in content.lower()]
 
 
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
 @dataclass
 class Run:
     """What a run has left: the state folder, what was printed and answered, and what was told to others."""
@@ -183,36 +187,34 @@ def _refusals(gateway: Gateway, person: dict[str, str], cases: list[Case], done:
         assert 400 <= answer.status_code < 500, answer.text
 
 
-def _commands(gateway: Gateway, slide: Path, out: Path, done: Run) -> None:
-    environment = {
-        "PATHSERVE_STATE": str(gateway.state),
-        "PATHSERVE_MODEL_REPOSITORY": gateway.settings["PATHSERVE_MODEL_REPOSITORY"],
-    }
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(logging.root, "handlers", [])  # each command sets its own
-        for name, value in environment.items():
-            patched.setenv(name, value)
-        for name, arguments in {
-            "verify": ("audit", "verify"),
-            "export": ("audit", "export"),
-            "export to FHIR": ("audit", "export", "--format", "fhir"),
-            "export to DICOM": ("audit", "export", "--format", "dicom"),
-            "deliveries": ("deliveries", "list"),
-            "deliveries as JSON": ("deliveries", "list", "--json"),
-            "purge": ("purge", "--patient", IDENTITIES[0].patient_id, "--dry-run"),
-        }.items():
-            settings.cache_clear()
-            printed = io.StringIO()
-            with redirect_stdout(printed), redirect_stderr(printed):
-                assert main(arguments) == 0, printed.getvalue()
-            done.printed[name] = printed.getvalue()
+def command(state: Path, *arguments: str) -> str:
+    """What a command prints that ends well, run in this process."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(printed), redirect_stderr(printed):
+        patched.setattr(logging.root, "handlers", [])  # it sets its own
+        patched.setenv("PATHSERVE_STATE", str(state))
+        settings.cache_clear()
+        assert main(arguments) == 0, printed.getvalue()
     settings.cache_clear()
+    return printed.getvalue()
+
+
+def _commands(gateway: Gateway, slide: Path, out: Path, done: Run) -> None:
+    for name, arguments in {
+        "verify": ("audit", "verify"),
+        "export": ("audit", "export"),
+        "export to FHIR": ("audit", "export", "--format", "fhir"),
+        "export to DICOM": ("audit", "export", "--format", "dicom"),
+        "deliveries": ("deliveries", "list"),
+        "deliveries as JSON": ("deliveries", "list", "--json"),
+        "purge": ("purge", "--patient", IDENTITIES[0].patient_id, "--dry-run"),
+    }.items():
+        done.printed[name] = command(gateway.state, *arguments)
     assert done.printed["verify"].startswith("whole: ")
-    command = [PATHSERVE, "analyze", "--protocol", "tissue-classification", "--slide", str(slide), "--out", str(out)]
+    analyze = [PATHSERVE, "analyze", "--protocol", "tissue-classification", "--slide", str(slide), "--out", str(out)]
     # Up to its identifiers the slide is read; no model is there.
-    nobody = {"PATHSERVE_MODEL_REPOSITORY": str(out)}
-    whole = {**os.environ, **environment, **nobody}
-    found = subprocess.run(command, env=whole, capture_output=True, text=True, timeout=120, check=False)
+    whole = {**os.environ, "PATHSERVE_STATE": str(gateway.state), "PATHSERVE_MODEL_REPOSITORY": str(out)}
+    found = subprocess.run(analyze, env=whole, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 1
     done.printed["analyze"] = found.stdout + found.stderr
 
@@ -236,7 +238,7 @@ def _all_told(receiver: Receiver) -> list[dict[str, Any]]:
 def test_the_run_was_one_with_patients(run: Run) -> None:
     """What may name them does: the search is not of an empty room, and it finds."""
     for folder in FOLDERS:
-        files = [path for path in (run.state / folder).rglob("*") if path.is_file()]
+        files = files_of(run.state / folder)
         assert set(WORDS[:6]) <= {word for path in files for word in named(path.read_bytes())}, folder
     with closing(sqlite3.connect(run.state / "pathserve.db")) as database:
         orders = database.execute("SELECT order_json FROM analyses").fetchall()
@@ -245,8 +247,7 @@ def test_the_run_was_one_with_patients(run: Run) -> None:
 
 
 def test_no_other_file_names_a_patient(run: Run) -> None:
-    files = [path for path in run.state.rglob("*") if path.is_file()]
-    elsewhere = [path for path in files if path.relative_to(run.state).parts[0] not in FOLDERS]
+    elsewhere = [path for path in files_of(run.state) if path.relative_to(run.state).parts[0] not in FOLDERS]
     assert {"serve.jsonl", "worker.jsonl", "dbos.db", "audit-anchors.jsonl"} <= {path.name for path in elsewhere}
     found = {str(path.relative_to(run.state)): named(path.read_bytes()) for path in elsewhere}
     found.pop("pathserve.db")
@@ -293,3 +294,12 @@ def test_whoever_did_something_is_in_the_trail(run: Run) -> None:
         *("analysis-held", "analysis-released", "report-made", "report-read", "report-signed", "report-amended"),
         *("feedback-given", "delivery-sent", "login-refused", "audit-exported"),
     } <= told
+
+
+def test_after_a_purge_nothing_at_all_names_a_patient(run: Run) -> None:
+    """The last test: it takes what the others have searched."""
+    for identity in IDENTITIES:
+        command(run.state, "purge", "--patient", identity.patient_id, "--cancel", "--yes")
+    found = {str(path.relative_to(run.state)): named(path.read_bytes()) for path in files_of(run.state)}
+    assert {name: words for name, words in found.items() if words} == {}
+    assert command(run.state, "audit", "verify").startswith("whole: ")
