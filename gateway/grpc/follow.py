@@ -1,7 +1,8 @@
 """The streams of events: following an analysis, and running one for as long as a call lives."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -19,6 +20,8 @@ from gateway.operations.errors import PathserveError, StateBusy
 log = structlog.get_logger("gateway.grpc")
 
 _POLL_S = 0.25
+_LOOKS_PER_S = 200
+"""Of all streams together: with more of them, each looks less often."""
 _CANCEL_TRIES, _CANCEL_PAUSE_S = 8, 0.5
 
 
@@ -28,12 +31,14 @@ class Followers:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.stopping = asyncio.Event()
+        self._open = 0
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def watch(self, by: Principal, analysis_id: str, after: int, context: Any) -> None:
         """Write the analysis's events, from the one after that number to its end."""
-        async for event in self._events(by, analysis_id, after):
-            await context.write(views.event(event))
+        async with aclosing(self._events(by, analysis_id, after)) as events:
+            async for event in events:
+                await context.write(views.event(event))
 
     async def run(self, by: Principal, order: Order, key: str | None, context: Any) -> None:
         """Accept the order, write the analysis, its events and how it ended. The analysis ends with the call."""
@@ -43,8 +48,9 @@ class Followers:
         try:
             record, _ = await asyncio.shield(accepting)
             await context.write(RunAnalysisResponse(analysis=views.analysis(record)))
-            async for event in self._events(by, record.analysis.id, 0):
-                await context.write(RunAnalysisResponse(event=views.event(event)))
+            async with aclosing(self._events(by, record.analysis.id, 0)) as events:
+                async for event in events:
+                    await context.write(RunAnalysisResponse(event=views.event(event)))
             ended = await in_thread(self._service.get, by, record.analysis.id)
             await context.write(RunAnalysisResponse(analysis=views.analysis(ended)))
         except BaseException:
@@ -59,12 +65,21 @@ class Followers:
         if self._abandoned:
             await asyncio.wait(self._abandoned, timeout=within_s)
 
-    async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncIterator[Event]:
+    async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncGenerator[Event, None]:
         """The events until the analysis has ended. Raises as `Service.get`, and StateBusy where the server stops.
 
         Once it has begun, a database that cannot be used for a while is waited for.
         """
         await in_thread(self._service.get, by, analysis_id)
+        self._open += 1
+        try:
+            async with aclosing(self._looked_for(by, analysis_id, after)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._open -= 1
+
+    async def _looked_for(self, by: Principal, analysis_id: str, after: int) -> AsyncGenerator[Event, None]:
         while True:
             try:
                 # The state is read first: what it says is then surely among the events read after it.
@@ -84,7 +99,7 @@ class Followers:
             if self.stopping.is_set():
                 raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
             if not events:
-                await asyncio.sleep(_POLL_S)
+                await asyncio.sleep(max(_POLL_S, self._open / _LOOKS_PER_S))
 
     async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
         """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""
