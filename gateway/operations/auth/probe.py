@@ -16,8 +16,5 @@ def probe(settings: Settings) -> Iterable[Finding]:
         yield still_valid("server certificate", settings.tls_certificate, "PATHSERVE_TLS_CERTIFICATE")
     if settings.oidc_issuer is not None:
         count = IdentityProvider(settings).count_keys()
-        yield (
-            "identity provider",
-            count > 0,
-            f"publishes {count} keys" + ("" if count else "; no token can be verified"),
-        )
+        sentence = f"its keys can be fetched ({count})" if count else "it publishes no keys: no token can be verified"
+        yield "identity provider", count > 0, sentence
