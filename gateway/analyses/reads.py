@@ -104,7 +104,10 @@ class ResultFiles:
 
 def _regular_files(folder: Path) -> Iterator[Path]:
     try:
-        yield from (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        for path in folder.iterdir():
+            # The state folder holds regular files only; a link was put there by somebody else.
+            if path.is_file() and not path.is_symlink() and not path.name.startswith("."):
+                yield path
     except OSError:  # not kept any more, or not on this machine
         return
 
