@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from gateway.analyses.revisions import revisions_in
-from gateway.analyses.schema import ANALYSES, FEEDBACK
+from gateway.analyses.schema import FEEDBACK
+from gateway.analyses.transitions import row_of
 from gateway.domain.codes import Code
 from gateway.domain.feedback import Feedback, FeedbackRecord, Verdict
 from gateway.domain.principal import Principal
@@ -42,7 +43,7 @@ class FeedbackLog:
         Raises ReportNotReady where there is no report, InvalidInput where it names a series that was not read.
         """
         with self._write() as connection:
-            connection.execute(sa.select(ANALYSES.c.id).where(ANALYSES.c.id == analysis_id).with_for_update())
+            row_of(connection, analysis_id, lock=True)
             revisions = revisions_in(connection, analysis_id)
             if not revisions:
                 raise ReportNotReady("There is no report yet, so there is nothing to say of it.")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from gateway.analyses.events import add_event
 from gateway.analyses.outbox import Outbox
 from gateway.analyses.schema import ANALYSES, REVISIONS
-from gateway.analyses.transitions import note
+from gateway.analyses.transitions import note, row_of
 from gateway.domain.analysis import State
 from gateway.domain.principal import Principal
 from gateway.domain.report import ObjectKind, ReportState
@@ -32,9 +32,9 @@ Transaction = Callable[[], AbstractContextManager[sa.Connection]]
 class Revisions:
     """The table of revisions, over the transactions of the ledger that it belongs to."""
 
-    def __init__(self, read: Transaction, write: Transaction | None = None) -> None:
+    def __init__(self, read: Transaction, write: Transaction) -> None:
         self._read = read
-        self._write = write or read
+        self._write = write
 
     def of(self, analysis_id: str) -> tuple[Revision, ...]:
         """All revisions of an analysis's report, oldest first; none before it is built."""
@@ -57,9 +57,7 @@ class Revisions:
         Raises Conflict where another revision was faster, or the analysis has not completed; what `put` raises.
         """
         with self._write() as connection:
-            row = connection.execute(
-                sa.select(ANALYSES).where(ANALYSES.c.id == revision.analysis_id).with_for_update()
-            ).one()
+            row = row_of(connection, revision.analysis_id, lock=True)
             made = revisions_in(connection, revision.analysis_id)
             if row.state != State.COMPLETED.value or not made or made[-1].number + 1 != revision.number:
                 raise Conflict("The report has changed meanwhile: somebody was faster. Read it, then decide anew.")

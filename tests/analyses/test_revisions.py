@@ -93,8 +93,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def site(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    settings = Settings(state=tmp_path)
+def site(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Site]:
+    url = request.getfixturevalue("postgres") if getattr(request, "param", "sqlite") == "postgresql" else None
+    settings = Settings(state=tmp_path, database_url=url)
     ledger = Ledger.open(settings.ledger_url, tmp_path, [WEBHOOK])
     report = from_json((made / "artifacts" / "report.json").read_bytes())
     specimen = Specimen(slides=(SlideReference(report.slides[0].study),), container="C")
@@ -164,6 +165,7 @@ def test_the_revision_that_was_read_must_be_the_newest(site: Site) -> None:
     assert site.amend(expected=2).number == 3
 
 
+@pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
 def test_of_many_who_sign_at_once_one_does(site: Site) -> None:
     ends: list[str] = []
 
@@ -184,6 +186,7 @@ def test_of_many_who_sign_at_once_one_does(site: Site) -> None:
     assert site.deliveries() == [("stow", 2, "report"), ("webhook", 2, "report.signed")]
 
 
+@pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
 def test_the_row_decides_where_no_lock_on_files_holds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines over one database: who comes second is told, and nothing of the first one's is touched."""
     revise = signing._write
