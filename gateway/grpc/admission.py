@@ -21,7 +21,7 @@ from grpc_status import rpc_status  # type: ignore[import-untyped]
 from gateway.domain.principal import Principal
 from gateway.grpc.errors import internal, status_of
 from gateway.grpc.metrics import CALL_SECONDS, STREAMS
-from gateway.grpc.threads import in_thread
+from gateway.grpc.threads import in_login_thread
 from gateway.operations.auth import Authenticator
 from gateway.operations.errors import InvalidInput, PathserveError, rim_of
 from gateway.operations.limits import RequestLimit
@@ -71,7 +71,7 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             address = _last_address(_values(context, "x-forwarded-for")) or address
         found = self._authenticator.known(*shown, address)
         if found is None:
-            found = await in_thread(self._authenticator.principal, *shown, address)
+            found = await in_login_thread(self._authenticator.principal, *shown, address)
         self._limit.check(found.subject)
         return found
 

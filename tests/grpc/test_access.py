@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -199,6 +200,21 @@ def test_a_wrong_token(api: Api, issuer: Issuer, claims: dict[str, Any], code: s
     wrong = refusal(lambda: api.analyses(issuer.token(**claims)).ListAnalyses(pb.ListAnalysesRequest()))
     assert (wrong.code.name, wrong.reason) == (code, reason)
     assert audited(api, "login-refused") == before + 1
+
+
+@pytest.mark.parametrize(("proxied", "address"), [(False, "127.0.0.1"), (True, "10.1.1.9")])
+def test_the_callers_address_is_what_our_proxy_says(tmp_path: Path, proxied: bool, address: str) -> None:
+    with serving(tmp_path / "state", tls_elsewhere=proxied) as api:
+        forwarded = (("x-forwarded-for", "6.6.6.6, 10.1.1.9"),)
+        wrong = refusal(
+            lambda: api.analyses().ListAnalyses(pb.ListAnalysesRequest(), metadata=bearer("wrong") + forwarded)
+        )
+        assert wrong.code is grpc.StatusCode.UNAUTHENTICATED
+        engine = open_database(api.settings.ledger_url, api.state)
+        with engine.connect() as connection:
+            query = sa.select(AUDIT.c.address).where(AUDIT.c.subtype == "login-refused")
+            assert connection.execute(query).scalars().all() == [address]
+        engine.dispose()
 
 
 def test_two_tokens_are_none(api: Api) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import socket
 import ssl
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,12 @@ def register(api: Api, shown: Issued, scopes: frozenset[Scope]) -> None:
         Client(id="lis", name="LIS", tenant="default", scopes=scopes, certificate_sha256=digest), "tests"
     )
     engine.dispose()
+
+
+def test_the_process_that_answers_stays_light() -> None:
+    heavy = "{'numpy', 'pydicom', 'tritonclient', 'dbos', 'highdicom'}"
+    look = f"import sys, gateway.grpc.server; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_certificates_that_cannot_be_read_are_a_sentence(tmp_path: Path) -> None:
