@@ -24,7 +24,7 @@ def clear_free_pages(path: Path) -> None:
                 if time.monotonic() > until:
                     raise StateBusy(_BUSY)
                 time.sleep(0.1)
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         if error.sqlite_errorname.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StateBusy(_BUSY) from error
         raise StateError("The free pages of a database in the state folder cannot be cleared; see its disk.") from error

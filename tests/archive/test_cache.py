@@ -93,6 +93,15 @@ def test_what_is_held_stays(small: FrameCache) -> None:
     assert not held.exists()
 
 
+def test_what_is_unwanted_goes_unless_it_is_held(small: FrameCache) -> None:
+    held, gone, kept = fill(small, "2.25.2", 100), fill(small, "2.25.3", 100), fill(small, "2.25.4", 100)
+    with small.hold([held]):
+        assert small.drop(lambda folder: folder.name != "2.25.4") == (1, 1)
+    assert (held.exists(), gone.exists(), kept.exists()) == (True, False, True)
+    assert small.drop(lambda folder: True) == (2, 0)
+    assert not list(small.of_archive(ADDRESS).glob("*"))
+
+
 def test_what_can_never_fit_is_refused_before_anything_is_evicted(small: FrameCache) -> None:
     there = fill(small, "2.25.2", 400)
     with small.filling(ADDRESS, STUDY, "2.25.3", never) as folder:
