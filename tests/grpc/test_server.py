@@ -134,6 +134,14 @@ def test_a_connection_of_another_kind_harms_nobody(api: Api, client: Any, wire: 
     assert client.ListAnalyses(pb.ListAnalysesRequest()) is not None
 
 
+def test_a_client_that_pings_without_end_is_sent_away(api: Api, client: Any) -> None:
+    accepted = client.CreateAnalysis(pb.CreateAnalysisRequest(order=an_order()))
+    channel = api.channel(**{"keepalive_time_ms": 200, "http2.max_pings_without_data": 0})
+    watching = AnalysisServiceStub(channel).WatchAnalysis
+    wrong = refusal(lambda: watching(pb.WatchAnalysisRequest(id=accepted.id), metadata=bearer(), timeout=30))
+    assert (wrong.code, wrong.message.lower()) == (grpc.StatusCode.UNAVAILABLE, "too many pings")
+
+
 def test_a_caller_has_its_requests_a_second(tmp_path: Path) -> None:
     with serving(tmp_path / "state", rate_limit=5) as api:
         client = api.analyses()
