@@ -6,7 +6,9 @@ import hmac
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import jwt
@@ -153,6 +155,42 @@ def test_claims_that_are_no_login(server: Authenticator, issuer: Issuer, engine:
         # Its signature is good: whose it was is known, where it says so at all.
         named = "unknown" if "sub" in changes or what.startswith("malformed") else "person:dr-anna"
         assert (what, record.actor) == (what, named)
+
+
+STRANGE: tuple[Any, ...] = (
+    *(0, -1, 1e308, 10**30, True, "", "x", "1", "\0", "\ud800", "\u202e", "ä" * 300),
+    *([], {}, [[]], [None], ["x", 7], {"x": {}}, [{"x5t#S256": "y"}]),
+)
+
+
+def test_claims_of_any_type_end_in_a_login_or_a_refusal(server: Authenticator, issuer: Issuer) -> None:
+    names = ("exp", "nbf", "iat", "aud", "iss", "sub", "jti", "scope", "scp", "tenant", "cnf", "azp", "client_id")
+    ends: Counter[str] = Counter()
+    for name in (*names, "appid", "cid", "idtyp", "gty", "name", "preferred_username", "typ", "nonce"):
+        for value in STRANGE:
+            try:
+                found = login(server, issuer.token(**{name: value}))
+                ends["came in"] += 1
+                assert (found.subject.isprintable(), found.name is None or found.name.isprintable()) == (True, True)
+            except (Unauthenticated, Forbidden) as error:
+                ends[error.reason] += 1
+    assert min(ends["came in"], ends["unauthenticated"], ends["forbidden"]) > 10
+    assert sum(ends.values()) == 21 * len(STRANGE)
+
+
+def test_headers_of_any_bytes_end_in_a_refusal(server: Authenticator, issuer: Issuer) -> None:
+    random = Random(7)
+    good = f"Bearer {issuer.token()}"
+    for _ in range(150):
+        text = list(good if random.random() < 0.7 else "".join(chr(random.randrange(256)) for _ in range(60)))
+        for _ in range(random.randrange(1, 6)):
+            # Not in the signature's last character: not all of its bits count.
+            text[random.randrange(len(text) - 1)] = chr(random.randrange(256))
+        header = "".join(text)
+        if header != good:
+            with pytest.raises(Unauthenticated):
+                server.principal(header, None, ADDRESS)
+    assert server.principal(good, None, ADDRESS).subject == "person:dr-anna"
 
 
 def test_the_leeway_of_clocks(server: Authenticator, issuer: Issuer) -> None:

@@ -42,13 +42,9 @@ class SigningKey:
 
     def sign(self, claims: Mapping[str, Any], **head: Any) -> str:
         """A token; `head` adds to its head, or takes away what is None there."""
-        found = {"kid": self.kid, **head}
-        return jwt.encode(
-            dict(claims),
-            self.private,
-            self.algorithm,
-            {key: value for key, value in found.items() if value is not None},
-        )
+        found = {key: value for key, value in {"kid": self.kid, **head}.items() if value is not None}
+        # Not as PyJWT makes claims, which refuses many that others may send.
+        return jwt.api_jws.encode(json.dumps(dict(claims)).encode(), self.private, self.algorithm, found)
 
 
 def key_set(*keys: SigningKey) -> dict[str, Any]:
