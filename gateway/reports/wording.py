@@ -63,7 +63,7 @@ def remark_of_signer(report: Report) -> str | None:
 def amendment_title(amended: SignedAmendment) -> str:
     """Since when an amendment stands in the report, and who made it."""
     by = amended.signature
-    return f"Amendment of revision {amended.revision}, by {by.name} ({by.organisation}) on {moment(by.time)}"
+    return f"Amended in revision {amended.revision} by {by.name} ({by.organisation}) on {moment(by.time)}"
 
 
 def finding(code: Code) -> str:
