@@ -8,7 +8,8 @@ from typing import Any
 
 import structlog
 
-from gateway.analyses.pulse import Pulse, this_host
+from gateway.analyses.processes import this_host
+from gateway.analyses.pulse import Pulse
 from gateway.analyses.workers import Workers
 from gateway.operations.errors import PathserveError
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gateway.analyses.pulse import is_gone
+from gateway.analyses.processes import is_gone
 from gateway.analyses.workers import Liveness, Workers, WorkerStatus
 from gateway.operations.errors import PathserveError
 

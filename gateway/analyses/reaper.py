@@ -13,7 +13,8 @@ import structlog
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.metrics import DEAD_LETTERS, DEATHS_COUNTED, TAKEN_OVER, WORKERS_DIED
-from gateway.analyses.pulse import DEAD_S, is_gone
+from gateway.analyses.processes import is_gone
+from gateway.analyses.pulse import DEAD_S
 from gateway.analyses.workers import WATCH_S, Liveness
 from gateway.analyses.workflow import Workflows
 from gateway.domain.analysis import State

@@ -19,7 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.analyses.dispatcher import Dispatcher
 from gateway.analyses.heart import Heart
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.pulse import Pulse, new_worker_id
+from gateway.analyses.processes import new_worker_id
+from gateway.analyses.pulse import Pulse
 from gateway.analyses.reaper import Reaper
 from gateway.analyses.stages import MakeCase, Retry
 from gateway.analyses.turns import Stage

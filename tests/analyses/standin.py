@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gateway.analyses import heart, pulse, reaper, workers
+from gateway.analyses import heart, processes, pulse, reaper, workers
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.turns import Turn
 from gateway.analyses.worker import Parts, run_worker
@@ -182,7 +182,7 @@ def main() -> None:
     STANDIN_DEAD_S shortens the silence after which a worker is dead (and what depends on it).
     """
     if host := os.environ.get("STANDIN_HOST"):
-        heart.this_host = pulse.this_host = lambda: host
+        heart.this_host = processes.this_host = lambda: host
     if dead_s := float(os.environ.get("STANDIN_DEAD_S", "0")):
         reaper.DEAD_S, pulse.LOST_S, workers.LEASE_S = dead_s, 0.75 * dead_s, 0.5 * dead_s
     configure_logging("worker", folder=settings().state / "logs")

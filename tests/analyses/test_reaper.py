@@ -14,7 +14,8 @@ from dbos import WorkflowStatus
 
 from gateway.analyses.gate import Gate
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.pulse import LOST_S, Pulse, is_gone, new_worker_id, this_host
+from gateway.analyses.processes import is_gone, new_worker_id, this_host
+from gateway.analyses.pulse import LOST_S, Pulse
 from gateway.analyses.reaper import Clock, Reaper
 from gateway.domain.analysis import State
 from tests.analyses.place import CALLER, order
