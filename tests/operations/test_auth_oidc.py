@@ -398,7 +398,7 @@ def test_metadata_that_lead_elsewhere(keys: FetchedKeys, issuer: Issuer, clock: 
         {"issuer": "https://login.example.org", "jwks_uri": f"{issuer.url}/certs"},
         {"issuer": issuer.url, "jwks_uri": "http://169.254.169.254/latest"},
         {"issuer": issuer.url, "jwks_uri": "https://keys.example.org/"},
-        {"issuer": issuer.url, "jwks_uri": f"http://127.0.0.1:{issuer.port + 1}/certs"},
+        {"issuer": issuer.url, "jwks_uri": f"http://localhost:{issuer.port}/realms/hospital/certs"},
         {"issuer": issuer.url, "jwks_uri": "file:///etc/passwd"},
         {"issuer": issuer.url, "jwks_uri": 7},
         {"issuer": issuer.url},
@@ -411,6 +411,15 @@ def test_metadata_that_lead_elsewhere(keys: FetchedKeys, issuer: Issuer, clock: 
     issuer.metadata = None
     clock.now += 10
     assert keys.find("first", "ES256") is not None
+
+
+def test_keys_at_another_port_or_a_listed_host(issuer: Issuer, clock: Clock) -> None:
+    with running_issuer(Issuer(issuer.keys)) as place:
+        for host, listed in (("127.0.0.1", ()), ("localhost", ("localhost",))):
+            issuer.metadata = {"issuer": issuer.url, "jwks_uri": f"http://{host}:{place.port}/realms/hospital/certs"}
+            provider = IdentityProvider(Settings(oidc_issuer=issuer.url, outbound_hosts=listed))
+            assert FetchedKeys(provider._fetch, clock).find("first", "ES256") is not None
+    assert place.asked == ["/realms/hospital/certs"] * 2
 
 
 def test_redirects_are_not_followed(keys: FetchedKeys, issuer: Issuer) -> None:

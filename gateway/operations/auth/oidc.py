@@ -33,7 +33,8 @@ class IdentityProvider:
         """Nothing is fetched before a token comes. Raises InvalidSetting."""
         issuer = settings.oidc_issuer or ""
         try:
-            self._hosts = (authority(issuer), *settings.outbound_hosts)
+            # Its host by any port: many a provider has its keys beside its pages.
+            self._hosts = (authority(issuer).rpartition(":")[0], *settings.outbound_hosts)
         except TargetNotAllowed:
             raise InvalidSetting(
                 "PATHSERVE_OIDC_ISSUER is not an address of the form https://HOST[:PORT]/PATH (http:// on loopback)."
