@@ -12,7 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.report import ObjectKind, Report, ResultObject, TissueResult
+from gateway.domain.report import Amendment, ObjectKind, Report, ResultObject, Signature, TissueResult
 from gateway.reports import DICOM, SlideSource, result_objects, wording
 from tests.reports.conftest import encoded, source_of
 from tests.reports.pdf_text import pages
@@ -126,6 +126,13 @@ def test_one_slide(report: Report, image: pydicom.Dataset) -> None:
 
 def test_exploratory(exploratory: Report, image: pydicom.Dataset) -> None:
     check(exploratory, sources_of(exploratory, image))
+
+
+def test_signed_and_amended(report: Report, image: pydicom.Dataset) -> None:
+    """The figures stay; what a person adds is looked at in `test_revisions`."""
+    signature = Signature(by="person:jane", name="Jane Doe", organisation="pathology", time=report.issued)
+    amended = report.signed(signature).amended(Amendment("Second look.", "It is necrosis."), signature)
+    check(amended, sources_of(report, image))
 
 
 def test_two_slides(two_slides: Report, image: pydicom.Dataset, second_image: pydicom.Dataset) -> None:
