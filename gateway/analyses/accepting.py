@@ -4,10 +4,12 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from datetime import timedelta
+from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from gateway.analyses.choices import Transaction
 from gateway.analyses.records import RANK, Record, record_of
@@ -19,8 +21,7 @@ from gateway.domain.principal import Principal
 from gateway.domain.uids import new_analysis_id
 from gateway.operations import audit
 from gateway.operations.audit import Action
-from gateway.operations.audit.table import AUDIT_HEAD
-from gateway.operations.errors import IdempotencyConflict, PathserveError
+from gateway.operations.errors import IdempotencyConflict, PathserveError, StateBusy
 
 Accepted = tuple[Record, bool]
 """The analysis, and whether it is new (False: the key was known already)."""
@@ -49,6 +50,8 @@ class Acceptance:
 
     def __call__(self, asked: list[Asked]) -> list[Outcome]:
         """On disk when this returns, each order on its own merits: the answers are in the order of `asked`."""
+        if not asked:
+            return []
         answer: Future[list[Outcome]] = Future()
         with self._lock:
             self._waiting.append((asked, answer))
@@ -80,50 +83,65 @@ class Acceptance:
 
 def accept(connection: sa.Connection, asked: Sequence[Asked]) -> list[Outcome]:
     """Write the orders down within a transaction, in few statements whatever their number."""
-    # All processes accept one after the other, from here on: a key is looked up before it is used, numbers follow each
-    # other, and nobody who holds an analysis waits for us.
-    connection.execute(sa.select(AUDIT_HEAD.c.id).with_for_update())
+    bodies = [hashlib.sha256(each.text.encode()).hexdigest() for each in asked]
     keys = [None if each.key is None else _key_digest(each.by, each.key) for each in asked]
-    known = _known(connection, [key for key in keys if key is not None])
-    fresh: list[tuple[Asked, dict[str, Any]]] = []
+    # Of those with the same key the first is written down; whose place each takes:
     first: dict[str, int] = {}
-    # What each comes to: an outcome, or which of the fresh ones it is and whether it is the one that made it.
-    places: list[Outcome | tuple[int, bool]] = []
-    for each, key in zip(asked, keys, strict=True):
-        body = hashlib.sha256(each.text.encode()).hexdigest()
-        if key is not None and key in known:
-            places.append((record_of(known[key]), False) if known[key].body_sha256 == body else _used())
-        elif key is not None and key in first:
-            place = first[key]
-            places.append((place, False) if fresh[place][1]["body_sha256"] == body else _used())
+    leads = [place if key is None else first.setdefault(key, place) for place, key in enumerate(keys)]
+    fresh = {
+        place: _values(asked[place], keys[place], bodies[place]) for place, lead in enumerate(leads) if place == lead
+    }
+    numbers = _numbers(connection, list(fresh.values()))
+    made = {
+        place: values | {"number": numbers[values["id"]]} for place, values in fresh.items() if values["id"] in numbers
+    }
+    if made:
+        _tell(connection, [(asked[place], values["id"], values["created"]) for place, values in made.items()])
+    known = _known(connection, [key for place in fresh if place not in made and (key := keys[place]) is not None])
+    outcomes: list[Outcome] = []
+    for place, lead in enumerate(leads):
+        row = SimpleNamespace(**_UNTOLD | made[lead]) if lead in made else known.get(keys[lead])
+        if row is None:
+            raise StateBusy("An order with this Idempotency-Key was taken away just now; try again in a moment.")
+        if row.body_sha256 != bodies[place]:
+            outcomes.append(
+                IdempotencyConflict("This Idempotency-Key was used with another order; use a new key for a new order.")
+            )
         else:
-            if key is not None:
-                first[key] = len(fresh)
-            places.append((len(fresh), True))
-            fresh.append((each, _values(each, key, body)))
-    records = _inserted(connection, fresh)
-    return [
-        place if isinstance(place, PathserveError) or isinstance(place[0], Record) else (records[place[0]], place[1])
-        for place in places
-    ]
+            outcomes.append(
+                (record_of(row, asked[lead].order if lead in made else None), lead in made and place == lead)
+            )
+    return outcomes
 
 
-def _inserted(connection: sa.Connection, fresh: list[tuple[Asked, dict[str, Any]]]) -> list[Record]:
-    if not fresh:
-        return []
-    values = [each for _, each in fresh]
-    rows = {row.id: row for row in connection.execute(ANALYSES.insert().returning(*ANALYSES.c), values)}
+_UNTOLD = {
+    column.name: column.default.arg if isinstance(column.default, sa.ColumnDefault) else None for column in ANALYSES.c
+}
+"""What a new row has where the insert says nothing."""
+
+
+def _numbers(connection: sa.Connection, fresh: list[dict[str, Any]]) -> dict[str, int]:
+    """Insert the new analyses: the numbers by id of those whose key was not known. Others that use the same key now are
+    waited for."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(ANALYSES).on_conflict_do_nothing(index_elements=[ANALYSES.c.idempotency_key])
+    rows = connection.execute(statement.returning(ANALYSES.c.id, ANALYSES.c.number), fresh)
+    return {row.id: row.number for row in rows}
+
+
+def _tell(connection: sa.Connection, made: list[tuple[Asked, str, datetime]]) -> None:
+    """Their studies, first events and audit records."""
     accepted = {"state": State.ACCEPTED.value}
     connection.execute(
         EVENTS.insert(),
         [
-            {"analysis_id": each["id"], "seq": 1, "time": each["created"], "kind": "state", "data": accepted}
-            for each in values
+            {"analysis_id": analysis_id, "seq": 1, "time": time, "kind": "state", "data": accepted}
+            for _, analysis_id, time in made
         ],
     )
     studies = [
-        {"study": study, "analysis_id": each["id"]}
-        for asked, each in fresh
+        {"study": study, "analysis_id": analysis_id}
+        for asked, analysis_id, _ in made
         for study in sorted({slide.study for specimen in asked.order.specimens for slide in specimen.slides})
     ]
     if studies:
@@ -132,12 +150,16 @@ def _inserted(connection: sa.Connection, fresh: list[tuple[Asked, dict[str, Any]
         connection,
         *(
             audit_event(
-                asked.by, each["tenant"], each["id"], "analysis-created", Action.CREATE, protocol=each["protocol"]
+                asked.by,
+                asked.by.tenant,
+                analysis_id,
+                "analysis-created",
+                Action.CREATE,
+                protocol=asked.order.protocol,
             )
-            for asked, each in fresh
+            for asked, analysis_id, _ in made
         ),
     )
-    return [record_of(rows[each["id"]], asked.order) for asked, each in fresh]
 
 
 def _values(asked: Asked, key: str | None, body_sha256: str) -> dict[str, Any]:
@@ -162,7 +184,7 @@ def _values(asked: Asked, key: str | None, body_sha256: str) -> dict[str, Any]:
     }
 
 
-def _known(connection: sa.Connection, keys: list[str]) -> dict[str, sa.Row[Any]]:
+def _known(connection: sa.Connection, keys: list[str]) -> dict[str | None, sa.Row[Any]]:
     if not keys:
         return {}
     rows = connection.execute(sa.select(ANALYSES).where(ANALYSES.c.idempotency_key.in_(keys)))
@@ -172,7 +194,3 @@ def _known(connection: sa.Connection, keys: list[str]) -> dict[str, sa.Row[Any]]
 def _key_digest(by: Principal, key: str) -> str:
     """A key is its caller's own: nobody else's is the same."""
     return hashlib.sha256(f"{by.tenant}\0{by.subject}\0{key}".encode()).hexdigest()
-
-
-def _used() -> IdempotencyConflict:
-    return IdempotencyConflict("This Idempotency-Key was used with another order; use a new key for a new order.")

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import sqlalchemy as sa
-
 from gateway.domain.analysis import Analysis, Failure, Progress, State, Step
 from gateway.domain.identity import Difference
 from gateway.domain.order import Order, Priority
@@ -41,8 +39,8 @@ class Record:
     version: str
 
 
-def record_of(row: sa.Row[Any], order: Order | None = None) -> Record:
-    """The record of a row of `analyses`; `order` where it is at hand already."""
+def record_of(row: Any, order: Order | None = None) -> Record:
+    """The record of a row of `analyses` (whatever has its columns); `order` where it is at hand already."""
     return Record(
         analysis=Analysis(
             id=row.id,
@@ -68,7 +66,7 @@ def record_of(row: sa.Row[Any], order: Order | None = None) -> Record:
     )
 
 
-def version_of(row: sa.Row[Any]) -> str:
+def version_of(row: Any) -> str:
     """A digest of all that may change of a row. `updated` alone would not do: clocks are set back."""
     shown = (
         row.updated,
