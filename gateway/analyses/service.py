@@ -7,6 +7,7 @@ Every method may raise StateError (StateBusy, DatabaseUnavailable) and DiskFull;
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -20,7 +21,7 @@ from gateway.analyses.reads import Lately, ResultFile, ResultFiles
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, Priority
 from gateway.domain.principal import Principal, Scope
-from gateway.operations.audit import Action, AuditEvent, EventType, Outcome
+from gateway.operations.audit import Action, AuditEvent, AuditQuery, AuditRecord, EventType, Outcome
 from gateway.operations.errors import (
     Cancelled,
     Conflict,
@@ -271,6 +272,15 @@ class Service:
         """Workers, queues, dead letters. Raises WrongScope (analyses:read)."""
         self._admit(by, Scope.ANALYSES_READ, "status-read")
         return self._catalogue.status(self.living())
+
+    def audit(
+        self, by: Principal, *, after: int, limit: int, since: datetime | None = None, until: datetime | None = None
+    ) -> list[AuditRecord]:
+        """Up to `limit` records of the tenant after number `after`, oldest first. Raises WrongScope (audit:read)."""
+        self._admit(by, Scope.AUDIT_READ, "audit-read")
+        found = self._ledger.trail.page(AuditQuery(tenant=by.tenant, since=since, until=until), after, limit)
+        self._note(by, EventType.AUDIT_LOG_USED, "audit-read", Action.READ, after=after, found=len(found))
+        return found
 
     # Who may, and what is written down of it
 

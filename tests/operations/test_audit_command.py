@@ -102,7 +102,11 @@ def test_an_export_can_be_verified_and_is_a_record(run: Run, state: Path, tmp_pa
     again = [json.loads(line) for line in run("export", "--tenant", "tenant-1", state=copy)[1].splitlines()]
     assert {row["tenant"] for row in again} == {"tenant-1"}
     [told] = [json.loads(line) for line in run("export", "--tenant", "", state=copy)[1].splitlines()]
-    assert (told["type"], told["subtype"], told["detail"]) == (EventType.EXPORT, "audit-exported", {"format": "jsonl"})
+    assert (told["type"], told["subtype"], told["detail"]) == (
+        EventType.AUDIT_LOG_USED,
+        "audit-exported",
+        {"format": "jsonl"},
+    )
     assert told["actor"].startswith("device:")
 
 

@@ -70,7 +70,7 @@ def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
     with engine.execution_options(ledger_writes=True).begin() as connection:
         head = connection.execute(sa.select(AUDIT_HEAD).where(AUDIT_HEAD.c.id == 1).with_for_update()).one()
         event = AuditEvent(
-            type=EventType.EXPORT,
+            type=EventType.AUDIT_LOG_USED,
             subtype="audit-exported",
             action=Action.READ,
             tenant=query.tenant or "",

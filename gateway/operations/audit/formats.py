@@ -14,6 +14,7 @@ SCHEME = "99PATHSERVE"
 _SOURCE = "pathserve"
 _NAMES = {
     EventType.APPLICATION_ACTIVITY: "Application Activity",
+    EventType.AUDIT_LOG_USED: "Audit Log Used",
     EventType.INSTANCES_ACCESSED: "DICOM Instances Accessed",
     EventType.INSTANCES_TRANSFERRED: "DICOM Instances Transferred",
     EventType.EXPORT: "Export",
