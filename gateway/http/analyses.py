@@ -1,11 +1,12 @@
 """`/v1/analyses`: order, list, show, change and cancel."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import AwareDatetime, BeforeValidator, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ValidationError
 
 from gateway.analyses.forms import BatchBody, PriorityBody, ReleaseBody
 from gateway.analyses.order_form import EXAMPLE, Long, OrderBody, Short, Uid
@@ -41,7 +42,14 @@ def _rfc3339(text: object) -> object:
     return text
 
 
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+def _utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:  # its offset leads out of the years 1 to 9999
+        raise ValueError("must be a time of the years 1 to 9999") from None
+
+
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc)]
 _KEY = r"^[\x21-\x7e]{1,255}$"
 _CHANGED: Responses = {412: {"description": "It has changed since the ETag in If-Match"}}
 

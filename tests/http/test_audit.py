@@ -44,5 +44,6 @@ async def test_records_of_a_time(state: Path, ledger: Ledger) -> None:
     async with calling_as(state, ledger, auditor) as client:
         assert len((await client.get("/v1/audit", params={"since": time})).json()["items"]) == 1
         assert (await client.get("/v1/audit", params={"until": time})).json()["items"] == []
-        for wrong in ({"since": "yesterday"}, {"after": "-1"}, {"limit": "1001"}):
+        beyond = {"since": "0001-01-01T00:00:00+14:00"}, {"until": "9999-12-31T23:59:59-14:00"}
+        for wrong in (*beyond, {"since": "yesterday"}, {"after": "-1"}, {"limit": "1001"}):
             assert (await client.get("/v1/audit", params=wrong)).status_code == 400

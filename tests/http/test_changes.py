@@ -91,6 +91,15 @@ async def test_lists_are_filtered(client: httpx.AsyncClient, hand: Hand) -> None
         assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input"), wrong
 
 
+async def test_a_time_that_no_calendar_has_is_refused(client: httpx.AsyncClient) -> None:
+    for name, time in (
+        ("created_after", "0001-01-01T00:00:00+14:00"),
+        ("created_before", "9999-12-31T23:59:59-14:00"),
+    ):
+        answer = await client.get("/v1/analyses", params={name: time})
+        assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input"), answer.text
+
+
 async def test_a_cursor_belongs_to_its_filters_and_the_link_carries_them(client: httpx.AsyncClient) -> None:
     ids = [await ordered(client, accession="A & B") for _ in range(3)]
     first = await client.get("/v1/analyses", params={"limit": 2, "accession": "A & B"})
