@@ -118,6 +118,7 @@ class Hand:
         self._ledger.runs.advance(self.begin(analysis_id))
         artifacts = self._state / "analyses" / analysis_id / "artifacts"
         artifacts.mkdir(parents=True)
+        artifacts.with_name("headers").mkdir()
         for name, content in FILES.items():
             (artifacts / name).write_bytes(content)
         revision = Revision(
