@@ -27,14 +27,14 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 _MIGRATION_LOCK = 0x70617468
 _CONNECTIONS = 16
 """The most of one process: a server and several workers fit into PostgreSQL's 100."""
-_WAIT_S = 10.0
+_WAIT_S = 5.0
 _POSTGRESQL = {
     "application_name": "pathserve",
-    # No request hangs for a database that does not answer: 5 s to connect, 10 s for a lock, 12 s for a statement, and
+    # No request hangs for a database that does not answer: 5 s to connect, 6 s for a lock, 12 s for a statement, and
     # as long for a network that swallows packets. A process that was stopped in the midst of a transaction holds up the
     # others for 10 s, no longer.
     "connect_timeout": 5,
-    "options": "-c lock_timeout=10s -c statement_timeout=12s -c idle_in_transaction_session_timeout=10s",
+    "options": "-c lock_timeout=6s -c statement_timeout=12s -c idle_in_transaction_session_timeout=10s",
     "keepalives_idle": 10,
     "keepalives_interval": 3,
     "keepalives_count": 3,
@@ -157,7 +157,7 @@ def _translated(error: DBAPIError, trouble: str) -> StateError:
 
 def _sqlite_connected(connection: Any, _: Any) -> None:
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=6000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -15,6 +15,7 @@ from tests.benchmarks import (
     bench_frames,
     bench_memory,
     bench_objects,
+    bench_orders,
     bench_pull,
     bench_triton,
 )
@@ -48,6 +49,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
 
     return [
         ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
+        ("accepting orders", lambda: bench_orders.measure(work / "orders")),
         ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
         ("pulling from Orthanc", lambda: bench_pull.measure(work / "pull", _slides(phantom(28_000)))),
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),

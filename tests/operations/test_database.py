@@ -249,7 +249,7 @@ def test_waiting_for_a_lock_ends(server: Postgres, ledger: Ledger) -> None:
     """Somebody's forgotten transaction must not hang every order."""
     with ledger._engine.connect() as holder, ledger._engine.connect() as waiting:
         settings = ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout")
-        assert [waiting.exec_driver_sql(f"SHOW {name}").scalar() for name in settings] == ["10s", "12s", "1min"]
+        assert [waiting.exec_driver_sql(f"SHOW {name}").scalar() for name in settings] == ["6s", "12s", "10s"]
         waiting.exec_driver_sql("SET lock_timeout = '200ms'")
         holder.exec_driver_sql("LOCK TABLE analyses")
         with pytest.raises(StateBusy) as raised, database_errors():
