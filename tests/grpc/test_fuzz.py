@@ -8,7 +8,7 @@ from tests.grpc.conftest import Api
 from tests.grpc.fuzz import Fuzz
 
 SEED = 20261126
-CASES = 400
+CASES = 320
 
 
 def test_hostile_requests_get_typed_answers(api: Api) -> None:
