@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from gateway.analyses.order_form import EXAMPLE as ORDER
 from gateway.analyses.order_form import CodeBody, Uid
@@ -20,7 +20,16 @@ Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, m
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=10_000, pattern=_LINES)]
 Comment = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1024, pattern=_LINES)]
 Remark = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4000, pattern=_LINES)]
-RevisionNumber = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+
+
+def _number(value: Any) -> Any:
+    """JSON has one kind of number: 2.0 is the integer 2; "2" and true are none."""
+    if isinstance(value, str | bool):
+        raise ValueError("must be an integer")
+    return value
+
+
+RevisionNumber = Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000)]
 IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
 _CARCINOMA: dict[str, Any] = {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"}

@@ -57,8 +57,10 @@ USES: dict[str, tuple[Scope, Callable[[Service, Principal, str], Any]]] = {
     "protocols": (Scope.MODELS_READ, lambda service, by, _: service.protocols(by)),
     "models": (Scope.MODELS_READ, lambda service, by, _: service.models(by)),
     "status": (Scope.ANALYSES_READ, lambda service, by, _: service.status(by)),
+    "audit": (Scope.AUDIT_READ, lambda service, by, _: service.audit(by, after=0, limit=10)),
 }
-OF_ONE = [name for name in USES if name not in ("create", "create_batch", "page", "protocols", "models", "status")]
+OF_NONE = ("create", "create_batch", "page", "protocols", "models", "status", "audit")
+OF_ONE = [name for name in USES if name not in OF_NONE]
 
 
 def order(**more: Any) -> Order:

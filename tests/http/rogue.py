@@ -63,7 +63,16 @@ def attack(server: Server, folder: Path, *, seed: int, max_examples: int) -> tup
         [
             *(Path(sys.executable).with_name("schemathesis"), "--config-file", config),
             *("run", f"{server.url}/openapi.json", "--checks", "all", "--phases", "examples,coverage,fuzzing"),
-            *("--seed", str(seed), "--max-examples", str(max_examples), "--request-timeout", "30"),
+            *(
+                "--seed",
+                str(seed),
+                "--max-examples",
+                str(max_examples),
+                "--request-timeout",
+                "60",
+                "--max-response-time",
+                "60",
+            ),
         ],
         cwd=folder,
         capture_output=True,
