@@ -6,7 +6,7 @@ is one at once, and everybody on the machine may say so.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import structlog
@@ -78,7 +78,7 @@ class Reaper:
         self._ledger.rescues.free_left()
         for analysis_id in self._ledger.rescues.expire():
             self._workflows.note_end(analysis_id)
-        self._sweep(frozenset(workers) - gone - silent)
+        self._sweep(gone | silent)
 
     def _bury(self, worker: str) -> None:
         """Free what a dead worker had in hand. May be repeated: its heartbeat goes last."""
@@ -95,10 +95,13 @@ class Reaper:
                 DEAD_LETTERS.inc(each.state is State.FAILED)
                 self._workflows.note_end(each.analysis)
 
-    def _sweep(self, living: frozenset[str]) -> None:
+    def _sweep(self, dead: Set[str]) -> None:
         """Put back into the queues what the engine believes to be at work in workers that are no more."""
-        for each in self._workflows.pending():
-            if each.executor_id not in living | {self._worker}:
+        at_work = self._workflows.pending()
+        # Read after it: a worker beats before it takes anything up.
+        living = {each.id for each in self._ledger.workers.all()} - dead
+        for each in at_work:
+            if each.executor_id not in living:
                 self._workflows.put_back(each.workflow_id, each.executor_id)
 
     def _jump_s(self) -> float:

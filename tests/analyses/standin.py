@@ -13,16 +13,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.analyses import heart, processes, pulse, reaper, workers
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.turns import Turn
 from gateway.analyses.worker import Parts, run_worker
 from gateway.domain.analysis import Progress, Step
-from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError
+from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError, StateError
 from gateway.operations.logging import configure_logging
 from gateway.operations.settings import Settings, settings
+
+T = TypeVar("T")
 
 MODEL = {
     "name": "tile_encoder",
@@ -147,22 +149,33 @@ class StandInSender:
         self._worker = worker
 
     def attempt(self, workflow: str, stopped: Callable[[], bool]) -> None:
-        delivery = self._ledger.outbox.begin(workflow, self._worker)
+        outbox = self._ledger.outbox
+        delivery = _patiently(lambda: outbox.begin(workflow, self._worker))
         if delivery is None:
             return
-        options = dict(self._ledger.get(delivery.analysis).analysis.order.settings)
+        options = dict(_patiently(lambda: self._ledger.get(delivery.analysis)).analysis.order.settings)
         with (self._state / "analyses" / delivery.analysis / "calls.log").open("a") as out:
             out.write("deliver\n")
         until = time.monotonic() + float(options.get("deliver_s", "0"))
         while time.monotonic() < until:
             if stopped():
-                self._ledger.outbox.give_back(delivery)
+                outbox.give_back(delivery)
                 return
             time.sleep(0.02)
         if "refuse" in options:
-            self._ledger.outbox.dead(delivery, "archive-refused", "The archive refused the report; see its log.")
+            refusal = "The archive refused the report; see its log."
+            _patiently(lambda: outbox.dead(delivery, "archive-refused", refusal))
         else:
-            self._ledger.outbox.delivered(delivery, 0.0)
+            _patiently(lambda: outbox.delivered(delivery, 0.0))
+
+
+def _patiently(use: Callable[[], T]) -> T:
+    """As the real sender: what cannot be written down now is tried until it can."""
+    while True:
+        try:
+            return use()
+        except StateError:
+            time.sleep(0.2)
 
 
 @contextmanager
