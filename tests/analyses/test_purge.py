@@ -278,6 +278,8 @@ def test_what_has_not_ended_stays_or_is_cancelled(
 def test_what_is_at_work_is_not_torn_away(world: World, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purge_module, "_CANCEL_S", 0.3)
     name = world.analysis(state=State.RUNNING)
+    with world.engine.begin() as connection:
+        connection.execute(ANALYSES.update().where(ANALYSES.c.id == name).values(worker="a-worker-that-is-slow"))
     status, _, complaint = run("--patient", PATIENT, "--yes", "--cancel")
     assert status == 1
     assert name in complaint
