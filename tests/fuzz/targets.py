@@ -15,8 +15,10 @@ from gateway.archive.compare import check_same
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits
 from gateway.archive.partial import PartialInstance
+from gateway.domain.report import Signature
 from gateway.operations.errors import ArchiveError, SlideError, SlideNotInArchive, StateError
-from gateway.reports.encode import write_all
+from gateway.reports.encode import write_all, write_revision
+from gateway.reports.headers import keep, kept
 from gateway.slides import Slide, TissueMask, frames_of, overview_levels, plan_tiles, stream_tiles
 from tests.conformance.invented import invented
 from tests.fuzz.damage import DAMAGES
@@ -56,10 +58,17 @@ def read_partial(case: Path) -> None:
 
 
 def report_slide(case: Path) -> None:
-    """Read a slide to its end and write every object about it: what is poor in its header goes into all of them."""
+    """Read a slide to its end, write every object about it and have them signed: what is poor in its header goes into
+    all of them."""
     work, out = case / "work", case / "out"
     made = invented(sorted((case / "in").glob("*.dcm")), work)
     write_all(out, made.report, [made.source], made.pictures, segmentation_type="BINARY")
+    headers, signed = work / "headers", work / "signed"
+    headers.mkdir()
+    signed.mkdir()
+    keep(headers, [made.source.image])
+    signature = Signature(by="person:jane", name="Jane Doe", organisation="pathology", time=made.report.issued)
+    write_revision(signed, made.report.signed(signature), kept(headers), [out])
 
 
 def keep_object(case: Path) -> None:
