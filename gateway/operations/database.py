@@ -72,24 +72,32 @@ def open_database(url: str, state: Path) -> sa.Engine:
     with database_errors():
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         engine = make_engine(url)
-        # One process at a time: on this machine by the lock, on several by the database's own.
-        with (state / "migrate.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with engine.execution_options(ledger_writes=True).begin() as connection:
-                if engine.dialect.name == "postgresql":
-                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                config = alembic.config.Config()
-                config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-                config.attributes["connection"] = connection
-                try:
-                    alembic.command.upgrade(config, "head")
-                except alembic.util.CommandError as error:
-                    raise StateError(
-                        "The ledger was written by another version of pathserve that this one does not know; "
-                        "start that version, or a newer one."
-                    ) from error
+        try:
+            # One process at a time: on this machine by the lock, on several by the database's own.
+            with (state / "migrate.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                _migrate(engine)
+        except BaseException:
+            engine.dispose()
+            raise
         return engine
+
+
+def _migrate(engine: sa.Engine) -> None:
+    with engine.execution_options(ledger_writes=True).begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        try:
+            alembic.command.upgrade(config, "head")
+        except alembic.util.CommandError as error:
+            raise StateError(
+                "The ledger was written by another version of pathserve that this one does not know; "
+                "start that version, or a newer one."
+            ) from error
 
 
 def make_engine(url: str) -> sa.Engine:
