@@ -55,7 +55,7 @@ class ServerStatus:
     """How the server is: its living workers, its analyses by state, the oldest unfinished ones, its deliveries.
 
     `oldest_s`: age of the oldest unfinished analysis in seconds, by priority. `deliveries`: how many, by channel and
-    state; those that are `dead` wait for a person.
+    state. `dead_letters` wait for a person: deliveries that were given up, and analyses that kill their worker.
     """
 
     now: datetime
@@ -63,6 +63,7 @@ class ServerStatus:
     analyses: Mapping[str, int]
     oldest_s: Mapping[str, float]
     deliveries: "Mapping[tuple[Channel, DeliveryState], int]"
+    dead_letters: int
 
 
 class Catalogue:
@@ -94,12 +95,15 @@ class Catalogue:
     def status(self, workers: tuple[WorkerStatus, ...]) -> ServerStatus:
         """Raises StateError."""
         found = self._ledger.statistics()
+        deliveries = self._ledger.outbox.statistics()
+        dead = sum(number for (_, state), number in deliveries.items() if state.value == "dead")
         return ServerStatus(
             now=datetime.now(UTC),
             workers=workers,
             analyses=found.by_state,
             oldest_s=found.oldest_s,
-            deliveries=self._ledger.outbox.statistics(),
+            deliveries=deliveries,
+            dead_letters=dead + len(self._ledger.outbox.killers()),
         )
 
     def _not_loaded(self) -> tuple[ModelState, ...]:

@@ -300,14 +300,14 @@ class Service:
 
     def _files(self, by: Principal, analysis_id: str, operation: str, revision: int | None) -> tuple[ResultFiles, int]:
         _completed(self._read(by, analysis_id, operation))
-        made = self._ledger.revisions.of(analysis_id)
-        if revision is not None:
-            made = tuple(each for each in made if each.number <= revision)
-        if not made or (revision is not None and made[-1].number != revision):
+        # Reports from before there were revisions have one that nobody wrote down.
+        folders = {each.number: each.folder for each in self._ledger.revisions.of(analysis_id)} or {1: "artifacts"}
+        number = max(folders) if revision is None else revision
+        if number not in folders:
             raise NotFound("The report has no such revision; see the list at its revisions.")
-        folder = self._settings.state / "analyses" / analysis_id
-        number = made[-1].number
-        return ResultFiles(number, tuple(folder / each.folder for each in reversed(made))), number
+        analysis = self._settings.state / "analyses" / analysis_id
+        made = sorted((each for each in folders if each <= number), reverse=True)
+        return ResultFiles(number, tuple(analysis / folders[each] for each in made)), number
 
     @contextmanager
     def _on(self, by: Principal, scope: Scope, operation: str, analysis_id: str) -> Iterator[None]:

@@ -48,7 +48,8 @@ class WorkerView(BaseModel):
 
 class Status(BaseModel):
     """Workers, queues and clock. `analyses`: how many are in which state; `oldest_s`: the age of the oldest unfinished
-    one in seconds, by priority; `dead_letters`: deliveries that wait for somebody to replay them."""
+    one in seconds, by priority; `dead_letters` wait for a person: deliveries that were given up, and analyses that kill
+    their worker."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
@@ -85,7 +86,7 @@ def status(here: Here, by: By) -> Status:
         analyses=dict(found.analyses),
         oldest_s=dict(found.oldest_s),
         deliveries=deliveries,
-        dead_letters=sum(states.get("dead", 0) for states in deliveries.values()),
+        dead_letters=found.dead_letters,
     )
 
 

@@ -249,8 +249,9 @@ async def test_revisions_and_deliveries_are_told(client: httpx.AsyncClient, hand
     ledger.outbox.dead(delivery, "archive-refused", "The archive refused an object; see its log.")
     [dead] = [each for each in (await client.get(f"{path}/deliveries")).json()["items"] if each["state"] == "dead"]
     assert dead["reason"] == "archive-refused"
+    hand.fail(await ordered(client), "kills-worker", "The worker died of it again and again.")
     status = (await client.get("/v1/status")).json()
-    assert (status["dead_letters"], status["analyses"]["completed"]) == (1, 1)
+    assert (status["dead_letters"], status["analyses"]) == (2, {"completed": 1, "failed": 1})
 
 
 async def test_another_tenants_analyses_are_not_there(client: httpx.AsyncClient, state: Path, ledger: Ledger) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.analyses.ledger import Ledger
+from gateway.analyses.schema import REVISIONS
 from tests.http.conftest import Hand
 
 
@@ -100,3 +102,13 @@ async def test_the_artifacts(client: httpx.AsyncClient, analysis_id: str, hand: 
     for name in ("none.json", "%2e%2e%2fpathserve.db", "..%2fcalls.log"):
         refused = await client.get(f"/v1/analyses/{analysis_id}/artifacts/{name}")
         assert (refused.status_code, refused.json()["reason"]) == (404, "not-found")
+
+
+async def test_a_report_from_before_there_were_revisions_is_still_read(
+    client: httpx.AsyncClient, analysis_id: str, hand: Hand, ledger: Ledger
+) -> None:
+    hand.complete(analysis_id)
+    with ledger._engine.begin() as connection:
+        connection.execute(REVISIONS.delete())
+    for query, status in (("", 200), ("?revision=1", 200), ("?revision=2", 404)):
+        assert (await client.get(f"/v1/analyses/{analysis_id}/report{query}")).status_code == status
