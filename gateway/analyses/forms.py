@@ -29,7 +29,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-RevisionNumber = Annotated[int, BeforeValidator(_number), Field(ge=1, le=10_000)]
+RevisionNumber = Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_number)]
 IdempotencyKey = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
 
 _CARCINOMA: dict[str, Any] = {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"}
