@@ -163,7 +163,8 @@ def test_an_unexpected_error_is_one_sentence_and_a_line_in_the_log(
 ) -> None:
     monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path))
     code = (
-        "import sys; from gateway import cli; cli._schema = lambda a: 1 / 0; sys.exit(cli.main(['schema', 'report']))"
+        "import sys; from gateway import cli; cli.COMMANDS['schema'] = lambda a: 1 / 0; "
+        "sys.exit(cli.main(['schema', 'report']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     expect_sentence(done, "ZeroDivisionError", "report it")
