@@ -14,6 +14,7 @@ import structlog
 
 from gateway.analyses.catalogue import Catalogue, ModelState, ProtocolCards, ServerStatus
 from gateway.analyses.events import Event
+from gateway.analyses.feed import Feed
 from gateway.analyses.ledger import Ledger, Record
 from gateway.analyses.living import LivingWorkers
 from gateway.analyses.protocols import check_order
@@ -97,6 +98,10 @@ class Service:
         """What happened to it after the event of that number, oldest first. Raises WrongScope (analyses:read)."""
         self.get(by, analysis_id)
         return self._ledger.events(analysis_id, after)
+
+    def feed(self) -> Feed:
+        """What tells the streams of one event loop what is new. Whether a caller may read it, `get` says before."""
+        return Feed(self._ledger)
 
     def cancel(self, by: Principal, analysis_id: str, *, if_match: str | None = None) -> Record:
         """End a waiting analysis at once, ask the worker to end a running one; repeating it changes nothing.

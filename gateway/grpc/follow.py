@@ -10,6 +10,7 @@ import structlog
 from gateway.analyses.events import Event
 from gateway.analyses.records import Record
 from gateway.analyses.service import Service
+from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.domain.principal import Principal, Scope
 from gateway.grpc import views
@@ -19,9 +20,8 @@ from gateway.operations.errors import PathserveError, StateBusy
 
 log = structlog.get_logger("gateway.grpc")
 
-_POLL_S = 0.25
-_LOOKS_PER_S = 200
-"""Of all streams together: with more of them, each looks less often."""
+_IDLE_S = 1.0
+"""How long a stream that has all events of an analysis that has ended waits for more."""
 _CANCEL_TRIES, _CANCEL_PAUSE_S = 8, 0.5
 
 
@@ -30,8 +30,8 @@ class Followers:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._feed = service.feed()
         self.stopping = asyncio.Event()
-        self._open = 0
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def watch(self, by: Principal, analysis_id: str, after: int, context: Any) -> None:
@@ -66,40 +66,24 @@ class Followers:
             await asyncio.wait(self._abandoned, timeout=within_s)
 
     async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncGenerator[Event, None]:
-        """The events until the analysis has ended. Raises as `Service.get`, and StateBusy where the server stops.
-
-        Once it has begun, a database that cannot be used for a while is waited for.
-        """
-        await in_thread(self._service.get, by, analysis_id)
-        self._open += 1
-        try:
-            async with aclosing(self._looked_for(by, analysis_id, after)) as events:
-                async for event in events:
+        """The events until the analysis has ended. Raises as `Service.get`, and StateBusy where the server stops."""
+        ended = (await in_thread(self._service.get, by, analysis_id)).analysis.state.final
+        async with aclosing(self._feed.follow(analysis_id, after, self.stopping.is_set, _IDLE_S)) as following:
+            async for events in following:
+                for event in events:
                     yield event
-        finally:
-            self._open -= 1
-
-    async def _looked_for(self, by: Principal, analysis_id: str, after: int) -> AsyncGenerator[Event, None]:
-        while True:
-            try:
-                # The state is read first: what it says is then surely among the events read after it.
-                record = await in_thread(self._service.get, by, analysis_id)
-                events = await in_thread(self._service.events, by, analysis_id, after)
-            except PathserveError as error:
-                if not error.retryable:
-                    raise
-                events = ()
-            else:
-                # One that was begun anew has final states among its events: they alone say nothing.
-                if not events and record.analysis.state.final:
+                    if event.kind == "state":
+                        ended = State(event.data["state"]).final
+                # What has failed may be tried again: an end that is told may be over.
+                if ended and (not events or await in_thread(self._still_ended, by, analysis_id)):
                     return
-            for event in events:
-                after = event.seq
-                yield event
-            if self.stopping.is_set():
-                raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
-            if not events:
-                await asyncio.sleep(max(_POLL_S, self._open / _LOOKS_PER_S))
+        raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
+
+    def _still_ended(self, by: Principal, analysis_id: str) -> bool:
+        try:
+            return self._service.get(by, analysis_id).analysis.state.final
+        except PathserveError:  # whoever follows on comes back with the last event
+            return True
 
     async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
         """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""

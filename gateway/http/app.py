@@ -13,7 +13,6 @@ from gateway.http import analyses, audit, docs, events, health, models, oauth, r
 from gateway.http.access import Access
 from gateway.http.context import Context
 from gateway.http.description import DESCRIPTION, PROBLEMS, described
-from gateway.http.feed import Feed
 from gateway.http.problems import install_handlers
 from gateway.http.shell import REGISTRY, Shell
 from gateway.operations.auth import ApiKey, Authenticator
@@ -51,11 +50,12 @@ def create_app(
 
     `metrics`: what `/metrics` shows. Raises InvalidSetting.
     """
+    service = Service(settings, ledger)
     context = Context(
-        service=Service(settings, ledger),
+        service=service,
         access=Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere),
         limit=RequestLimit(settings.rate_limit),
-        feed=Feed(ledger),
+        feed=service.feed(),
         metrics=metrics,
     )
     api = build_api(context)

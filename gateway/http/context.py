@@ -9,11 +9,11 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from gateway.analyses.feed import Feed
 from gateway.analyses.service import Service
 from gateway.domain.principal import Principal
 from gateway.domain.uids import is_analysis_id
 from gateway.http.access import Access
-from gateway.http.feed import Feed
 from gateway.operations.errors import NotFound
 from gateway.operations.limits import RequestLimit
 
