@@ -127,6 +127,7 @@ engines: setup setup-training
 docs: setup
 	.venv/bin/python -m gateway.http.openapi > docs/openapi.json
 	.venv/bin/python -m gateway.conformance > docs/dicom-conformance.md
+	.venv/bin/python -m gateway.grpc.generate
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache
