@@ -36,6 +36,7 @@ from gateway.operations.state import prepare_state
 
 log = structlog.get_logger("gateway.http.serve")
 
+_BACKLOG = 2048
 STREAMS_S = 3
 """How long open connections (event streams above all) have to end at a shutdown."""
 
@@ -97,6 +98,8 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment(), workers) if workers else None
     app, context = create_app(settings, ledger, key, lambda: b"".join(map(generate_latest, registries)))
     server = _Server(configured(app, tls), supervisor, context.stopping, ended)
+    # Who reads the next line and comes at once is kept waiting for a moment, not refused.
+    listener.listen(_BACKLOG)
     print(f"pathserve: serving on {address}", file=sys.stderr)
     if metrics.port is not None:
         print(f"pathserve: metrics on http://127.0.0.1:{metrics.port}/metrics", file=sys.stderr, flush=True)
@@ -158,6 +161,7 @@ def configured(app: object, tls: ssl.SSLContext | None) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         lifespan="off",
+        backlog=_BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=STREAMS_S,
         h11_max_incomplete_event_size=64_000,
