@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from gateway.analyses.ledger import Ledger
-from gateway.analyses.outbox import Outbox
-from gateway.analyses.schema import ANALYSES, DELIVERIES
+from gateway.analyses.ledger.ledger import Ledger
+from gateway.analyses.ledger.outbox import Outbox
+from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES
 from gateway.domain.analysis import State
 from gateway.domain.delivery import Channel, Delivery, DeliveryState, target_name
 from gateway.domain.identity import Difference, Problem
@@ -252,15 +252,19 @@ def test_a_held_delivery_holds_its_analysis_until_that_is_released(
     assert outbox.of(analysis)[-1].event == "analysis.released"
 
 
-def test_what_is_held_can_be_withdrawn_before_any_of_it_has_left(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
+def test_a_held_analysis_can_be_cancelled_before_any_of_it_has_left(
+    ledger: Ledger, outbox: Outbox, analysis: str
+) -> None:
     partly = begun(outbox)
     outbox.stored(partly, 1, 6)
     outbox.hold(partly, DIFFERENCES, "They do not agree.")
+    with pytest.raises(Conflict, match="being delivered"):
+        ledger.cancel(analysis, BY)
     with ledger._write() as connection:
-        assert not outbox.withdraw(connection, analysis)
         connection.execute(DELIVERIES.update().where(DELIVERIES.c.id == partly.id).values(done=0))
-        assert outbox.withdraw(connection, analysis)
+    assert ledger.cancel(analysis, BY).analysis.state is State.CANCELLED
     assert {each.channel for each in outbox.of(analysis)} == {Channel.WEBHOOK}
+    assert outbox.of(analysis)[-1].event == "analysis.cancelled"
 
 
 def test_a_later_revision_is_held_while_its_analysis_stays_completed(
