@@ -146,7 +146,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _worker(arguments: argparse.Namespace) -> int:
-    from gateway.analyses.worker import worker
+    from gateway.analyses.worker.process import worker
 
     return worker(metrics_port=arguments.metrics_port)
 

@@ -18,8 +18,8 @@ import pytest
 import structlog
 
 from gateway import cli
-from gateway.analyses.choices import Action, Outcome
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Action, Outcome
 from gateway.operations.settings import settings
 from tests.support.models import read, seal, two_versions, write
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.workers import WorkerStatus
 from gateway.analyses.protocols import PROTOCOLS, Protocol
-from gateway.analyses.workers import WorkerStatus
 from gateway.operations import codec
 from gateway.operations.settings import Settings
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.to_thread
 
-from gateway.analyses.events import Event
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.events import Event
 from gateway.operations.errors import PathserveError
 
 LOOK_S = 0.05

@@ -9,8 +9,8 @@ from typing import Any
 
 import structlog
 
-from gateway.analyses.choices import Outcome
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Outcome
 from gateway.analyses.metrics import MODEL_DECISIONS
 from gateway.analyses.protocols import PROTOCOLS
 from gateway.analyses.served import Wanted, listed

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from gateway.analyses.choices import Choices
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Choices
 from gateway.analyses.protocols import check_order
 from gateway.analyses.steps import CaseRun
 from gateway.archive import Archive, SeriesEntry

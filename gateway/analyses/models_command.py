@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from gateway.analyses.choices import Action, Choices, Decision, Outcome
 from gateway.analyses.ledger import Ledger, WorkerStatus
+from gateway.analyses.ledger.choices import Action, Choices, Decision, Outcome
 from gateway.analyses.pins import serving
 from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed, step_of

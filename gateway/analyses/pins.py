@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from gateway.analyses.choices import Choices
+from gateway.analyses.ledger.choices import Choices
 from gateway.inference import ModelRepository
 from gateway.inference.names import folder_of
 from gateway.operations import codec

@@ -21,9 +21,9 @@ from dbos import DBOSClient, DBOSPortableJSONSerializer
 from pydicom.errors import InvalidDicomError
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, EVENTS, FEEDBACK, REVISIONS, STUDIES
+from gateway.analyses.ledger.transitions import FINAL
 from gateway.analyses.local import workplace
-from gateway.analyses.schema import ANALYSES, DELIVERIES, EVENTS, FEEDBACK, REVISIONS, STUDIES
-from gateway.analyses.transitions import FINAL
 from gateway.archive.cache import FrameCache
 from gateway.domain.delivery import DeliveryState
 from gateway.domain.order import Order

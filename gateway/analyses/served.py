@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from gateway.analyses.choices import Choices, Decision
+from gateway.analyses.ledger.choices import Choices, Decision
 from gateway.analyses.pins import Pins, serving
 from gateway.analyses.protocols import PROTOCOLS
 from gateway.inference import ModelRepository, ModelStatus

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from gateway.analyses.catalogue import Catalogue, ModelState, ProtocolCards, ServerStatus
-from gateway.analyses.events import Event
 from gateway.analyses.feed import Feed
 from gateway.analyses.ledger import Ledger, Record
-from gateway.analyses.living import LivingWorkers
+from gateway.analyses.ledger.events import Event
+from gateway.analyses.ledger.living import LivingWorkers
 from gateway.analyses.protocols import check_order
 from gateway.analyses.reads import Lately, ResultFile, ResultFiles
 from gateway.domain.analysis import State

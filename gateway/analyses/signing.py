@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.revisions import HEADERS, revision_of
+from gateway.analyses.ledger.revisions import HEADERS, revision_of
 from gateway.domain.analysis import State
 from gateway.domain.principal import Principal
 from gateway.domain.report import Amendment, Report, Signature

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway import __version__
-from gateway.analyses.choices import Choices
 from gateway.analyses.classification import TissueClassification
 from gateway.analyses.fetched import Fetched, each_readable
 from gateway.analyses.identity import Read, check_identity, check_one_patient
+from gateway.analyses.ledger.choices import Choices
+from gateway.analyses.ledger.revisions import HEADERS
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
-from gateway.analyses.revisions import HEADERS
 from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive

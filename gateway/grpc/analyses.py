@@ -6,7 +6,7 @@
 from typing import Any
 
 from gateway.analyses.forms import BATCH_LIMIT, AmendBody, FeedbackBody, PriorityBody, ReleaseBody, SignBody
-from gateway.analyses.queries import AnalysisQuery
+from gateway.analyses.ledger.queries import AnalysisQuery
 from gateway.analyses.service import Service
 from gateway.domain.analysis import State
 from gateway.domain.feedback import Verdict

@@ -7,8 +7,8 @@ from typing import Any
 
 import structlog
 
-from gateway.analyses.events import Event
-from gateway.analyses.records import Record
+from gateway.analyses.ledger.events import Event
+from gateway.analyses.ledger.records import Record
 from gateway.analyses.service import Service
 from gateway.domain.analysis import State
 from gateway.domain.order import Order

@@ -5,9 +5,9 @@ from enum import Enum
 from typing import Any
 
 from gateway.analyses.catalogue import ModelState, ProtocolCards, ServerStatus
-from gateway.analyses.events import Event
+from gateway.analyses.ledger.events import Event
+from gateway.analyses.ledger.records import Record
 from gateway.analyses.reads import ResultFile
-from gateway.analyses.records import Record
 from gateway.domain.codes import Code
 from gateway.domain.delivery import Delivery
 from gateway.domain.feedback import FeedbackRecord

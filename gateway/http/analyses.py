@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ValidationError
 
 from gateway.analyses.forms import BatchBody, PriorityBody, ReleaseBody
+from gateway.analyses.ledger.queries import AnalysisQuery
+from gateway.analyses.ledger.records import Record
 from gateway.analyses.order_form import EXAMPLE, Long, OrderBody, Short, Uid
-from gateway.analyses.queries import AnalysisQuery
-from gateway.analyses.records import Record
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, Priority
 from gateway.domain.principal import Scope

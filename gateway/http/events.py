@@ -11,7 +11,7 @@ from fastapi import Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response, StreamingResponse
 
-from gateway.analyses.events import Event
+from gateway.analyses.ledger.events import Event
 from gateway.domain.analysis import State
 from gateway.domain.principal import Principal, Scope
 from gateway.http.context import AnalysisId, By, Context, Here

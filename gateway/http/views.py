@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from gateway.analyses.ledger.records import Record
 from gateway.analyses.order_form import EXAMPLE
-from gateway.analyses.records import Record
 from gateway.domain.analysis import State
 from gateway.domain.delivery import Channel, Delivery, DeliveryState
 from gateway.domain.feedback import FeedbackRecord, Verdict

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gateway.analyses import heart, processes, pulse, reaper, workers
-from gateway.analyses.ledger import Ledger
-from gateway.analyses.turns import Turn
-from gateway.analyses.worker import Parts, run_worker
+from gateway.analyses.ledger import Ledger, workers
+from gateway.analyses.ledger.turns import Turn
+from gateway.analyses.worker import heart, processes, pulse, reaper
+from gateway.analyses.worker.process import Parts, run_worker
 from gateway.domain.analysis import Progress, Step
 from gateway.operations.errors import ArchiveUnavailable, Cancelled, NoTissue, PathserveError, StateError
 from gateway.operations.logging import configure_logging

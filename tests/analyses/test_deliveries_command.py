@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.schema import ANALYSES
+from gateway.analyses.ledger.schema import ANALYSES
 from gateway.cli import main
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, SlideReference, Specimen

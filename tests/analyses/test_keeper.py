@@ -9,11 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.analyses.choices import Action, Outcome
 from gateway.analyses.keeper import EngineKeeper
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Action, Outcome
+from gateway.analyses.ledger.turns import workflow_id
 from gateway.analyses.pins import Pins
-from gateway.analyses.turns import workflow_id
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository

@@ -17,8 +17,8 @@ from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
 from gateway.analyses import purge as purge_module
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, FEEDBACK, REVISIONS, STUDIES
 from gateway.analyses.purge import Purge, Which
-from gateway.analyses.schema import ANALYSES, DELIVERIES, FEEDBACK, REVISIONS, STUDIES
 from gateway.archive.cache import FrameCache
 from gateway.cli import main
 from gateway.domain.analysis import State

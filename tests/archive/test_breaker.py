@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from prometheus_client import REGISTRY
 
-from gateway.analyses.workflow import Retry
+from gateway.analyses.worker.workflow import Retry
 from gateway.archive.breaker import Breaker, breaker_of
 from gateway.archive.dicomweb import DicomWebArchive
 from gateway.archive.dicomweb_http import Limits

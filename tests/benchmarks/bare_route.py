@@ -1,4 +1,4 @@
-"""The floor of accepting orders: one FastAPI route that writes each body down with one INSERT, and nothing around it."""
+"""The floor of accepting orders: one FastAPI route that writes each body down by one INSERT, and nothing more."""
 
 import os
 import sys

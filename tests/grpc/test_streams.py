@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gateway.analyses.queries import AnalysisQuery
+from gateway.analyses.ledger.queries import AnalysisQuery
 from gateway.domain.analysis import State
 from gateway.grpc.proto.pathserve.v1 import analysis_pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import structlog
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.turns import Turn, workflow_id
+from gateway.analyses.ledger.turns import Turn, workflow_id
 from gateway.domain.analysis import Failure, State
 from gateway.domain.identity import Difference, Problem
 from gateway.domain.principal import Principal, PrincipalKind, Scope

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.schema import REVISIONS
+from gateway.analyses.ledger.schema import REVISIONS
 from tests.http.conftest import Hand
 
 

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.processes import this_host
+from gateway.analyses.worker.processes import this_host
 from gateway.http.app import build_api
 from gateway.http.shell import REGISTRY
 

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from gateway.analyses.ledger import AnalysisQuery, Ledger
-from gateway.analyses.schema import METADATA
+from gateway.analyses.ledger.schema import METADATA
 from gateway.domain.order import Order, Patient, SlideReference, Specimen
 from gateway.domain.principal import Principal, PrincipalKind
 from gateway.operations import codec, migrations

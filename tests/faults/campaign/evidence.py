@@ -9,7 +9,7 @@ from typing import Any
 import pydicom
 import sqlalchemy as sa
 
-from gateway.analyses.schema import ANALYSES, DELIVERIES, EVENTS, REVISIONS
+from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, EVENTS, REVISIONS
 from tests.faults.campaign.site import Site
 
 _ENGINE_ENDS = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")

@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import sqlalchemy as sa
 
-from gateway.analyses.schema import ANALYSES, WORKERS
+from gateway.analyses.ledger.schema import ANALYSES, WORKERS
 from tests.faults.campaign.controls import Control, controls
 from tests.faults.campaign.evidence import Evidence, gather, open_engine
 from tests.faults.campaign.judge import faults
