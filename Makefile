@@ -115,9 +115,13 @@ bench: setup setup-training
 	fi
 	.venv/bin/python -m tests.benchmarks
 
-## Hundreds of damaged slides, objects and archives; resumable, at most 40 minutes.
+## What takes too long for `make test`: damaged slides and archives, hostile requests at both doors, and 50 kills under
+## 200 orders. At most 40 minutes.
 campaign: setup
 	.venv/bin/python -m tests.fuzz campaign --cases 600 --seed 1
+	.venv/bin/python -m tests.grpc.fuzz --cases 5000 --seed 1
+	.venv/bin/python -m tests.http.rogue --max-examples 10 --seed 7
+	.venv/bin/python -m tests.faults.campaign --kills 50 --analyses 200 --database postgresql --write
 
 ## Rebuild every model of model_repository from the released runs, and the page of them.
 engines: setup setup-training
