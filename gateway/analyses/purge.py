@@ -1,8 +1,9 @@
 """Removing analyses for good: files, cached slides, the workflow engine's rows, and at last their own.
 
-What an analysis is found by, its row, goes last, in one transaction with its audit record. So a purge that was
-interrupted is finished by the same command again; and a folder that is found without a row, of an analysis that the
-audit trail knows as purged, is left over on this machine and goes with any purge.
+What an analysis is found by, its row, goes last, in one transaction with its audit record, and is locked while its
+files go: nobody retries or signs it meanwhile. So a purge that was interrupted is finished by the same command again;
+and a folder that is found without a row, of an analysis that the audit trail knows as purged, is left over on this
+machine and goes with any purge.
 """
 
 import json
@@ -84,7 +85,8 @@ class Which:
 
 @dataclass(slots=True)
 class Purged:
-    """What went. `cached_in_use`: slides in the cache that something reads now."""
+    """What went. `cached_in_use`: slides in the cache that something reads now. `begun_again`: chosen analyses that
+    stayed, as they were retried or signed since."""
 
     analyses: int = 0
     events: int = 0
@@ -95,6 +97,7 @@ class Purged:
     folders: int = 0
     cached: int = 0
     cached_in_use: int = 0
+    begun_again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,7 @@ class Purge:
         self._drop_slides(self._slides(analyses), analyses, purged, whose=which)
         with self._engine_rows() as forget:
             for analysis_id in analyses:
-                purged.folders += _remove(self._state / "analyses" / analysis_id)
-                purged.workflows += forget([analysis_id, *self._deliveries(analysis_id)])
-                self._remove_rows(which, analysis_id, purged)
+                self._remove(which, analysis_id, forget, purged)
         self._remove_left_over(purged)
         with workplace(self._state / "local", new_analysis_id()):
             pass  # it removes what a killed `pathserve analyze` has left
@@ -226,34 +227,42 @@ class Purge:
                         found |= set(_slides_of(row.order_json))
         return frozenset(found)
 
-    def _deliveries(self, analysis_id: str) -> list[str]:
-        query = sa.select(DELIVERIES.c.id).where(DELIVERIES.c.analysis_id == analysis_id)
-        with database_errors(), self._engine.connect() as connection:
-            return list(connection.execute(query).scalars())
-
-    def _remove_rows(self, which: Which, analysis_id: str, purged: Purged) -> None:
+    def _remove(self, which: Which, analysis_id: str, forget: Callable[[Collection[str]], int], purged: Purged) -> None:
         with database_errors(), self._writer.begin() as connection:
             query = sa.select(ANALYSES.c.state, ANALYSES.c.tenant).where(ANALYSES.c.id == analysis_id)
             row = connection.execute(query.with_for_update()).first()
             if row is None:  # another purge was quicker
                 return
-            if row.state not in FINAL:
-                raise Conflict(f"The analysis {analysis_id} was begun again meanwhile; it is left as it is.")
-            for name, table in (
-                ("events", EVENTS),
-                ("revisions", REVISIONS),
-                ("deliveries", DELIVERIES),
-                ("feedback", FEEDBACK),
-            ):
-                deleted = connection.execute(table.delete().where(table.c.analysis_id == analysis_id)).rowcount
-                setattr(purged, name, getattr(purged, name) + deleted)
-            connection.execute(STUDIES.delete().where(STUDIES.c.analysis_id == analysis_id))
-            connection.execute(ANALYSES.delete().where(ANALYSES.c.id == analysis_id))
-            purged.analyses += 1
+            deliveries = self._deliveries(connection, analysis_id)
+            # It was chosen a while ago: somebody may have been asked in between.
+            if row.state not in FINAL or not set(_WAITING).isdisjoint(deliveries.values()):
+                purged.begun_again += 1
+                return
+            purged.folders += _removed(self._state / "analyses" / analysis_id)
+            purged.workflows += forget([analysis_id, *deliveries])
+            self._remove_rows(connection, analysis_id, purged)
             event = self._event(
                 "analysis-purged", row.tenant, entity_kind="analysis", entity=analysis_id, detail={"by": which.kind}
             )
             append(connection, event)
+
+    def _deliveries(self, connection: sa.Connection, analysis_id: str) -> dict[str, str]:
+        """Their states, by id."""
+        query = sa.select(DELIVERIES.c.id, DELIVERIES.c.state).where(DELIVERIES.c.analysis_id == analysis_id)
+        return {row.id: row.state for row in connection.execute(query)}
+
+    def _remove_rows(self, connection: sa.Connection, analysis_id: str, purged: Purged) -> None:
+        for name, table in (
+            ("events", EVENTS),
+            ("revisions", REVISIONS),
+            ("deliveries", DELIVERIES),
+            ("feedback", FEEDBACK),
+        ):
+            deleted = connection.execute(table.delete().where(table.c.analysis_id == analysis_id)).rowcount
+            setattr(purged, name, getattr(purged, name) + deleted)
+        connection.execute(STUDIES.delete().where(STUDIES.c.analysis_id == analysis_id))
+        connection.execute(ANALYSES.delete().where(ANALYSES.c.id == analysis_id))
+        purged.analyses += 1
 
     @contextmanager
     def _engine_rows(self) -> Iterator[Callable[[Collection[str]], int]]:
@@ -299,7 +308,7 @@ class Purge:
             slides = frozenset(slide for name in gone for slide in _fetched(folder / name))
             self._drop_slides(slides, (), purged)
             for name in gone:
-                purged.folders += _remove(folder / name)
+                purged.folders += _removed(folder / name)
 
     def _tell(self, subtype: str, which: Which, **detail: int) -> None:
         event = self._event(subtype, which.tenant or "", entity_kind="purge", detail={"by": which.kind, **detail})
@@ -351,7 +360,7 @@ def _is_of(folder: Path, patient: str, issuer: str | None) -> bool:
     return False
 
 
-def _remove(folder: Path) -> int:
+def _removed(folder: Path) -> int:
     with disk_errors():
         try:
             shutil.rmtree(folder)

@@ -11,6 +11,7 @@ from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
 
 _NAMED = 20
+_STAYED = ("cached_in_use", "begun_again")
 
 
 def purge(which: Which, *, dry_run: bool, yes: bool, cancel: bool) -> int:
@@ -42,6 +43,11 @@ def purge(which: Which, *, dry_run: bool, yes: bool, cancel: bool) -> int:
         engine.dispose()
     if purged.cached_in_use:
         raise StateBusy("Some cached slides are being read now; repeat the command when that is over.")
+    if purged.begun_again:
+        raise Conflict(
+            f"{purged.begun_again} analyses were begun again or signed meanwhile, and are left as they are: repeat the "
+            "command when they have ended and are delivered."
+        )
     if found.unfinished:
         raise Conflict(
             f"{len(found.unfinished)} analyses have not ended, or wait to be delivered, and are left as they are: "
@@ -75,5 +81,5 @@ def _ask() -> None:
 
 
 def _tell(purged: Purged) -> None:
-    counts = {name: getattr(purged, name) for name in Purged.__slots__ if name != "cached_in_use"}
+    counts = {name: getattr(purged, name) for name in Purged.__slots__ if name not in _STAYED}
     print("purged: " + ", ".join(f"{count} {name}" for name, count in counts.items()))

@@ -16,9 +16,10 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
 from gateway.analyses import purge as purge_module
+from gateway.analyses import purge_command
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, FEEDBACK, REVISIONS, STUDIES
-from gateway.analyses.purge import Purge, Which
+from gateway.analyses.purge import Purge
 from gateway.archive.cache import FrameCache
 from gateway.cli import main
 from gateway.domain.analysis import State
@@ -28,8 +29,7 @@ from gateway.domain.principal import Principal, PrincipalKind, Scope
 from gateway.operations.audit import AuditQuery
 from gateway.operations.audit.verify import verify
 from gateway.operations.database import open_database
-from gateway.operations.operator import operator
-from gateway.operations.settings import Settings, settings
+from gateway.operations.settings import settings
 from tests.support.dicom import dicom_file
 
 CALLER = Principal("person:clerk", PrincipalKind.PERSON, "default", frozenset(Scope))
@@ -287,14 +287,26 @@ def test_what_is_at_work_is_not_torn_away(world: World, run: Run, monkeypatch: p
     assert world.ledger.get(name).cancel_requested
 
 
-def test_an_analysis_that_is_begun_again_meanwhile_is_left(world: World) -> None:
-    name = world.analysis(state=State.FAILED)
-    work = Purge(Settings(), world.engine, operator())
-    found = work.find(Which(analysis=name))
-    world.ledger.retry(name, CALLER)
-    with pytest.raises(Exception, match="begun again"):
-        work.run(Which(analysis=name), found.ready)
-    assert world.rows()["analyses"] == {name}
+@on_both
+def test_what_is_begun_again_or_signed_while_somebody_is_asked_is_left(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, signed, gone = world.analysis(state=State.FAILED), world.analysis(), world.analysis()
+    workflows = {each for each in world.workflows() if gone not in each}
+
+    def asked() -> None:
+        world.ledger.retry(again, CALLER)
+        with world.engine.execution_options(ledger_writes=True).begin() as connection:
+            waits = DELIVERIES.update().where(DELIVERIES.c.analysis_id == signed)
+            connection.execute(waits.values(state=DeliveryState.PENDING.value))
+
+    monkeypatch.setattr(purge_command, "_ask", asked)
+    status, _, complaint = run("--patient", PATIENT)
+    assert status == 1
+    assert "2 analyses were begun again or signed" in complaint
+    assert world.rows()["analyses"] == {again, signed}
+    assert {path.name for path in (world.state / "analyses").iterdir()} == {again, signed}
+    assert world.workflows() == workflows
 
 
 @pytest.mark.parametrize("where", ["_drop_slides", "_deliveries", "_remove_rows", "_remove_left_over"])
