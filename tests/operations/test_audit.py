@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import sqlite3
 import threading
@@ -23,7 +24,7 @@ from gateway.operations.audit.records import BATCH, AuditRecord, records
 from gateway.operations.audit.table import AUDIT, AUDIT_HEAD
 from gateway.operations.audit.verify import Damage, Verdict, verify
 from gateway.operations.database import open_database
-from gateway.operations.errors import NotFound, StateError
+from gateway.operations.errors import DiskFull, NotFound, StateError
 
 Database = tuple[str, sa.Engine, Path]
 
@@ -327,6 +328,20 @@ def test_a_forged_anchor_is_found(database: Database) -> None:
     assert broken(checked(database))[1] is Damage.ANCHOR
     file.write_text("no anchor\n")
     assert broken(checked(database))[1] is Damage.ANCHOR
+
+
+def test_a_disk_that_is_full_leaves_no_half_of_an_anchor(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, engine, state = database
+    write(engine, *[event()] * 2)
+    first, second = trail(engine)
+    Anchors(state).add(1, first.hash)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda handle, text, write=os.write: write(handle, text[:40]))
+        with pytest.raises(DiskFull):
+            Anchors(state).add(2, second.hash)
+    assert checked(database).anchors == 1
+    Anchors(state).add(2, second.hash)
+    assert checked(database).anchors == 2
 
 
 def test_removed_anchors_are_found(database: Database) -> None:

@@ -5,6 +5,8 @@ database have a key and notes each, and any of them shows a rewriting. Who may w
 against that helps only a head that was noted elsewhere (`pathserve audit verify --expect`).
 """
 
+import errno
+import fcntl
 import hashlib
 import hmac
 import json
@@ -48,7 +50,13 @@ class Anchors:
             line = {"seq": seq, "hash": digest, "time": time, "mac": _mac(self._made_key(), seq, digest, time)}
             handle = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                os.write(handle, json.dumps(line).encode() + b"\n")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+                end = os.fstat(handle).st_size
+                text = json.dumps(line).encode() + b"\n"
+                if os.write(handle, text) != len(text):
+                    # Half a line would read as a forged one, and spoil the next.
+                    os.ftruncate(handle, end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 os.fsync(handle)
             finally:
                 os.close(handle)
