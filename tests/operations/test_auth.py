@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from pydantic import SecretStr
 
 from gateway.domain.principal import PrincipalKind, Scope
-from gateway.operations.auth import ApiKey, Authenticator, load_api_key
+from gateway.operations.auth import ApiKey, Authenticator, load_api_key, refusal
 from gateway.operations.auth.api_key import HASH_FILE
 from gateway.operations.auth.keys import PREFIX, Keys
 from gateway.operations.auth.store import Store
@@ -189,6 +189,20 @@ def test_the_limit_of_an_address(engine: sa.Engine, keys: Keys, trail: Trail) ->
             login(server, "guess", address=f"2001:db8::{number:x}")
     with pytest.raises(TooManyRequests):
         login(server, "guess", address="2001:db8::ffff")
+    # IPv4 hosts that are written as IPv6 are hosts of their own, and the same ones.
+    for number in range(6):
+        with pytest.raises(Unauthenticated):
+            login(server, "guess", address=f"::ffff:192.0.2.{number + 100}")
+    with pytest.raises(TooManyRequests):
+        login(server, "guess", address=f"::ffff:{ADDRESS}")
+
+
+def test_addresses_are_not_remembered_for_ever(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusal, "_ADDRESSES", 10)
+    refusals = refusal.Refusals(Store(engine), a_minute=5)
+    for number in range(50):
+        refusals.note(refusal.Refused(refusal.Credential.NONE, "none"), f"2001:db8:{number:x}::1")
+        assert len(refusals._counts.events) <= 11
 
 
 def test_refused_logins_of_many_threads(engine: sa.Engine, trail: Trail) -> None:

@@ -5,16 +5,20 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway.domain.principal import PrincipalKind, Scope
 from gateway.operations.auth import Authenticator, GrantRefused
 from gateway.operations.auth.clients import Client, Clients
-from gateway.operations.auth.grants import PREFIX
+from gateway.operations.auth.grants import PREFIX, Grants
 from gateway.operations.auth.store import Store
 from gateway.operations.auth.table import ACCESS_TOKENS, USED_ASSERTIONS
 from gateway.operations.database import open_database
@@ -23,9 +27,11 @@ from gateway.operations.errors import (
     IdentityProviderUnavailable,
     InvalidInput,
     NotFound,
+    TooManyRequests,
     Unauthenticated,
     WrongTenant,
 )
+from gateway.operations.limits import RequestLimit
 from tests.operations.access import ADDRESS, authenticator, login, records, refused
 from tests.support.oidc_issuer import Issuer, SigningKey, key_set, running_issuer
 
@@ -78,6 +84,15 @@ def assertion(client: str, key: SigningKey = KEY, head: dict[str, Any] | None = 
         **changes,
     }
     return key.sign({name: value for name, value in claims.items() if value is not None}, **head or {})
+
+
+def self_signed(ends: datetime) -> bytes:
+    """A client's certificate (DER)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "scanner")])
+    made = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    made = made.not_valid_before(ends - timedelta(days=30)).not_valid_after(ends)
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
 
 
 def form(assertion: str, **more: str) -> dict[str, list[str]]:
@@ -258,7 +273,7 @@ def test_keys_that_a_client_publishes(server: Authenticator, engine: sa.Engine, 
 
 
 def test_a_certificate(server: Authenticator, engine: sa.Engine, clients: Clients) -> None:
-    certificate = uuid.uuid4().bytes
+    certificate = self_signed(datetime.now(UTC) + timedelta(days=1))
     digest = hashlib.sha256(certificate).hexdigest()
     name = f"scanner-{uuid.uuid4().hex[:8]}"
     shown = {"name": "Scanner", "tenant": "north", "scopes": SCOPES, "certificate_sha256": digest}
@@ -277,6 +292,30 @@ def test_a_certificate(server: Authenticator, engine: sa.Engine, clients: Client
     assert authenticator(engine).principal(None, certificate, ADDRESS).subject == f"client:{name}-2"
     other = authenticator(engine, tenant="south")
     assert refused(other, engine, WrongTenant, None, certificate).detail["reason"] == "wrong-tenant"
+
+
+def test_a_certificate_that_ended_on_an_open_connection(
+    server: Authenticator, engine: sa.Engine, clients: Clients
+) -> None:
+    certificate = self_signed(datetime.now(UTC) - timedelta(seconds=1))
+    name, digest = f"scanner-{uuid.uuid4().hex[:8]}", hashlib.sha256(certificate).hexdigest()
+    clients.add(Client(id=name, name=name, tenant="north", scopes=SCOPES, certificate_sha256=digest), "device:it")
+    record = refused(server, engine, Unauthenticated, None, certificate)
+    assert (record.actor, record.tenant) == (f"client:{name}", "north")
+    assert record.detail == {"credential": "certificate", "reason": "expired"}
+
+
+def test_a_client_may_not_ask_for_tokens_without_end(engine: sa.Engine, client: str) -> None:
+    limit = RequestLimit(2)
+    grants = Grants(Store(engine), Clients(Store(engine)), AUDIENCE, limit)
+    assert grants.issue(form(assertion(client)), ADDRESS).token
+    with suppress(TooManyRequests):
+        while limit.check(f"client:{client}"):
+            pass
+    before = len(records(engine))
+    with pytest.raises(TooManyRequests):
+        grants.issue(form(assertion(client)), ADDRESS)
+    assert len(records(engine)) == before
 
 
 def test_clients_that_are_not_registered(clients: Clients, client: str) -> None:

@@ -20,6 +20,7 @@ from gateway.operations.auth.oidc import IdentityProvider
 from gateway.operations.auth.refusal import Credential, Refusals, Refused
 from gateway.operations.auth.store import Store
 from gateway.operations.errors import InvalidSetting, WrongTenant
+from gateway.operations.limits import RequestLimit
 from gateway.operations.settings import Settings
 
 TOKEN_PATH = "/oauth/token"  # noqa: S105
@@ -52,7 +53,9 @@ class Authenticator:
         self._refusals = Refusals(self._store, settings.login_limit)
         self._keys = Keys(self._store)
         self._clients = Clients(self._store)
-        self._grants = Grants(self._store, self._clients, _public(settings) + TOKEN_PATH)
+        self._grants = Grants(
+            self._store, self._clients, _public(settings) + TOKEN_PATH, RequestLimit(settings.rate_limit)
+        )
         self._provider = None if settings.oidc_issuer is None else IdentityProvider(settings)
         self._lock = threading.Lock()
         self._logins: OrderedDict[bytes, _Login] = OrderedDict()
@@ -93,8 +96,8 @@ class Authenticator:
     def grant(self, form: Form, address: str) -> Grant:
         """An access token for a client's signed assertion, which the form of a token request holds.
 
-        Raises Unauthenticated, TooManyRequests, both audited; GrantRefused; IdentityProviderUnavailable; StateError
-        and its kinds.
+        Raises Unauthenticated, TooManyRequests; GrantRefused; IdentityProviderUnavailable; StateError and its kinds.
+        Refused logins are audited.
         """
         try:
             return self._grants.issue(form, address)
@@ -106,7 +109,7 @@ class Authenticator:
         if authorization is None:
             if certificate is None:
                 raise Refused(Credential.NONE, "none")
-            return self._clients.by_certificate(certificate), _NEVER
+            return self._clients.by_certificate(certificate)
         token = _bearer(authorization)
         if token is None:
             raise Refused(Credential.OTHER, "malformed")

@@ -9,6 +9,7 @@ from typing import Any
 
 import jwt
 import sqlalchemy as sa
+from cryptography.x509 import load_der_x509_certificate
 
 from gateway.domain.principal import Principal, PrincipalKind, Scope
 from gateway.operations.audit import Action, append
@@ -19,7 +20,7 @@ from gateway.operations.auth.refusal import Credential, Refused
 from gateway.operations.auth.store import Store
 from gateway.operations.auth.table import ACCESS_TOKENS, CLIENTS
 from gateway.operations.auth.tokens import is_name
-from gateway.operations.errors import Conflict, InvalidInput, NotFound, TargetNotAllowed
+from gateway.operations.errors import Conflict, InvalidInput, NotFound, TargetNotAllowed, Unauthenticated
 from gateway.operations.outbound import authority
 
 
@@ -104,12 +105,20 @@ class Clients:
         """The client of this id, unless it was revoked."""
         return self._first(CLIENTS.c.id == client)
 
-    def by_certificate(self, certificate: bytes) -> Principal:
-        """Whom a verified certificate (DER) names. Raises Refused where nobody is registered with it."""
+    def by_certificate(self, certificate: bytes) -> tuple[Principal, float]:
+        """Whom a verified certificate (DER) names, and when it ends, in seconds since 1970.
+
+        Raises Refused where nobody is registered with it, or where it has ended: it was verified when the connection
+        began, and a connection may outlive it.
+        """
         found = self._first(CLIENTS.c.certificate_sha256 == hashlib.sha256(certificate).hexdigest())
         if found is None:
             raise Refused(Credential.CERTIFICATE, "unknown")
-        return found.principal
+        ends = load_der_x509_certificate(certificate).not_valid_after_utc
+        if ends <= datetime.now(UTC):
+            said = Unauthenticated("The client certificate has expired: register the new one and connect again.")
+            raise Refused(Credential.CERTIFICATE, "expired", said, subject=found.principal.subject, tenant=found.tenant)
+        return found.principal, ends.timestamp()
 
     def find_key(self, client: Client, kid: str | None, algorithm: str) -> jwt.PyJWK | None:
         """The key of this client that may verify the algorithm. Raises IdentityProviderUnavailable."""

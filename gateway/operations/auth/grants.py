@@ -22,6 +22,7 @@ from gateway.operations.auth.store import Store
 from gateway.operations.auth.table import ACCESS_TOKENS, USED_ASSERTIONS
 from gateway.operations.auth.tokens import LEEWAY_S, MAX_CHARACTERS, Rules, is_name, verified
 from gateway.operations.errors import Unauthenticated
+from gateway.operations.limits import RequestLimit
 
 PREFIX = "pathserve_token_"
 LIFETIME_S = 300
@@ -60,15 +61,20 @@ class Grant:
 class Grants:
     """Issues access tokens and knows them again. Thread-safe. Every method raises StateError and its kinds."""
 
-    def __init__(self, store: Store, clients: Clients, token_url: str) -> None:
-        """`token_url`: the address of the token endpoint, which an assertion is made for."""
+    def __init__(self, store: Store, clients: Clients, token_url: str, limit: RequestLimit) -> None:
+        """`token_url`: the address of the token endpoint, which an assertion is made for. `limit`: of each client."""
         self._store = store
         self._clients = clients
         self._rules = replace(_RULES, audience=token_url)
+        self._limit = limit
 
     def issue(self, form: Form, address: str) -> Grant:
-        """A token for the form's assertion. Raises Refused, GrantRefused, IdentityProviderUnavailable."""
+        """A token for the form's assertion.
+
+        Raises Refused, GrantRefused, TooManyRequests, IdentityProviderUnavailable.
+        """
         client, claims = self._client(form)
+        self._limit.check(client.principal.subject)
         scopes = _wanted(form, client)
         token = PREFIX + secrets.token_urlsafe(32)
         now = datetime.now(UTC)

@@ -24,6 +24,8 @@ _TENANT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Only an ID token has these (OpenID Connect Core 1.0, 2 and 3.3.2.11): it says who logged in at a client, not who may
 # call us.
 _ID_TOKEN_CLAIMS = frozenset({"nonce", "at_hash", "c_hash"})
+# What Keycloak says in a claim of what is no access token.
+_OTHER_TOKENS = ("ID", "Refresh", "Offline", "Logout")
 
 
 class IdentityProvider:
@@ -55,7 +57,7 @@ class IdentityProvider:
         """Whom the token names, and its `exp`. Raises Refused, IdentityProviderUnavailable."""
         claims = verified(token, self._keys.find, self._rules)
         kind, subject = _kind(claims), _subject(claims)
-        if _ID_TOKEN_CLAIMS & claims.keys() or claims.get("typ") in ("ID", "Refresh"):
+        if _ID_TOKEN_CLAIMS & claims.keys() or claims.get("typ") in _OTHER_TOKENS:
             said = Unauthenticated("This is an ID or refresh token: send the access token.")
             raise Refused(Credential.TOKEN, "id-token", said, subject=subject)
         _check_binding(claims, certificate, subject)
@@ -113,6 +115,7 @@ def _kind(claims: Mapping[str, Any]) -> PrincipalKind:
         claims["sub"] in clients
         or claims.get("idtyp") == "app"
         or claims.get("gty") == "client-credentials"
+        or claims["sub"] in [f"{client}@clients" for client in clients]
         or claims.get("preferred_username") in [f"service-account-{client}".lower() for client in clients]
     )
     return PrincipalKind.SYSTEM if own else PrincipalKind.PERSON

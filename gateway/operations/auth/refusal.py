@@ -69,9 +69,12 @@ class Refusals:
     store: Store
     a_minute: int
     clock: Callable[[], float] = time.monotonic
-    _limiter: MovingWindowRateLimiter = field(default_factory=lambda: MovingWindowRateLimiter(MemoryStorage()))
+    _counts: MemoryStorage = field(default_factory=MemoryStorage)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _limited: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._limiter = MovingWindowRateLimiter(self._counts)
 
     def note(self, refused: Refused, address: str) -> PathserveError:
         """The error to answer with: the refusal's own, or TooManyRequests."""
@@ -88,6 +91,9 @@ class Refusals:
             address=address,
             detail={"credential": refused.credential.value, "reason": refused.reason},
         )
+        if len(self._counts.events) > _ADDRESSES:
+            # It keeps an address for ever, and looks through all of them all the time.
+            self._counts.reset()
         if self._limiter.hit(window, network):
             self._append(event)
             return refused.error
@@ -131,9 +137,11 @@ class Refusals:
 
 
 def _network(address: str) -> str:
-    """Whom an address is counted as: an IPv6 host commands a whole /64."""
+    """Whom an address is counted as: an IPv6 host commands a whole /64, but for an IPv4 one that is written so."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
         return address
-    return str(ipaddress.ip_network((found, 64), strict=False)) if found.version == 6 else address
+    if isinstance(found, ipaddress.IPv4Address):
+        return address
+    return str(found.ipv4_mapped or ipaddress.ip_network((found, 64), strict=False))
