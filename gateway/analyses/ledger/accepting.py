@@ -38,47 +38,71 @@ class Asked(NamedTuple):
     deadline_s: float | None
 
 
+class _Waiting(NamedTuple):
+    """Orders of one thread. `turn` comes to True where the thread is to take all that wait, to False where another has
+    answered it."""
+
+    asked: list[Asked]
+    turn: Future[bool]
+    answer: Future[list[Outcome]]
+
+
 class Acceptance:
     """Accepts for all threads of this process. What waits while one transaction is on its way to the disk shares the
     next, so that many orders cost few of them; a thread that comes alone waits for nobody."""
 
     def __init__(self, write: Transaction) -> None:
         self._write = write
-        self._waiting: list[tuple[list[Asked], Future[list[Outcome]]]] = []
+        self._waiting: list[_Waiting] = []
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
+        self._busy = False
 
     def __call__(self, asked: list[Asked]) -> list[Outcome]:
         """On disk when this returns, each order on its own merits: the answers are in the order of `asked`."""
         if not asked:
             return []
-        answer: Future[list[Outcome]] = Future()
+        mine = _Waiting(asked, Future(), Future())
         with self._lock:
-            self._waiting.append((asked, answer))
-        with self._turn:
-            # Whoever had the turn before may have taken these along.
-            if not answer.done():
-                with self._lock:
-                    taken, self._waiting = self._waiting, []
-                self._settle(taken)
-        return answer.result()
+            self._waiting.append(mine)
+            if not self._busy:
+                self._busy = True
+                mine.turn.set_result(True)
+        if mine.turn.result():
+            self._lead()
+        return mine.answer.result()
 
-    def _settle(self, taken: list[tuple[list[Asked], Future[list[Outcome]]]]) -> None:
+    def _lead(self) -> None:
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        try:
+            self._settle(taken)
+        finally:
+            # Each waits for itself, not for a lock: those that are answered do not stand in the way of who is next.
+            for each in taken:
+                if not each.turn.done():
+                    each.turn.set_result(False)
+            with self._lock:
+                if self._waiting:
+                    self._waiting[0].turn.set_result(True)
+                else:
+                    self._busy = False
+
+    def _settle(self, taken: list[_Waiting]) -> None:
         try:
             with self._write() as connection:
-                outcomes = accept(connection, [each for asked, _ in taken for each in asked])
+                outcomes = accept(connection, [order for each in taken for order in each.asked])
         except BaseException as error:
             if len(taken) > 1 and not getattr(error, "retryable", False):
                 # Something of one that this database does not take: the others are not to suffer for it.
                 for each in taken:
                     self._settle([each])
                 return
-            for _, answer in taken:
-                answer.set_exception(error)
+            for each in taken:
+                each.answer.set_exception(error)
             return
-        for asked, answer in taken:
-            answer.set_result(outcomes[: len(asked)])
-            del outcomes[: len(asked)]
+        for each in taken:
+            each.answer.set_result(outcomes[: len(each.asked)])
+            del outcomes[: len(each.asked)]
 
 
 def accept(connection: sa.Connection, asked: Sequence[Asked]) -> list[Outcome]:

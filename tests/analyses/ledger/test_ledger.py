@@ -1,6 +1,7 @@
 """The ledger, on SQLite and PostgreSQL: on disk before the answer, guarded and audited changes, pages that hold."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +177,20 @@ def test_orders_that_come_at_once_are_each_whole(ledger: Ledger) -> None:
     audited = trail(ledger)
     assert [each.seq for each in audited] == list(range(1, 101))
     assert {each.entity for each in audited} == {record.analysis.id for record in made}
+
+
+def test_many_that_come_at_once_share_few_transactions(ledger: Ledger) -> None:
+    commits: list[sa.Connection] = []
+
+    def slow(connection: sa.Connection) -> None:
+        commits.append(connection)
+        time.sleep(0.01)  # a disk that takes its time: meanwhile all others come
+
+    sa.event.listen(ledger._engine, "commit", slow)
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda _: accepted(ledger), range(160)))
+    assert len(set(made)) == 160
+    assert len(commits) <= 40
 
 
 def test_an_order_that_the_database_does_not_take_harms_no_other(ledger: Ledger) -> None:
