@@ -124,6 +124,7 @@ class Link:
         if served.stuck_epoch == self.epoch:
             raise CallFailed(Trouble.STUCK, _STUCK)
         has_stubs = self.server.owner and served.contract is not None and not served.contract.steps
+        instances = served.contract.instances if served.contract is not None else 0
         known = await self._known(served.folder) if has_stubs else frozenset()
         loading = asyncio.ensure_future(self.client.load(served.folder, LOAD_TIMEOUT_S))
         try:
@@ -136,9 +137,10 @@ class Link:
                 here = [stub for stub in living if stub.pid not in known]
                 working = {stub.pid for stub in here if not stub.frozen}
                 born |= {stub.pid for stub in here} | (await asyncio.to_thread(self.server.dead) - known)
-                if born == working and born:
+                if born == working and len(working) >= instances:
                     well_s = time.monotonic()
-                elif time.monotonic() - well_s > (_GONE_S if born else _UNBORN_S):
+                elif time.monotonic() - well_s > (_GONE_S if born - working else _UNBORN_S):
+                    # Of too few, one ended before we looked: the load is another's, who may be gone as well.
                     served.stuck_epoch = self.epoch
                     raise CallFailed(Trouble.STUCK, _STUCK)
             await loading

@@ -16,7 +16,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client import REGISTRY
 
-from gateway.inference import TritonEngine, embedded, supervision
+from gateway.inference import TritonEngine, embedded, link, supervision
 from gateway.inference.embedded import read_record
 from gateway.inference.stubs import Stub, living_stubs
 from gateway.operations.settings import Settings
@@ -69,8 +69,8 @@ class TritonPythonModel:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """encoder, twin (two instances), head, the ensemble `both`, slow, sticky, which can be made to hang, and late,
-    which takes its time to load and answers nothing."""
+    """encoder, twin (two instances), head, the ensemble `both`, slow, sticky, which can be made to hang; late and
+    pair (two instances), which take their time to load and answer nothing."""
     folder = tmp_path_factory.mktemp("fragile")
     for name, count in (("encoder", 1), ("twin", 2), ("sticky", 1)):
         models.write_encoder(folder, name, count=count, golden=True)
@@ -81,9 +81,10 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(slow / "golden.npz", image=tiles, **{"expected.embedding": models.direct(slow, tiles)})
     seal(slow)
     models.write_encoder(folder, "late")
-    for name in ("sticky", "late"):
+    models.write_encoder(folder, "pair", count=2)
+    for name, backend in (("sticky", "sticky"), ("late", "late"), ("pair", "late")):
         config = folder / name / "config.pbtxt"
-        config.write_text(config.read_text().replace('"onnxruntime"', f'"{name}"'))
+        config.write_text(config.read_text().replace('"onnxruntime"', f'"{backend}"'))
         seal(config.parent)
     return folder
 
@@ -250,6 +251,27 @@ async def test_a_stub_killed_while_it_is_loaded_for_the_first_time_is_an_acciden
     await serving
     assert _server(owner) != server
     await _until(lambda: all(status.ready for status in owner.status()), 30)
+    await owner.serve(served)
+
+
+async def test_a_load_that_another_began_and_that_lost_a_process_is_stuck_too(
+    owner: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after the death of a guest worker that had asked for it: Triton waits, and every later load with it."""
+    monkeypatch.setattr(link, "_UNBORN_S", 5.0)
+    server = _server(owner)
+    served = [status.folder for status in owner.status()]
+    others = asyncio.create_task(owner._link.client.load("pair", 60))
+    await _until(lambda: len(_stubs(owner, "pair")) == 2, 10)
+    os.kill(_stubs(owner, "pair")[0].pid, signal.SIGKILL)
+    await _until(lambda: len(_stubs(owner, "pair")) == 1, 10)
+    began = asyncio.get_running_loop().time()
+    await owner.serve([*served, "pair"])
+    assert asyncio.get_running_loop().time() - began < 60
+    assert _server(owner) != server
+    await _until(lambda: all(status.ready for status in owner.status()), 30)
+    others.cancel()
+    await asyncio.wait({others})
     await owner.serve(served)
 
 
