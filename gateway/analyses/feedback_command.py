@@ -17,10 +17,7 @@ def export() -> int:
     configure_logging("feedback", settings.log_level, settings.state / "logs", terminal=False)
     ledger = Ledger.open(settings.ledger_url, settings.state)
     try:
-        count = 0
-        for line in ledger.feedback.signal(settings.state / "analyses"):
-            print(json.dumps(line, ensure_ascii=False))
-            count += 1
+        lines = [json.dumps(line, ensure_ascii=False) for line in ledger.feedback.signal(settings.state / "analyses")]
         by = operator()
         ledger.audit(
             AuditEvent(
@@ -30,9 +27,12 @@ def export() -> int:
                 tenant=by.tenant,
                 actor=by.subject,
                 actor_kind=by.kind.value,
-                detail={"count": count},
+                detail={"count": len(lines)},
             )
         )
+        # Only then: whoever stops reading in the midst has had them too.
+        for line in lines:
+            print(line)
     finally:
         ledger.close()
     return 0
