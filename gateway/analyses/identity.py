@@ -17,6 +17,14 @@ Read = tuple[Specimen, SlideHeader]
 """A slide: the specimen of the order that it belongs to, and what its header says."""
 
 
+_IDENTIFIERS = (
+    ("patient id", "patient_id"),
+    ("issuer of the patient id", "patient_id_issuer"),
+    ("accession number", "accession"),
+    ("container identifier", "container_id"),
+)
+
+
 class IdentityHeld(IdentityMismatch):
     """Order and slides do not agree: nothing is read, and nothing leaves, until a person releases `differences`."""
 
@@ -70,16 +78,33 @@ def differences_now(
 ) -> tuple[Difference, ...]:
     """What does not agree now, by fresh headers of every slide that the report was read from; empty: it may leave.
 
-    Raises ArchiveError (a slide that is gone cannot be compared), SlideError, StateError, DiskFull, Cancelled.
+    Raises IdentityMismatch where all agrees, or is released, and a header is another than the report was made from: its
+    objects carry the old one's patient, and nobody can release that. Raises ArchiveError (a slide that is gone cannot
+    be compared), SlideError, StateError, DiskFull, Cancelled.
     """
     slides: list[Read] = []
+    changed: list[str] = []
     for reading in report.slides:
         if reading.read:
             entry = SeriesEntry(reading.study, reading.series)
             files = archive.fetch(entry, cache, wanted={}, cancelled=cancelled).files
             with cache.hold(files), Slide.open(files) as slide:
                 slides.append((_specimen_of(report.order, reading.study, reading.series), slide.header))
-    return unreleased(report.order, slides, released)
+                changed += _changed(reading.header, slide.header)
+    held = unreleased(report.order, slides, released)
+    if changed and not held:
+        raise IdentityMismatch(
+            f"A slide's header was changed ({', '.join(dict.fromkeys(changed))}) since the report was made from it, so "
+            "the report cannot be stored with the slide any more. Order the analysis again."
+        )
+    return held
+
+
+def _changed(before: SlideHeader | None, now: SlideHeader) -> Iterator[str]:
+    """What a report's objects carry of a slide's header, and the slide says otherwise now."""
+    for attribute, field in _IDENTIFIERS:
+        if before is not None and _significant(getattr(before, field)) != _significant(getattr(now, field)):
+            yield attribute
 
 
 def _specimen_of(order: Order, study: str, series: str) -> Specimen:

@@ -150,7 +150,36 @@ def test_headers_are_read_anew_before_anything_leaves(archive: FolderArchive, re
     [difference] = differences_now(report, archive, cache, ())
     assert (difference.attribute, difference.problem) == ("patient id", Problem.DIFFERS)
     assert difference.series == report.slides[0].series
-    assert differences_now(report, archive, cache, {difference.digest}) == ()
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "IssuerOfPatientID", "AccessionNumber", "ContainerIdentifier"])
+def test_a_report_of_another_header_never_leaves(
+    archive: FolderArchive, report: Report, tmp_path: Path, keyword: str
+) -> None:
+    """A release covers what differs between order and slide, not objects that carry the patient the slide had."""
+    cache = FrameCache(tmp_path / "cache", 2**30)
+    for path in (tmp_path / "pacs").glob("*.dcm"):
+        corrected = pydicom.dcmread(path)
+        setattr(corrected, keyword, "CORRECTED")
+        corrected.save_as(path)
+    released = {each.digest for each in differences_now(report, archive, cache, ())} if keyword[0] != "I" else set()
+    with pytest.raises(IdentityMismatch, match="Order the analysis again") as caught:
+        differences_now(report, archive, cache, released)
+    assert not isinstance(caught.value, IdentityHeld)
+    assert "CORRECTED" not in caught.value.detail
+
+
+def test_a_header_that_was_corrected_to_what_the_order_says(
+    archive: FolderArchive, report: Report, tmp_path: Path
+) -> None:
+    """Released as it was, then corrected: nothing differs any more, but for the report's own objects."""
+    [slide] = report.slides
+    assert slide.header is not None
+    wrong = dataclasses.replace(slide, header=dataclasses.replace(slide.header, patient_id="WRONG"))
+    with pytest.raises(IdentityMismatch):
+        differences_now(
+            dataclasses.replace(report, slides=(wrong,)), archive, FrameCache(tmp_path / "cache", 2**30), ()
+        )
 
 
 def test_a_slide_that_is_gone_cannot_be_compared(archive: FolderArchive, report: Report, tmp_path: Path) -> None:

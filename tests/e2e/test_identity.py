@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,13 @@ def test_a_header_that_the_pacs_corrects_before_the_report_leaves(
     assert pacs.instances("SR") == []
     gateway.wait_for_step(analysis, "report", "finished")
 
+    # Whoever releases it does not make the objects those of the slide's new patient.
     assert release(gateway, analysis, person).status_code == 202
     assert gateway.finish(analysis)["state"] == "completed"
+    deliveries = gateway.request("GET", f"/v1/analyses/{analysis}/deliveries").json()["items"]
+    assert [(each["state"], each["reason"]) for each in deliveries] == [("dead", "identity-mismatch")]
+    assert pacs.instances("SR") == []
+    again = gateway.order(case_of(tmp_path))
+    assert gateway.finish(again)["state"] == "completed"
     [stored] = pacs.instances("SR")
-    assert stored in {str(pydicom.dcmread(path).SOPInstanceUID) for path in gateway.state.rglob("report.sr.dcm")}
+    assert pydicom.dcmread(BytesIO(pacs.file(stored))).PatientID == "PAT-DORA"
