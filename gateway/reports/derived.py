@@ -130,7 +130,9 @@ def complete(dataset: Dataset, report: Report, image: Dataset, name: ObjectName,
             dataset[keyword] = image[keyword]
         elif keyword in TYPE_2:
             setattr(dataset, keyword, None)
-    issued = local_time(report.issued, image.get("TimezoneOffsetFromUTC"))
+    if _zone(dataset.get("TimezoneOffsetFromUTC")) is None:
+        dataset.pop("TimezoneOffsetFromUTC", None)  # our times would be read by it
+    issued = local_time(report.issued, dataset)
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.SOPInstanceUID = name.sop_instance_uid
     dataset.SeriesInstanceUID = name.series_instance_uid
@@ -167,13 +169,19 @@ def series_description(report: Report, kind: Kind) -> str:
     return long_string(title if kind is Kind.SR else f"{title}: {kind.value.noun}")
 
 
-def local_time(issued: datetime, offset: str | None) -> datetime:
-    """The time of issue in the study's own time zone (TimezoneOffsetFromUTC, ±HHMM), else in UTC."""
-    if not offset or not re.fullmatch(r"[+-]\d{4}", offset):
-        return issued.astimezone(UTC)
-    sign = -1 if offset.startswith("-") else 1
-    digits = offset.lstrip("+-")
-    return issued.astimezone(timezone(sign * timedelta(hours=int(digits[:2]), minutes=int(digits[2:4]))))
+def local_time(time: datetime, dataset: Dataset) -> datetime:
+    """The time in the time zone of the object, which is the study's own (TimezoneOffsetFromUTC), else in UTC."""
+    return time.astimezone(_zone(dataset.get("TimezoneOffsetFromUTC")) or UTC)
+
+
+def _zone(offset: object) -> timezone | None:
+    """The time zone of an offset, ±HHMM from -1200 to +1400 (PS3.3 C.12.1.1); None where it is none of these."""
+    matched = re.fullmatch(r"([+-]\d\d)([0-5]\d)", offset, re.ASCII) if isinstance(offset, str) else None
+    if matched is None:
+        return None
+    minutes = int(f"{matched[1][0]}{matched[2]}")
+    shift = timedelta(hours=int(matched[1]), minutes=minutes)
+    return timezone(shift) if timedelta(hours=-12) <= shift <= timedelta(hours=14) else None
 
 
 def scanner(image: Dataset) -> list[Dataset]:

@@ -1,5 +1,7 @@
 """The coded concepts of the structured report, and the trims that DICOM's value representations ask for."""
 
+import re
+
 from highdicom.sr import CodedConcept
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
@@ -33,6 +35,10 @@ AMENDMENT = Code("amendment", PRIVATE_SCHEME, "Amendment of the report by a pers
 AMENDMENT_REASON = Code("amendment-reason", PRIVATE_SCHEME, "Reason for the amendment")
 AMENDED_ON = Code("amended-on", PRIVATE_SCHEME, "Time of the amendment")
 
+# Unicode's classes Zs, and Zl and Zp: a name may hold U+3000 between its parts, French puts U+00A0 before a unit.
+_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_LINE_END = re.compile("[\u2028\u2029]")
+
 
 def long_string(text: str) -> str:
     """Text that fits VR LO (PS3.5 6.2): one line, at most 64 characters, no backslash."""
@@ -41,8 +47,9 @@ def long_string(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that fits VR UT: line breaks and tabs stay, other control characters go."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+    """Text that fits VR UT: line breaks and tabs stay, other control characters go. Spaces of any width are spaces."""
+    spaced = _SPACE.sub(" ", _LINE_END.sub("\n", text))
+    return "".join(character for character in spaced if character.isprintable() or character in "\n\t")
 
 
 def coded(code: Code) -> CodedConcept:

@@ -18,10 +18,12 @@ def verify(document: Dataset, signature: Signature) -> None:
     """
     observer = Dataset()
     observer.VerifyingOrganization = concept.long_string(signature.organisation)
-    observer.VerificationDateTime = _time(document, signature)
+    observer.VerificationDateTime = local_time(signature.time, document).strftime("%Y%m%d%H%M%S%z")
     observer.VerifyingObserverName = person_name(signature.name)
+    # A directory's name for a person may hold a backslash, which would make two values of one (PS3.5 6.2).
+    identifier = concept.plain(signature.by).replace("\\", "/")
     observer.VerifyingObserverIdentificationCodeSequence = [
-        concept.coded(Code(signature.by, PRIVATE_SCHEME, signature.name))
+        concept.coded(Code(identifier, PRIVATE_SCHEME, signature.name))
     ]
     document.VerificationFlag = "VERIFIED"
     document.VerifyingObserverSequence = [observer]
@@ -78,7 +80,3 @@ def person_name(name: str) -> str:
     the family name, so it is one component, and the caret says that this is meant."""
     line = concept.long_string("".join(" " if character in "^=" else character for character in name)) or "unknown"
     return f"{wording.cut(line, 63)}^"
-
-
-def _time(document: Dataset, signature: Signature) -> str:
-    return local_time(signature.time, document.get("TimezoneOffsetFromUTC")).strftime("%Y%m%d%H%M%S%z")

@@ -170,6 +170,22 @@ def test_time_in_the_zone_of_the_study(report: Report, image: pydicom.Dataset) -
     assert (document.ContentDate, document.ContentTime) == ("20261126", "040015")
 
 
+@pytest.mark.parametrize("offset", ["+9900", "+2400", "-1230", "+0160", "CET", "", ["+0100", "+0200"]])
+def test_a_time_zone_that_is_none_is_not_taken(report: Report, image: pydicom.Dataset, offset: str | list[str]) -> None:
+    source = deepcopy(image)
+    source.TimezoneOffsetFromUTC = offset
+    document = written(to_sr(report, [source]))
+    assert "TimezoneOffsetFromUTC" not in document
+    assert (document.ContentDate, document.ContentTime) == ("20261126", "093015")
+
+
+@pytest.mark.parametrize(("offset", "time"), [("+1400", "233015"), ("-0030", "090015"), ("-1200", "213015")])
+def test_the_ends_of_the_time_zones(report: Report, image: pydicom.Dataset, offset: str, time: str) -> None:
+    source = deepcopy(image)
+    source.TimezoneOffsetFromUTC = offset
+    assert written(to_sr(report, [source])).ContentTime == time
+
+
 @pytest.mark.parametrize(
     ("charset", "name"),
     [
