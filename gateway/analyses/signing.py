@@ -104,9 +104,9 @@ def _revise(
         report = change(_report_of(folder, made[-1]))
         name = f"{REVISIONS}/{report.revision}"
         part = folder / f"{name}.part"
-        _write(part, report, folder / HEADERS, [folder / each.folder for each in reversed(made)])
-        revision = revision_of(analysis_id, part, name)
         try:
+            _write(part, report, folder / HEADERS, [folder / each.folder for each in reversed(made)])
+            revision = revision_of(analysis_id, part, name)
             amended = any(each.revision == report.revision for each in report.amendments)
             ledger.revisions.publish(by, revision, ledger.outbox, lambda: _put(part, folder / name), amended=amended)
         finally:
@@ -126,6 +126,8 @@ def _report_of(folder: Path, revision: Revision) -> Report:
 
 def _write(part: Path, report: Report, headers: Path, earlier: list[Path]) -> None:
     images = kept(headers)
+    if len(images) != sum(slide.read for slide in report.slides):
+        raise _gone()
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write_revision(part, report, images, earlier)

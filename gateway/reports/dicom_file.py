@@ -1,10 +1,13 @@
 """A derived DICOM object that we build by hand: how it begins, and how it is written (PS3.10)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
+
+from gateway.operations.errors import StateError
 
 
 def begin(sop_class_uid: str, modality: str) -> Dataset:
@@ -21,3 +24,19 @@ def begin(sop_class_uid: str, modality: str) -> Dataset:
 def save(dataset: Dataset, path: Path) -> None:
     """Write the object as a DICOM file. Raises OSError."""
     dcmwrite(path, dataset, enforce_file_format=True)
+
+
+def read(path: Path, keywords: Sequence[str] | None = None) -> Dataset:
+    """An object that was saved, without its pixels; of its elements all, or these.
+
+    Raises OSError, and StateError where the file is none of ours any more.
+    """
+    try:
+        dataset = dcmread(path, stop_before_pixels=True, specific_tags=keywords and [*keywords])
+    except OSError:
+        raise
+    except Exception:  # pydicom has no class of errors for what is no DICOM
+        dataset = Dataset()
+    if "SOPInstanceUID" not in dataset or "StudyInstanceUID" not in dataset:
+        raise StateError("A DICOM file of the report is damaged. Restore it, or order the analysis again.")
+    return dataset

@@ -3,13 +3,15 @@
 `result_objects` decides which there are, `Report.objects` names them, `write_all` writes what is named.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydicom import Dataset
 
-from gateway.domain.report import ObjectKind, Report, ResultObject, SlideReading
+from gateway.domain.report import ObjectKind, Picture, Report, ResultObject, SlideReading
+from gateway.operations.errors import StateError
 from gateway.reports import dicom_file
 from gateway.reports.ann import write_annotations
 from gateway.reports.encapsulated import write_encapsulated_pdf
@@ -102,9 +104,10 @@ def write_revision(folder: Path, report: Report, images: Sequence[Dataset], earl
     """Write what a later revision of a report says anew, to `folder`: report.json, the pages, the documents.
 
     What is drawn on the slides, and the pictures, stay as they are in the folders of the earlier revisions (`earlier`,
-    newest first). `images`: the headers of the levels that were read, one a slide (`headers.kept`). Raises OSError.
+    newest first). `images`: the headers of the levels that were read, one a slide (`headers.kept`). Raises OSError,
+    and StateError where a file of the earlier revisions is not what was written.
     """
-    pictures = {picture.file: _found(picture.file, earlier).read_bytes() for picture in report.pictures}
+    pictures = {picture.file: _unchanged(picture, earlier) for picture in report.pictures}
     for item in report.objects:
         if item.kind is ObjectKind.GEOJSON:
             restate_geojson(_found(item.file, earlier), folder / item.file, report, item)
@@ -137,6 +140,14 @@ def _write_documents(
                 others = [other for other in report.objects if (other.study, other.media_type) == (item.study, DICOM)]
                 files = [_found(other.file, folders) for other in others if other != item]
                 write_key_objects(path, report, of_study, files)
+
+
+def _unchanged(picture: Picture, folders: Sequence[Path]) -> bytes:
+    """The bytes behind a picture: a person answers for what the report shows."""
+    data = _found(picture.file, folders).read_bytes()
+    if hashlib.sha256(data).hexdigest() != picture.sha256:
+        raise StateError("A picture of the report is not the one that was made. Restore it, or order anew.")
+    return data
 
 
 def _found(name: str, folders: Sequence[Path]) -> Path:

@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from gateway.domain.report import Report, ResultObject, TissueClass
 from gateway.domain.uids import derive_uid
-from gateway.operations.errors import PathserveError
+from gateway.operations.errors import PathserveError, StateError
 from gateway.reports import wording
 from gateway.reports.regions import Region, Ring, regions_of
 from gateway.reports.spatial import SlideSource
@@ -50,14 +50,14 @@ def _parts(report: Report, source: SlideSource) -> Iterator[str]:
 def restate_geojson(source: Path, target: Path, report: Report, item: ResultObject) -> None:
     """Write a file of ours again, with what a later revision of the report says of itself; the regions stay.
 
-    Raises OSError; PathserveError where the file is none of ours.
+    Raises OSError; StateError where the file is none of ours.
     """
     with source.open("rb") as old, target.open("wb") as new:
         old.seek(max(0, source.stat().st_size - _MOST_ABOUT))
         before = old.tell()
         at = old.read().rfind(_ABOUT.encode())
         if at < 0:
-            raise PathserveError("A GeoJSON file of the analysis is not as it was written. Order the analysis again.")
+            raise StateError("A GeoJSON file of the analysis is not as it was written. Order the analysis again.")
         old.seek(0)
         left = before + at
         while left and (block := old.read(min(left, _BLOCK))):

@@ -6,7 +6,6 @@ Only what the documents take of an image is kept: whose it is, where it lies on 
 from collections.abc import Sequence
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
 
 from gateway.reports import dicom_file
@@ -39,8 +38,8 @@ def keep(folder: Path, images: Sequence[Dataset]) -> None:
 
 
 def kept(folder: Path) -> list[Dataset]:
-    """The headers in `folder`, in their order. Raises OSError."""
-    return [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"), key=lambda path: int(path.stem))]
+    """The headers in `folder`, in their order. Raises OSError, StateError."""
+    return [dicom_file.read(path) for path in sorted(folder.glob("*.dcm"), key=lambda path: int(path.stem))]
 
 
 def _measures(image: Dataset) -> Dataset | None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pydicom
 from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
@@ -21,10 +20,10 @@ def write_key_objects(path: Path, report: Report, images: Sequence[Dataset], obj
 
     `images`: the headers of the levels that were read, one a slide of the study; all instances of each such level are
     listed (the parts of a concatenation, focal planes). Raises PathserveError where there is no object or one lies in
-    another study, OSError.
+    another study, StateError where one is damaged, OSError.
     """
     study = str(images[0].StudyInstanceUID)
-    headers = (pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*EVIDENCE]) for file in objects)
+    headers = (dicom_file.read(file, EVIDENCE) for file in objects)
     listed = [*map(evidence, headers), *evidence_read(report, images)]
     if not objects or {str(item.StudyInstanceUID) for item in listed} != {study}:
         raise PathserveError("A key object selection lists objects of one study, and there are none. Report this.")

@@ -5,6 +5,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import jsonschema
@@ -12,7 +14,8 @@ import pydicom
 import pytest
 
 from gateway.domain.codes import Code
-from gateway.domain.report import SIGNED, UNSIGNED, Amendment, Report, ReportState, Signature
+from gateway.domain.report import SIGNED, UNSIGNED, Amendment, Picture, Report, ReportState, Signature
+from gateway.operations.errors import StateError
 from gateway.reports import (
     from_json,
     keep,
@@ -251,8 +254,39 @@ def test_names_that_are_none_of_dicom(report: Report, image: pydicom.Dataset) ->
     document = to_sr(report.amended(amendment, odd), [image])
     [observer] = document.VerifyingObserverSequence
     assert str(observer.VerifyingObserverName).startswith("Doe Jane")
+    assert isinstance(observer.VerifyingObserverIdentificationCodeSequence[0].LongCodeValue, str)
     assert len(str(observer.VerifyingObserverName)) <= 64
     assert len(file_bytes(document)) > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("山田\u3000太郎", "山田 太郎^"),
+        ("Dr.\u00a0Jane Doe", "Dr. Jane Doe^"),
+        ("Мария Иванова", "Мария Иванова^"),
+        ("A=B=C", "A B C^"),
+        (" ", "unknown^"),
+    ],
+)
+def test_names_of_people_everywhere(report: Report, image: pydicom.Dataset, name: str, expected: str) -> None:
+    signed = report.signed(replace(SIGNER, by="person:CORP\\jane", name=name))
+    document = pydicom.dcmread(BytesIO(file_bytes(to_sr(signed, [image]))))
+    [observer] = document.VerifyingObserverSequence
+    assert str(observer.VerifyingObserverName) == expected
+    assert observer.VerifyingObserverIdentificationCodeSequence[0].CodeValue == "person:CORP/jane"
+
+
+def test_a_picture_that_was_changed_is_not_signed(report: Report, image: pydicom.Dataset, tmp_path: Path) -> None:
+    for name in ("1", "2", "headers"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "1" / "thumbnail-1.jpg").write_bytes(b"another")
+    shown = Picture(
+        role="thumbnail", file="thumbnail-1.jpg", media_type="image/jpeg", sha256=sha256(b"made").hexdigest(),
+        width_px=1, height_px=1, series=report.slides[0].series,
+    )  # fmt: skip
+    with pytest.raises(StateError, match="not the one"):
+        write_revision(tmp_path / "2", replace(report, pictures=(shown,)).signed(SIGNER), [image], [tmp_path / "1"])
 
 
 @pytest.mark.validators

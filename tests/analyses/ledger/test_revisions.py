@@ -253,6 +253,24 @@ def test_files_that_are_gone(site: Site, gone: str) -> None:
     assert "again" in caught.value.detail or "check" in caught.value.detail
     assert len(site.ledger.revisions.of(site.analysis)) == 1
     assert site.deliveries() == site.audited() == []
+    assert list(site.folder.glob("revisions/*")) == []
+
+
+@pytest.mark.parametrize("name", ["artifacts/tissue-1.seg.dcm", "headers/1.dcm", "artifacts/tissue-1.geojson"])
+@pytest.mark.parametrize("kept_bytes", [0, 400])
+def test_files_that_are_damaged(site: Site, name: str, kept_bytes: int) -> None:
+    path = site.folder / name
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    with pytest.raises(StateError, match="again"):
+        site.sign()
+    assert len(site.ledger.revisions.of(site.analysis)) == 1
+    assert list(site.folder.glob("revisions/*")) == []
+
+
+def test_headers_that_are_not_all_there(site: Site) -> None:
+    (site.folder / "headers" / "1.dcm").unlink()
+    with pytest.raises(StateError, match="gone"):
+        site.sign()
 
 
 def test_a_report_that_somebody_changed_is_not_signed(site: Site) -> None:
