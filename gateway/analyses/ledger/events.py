@@ -33,6 +33,13 @@ def add_event(connection: sa.Connection, analysis_id: str, kind: str, data: Mapp
     return int(last) + 1
 
 
+def last_state(connection: sa.Connection, analysis_id: str) -> datetime:
+    """When the analysis came into the state that it is in."""
+    query = sa.select(EVENTS.c.time).where(EVENTS.c.analysis_id == analysis_id, EVENTS.c.kind == "state")
+    time: datetime = connection.execute(query.order_by(EVENTS.c.seq.desc()).limit(1)).scalar_one()
+    return time
+
+
 def events_of(connection: sa.Connection, analysis_id: str, after: int, limit: int) -> tuple[Event, ...]:
     """Up to `limit` events with numbers above `after`, in order."""
     found = connection.execute(

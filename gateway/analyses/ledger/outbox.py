@@ -269,14 +269,23 @@ class Outbox:
 
     def free(self, worker: str) -> int:
         """What a worker that is gone had in hand is due at once; how many deliveries that are."""
+        in_hand = (DELIVERIES.c.state == DeliveryState.PENDING.value, DELIVERIES.c.worker == worker)
         with self._write() as connection:
-            return connection.execute(
-                DELIVERIES.update().where(DELIVERIES.c.worker == worker).values(worker=None, next=_now())
-            ).rowcount
+            # Two may be here at once, for the same worker: both lock in one order.
+            query = sa.select(DELIVERIES.c.id).where(*in_hand).order_by(DELIVERIES.c.number).with_for_update()
+            found = connection.execute(query).scalars().all()
+            for delivery_id in found:
+                change(connection, delivery_id, worker=None, next=_now())
+            return len(found)
 
     def shift(self, seconds: float) -> None:
         """The wall clock has jumped by so many seconds: what waits, waits as long as it would have."""
-        waiting = sa.select(DELIVERIES.c.id, DELIVERIES.c.next).where(DELIVERIES.c.state == DeliveryState.PENDING.value)
+        waiting = (
+            sa.select(DELIVERIES.c.id, DELIVERIES.c.next)
+            .where(DELIVERIES.c.state == DeliveryState.PENDING.value)
+            .order_by(DELIVERIES.c.number)
+            .with_for_update()
+        )
         with self._write() as connection:
             for row in connection.execute(waiting).all():
                 change(connection, row.id, next=row.next + timedelta(seconds=seconds))

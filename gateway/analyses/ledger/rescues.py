@@ -9,10 +9,15 @@ import sqlalchemy as sa
 from gateway.analyses.ledger.choices import Transaction
 from gateway.analyses.ledger.outbox import Outbox
 from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, WORKERS
-from gateway.analyses.ledger.transitions import FINAL, change, row_of
+from gateway.analyses.ledger.transitions import change, row_of
 from gateway.analyses.ledger.turns import Stage, end_turn
 from gateway.domain.analysis import Failure, State
+from gateway.domain.delivery import DeliveryState
 from gateway.operations.errors import DeadlineExceeded, KillsWorker
+
+_WORKABLE = (State.ACCEPTED.value, State.RUNNING.value)
+_AT_WORK = ANALYSES.c.state == State.RUNNING.value
+"""What every row with a worker fulfils: found by an index, however many have ended."""
 
 MAX_DEATHS = 3
 """After so many deaths that count against it an analysis is given up."""
@@ -42,7 +47,7 @@ class Rescues:
         """
         return tuple(
             rescue
-            for analysis_id in self._ids(ANALYSES.c.worker == worker)
+            for analysis_id in self._ids(_AT_WORK, ANALYSES.c.worker == worker)
             if (rescue := self._rescue(analysis_id, worker)) is not None
         )
 
@@ -69,14 +74,14 @@ class Rescues:
     def free_left(self) -> None:
         """Free what belongs to workers that have left and could not give it back; nobody has died of it."""
         workers = sa.select(WORKERS.c.id)
-        left = self._ids(ANALYSES.c.worker.is_not(None), ANALYSES.c.worker.not_in(workers))
+        left = self._ids(_AT_WORK, ANALYSES.c.worker.is_not(None), ANALYSES.c.worker.not_in(workers))
         for analysis_id in left:
             with self._write() as connection:
                 if (worker := row_of(connection, analysis_id, lock=True).worker) is not None:
                     gone = sa.select(WORKERS.c.id).where(WORKERS.c.id == worker)
                     if connection.execute(gone).first() is None:
                         change(connection, analysis_id, worker=None)
-        trying = sa.select(DELIVERIES.c.worker).distinct()
+        trying = sa.select(DELIVERIES.c.worker).where(DELIVERIES.c.state == DeliveryState.PENDING.value).distinct()
         with self._read() as connection:
             leavers = connection.execute(
                 trying.where(DELIVERIES.c.worker.is_not(None), DELIVERIES.c.worker.not_in(workers))
@@ -87,8 +92,8 @@ class Rescues:
 
     def expire(self) -> tuple[str, ...]:
         """End what is out of time; what waits for a person, or only for its delivery, is not."""
-        over = self._ids(
-            ANALYSES.c.state.in_((State.ACCEPTED.value, State.RUNNING.value)),
+        over = (
+            ANALYSES.c.state.in_(_WORKABLE),
             ANALYSES.c.stage != Stage.DELIVER.value,
             ANALYSES.c.deadline < datetime.now(UTC),
         )
@@ -96,22 +101,23 @@ class Rescues:
             DeadlineExceeded.reason,
             "The analysis was not done in time; see the server's log for what held it up, and retry it.",
         )
-        for analysis_id in over:
+        ended = []
+        for analysis_id in self._ids(*over):
             with self._write() as connection:
-                row = row_of(connection, analysis_id, lock=True)
-                if row.stage != Stage.DELIVER.value and row.state != State.HELD_IDENTITY.value:
+                query = sa.select(ANALYSES).where(ANALYSES.c.id == analysis_id, *over).with_for_update()
+                # It may have ended meanwhile, or have got a new deadline.
+                if (row := connection.execute(query).first()) is not None:
                     end_turn(connection, self._outbox, row, State.FAILED, failure)
-        return over
+                    ended.append(analysis_id)
+        return tuple(ended)
 
     def shift(self, seconds: float) -> None:
         """The wall clock jumped by so much: move what is to happen by it."""
-        query = sa.select(ANALYSES.c.id).where(ANALYSES.c.state.not_in(FINAL), ANALYSES.c.deadline.is_not(None))
-        with self._read() as connection:
-            found = connection.execute(query).scalars().all()
-        for analysis_id in found:
+        # What is held gets its time when it is released (`transitions.release`).
+        for analysis_id in self._ids(ANALYSES.c.state.in_(_WORKABLE), ANALYSES.c.deadline.is_not(None)):
             with self._write() as connection:
                 row = row_of(connection, analysis_id, lock=True)
-                if row.deadline is not None:
+                if row.state in _WORKABLE and row.deadline is not None:
                     change(connection, analysis_id, deadline=row.deadline + timedelta(seconds=seconds))
 
     def _ids(self, *which: sa.ColumnElement[bool]) -> tuple[str, ...]:

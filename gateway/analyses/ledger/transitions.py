@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.analyses.ledger.events import add_event
+from gateway.analyses.ledger.events import add_event, last_state
 from gateway.analyses.ledger.outbox import Outbox
 from gateway.analyses.ledger.records import RANK, version_of
 from gateway.analyses.ledger.schema import ANALYSES
@@ -128,7 +128,9 @@ def retry(
     if row.state not in (State.FAILED.value, State.CANCELLED.value):
         raise Conflict(f"Only what has failed or was cancelled is tried again; this analysis is {row.state}.")
     if row.delivering:
-        raise Conflict("The report of this analysis was made; replay its delivery in place of the analysis.")
+        raise Conflict(
+            "The report of this analysis was made: replay its delivery; where that was withdrawn, order it again."
+        )
     change(
         connection,
         analysis_id,
@@ -182,8 +184,8 @@ def release(connection: sa.Connection, outbox: Outbox, analysis_id: str, reason:
     held = list(row.held)
     # One that has ended may be held as well: a later revision of its report waits to be sent.
     state = State.RUNNING.value if row.state == State.HELD_IDENTITY.value else row.state
-    # The time in which it waited for a person does not count.
-    deadline = None if row.deadline is None else row.deadline + (now() - row.updated)
+    # The time in which it waited for a person does not count; nor is its deadline moved with the clock meanwhile.
+    deadline = None if row.deadline is None else row.deadline + (now() - last_state(connection, analysis_id))
     released = [*(row.released or ()), *held]
     change(connection, analysis_id, state=state, held=None, released=released, deadline=deadline)
     add_event(connection, analysis_id, "state", {"state": state, "released": len(held)})

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.ledger.rescues import MAX_DEATHS, Rescue
+from gateway.analyses.ledger.schema import ANALYSES, EVENTS
 from gateway.analyses.ledger.turns import Stage, Turn, workflow_id
 from gateway.domain.analysis import Failure, Progress, State, Step
 from gateway.domain.delivery import Channel
@@ -158,6 +159,7 @@ def test_a_held_analysis_waits_for_a_person(ledger: Ledger) -> None:
     assert not ledger.runs.is_due(f"{analysis}.1.fetch")
     time.sleep(0.2)
     before = ledger.get(analysis).deadline
+    ledger.prioritise(analysis, Priority.STAT, CALLER)  # changes nothing of that
     after = ledger.release(analysis, "checked at the microscope", CALLER).deadline
     assert before is not None
     assert after is not None
@@ -245,6 +247,31 @@ def test_a_clock_that_was_set_moves_the_deadlines(ledger: Ledger) -> None:
     assert ledger.get(analysis).deadline == before - timedelta(hours=1)
     assert ledger.get(ended).deadline is not None
     assert ledger.rescues.expire() == (analysis,)
+
+
+def test_a_clock_that_was_set_while_it_was_held_gives_it_no_other_time(ledger: Ledger) -> None:
+    analysis = accept(ledger, deadline_s=60.0)
+    ledger.runs.hold(begin(ledger, analysis), [DIFFERENCE])
+    before = ledger.get(analysis).deadline
+    assert before is not None
+    hour = timedelta(hours=1)
+    with ledger._write() as connection:  # the clock is set forward by an hour: all that is written is an hour older
+        connection.execute(EVENTS.update().values(time=datetime.now(UTC) - hour))
+        connection.execute(ANALYSES.update().values(deadline=before - hour))
+    ledger.rescues.shift(hour.total_seconds())
+    deadline = ledger.release(analysis, "checked at the microscope", CALLER).deadline
+    assert deadline is not None
+    assert 50.0 < (deadline - datetime.now(UTC)).total_seconds() < 61.0
+
+
+def test_what_got_more_time_is_not_ended(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    analysis = accept(ledger, deadline_s=-1.0)
+    monkeypatch.setattr(ledger.rescues, "_ids", lambda *_: (analysis,))
+    ledger.cancel(analysis, CALLER)
+    assert ledger.rescues.expire() == ()  # it is not told a second time
+    ledger.retry(analysis, CALLER, deadline_s=60.0)
+    assert ledger.rescues.expire() == ()
+    assert ledger.get(analysis).analysis.state is State.ACCEPTED
 
 
 def test_an_analysis_ends_with_its_delivery_or_when_it_has_waited_enough(ledger: Ledger) -> None:
