@@ -1,5 +1,6 @@
 """A webhook: one signed POST, as Standard Webhooks 1.0.0 lays down."""
 
+import asyncio
 import binascii
 import json
 import ssl
@@ -16,11 +17,12 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from gateway import __version__
 from gateway.domain.delivery import Delivery, target_name
 from gateway.operations.errors import DeliveryRefused, DeliveryUnavailable, InvalidSetting, TargetNotAllowed
-from gateway.operations.outbound import authority, check_outbound, guard
+from gateway.operations.outbound import async_guard, authority, check_outbound
 from gateway.operations.settings import Settings
 
 TIMEOUT_S = 10.0
-"""For the connection, for sending, and for the answer's head; nothing more of it is read."""
+"""From the connection to the answer's head, all in all: no target holds a worker up by being slow. Nothing more of the
+answer is read."""
 _LEAST_SECRET_BYTES = 24  # Standard Webhooks: 24 to 64
 
 
@@ -84,8 +86,8 @@ def send_webhook(delivery: Delivery, targets: WebhookTargets) -> None:
         "webhook-signature": " ".join(signer.sign(delivery.id, now, body) for signer in targets.signers),
     }
     try:
-        status, after_s = _post(address, body.encode(), headers)
-    except (httpx.HTTPError, OSError):
+        status, after_s = asyncio.run(_post(address, body.encode(), headers))
+    except (httpx.HTTPError, OSError):  # TimeoutError is one
         raise DeliveryUnavailable(
             "The webhook's target does not answer: see that it runs and can be reached."
         ) from None
@@ -103,11 +105,13 @@ def send_webhook(delivery: Delivery, targets: WebhookTargets) -> None:
     raise error
 
 
-def _post(address: str, body: bytes, headers: dict[str, str]) -> tuple[int, float]:
+async def _post(address: str, body: bytes, headers: dict[str, str]) -> tuple[int, float]:
     """The status of the answer, and its Retry-After in seconds, 0 where there is none. Its body is not read."""
-    with (
-        httpx.Client(trust_env=False, timeout=TIMEOUT_S, verify=ssl.create_default_context()) as client,
-        client.stream("POST", address, content=body, headers=headers, extensions={"trace": guard(address)}) as response,
+    extensions = {"trace": async_guard(address)}
+    async with (
+        asyncio.timeout(TIMEOUT_S),
+        httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=ssl.create_default_context()) as client,
+        client.stream("POST", address, content=body, headers=headers, extensions=extensions) as response,
     ):
         return response.status_code, _retry_after_s(response.headers.get("retry-after"))
 

@@ -135,6 +135,35 @@ def test_a_target_that_is_down_or_silent_is_tried_again(receiver: Receiver, monk
         send_webhook(delivery_to(receiver.url), targets_of(receiver.url))
 
 
+def test_a_target_that_answers_drop_by_drop_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each drop comes in time, the answer does not."""
+    monkeypatch.setattr("gateway.delivery.webhook.TIMEOUT_S", 0.5)
+    done = threading.Event()
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            for _ in range(30):
+                if done.wait(0.1):
+                    break
+                self.wfile.write(b"H")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/hook"
+    began = time.monotonic()
+    try:
+        with pytest.raises(DeliveryUnavailable, match="does not answer"):
+            send_webhook(delivery_to(address), targets_of(address))
+        assert time.monotonic() - began < 2.0
+    finally:
+        done.set()
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_certificate_that_nobody_trusts_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
 
