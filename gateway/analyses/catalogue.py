@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.living import Readiness
 from gateway.analyses.ledger.workers import WorkerStatus
 from gateway.analyses.protocols import PROTOCOLS, Protocol
 from gateway.operations import codec
@@ -52,13 +53,16 @@ class ProtocolCards:
 
 @dataclass(frozen=True, slots=True)
 class ServerStatus:
-    """How the server is: its living workers, its analyses by state, the oldest unfinished ones, its deliveries.
+    """How the server is: since when it runs, whether an order would be worked on, its living workers, its analyses by
+    state, the oldest unfinished ones, its deliveries.
 
     `oldest_s`: age of the oldest unfinished analysis in seconds, by priority. `deliveries`: how many, by channel and
     state. `dead_letters` wait for a person: deliveries that were given up, and analyses that kill their worker.
     """
 
     now: datetime
+    started: datetime
+    readiness: Readiness
     workers: tuple[WorkerStatus, ...]
     analyses: Mapping[str, int]
     oldest_s: Mapping[str, float]
@@ -72,6 +76,7 @@ class Catalogue:
     def __init__(self, settings: Settings, ledger: Ledger) -> None:
         self._settings = settings
         self._ledger = ledger
+        self._started = datetime.now(UTC)
 
     def models(self, workers: Sequence[WorkerStatus]) -> tuple[ModelState, ...]:
         """Every version that the workers know, as the one says that has most of them ready. Raises StateError."""
@@ -92,13 +97,15 @@ class Catalogue:
             for each in PROTOCOLS.values()
         )
 
-    def status(self, workers: tuple[WorkerStatus, ...]) -> ServerStatus:
+    def status(self, workers: tuple[WorkerStatus, ...], readiness: Readiness) -> ServerStatus:
         """Raises StateError."""
         found = self._ledger.statistics()
         deliveries = self._ledger.outbox.statistics()
         dead = sum(number for (_, state), number in deliveries.items() if state.value == "dead")
         return ServerStatus(
             now=datetime.now(UTC),
+            started=self._started,
+            readiness=readiness,
             workers=workers,
             analyses=found.by_state,
             oldest_s=found.oldest_s,

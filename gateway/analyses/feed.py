@@ -35,6 +35,11 @@ class Feed:
         self._listeners: set[_Listener] = set()
         self._looking: asyncio.Task[None] | None = None
 
+    @property
+    def followed(self) -> int:
+        """How many streams there are now."""
+        return len(self._listeners)
+
     async def follow(
         self, analysis_id: str, after: int, stopping: Callable[[], bool], idle_s: float
     ) -> AsyncGenerator[tuple[Event, ...]]:

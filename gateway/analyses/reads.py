@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gateway.operations.errors import NotAcceptable, NotFound
+from gateway.analyses.ledger.records import Record
+from gateway.domain.analysis import State
+from gateway.operations.errors import Cancelled, Conflict, NotAcceptable, NotFound, ReportNotReady
 
 REPORTS: Mapping[str, str] = {
     "application/json": "report.json",
@@ -131,3 +133,22 @@ class Lately:
             if len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)
             return True
+
+
+def require_completed(record: Record) -> None:
+    """Raise what there is instead of a report: ReportNotReady, Cancelled, Conflict (it failed)."""
+    state, failure = record.analysis.state, record.analysis.failure
+    if failure is not None:
+        raise Conflict(
+            f"The analysis failed, so there is no report: {failure.detail}", state=state.value, reason=failure.reason
+        )
+    if state is State.CANCELLED:
+        raise Cancelled(
+            "The analysis was cancelled, so there is no report. Order it again where it is needed.", state=state.value
+        )
+    if state is State.HELD_IDENTITY:
+        raise ReportNotReady(
+            "The analysis is held: its order and its slides differ. A person must release it first.", state=state.value
+        )
+    if state is not State.COMPLETED:
+        raise ReportNotReady("The report is not ready yet. Ask again after the Retry-After time.", state=state.value)

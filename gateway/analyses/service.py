@@ -18,18 +18,16 @@ from gateway.analyses.ledger import Ledger, Record
 from gateway.analyses.ledger.events import Event
 from gateway.analyses.ledger.living import LivingWorkers
 from gateway.analyses.protocols import check_order
-from gateway.analyses.reads import Lately, ResultFile, ResultFiles
+from gateway.analyses.reads import Lately, ResultFile, ResultFiles, require_completed
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, Priority
 from gateway.domain.principal import Principal, Scope
 from gateway.operations.audit import Action, AuditEvent, AuditQuery, AuditRecord, EventType, Outcome
 from gateway.operations.errors import (
-    Cancelled,
-    Conflict,
     NotFound,
     PathserveError,
     PreconditionFailed,
-    ReportNotReady,
+    StateError,
     WrongScope,
     WrongTenant,
 )
@@ -98,6 +96,18 @@ class Service:
         """What happened to it after the event of that number, oldest first. Raises WrongScope (analyses:read)."""
         self.get(by, analysis_id)
         return self._ledger.events(analysis_id, after)
+
+    def is_over(self, by: Principal, analysis_id: str) -> bool:
+        """Whether nothing more will happen to it: it has ended, or is no longer kept. False where nobody can tell now.
+
+        For streams, which outlast a database that is down. Raises WrongScope (analyses:read).
+        """
+        try:
+            return self.get(by, analysis_id).analysis.state.final
+        except NotFound:
+            return True
+        except StateError:
+            return False
 
     def feed(self) -> Feed:
         """What tells the streams of one event loop what is new. Whether a caller may read it, `get` says before."""
@@ -180,7 +190,7 @@ class Service:
     def _seen(self, by: Principal, analysis_id: str, revision: int | None, if_match: str | None) -> int | None:
         """The revision that a person has before the eyes who signs or corrects; None where nothing is said of it."""
         record = self._ledger.get(analysis_id, by.tenant)
-        _completed(record)
+        require_completed(record)
         if if_match is None or revision is not None:
             return revision
         newest = self._ledger.revisions.get(analysis_id).number
@@ -194,7 +204,7 @@ class Service:
         Raises WrongScope (analyses:write); ReportNotReady, Conflict; InvalidInput for a series that is not the case's.
         """
         with self._on(by, Scope.ANALYSES_WRITE, "feedback-give", analysis_id):
-            _completed(self._ledger.get(analysis_id, by.tenant))
+            require_completed(self._ledger.get(analysis_id, by.tenant))
             return self._ledger.feedback.give(by, analysis_id, feedback, self._settings.state / "analyses")
 
     def feedback(self, by: Principal, analysis_id: str) -> tuple["FeedbackRecord", ...]:
@@ -276,7 +286,7 @@ class Service:
     def status(self, by: Principal) -> ServerStatus:
         """Workers, queues, dead letters. Raises WrongScope (analyses:read)."""
         self._admit(by, Scope.ANALYSES_READ, "status-read")
-        return self._catalogue.status(self.living())
+        return self._catalogue.status(self.living(), self.living.readiness())
 
     def audit(
         self, by: Principal, *, after: int, limit: int, since: datetime | None = None, until: datetime | None = None
@@ -304,7 +314,7 @@ class Service:
             return self._ledger.get(analysis_id, by.tenant)
 
     def _files(self, by: Principal, analysis_id: str, operation: str, revision: int | None) -> tuple[ResultFiles, int]:
-        _completed(self._read(by, analysis_id, operation))
+        require_completed(self._read(by, analysis_id, operation))
         # Reports from before there were revisions have one that nobody wrote down.
         folders = {each.number: each.folder for each in self._ledger.revisions.of(analysis_id)} or {1: "artifacts"}
         number = max(folders) if revision is None else revision
@@ -375,22 +385,3 @@ def _refusal_of(order: Order) -> PathserveError | None:
     except PathserveError as error:
         return error
     return None
-
-
-def _completed(record: Record) -> None:
-    """Raise what there is instead of a report."""
-    state, failure = record.analysis.state, record.analysis.failure
-    if failure is not None:
-        raise Conflict(
-            f"The analysis failed, so there is no report: {failure.detail}", state=state.value, reason=failure.reason
-        )
-    if state is State.CANCELLED:
-        raise Cancelled(
-            "The analysis was cancelled, so there is no report. Order it again where it is needed.", state=state.value
-        )
-    if state is State.HELD_IDENTITY:
-        raise ReportNotReady(
-            "The analysis is held: its order and its slides differ. A person must release it first.", state=state.value
-        )
-    if state is not State.COMPLETED:
-        raise ReportNotReady("The report is not ready yet. Ask again after the Retry-After time.", state=state.value)

@@ -1,6 +1,6 @@
 """Errors as google.rpc.Status: the one table of gateway.operations.errors, seen from gRPC."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -8,7 +8,7 @@ from google.protobuf import any_pb2  # type: ignore[import-untyped]
 from google.rpc import error_details_pb2 as details  # type: ignore[import-untyped]
 from google.rpc import status_pb2
 
-from gateway.operations.errors import InvalidOrder, NotFound, PathserveError, rim_of
+from gateway.operations.errors import Conflict, InvalidOrder, NotFound, PathserveError, come_again_s, rim_of
 
 DOMAIN = "pathserve"
 """Of every ErrorInfo: together with `reason` it names the error."""
@@ -31,10 +31,11 @@ def status_of(error: PathserveError, subject: str = "") -> status_pb2.Status:
     """The status of an error of our tree. `subject`: the analysis that the request named, if it named one."""
     code = rim_of(error).grpc
     status = status_pb2.Status(code=getattr(grpc.StatusCode, code).value[0], message=error.detail)
-    _add(status, details.ErrorInfo(reason=error.reason, domain=DOMAIN))
-    if error.retryable:
+    more = error.more if isinstance(error, Conflict) else {}
+    _add(status, details.ErrorInfo(domain=DOMAIN, reason=more.get("reason", error.reason), metadata=_besides(more)))
+    if (after_s := come_again_s(error)) is not None:
         retry = details.RetryInfo()
-        retry.retry_delay.FromNanoseconds(int((error.after_s or 1.0) * 1e9))
+        retry.retry_delay.FromNanoseconds(int(after_s * 1e9))
         _add(status, retry)
     if code == "NOT_FOUND":
         kind = "analysis" if isinstance(error, NotFound) else "slide"
@@ -52,6 +53,10 @@ def status_of(error: PathserveError, subject: str = "") -> status_pb2.Status:
 
 def internal() -> PathserveError:
     return PathserveError("An internal error stopped the call; the server's log has it. Try again later.")
+
+
+def _besides(more: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in more.items() if name != "reason"}
 
 
 def _bad_request(violations: Sequence[tuple[str, str]]) -> Any:

@@ -20,8 +20,8 @@ from gateway.operations.errors import PathserveError, StateBusy
 
 log = structlog.get_logger("gateway.grpc")
 
-_IDLE_S = 1.0
-"""How long a stream that has all events of an analysis that has ended waits for more."""
+_IDLE_S = 15.0
+"""How often a stream to which nothing happens looks whether its analysis has ended, or is no longer kept."""
 _CANCEL_TRIES, _CANCEL_PAUSE_S = 8, 0.5
 
 
@@ -68,6 +68,8 @@ class Followers:
     async def _events(self, by: Principal, analysis_id: str, after: int) -> AsyncGenerator[Event, None]:
         """The events until the analysis has ended. Raises as `Service.get`, and StateBusy where the server stops."""
         ended = (await in_thread(self._service.get, by, analysis_id)).analysis.state.final
+        if ended and not await in_thread(self._service.events, by, analysis_id, after):
+            return
         async with aclosing(self._feed.follow(analysis_id, after, self.stopping.is_set, _IDLE_S)) as following:
             async for events in following:
                 for event in events:
@@ -75,15 +77,9 @@ class Followers:
                     if event.kind == "state":
                         ended = State(event.data["state"]).final
                 # What has failed may be tried again: an end that is told may be over.
-                if ended and (not events or await in_thread(self._still_ended, by, analysis_id)):
+                if (ended or not events) and await in_thread(self._service.is_over, by, analysis_id):
                     return
         raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
-
-    def _still_ended(self, by: Principal, analysis_id: str) -> bool:
-        try:
-            return self._service.get(by, analysis_id).analysis.state.final
-        except PathserveError:  # whoever follows on comes back with the last event
-            return True
 
     async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
         """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""

@@ -4,6 +4,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
+from gateway import __version__
 from gateway.analyses.catalogue import ModelState, ProtocolCards, ServerStatus
 from gateway.analyses.ledger.events import Event
 from gateway.analyses.ledger.records import Record
@@ -40,6 +41,7 @@ def summary(record: Record) -> analysis_pb2.Analysis:
             for each in record.held
         ],
         etag=record.version,
+        run=record.run,
     )
     _times(view, created=found.created, updated=found.updated, deadline=record.deadline)
     if (progress := record.progress) is not None:
@@ -86,6 +88,7 @@ def feedback(record: FeedbackRecord) -> results_pb2.Feedback:
         comment=said.comment,
         revision=record.revision,
         by=record.by,
+        number=record.number,
     )
     _times(view, time=record.time)
     return view
@@ -100,6 +103,7 @@ def delivery(found: Delivery) -> results_pb2.Delivery:
         state=named(results_pb2.DeliveryState, found.state),
         revision=found.revision,
         tries=found.tries,
+        done=found.done,
         reason=found.reason,
         detail=found.detail,
     )
@@ -135,10 +139,18 @@ def model(found: ModelState) -> catalog_service_pb2.Model:
 
 
 def status(found: ServerStatus) -> catalog_service_pb2.Status:
-    view = catalog_service_pb2.Status(analyses=found.analyses, oldest_s=found.oldest_s)
-    _times(view, now=found.now)
+    view = catalog_service_pb2.Status(
+        version=__version__,
+        ready=found.readiness.ready,
+        parts=found.readiness.parts,
+        analyses=found.analyses,
+        oldest_s=found.oldest_s,
+        dead_letters=found.dead_letters,
+    )
+    _times(view, now=found.now, started=found.started)
     for worker in found.workers:
-        _times(view.workers.add(id=worker.id, parts=worker.parts), beat=worker.beat)
+        shown = view.workers.add(id=worker.id, host=worker.host, parts=worker.parts)
+        _times(shown, beat=worker.beat, started=worker.started)
     for (channel, state), count in found.deliveries.items():
         view.deliveries.add(channel=channel, state=state, count=count)
     return view

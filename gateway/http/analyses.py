@@ -49,6 +49,14 @@ def _utc(time: datetime) -> datetime:
         raise ValueError("must be a time of the years 1 to 9999") from None
 
 
+def _utf8(header: object) -> object:
+    """Of a header's bytes, which the framework reads as Latin-1, the text: clients send UTF-8, some Latin-1."""
+    try:
+        return header.encode("latin-1").decode() if isinstance(header, str) else header
+    except ValueError:
+        return header
+
+
 Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_utc)]
 _KEY = r"^[\x21-\x7e]{1,255}$"
 _CHANGED: Responses = {412: {"description": "It has changed since the ETag in If-Match"}}
@@ -128,14 +136,16 @@ def page(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=200, description="`next` of the page before")] = None,
     state: State | None = None,
-    protocol: Annotated[str | None, Query(max_length=64)] = None,
+    protocol: Long | None = None,
     priority: Priority | None = None,
     accession: Short | None = None,
     study: Uid | None = None,
     created_after: Annotated[Time | None, Query(description="Accepted then or later")] = None,
     created_before: Annotated[Time | None, Query(description="Accepted before")] = None,
-    patient_id: Annotated[Long | None, Header(description="Only this patient's, as the order gives the id")] = None,
-    patient_issuer: Annotated[Long | None, Header(description="The issuer of that id")] = None,
+    patient_id: Annotated[
+        Long | None, BeforeValidator(_utf8), Header(description="Only this patient's, as the order gives the id")
+    ] = None,
+    patient_issuer: Annotated[Long | None, BeforeValidator(_utf8), Header(description="The issuer of that id")] = None,
 ) -> Response:
     """All that fit every filter. A cursor belongs to its filters: give the same ones with it.
 
@@ -196,7 +206,9 @@ def prioritise(
     if_match: IfMatch,
 ) -> Response:
     """Of an analysis that has not ended: 409 afterwards."""
-    record = here.service.prioritise(by, analysis_id, change.priority, if_match=if_match)
+    record = if_match.change(
+        lambda version: here.service.prioritise(by, analysis_id, change.priority, if_match=version)
+    )
     return JSONResponse(view_of(record), headers=_headers(record))
 
 
@@ -213,7 +225,7 @@ def cancel(here: Here, by: By, analysis_id: AnalysisId, if_match: IfMatch) -> Re
 
     409 once its delivery has begun, or where it has ended otherwise.
     """
-    record = here.service.cancel(by, analysis_id, if_match=if_match)
+    record = if_match.change(lambda version: here.service.cancel(by, analysis_id, if_match=version))
     return JSONResponse(view_of(record), 200 if record.analysis.state.final else 202, _headers(record))
 
 
@@ -227,7 +239,7 @@ def cancel(here: Here, by: By, analysis_id: AnalysisId, if_match: IfMatch) -> Re
 )
 def retry(here: Here, by: By, analysis_id: AnalysisId, if_match: IfMatch) -> Response:
     """It is accepted again, under its id, with a new deadline; 409 where it has not ended so."""
-    record = here.service.retry(by, analysis_id, if_match=if_match)
+    record = if_match.change(lambda version: here.service.retry(by, analysis_id, if_match=version))
     return JSONResponse(view_of(record), 202, _headers(record))
 
 

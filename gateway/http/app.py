@@ -69,7 +69,8 @@ def _methods(app: FastAPI) -> Callable[[str], Sequence[str]]:
 
     def methods_of(path: str) -> Sequence[str]:
         if not known:
-            for template, operations in app.openapi()["paths"].items():
+            described = app.openapi()["paths"] | dict.fromkeys(docs.PATHS, ("get",))
+            for template, operations in described.items():
                 pattern = re.compile(re.sub(r"\\{[a-z_]+\\}", "[^/]+", re.escape(template)))
                 methods = sorted({each.upper() for each in operations} | {"OPTIONS"})
                 known.append((pattern, ["HEAD", *methods] if "GET" in methods else methods))

@@ -12,6 +12,9 @@ from gateway.http.routing import Router
 
 router = Router(include_in_schema=False)
 
+PATHS = ("/openapi.json", "/docs")
+"""What the description leaves out: itself."""
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }

@@ -17,11 +17,13 @@ from gateway.domain.principal import Principal, Scope
 from gateway.http.context import AnalysisId, By, Context, Here
 from gateway.http.routing import Router, needs
 from gateway.http.views import PREFIX
-from gateway.operations.errors import PathserveError
+from gateway.operations.errors import TooManyRequests
 
 router = Router(tags=["analyses"])
 
 PING_S = 15.0
+MOST_STREAMS = 500
+"""At once, of all callers together: each holds a connection, and those of a process are counted."""
 _EXAMPLE = 'id: 1\nevent: state\ndata: {"time": "2026-11-26T08:15:00+00:00", "state": "accepted"}\n\n'
 
 
@@ -54,6 +56,8 @@ async def follow(
     media_type, headers = "text/event-stream", {"X-Accel-Buffering": "no"}
     if request.method == "HEAD":
         return Response(media_type=media_type, headers=headers)
+    if here.feed.followed >= MOST_STREAMS:
+        raise TooManyRequests("Too many streams are open. Ask for the analysis itself, or end other streams.", PING_S)
     return StreamingResponse(_stream(here, by, analysis_id, after, ended), media_type=media_type, headers=headers)
 
 
@@ -67,8 +71,9 @@ async def _stream(here: Context, by: Principal, analysis_id: str, after: int, en
             for event in events:
                 if event.kind == "state":
                     ended = State(event.data["state"]).final
-            # What has failed may be tried again: an end that is told may be over.
-            if events and ended and await run_in_threadpool(_still_ended, here, by, analysis_id):
+            # What has failed may be tried again: an end that is told may be over. Where nothing comes, an end may have
+            # been told before (`Last-Event-ID`), or the analysis is no longer kept.
+            if (ended or not events) and await run_in_threadpool(here.service.is_over, by, analysis_id):
                 return
     finally:
         await following.aclose()
@@ -76,13 +81,6 @@ async def _stream(here: Context, by: Principal, analysis_id: str, after: int, en
 
 def _ended(here: Context, by: Principal, analysis_id: str) -> bool:
     return here.service.get(by, analysis_id).analysis.state.final
-
-
-def _still_ended(here: Context, by: Principal, analysis_id: str) -> bool:
-    try:
-        return _ended(here, by, analysis_id)
-    except PathserveError:  # the client comes back with the last event that it has
-        return True
 
 
 def encode(event: Event) -> str:

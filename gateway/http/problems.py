@@ -18,7 +18,7 @@ from gateway.operations.errors import (
     MethodNotAllowed,
     NotFound,
     PathserveError,
-    ReportNotReady,
+    come_again_s,
     rim_of,
 )
 
@@ -26,8 +26,6 @@ log = structlog.get_logger("gateway.http")
 
 MEDIA_TYPE = "application/problem+json"
 _SHOWN_ERRORS = 10
-_COME_AGAIN = frozenset({408, 429, 503, 507})
-_LATER_S = 2
 
 
 class Problem(BaseModel):
@@ -83,8 +81,8 @@ def problem(
     body = problem_of(error, instance, **more)
     status = body["status"]
     said = dict(headers or {})
-    if status in _COME_AGAIN or isinstance(error, ReportNotReady):
-        said.setdefault("Retry-After", str(math.ceil(error.after_s) or _LATER_S))
+    if (after_s := come_again_s(error)) is not None:
+        said.setdefault("Retry-After", str(math.ceil(after_s)))
     return ProblemResponse(body, status_code=status, headers=said)
 
 
@@ -99,9 +97,8 @@ def validation_problem(found: Sequence[Any], instance: str | None, *, in_body: b
         for each in found[:_SHOWN_ERRORS]
     ]
     named = "; ".join(f"{each['field'] or 'body'}: {each['message']}" for each in errors[:3])
-    where = "order" if in_body else "request"
     kind = InvalidOrder if in_body else InvalidInput
-    answer = kind(f"The {where} is not valid ({named}). Correct it and send it again.")
+    answer = kind(f"The request is not valid ({named}). Correct it and send it again.")
     return problem_of(answer, instance, errors=errors)
 
 

@@ -1,7 +1,7 @@
 """`/v1/analyses/{id}/report`, `/artifacts` and `/deliveries`: what an analysis made, and where it went."""
 
+import hashlib
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Annotated
@@ -198,13 +198,15 @@ def _ranges(header: str, size: int) -> list[int] | None:
 
 
 def _multipart(files: Sequence[ResultFile], request: Request) -> Response:
-    etag = f'"{"-".join(file.etag for file in files)[:130]}"'
+    # Another representation than one document alone, though it be of one (RFC 9110 8.8.3.3).
+    digest = hashlib.sha256("-".join([SEVERAL, *(file.etag for file in files)]).encode()).hexdigest()[:32]
+    etag = f'"{digest}"'
     headers = {"Vary": "Accept", "ETag": etag}
     if is_known(request.headers.get("if-none-match"), etag):
         return Response(status_code=304, headers=headers)
-    boundary = secrets.token_hex(16)
-    media_type = f'{SEVERAL}; type="application/dicom"; boundary={boundary}'
-    return StreamingResponse(_parts([file.path for file in files], boundary), media_type=media_type, headers=headers)
+    # The same bytes for the same tag.
+    media_type = f'{SEVERAL}; type="application/dicom"; boundary={digest}'
+    return StreamingResponse(_parts([file.path for file in files], digest), media_type=media_type, headers=headers)
 
 
 def _parts(paths: Sequence[FilePath], boundary: str) -> Iterator[bytes]:

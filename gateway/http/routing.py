@@ -1,4 +1,4 @@
-"""How our routes differ from the framework's: HEAD beside every GET, strict JSON, the scope that each needs."""
+"""How our routes differ from the framework's: HEAD beside every GET, strict JSON and queries, each one's scope."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -30,13 +30,19 @@ class _JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """Takes a body as JSON of RFC 8259 and nothing else: no NaN, and no name twice, which may be read either way."""
+    """Takes a body as JSON of RFC 8259 and nothing else: no NaN, and no name twice, which may be read either way.
+
+    Where a path takes query parameters, it takes no others: a filter that is misspelt would let everything through.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
         takes_body = self.body_field is not None
+        known = sorted(each.alias for each in self.dependant.query_params)
 
         async def strict(request: Request) -> Response:
+            if known and any(name not in known for name in request.query_params):
+                raise InvalidInput(f"This path takes no other query parameters than {', '.join(known)}. Correct it.")
             if takes_body:
                 body = await request.body()
                 if body:
@@ -90,7 +96,8 @@ def parse(body: bytes) -> Any:
         return json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_refused)
     except (ValueError, RecursionError):
         raise InvalidInput(
-            "The body is not valid JSON (UTF-8, each name once, no NaN). Correct it and send it again."
+            "The body is not valid JSON (UTF-8 without a byte order mark, each name once, no NaN). Correct it and send "
+            "it again."
         ) from None
 
 

@@ -49,7 +49,9 @@ def sign(
     409 where it is final already. When this answers, `GET …/report` gives the new revision.
     """
     given = signature or SignBody()
-    made = here.service.sign(by, analysis_id, given.comment, revision=given.revision, if_match=if_match)
+    made = if_match.change(
+        lambda version: here.service.sign(by, analysis_id, given.comment, revision=given.revision, if_match=version)
+    )
     return _made(made, response)
 
 
@@ -70,7 +72,8 @@ def amend(
     amendment: Annotated[AmendBody, Body(openapi_examples=examples_of(AmendBody))],
 ) -> RevisionView:
     """A signed correction: a new revision, which supersedes the one before it; that one stays as it is, to be read."""
-    made = here.service.amend(by, analysis_id, amendment.domain(), revision=amendment.revision, if_match=if_match)
+    said, read = amendment.domain(), amendment.revision
+    made = if_match.change(lambda version: here.service.amend(by, analysis_id, said, revision=read, if_match=version))
     return _made(made, response)
 
 

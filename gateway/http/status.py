@@ -69,16 +69,15 @@ class Status(BaseModel):
 def status(here: Here, by: By) -> Status:
     """The figures are the whole server's, all tenants together; they name nobody's analyses."""
     found = here.service.status(by)
-    ready = here.service.living.readiness()
     deliveries: dict[str, dict[str, int]] = {}
     for (channel, state), number in found.deliveries.items():
         deliveries.setdefault(channel.value, {})[state.value] = number
     return Status(
         version=__version__,
         now=found.now,
-        started=here.started,
-        ready=ready.ready,
-        parts=dict(ready.parts),
+        started=found.started,
+        ready=found.readiness.ready,
+        parts=dict(found.readiness.parts),
         workers=[
             WorkerView(id=each.id, host=each.host, started=each.started, beat=each.beat, parts=dict(each.parts))
             for each in found.workers

@@ -170,6 +170,7 @@ _DELIVERY: dict[str, Any] = {
     "reason": "archive-refused",
     "detail": "The archive refused an object; see its log.",
     "created": "2026-11-26T08:17:00Z",
+    "next": "2026-11-26T08:17:09Z",
     "settled": "2026-11-26T08:17:09Z",
 }
 _FEEDBACK: dict[str, Any] = {
@@ -208,7 +209,11 @@ class Revisions(BaseModel):
 
 
 class DeliveryView(BaseModel):
-    """One thing on its way out of the house. `dead`: it was given up, and waits for somebody to replay it."""
+    """One thing on its way out of the house. `dead`: it was given up, and waits for somebody to replay it.
+
+    `tries` count since it was last replayed, `next` is the time of the next one while it is `pending`; `done` are the
+    objects that the target has already.
+    """
 
     model_config = ConfigDict(json_schema_extra={"examples": [_DELIVERY]})
 
@@ -223,6 +228,7 @@ class DeliveryView(BaseModel):
     reason: str | None
     detail: str | None
     created: datetime
+    next: datetime
     settled: datetime | None
 
 

@@ -325,6 +325,16 @@ _RIM: dict[type[PathserveError], Rim] = {
 }
 
 
+LATER_S = 2.0
+"""After which to come again, where nobody can tell."""
+
+
+def come_again_s(error: PathserveError) -> float | None:
+    """The seconds after which the same request may succeed; None where coming again alone is of no use."""
+    again = error.retryable or isinstance(error, ReportNotReady) or rim_of(error).http == 503
+    return (error.after_s or LATER_S) if again else None
+
+
 def rim_of(error: PathserveError | type[PathserveError]) -> Rim:
     """The rim status of an error: its own row of the table, or its nearest ancestor's."""
     kind = error if isinstance(error, type) else type(error)

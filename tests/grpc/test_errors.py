@@ -5,9 +5,17 @@ import pytest
 from google.rpc import error_details_pb2 as details
 
 from gateway.grpc.errors import DOMAIN, InvalidFields, internal, status_of
-from gateway.http.problems import problem
+from gateway.http.problems import problem, problem_of
 from gateway.operations import errors
-from gateway.operations.errors import NotFound, PathserveError, PreconditionFailed, TooManyRequests, rim_of
+from gateway.operations.errors import (
+    Conflict,
+    NotFound,
+    PathserveError,
+    PreconditionFailed,
+    ReportNotReady,
+    TooManyRequests,
+    rim_of,
+)
 
 
 def tree(root: type[PathserveError]) -> list[type[PathserveError]]:
@@ -52,7 +60,8 @@ def test_every_error_has_the_status_of_the_table(kind: type[PathserveError]) -> 
     info = told["ErrorInfo"]
     assert isinstance(info, details.ErrorInfo)
     assert (info.reason, info.domain) == (kind.reason, DOMAIN)
-    assert ("RetryInfo" in told) == kind.retryable
+    assert ("RetryInfo" in told) == ("retry-after" in problem(error).headers)
+    assert "RetryInfo" in told or not kind.retryable
     assert ("PreconditionFailure" in told) == (code.name in ("FAILED_PRECONDITION", "ABORTED"))
     assert ("ResourceInfo" in told) == (code.name == "NOT_FOUND")
     assert ("QuotaFailure" in told) == (code.name == "RESOURCE_EXHAUSTED")
@@ -71,6 +80,20 @@ def test_details_say_what_a_program_needs() -> None:
     wrong = details_of(InvalidFields(("order.protocol", "Field required")))["BadRequest"]
     assert isinstance(wrong, details.BadRequest)
     assert [(each.field, each.description) for each in wrong.field_violations] == [("order.protocol", "Field required")]
+
+
+def test_what_stands_in_for_a_report_has_the_reason_and_state_of_rest() -> None:
+    failed = Conflict("There is no tissue, so there is no report.", state="failed", reason="no-tissue")
+    info, rest = details_of(failed)["ErrorInfo"], problem_of(failed)
+    assert isinstance(info, details.ErrorInfo)
+    assert (
+        (info.reason, dict(info.metadata))
+        == (rest["reason"], {"state": rest["state"]})
+        == ("no-tissue", {"state": "failed"})
+    )
+    later = details_of(ReportNotReady("Not yet.", state="running"))["RetryInfo"]
+    assert isinstance(later, details.RetryInfo)
+    assert later.retry_delay.ToSeconds() == 2
 
 
 def test_a_status_fits_into_the_trailers_of_a_call() -> None:

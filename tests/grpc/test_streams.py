@@ -172,6 +172,7 @@ def test_a_server_that_stops_ends_its_streams_and_no_analysis(tmp_path: Path) ->
         running = stub.RunAnalysis(pb.RunAnalysisRequest(order=an_order()), metadata=bearer())
         analysis_id = next(running).analysis.id
         watching = stub.WatchAnalysis(pb.WatchAnalysisRequest(id=analysis_id), metadata=bearer())
+        next(watching)  # it has begun: a call that comes while the server stops is not answered at all
         readers = [threading.Thread(target=read, args=(stream,)) for stream in (running, watching)]
         for reader in readers:
             reader.start()

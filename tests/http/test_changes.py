@@ -276,3 +276,30 @@ async def test_another_tenants_analyses_are_not_there(client: httpx.AsyncClient,
             assert (last["subtype"], last["entity"], last["tenant"]) == ("access-refused", theirs, "elsewhere"), path
             assert last["detail"]["reason"] == "wrong-tenant"
     assert (await client.get(f"/v1/analyses/{theirs}")).json()["state"] == "accepted"
+
+
+async def test_if_match_takes_a_list_and_no_weak_tag(client: httpx.AsyncClient) -> None:
+    path = "/v1/analyses/" + await ordered(client)
+    tag = (await client.get(path)).headers["etag"]
+    for stale in (f"W/{tag}", f'"old", W/{tag}', '"old", "older"', "old"):
+        answer = await client.patch(path, json={"priority": "STAT"}, headers={"If-Match": stale})
+        assert (answer.status_code, answer.json()["reason"]) == (412, "precondition-failed")
+    changed = await client.patch(path, json={"priority": "STAT"}, headers={"If-Match": f'W/{tag}, "old",{tag}'})
+    assert (changed.status_code, changed.json()["priority"]) == (200, "STAT")
+
+
+async def test_a_filter_that_is_none_lets_nothing_through(client: httpx.AsyncClient) -> None:
+    path = "/v1/analyses/" + await ordered(client)
+    for wrong in ("/v1/analyses?acession=S26-1", "/v1/analyses?patient_id=P-1", f"{path}/artifacts?revison=1"):
+        answer = await client.get(wrong)
+        assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input")
+    assert "accession" in (await client.get("/v1/analyses?acession=S26-1")).json()["detail"]
+    # PostgreSQL cannot even be asked for it.
+    assert (await client.get("/v1/analyses?protocol=%00")).status_code == 400
+
+
+async def test_a_patients_id_in_a_header_is_utf_8(client: httpx.AsyncClient) -> None:
+    path = "/v1/analyses/" + await ordered(client, patient={"id": "Größe-1"})
+    for sent in ("Größe-1".encode(), "Größe-1".encode("latin-1")):
+        found = (await client.get("/v1/analyses", headers=[(b"Patient-Id", sent)])).json()["items"]
+        assert [each["links"]["self"] for each in found] == [path]

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.analyses.ledger import Ledger
 from gateway.domain.analysis import Failure, Progress, State, Step
+from gateway.http import events as streams
 from tests.http.conftest import Hand
 
 
@@ -62,3 +63,31 @@ async def test_a_wrong_last_event_id(client: httpx.AsyncClient, analysis_id: str
     for wrong in ("x", "-1", "1.5", "9" * 30):
         answer = await client.get(f"/v1/analyses/{analysis_id}/events", headers={"Last-Event-ID": wrong})
         assert (answer.status_code, answer.json()["reason"]) == (400, "invalid-input")
+
+
+async def test_a_stream_to_which_nothing_comes_ends_with_its_analysis(
+    client: httpx.AsyncClient, analysis_id: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was asked for what follows an event that is never reached, and one whose analysis is no longer kept."""
+    monkeypatch.setattr(streams, "PING_S", 0.2)
+    path = f"/v1/analyses/{analysis_id}/events"
+    following = asyncio.create_task(client.get(path, headers={"Last-Event-ID": "99"}))
+    await asyncio.sleep(0.5)
+    assert not following.done()
+    hand.complete(analysis_id)
+    assert (await asyncio.wait_for(following, 5)).status_code == 200
+
+
+async def test_there_are_not_more_streams_than_a_process_can_hold(
+    client: httpx.AsyncClient, analysis_id: str, hand: Hand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "MOST_STREAMS", 1)
+    path = f"/v1/analyses/{analysis_id}/events"
+    following = asyncio.create_task(client.get(path))
+    await asyncio.sleep(0.3)
+    refused = await client.get(path)
+    assert (refused.status_code, refused.json()["reason"]) == (429, "too-many-requests")
+    assert int(refused.headers["retry-after"]) > 0
+    hand.complete(analysis_id)
+    assert (await asyncio.wait_for(following, 5)).status_code == 200
+    assert (await client.get(path)).status_code == 200

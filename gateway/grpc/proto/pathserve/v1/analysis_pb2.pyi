@@ -72,7 +72,7 @@ class PinnedModel(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class Analysis(_message.Message):
-    __slots__ = ("id", "state", "protocol", "priority", "accession", "created", "updated", "deadline", "cancel_requested", "progress", "failure", "held", "etag", "order", "models")
+    __slots__ = ("id", "state", "protocol", "priority", "accession", "created", "updated", "deadline", "cancel_requested", "progress", "failure", "held", "etag", "order", "models", "run")
     ID_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +88,7 @@ class Analysis(_message.Message):
     ETAG_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
     id: str
     state: State
     protocol: str
@@ -103,7 +104,8 @@ class Analysis(_message.Message):
     etag: str
     order: _order_pb2.Order
     models: _containers.RepeatedCompositeFieldContainer[PinnedModel]
-    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., protocol: _Optional[str] = ..., priority: _Optional[_Union[_order_pb2.Priority, str]] = ..., accession: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., held: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., etag: _Optional[str] = ..., order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., models: _Optional[_Iterable[_Union[PinnedModel, _Mapping]]] = ...) -> None: ...
+    run: int
+    def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[State, str]] = ..., protocol: _Optional[str] = ..., priority: _Optional[_Union[_order_pb2.Priority, str]] = ..., accession: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., updated: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., deadline: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cancel_requested: _Optional[bool] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., held: _Optional[_Iterable[_Union[Difference, _Mapping]]] = ..., etag: _Optional[str] = ..., order: _Optional[_Union[_order_pb2.Order, _Mapping]] = ..., models: _Optional[_Iterable[_Union[PinnedModel, _Mapping]]] = ..., run: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("seq", "time", "kind", "data")

@@ -30,7 +30,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pathserve/v1/catalog_service.proto\x12\x0cpathserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14ListProtocolsRequest\"Y\n\x07Setting\x12\x14\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05least\x18\x02 \x01(\x01\x12\x0c\n\x04most\x18\x03 \x01(\x01\x12\x0f\n\x07meaning\x18\x04 \x01(\tB\n\n\x08_default\"\xb0\x02\n\x08Protocol\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x36\n\x08settings\x18\x04 \x03(\x0b\x32$.pathserve.v1.Protocol.SettingsEntry\x12\x30\n\x05\x63\x61rds\x18\x05 \x03(\x0b\x32!.pathserve.v1.Protocol.CardsEntry\x1a\x46\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.pathserve.v1.Setting:\x02\x38\x01\x1a\x45\n\nCardsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\">\n\x15ListProtocolsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Protocol\" \n\x11ListModelsRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\"\xcb\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x13\n\x06reason\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06\x66older\x18\x06 \x01(\t\x12\x13\n\x06target\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x16\n\tprecision\x18\x08 \x01(\tH\x03\x88\x01\x01\x42\n\n\x08_versionB\t\n\x07_reasonB\t\n\x07_targetB\x0c\n\n_precision\"8\n\x12ListModelsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.pathserve.v1.Model\"\x12\n\x10GetStatusRequest\"\x9c\x01\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.pathserve.v1.Worker.PartsEntry\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\">\n\rDeliveryCount\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xd5\x02\n\x06Status\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07workers\x18\x02 \x03(\x0b\x32\x14.pathserve.v1.Worker\x12\x34\n\x08\x61nalyses\x18\x03 \x03(\x0b\x32\".pathserve.v1.Status.AnalysesEntry\x12\x33\n\x08oldest_s\x18\x04 \x03(\x0b\x32!.pathserve.v1.Status.OldestSEntry\x12/\n\ndeliveries\x18\x05 \x03(\x0b\x32\x1b.pathserve.v1.DeliveryCount\x1a/\n\rAnalysesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cOldestSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\xfe\x01\n\x0e\x43\x61talogService\x12X\n\rListProtocols\x12\".pathserve.v1.ListProtocolsRequest\x1a#.pathserve.v1.ListProtocolsResponse\x12O\n\nListModels\x12\x1f.pathserve.v1.ListModelsRequest\x1a .pathserve.v1.ListModelsResponse\x12\x41\n\tGetStatus\x12\x1e.pathserve.v1.GetStatusRequest\x1a\x14.pathserve.v1.Statusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"pathserve/v1/catalog_service.proto\x12\x0cpathserve.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14ListProtocolsRequest\"Y\n\x07Setting\x12\x14\n\x07\x64\x65\x66\x61ult\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05least\x18\x02 \x01(\x01\x12\x0c\n\x04most\x18\x03 \x01(\x01\x12\x0f\n\x07meaning\x18\x04 \x01(\tB\n\n\x08_default\"\xb0\x02\n\x08Protocol\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0e\n\x06models\x18\x03 \x03(\t\x12\x36\n\x08settings\x18\x04 \x03(\x0b\x32$.pathserve.v1.Protocol.SettingsEntry\x12\x30\n\x05\x63\x61rds\x18\x05 \x03(\x0b\x32!.pathserve.v1.Protocol.CardsEntry\x1a\x46\n\rSettingsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.pathserve.v1.Setting:\x02\x38\x01\x1a\x45\n\nCardsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\">\n\x15ListProtocolsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Protocol\" \n\x11ListModelsRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\"\xcb\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\r\n\x05ready\x18\x03 \x01(\x08\x12\x13\n\x06reason\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06\x66older\x18\x06 \x01(\t\x12\x13\n\x06target\x18\x07 \x01(\tH\x02\x88\x01\x01\x12\x16\n\tprecision\x18\x08 \x01(\tH\x03\x88\x01\x01\x42\n\n\x08_versionB\t\n\x07_reasonB\t\n\x07_targetB\x0c\n\n_precision\"8\n\x12ListModelsResponse\x12\"\n\x05items\x18\x01 \x03(\x0b\x32\x13.pathserve.v1.Model\"\x12\n\x10GetStatusRequest\"\xd7\x01\n\x06Worker\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.pathserve.v1.Worker.PartsEntry\x12\x0c\n\x04host\x18\x04 \x01(\t\x12+\n\x07started\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\">\n\rDeliveryCount\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\x96\x04\n\x06Status\x12\'\n\x03now\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x07workers\x18\x02 \x03(\x0b\x32\x14.pathserve.v1.Worker\x12\x34\n\x08\x61nalyses\x18\x03 \x03(\x0b\x32\".pathserve.v1.Status.AnalysesEntry\x12\x33\n\x08oldest_s\x18\x04 \x03(\x0b\x32!.pathserve.v1.Status.OldestSEntry\x12/\n\ndeliveries\x18\x05 \x03(\x0b\x32\x1b.pathserve.v1.DeliveryCount\x12\x0f\n\x07version\x18\x06 \x01(\t\x12+\n\x07started\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05ready\x18\x08 \x01(\x08\x12.\n\x05parts\x18\t \x03(\x0b\x32\x1f.pathserve.v1.Status.PartsEntry\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\n \x01(\x03\x1a/\n\rAnalysesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a.\n\x0cOldestSEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a,\n\nPartsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xfe\x01\n\x0e\x43\x61talogService\x12X\n\rListProtocols\x12\".pathserve.v1.ListProtocolsRequest\x1a#.pathserve.v1.ListProtocolsResponse\x12O\n\nListModels\x12\x1f.pathserve.v1.ListModelsRequest\x1a .pathserve.v1.ListModelsResponse\x12\x41\n\tGetStatus\x12\x1e.pathserve.v1.GetStatusRequest\x1a\x14.pathserve.v1.Statusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUS_ANALYSESENTRY']._serialized_options = b'8\001'
   _globals['_STATUS_OLDESTSENTRY']._loaded_options = None
   _globals['_STATUS_OLDESTSENTRY']._serialized_options = b'8\001'
+  _globals['_STATUS_PARTSENTRY']._loaded_options = None
+  _globals['_STATUS_PARTSENTRY']._serialized_options = b'8\001'
   _globals['_LISTPROTOCOLSREQUEST']._serialized_start=115
   _globals['_LISTPROTOCOLSREQUEST']._serialized_end=137
   _globals['_SETTING']._serialized_start=139
@@ -68,17 +70,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=899
   _globals['_GETSTATUSREQUEST']._serialized_end=917
   _globals['_WORKER']._serialized_start=920
-  _globals['_WORKER']._serialized_end=1076
-  _globals['_WORKER_PARTSENTRY']._serialized_start=1032
-  _globals['_WORKER_PARTSENTRY']._serialized_end=1076
-  _globals['_DELIVERYCOUNT']._serialized_start=1078
-  _globals['_DELIVERYCOUNT']._serialized_end=1140
-  _globals['_STATUS']._serialized_start=1143
-  _globals['_STATUS']._serialized_end=1484
-  _globals['_STATUS_ANALYSESENTRY']._serialized_start=1389
-  _globals['_STATUS_ANALYSESENTRY']._serialized_end=1436
-  _globals['_STATUS_OLDESTSENTRY']._serialized_start=1438
-  _globals['_STATUS_OLDESTSENTRY']._serialized_end=1484
-  _globals['_CATALOGSERVICE']._serialized_start=1487
-  _globals['_CATALOGSERVICE']._serialized_end=1741
+  _globals['_WORKER']._serialized_end=1135
+  _globals['_WORKER_PARTSENTRY']._serialized_start=1091
+  _globals['_WORKER_PARTSENTRY']._serialized_end=1135
+  _globals['_DELIVERYCOUNT']._serialized_start=1137
+  _globals['_DELIVERYCOUNT']._serialized_end=1199
+  _globals['_STATUS']._serialized_start=1202
+  _globals['_STATUS']._serialized_end=1736
+  _globals['_STATUS_ANALYSESENTRY']._serialized_start=1595
+  _globals['_STATUS_ANALYSESENTRY']._serialized_end=1642
+  _globals['_STATUS_OLDESTSENTRY']._serialized_start=1644
+  _globals['_STATUS_OLDESTSENTRY']._serialized_end=1690
+  _globals['_STATUS_PARTSENTRY']._serialized_start=1091
+  _globals['_STATUS_PARTSENTRY']._serialized_end=1135
+  _globals['_CATALOGSERVICE']._serialized_start=1739
+  _globals['_CATALOGSERVICE']._serialized_end=1993
 # @@protoc_insertion_point(module_scope)

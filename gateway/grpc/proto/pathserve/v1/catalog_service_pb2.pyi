@@ -101,7 +101,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("id", "beat", "parts")
+    __slots__ = ("id", "beat", "parts", "host", "started")
     class PartsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,10 +112,14 @@ class Worker(_message.Message):
     ID_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
     id: str
     beat: _timestamp_pb2.Timestamp
     parts: _containers.ScalarMap[str, bool]
-    def __init__(self, id: _Optional[str] = ..., beat: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parts: _Optional[_Mapping[str, bool]] = ...) -> None: ...
+    host: str
+    started: _timestamp_pb2.Timestamp
+    def __init__(self, id: _Optional[str] = ..., beat: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parts: _Optional[_Mapping[str, bool]] = ..., host: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class DeliveryCount(_message.Message):
     __slots__ = ("channel", "state", "count")
@@ -128,7 +132,7 @@ class DeliveryCount(_message.Message):
     def __init__(self, channel: _Optional[str] = ..., state: _Optional[str] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Status(_message.Message):
-    __slots__ = ("now", "workers", "analyses", "oldest_s", "deliveries")
+    __slots__ = ("now", "workers", "analyses", "oldest_s", "deliveries", "version", "started", "ready", "parts", "dead_letters")
     class AnalysesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -143,14 +147,31 @@ class Status(_message.Message):
         key: str
         value: float
         def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class PartsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: bool
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[bool] = ...) -> None: ...
     NOW_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     ANALYSES_FIELD_NUMBER: _ClassVar[int]
     OLDEST_S_FIELD_NUMBER: _ClassVar[int]
     DELIVERIES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_LETTERS_FIELD_NUMBER: _ClassVar[int]
     now: _timestamp_pb2.Timestamp
     workers: _containers.RepeatedCompositeFieldContainer[Worker]
     analyses: _containers.ScalarMap[str, int]
     oldest_s: _containers.ScalarMap[str, float]
     deliveries: _containers.RepeatedCompositeFieldContainer[DeliveryCount]
-    def __init__(self, now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., analyses: _Optional[_Mapping[str, int]] = ..., oldest_s: _Optional[_Mapping[str, float]] = ..., deliveries: _Optional[_Iterable[_Union[DeliveryCount, _Mapping]]] = ...) -> None: ...
+    version: str
+    started: _timestamp_pb2.Timestamp
+    ready: bool
+    parts: _containers.ScalarMap[str, bool]
+    dead_letters: int
+    def __init__(self, now: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., analyses: _Optional[_Mapping[str, int]] = ..., oldest_s: _Optional[_Mapping[str, float]] = ..., deliveries: _Optional[_Iterable[_Union[DeliveryCount, _Mapping]]] = ..., version: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ready: _Optional[bool] = ..., parts: _Optional[_Mapping[str, bool]] = ..., dead_letters: _Optional[int] = ...) -> None: ...

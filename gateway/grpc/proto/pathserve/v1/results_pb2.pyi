@@ -89,7 +89,7 @@ class Revision(_message.Message):
     def __init__(self, number: _Optional[int] = ..., state: _Optional[_Union[ReportState, str]] = ..., documents: _Optional[_Iterable[str]] = ..., by: _Optional[str] = ..., by_name: _Optional[str] = ..., reason: _Optional[str] = ..., made: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class Feedback(_message.Message):
-    __slots__ = ("verdict", "finding", "series", "comment", "revision", "by", "time")
+    __slots__ = ("verdict", "finding", "series", "comment", "revision", "by", "time", "number")
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     FINDING_FIELD_NUMBER: _ClassVar[int]
     SERIES_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class Feedback(_message.Message):
     REVISION_FIELD_NUMBER: _ClassVar[int]
     BY_FIELD_NUMBER: _ClassVar[int]
     TIME_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     verdict: Verdict
     finding: _order_pb2.Code
     series: str
@@ -104,10 +105,11 @@ class Feedback(_message.Message):
     revision: int
     by: str
     time: _timestamp_pb2.Timestamp
-    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., finding: _Optional[_Union[_order_pb2.Code, _Mapping]] = ..., series: _Optional[str] = ..., comment: _Optional[str] = ..., revision: _Optional[int] = ..., by: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    number: int
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., finding: _Optional[_Union[_order_pb2.Code, _Mapping]] = ..., series: _Optional[str] = ..., comment: _Optional[str] = ..., revision: _Optional[int] = ..., by: _Optional[str] = ..., time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Delivery(_message.Message):
-    __slots__ = ("id", "channel", "target", "event", "state", "revision", "tries", "reason", "detail", "created", "next", "settled")
+    __slots__ = ("id", "channel", "target", "event", "state", "revision", "tries", "reason", "detail", "created", "next", "settled", "done")
     ID_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +122,7 @@ class Delivery(_message.Message):
     CREATED_FIELD_NUMBER: _ClassVar[int]
     NEXT_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
     id: str
     channel: str
     target: str
@@ -132,4 +135,5 @@ class Delivery(_message.Message):
     created: _timestamp_pb2.Timestamp
     next: _timestamp_pb2.Timestamp
     settled: _timestamp_pb2.Timestamp
-    def __init__(self, id: _Optional[str] = ..., channel: _Optional[str] = ..., target: _Optional[str] = ..., event: _Optional[str] = ..., state: _Optional[_Union[DeliveryState, str]] = ..., revision: _Optional[int] = ..., tries: _Optional[int] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., settled: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    done: int
+    def __init__(self, id: _Optional[str] = ..., channel: _Optional[str] = ..., target: _Optional[str] = ..., event: _Optional[str] = ..., state: _Optional[_Union[DeliveryState, str]] = ..., revision: _Optional[int] = ..., tries: _Optional[int] = ..., reason: _Optional[str] = ..., detail: _Optional[str] = ..., created: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., settled: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., done: _Optional[int] = ...) -> None: ...
