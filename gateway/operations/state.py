@@ -12,7 +12,7 @@ def prepare_state(settings: Settings) -> None:
     try:
         settings.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if settings.archive is None:
-            (settings.state / "archive").mkdir(exist_ok=True)
+            (settings.state / "archive").mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise StateError(
             f"The folder given by PATHSERVE_STATE cannot be written ({error.strerror}). Check its owner and mode."

@@ -19,6 +19,7 @@ from gateway.domain.principal import PrincipalKind, Scope
 from gateway.operations.auth import Authenticator, GrantRefused
 from gateway.operations.auth.clients import Client, Clients
 from gateway.operations.auth.grants import PREFIX, Grants
+from gateway.operations.auth.refusal import Refused
 from gateway.operations.auth.store import Store
 from gateway.operations.auth.table import ACCESS_TOKENS, USED_ASSERTIONS
 from gateway.operations.database import open_database
@@ -308,14 +309,23 @@ def test_a_certificate_that_ended_on_an_open_connection(
 def test_a_client_may_not_ask_for_tokens_without_end(engine: sa.Engine, client: str) -> None:
     limit = RequestLimit(2)
     grants = Grants(Store(engine), Clients(Store(engine)), AUDIENCE, limit)
-    assert grants.issue(form(assertion(client)), ADDRESS).token
-    with suppress(TooManyRequests):
-        while limit.check(f"client:{client}"):
-            pass
+
+    def used_up() -> None:
+        with suppress(TooManyRequests):
+            while limit.check(f"client:{client}"):
+                pass
+
+    stolen = form(assertion(client))
+    assert grants.issue(stolen, ADDRESS).token
     before = len(records(engine))
+    used_up()
     with pytest.raises(TooManyRequests):
         grants.issue(form(assertion(client)), ADDRESS)
     assert len(records(engine)) == before
+    # Whoever sends a stolen assertion again is refused as ever, and uses nothing up.
+    used_up()
+    with pytest.raises(Refused, match="replayed"):
+        grants.issue(stolen, ADDRESS)
 
 
 def test_clients_that_are_not_registered(clients: Clients, client: str) -> None:

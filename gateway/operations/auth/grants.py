@@ -74,7 +74,6 @@ class Grants:
         Raises Refused, GrantRefused, TooManyRequests, IdentityProviderUnavailable.
         """
         client, claims = self._client(form)
-        self._limit.check(client.principal.subject)
         scopes = _wanted(form, client)
         token = PREFIX + secrets.token_urlsafe(32)
         now = datetime.now(UTC)
@@ -97,6 +96,8 @@ class Grants:
                     connection.execute(USED_ASSERTIONS.insert().values(used))
             except sa.exc.IntegrityError:
                 raise self._refused("replayed", client) from None
+            # Only now: whoever sends a stolen assertion again must not use up the client's share.
+            self._limit.check(client.principal.subject)
             connection.execute(ACCESS_TOKENS.insert().values(issued))
             append(
                 connection,
