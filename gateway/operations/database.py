@@ -14,6 +14,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.util
+import psycopg
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.engine import Dialect
@@ -49,6 +50,27 @@ METADATA = sa.MetaData()
 """Of all tables of the database; each room declares its own."""
 
 
+class _BoundedConnection(psycopg.Connection[Any]):
+    """One that waits for no answer longer than `answer_s`: of a server that is stopped, or of a machine that hangs, the
+    kernel still takes what is sent, and none of the server's own limits ends the wait."""
+
+    answer_s: float | None = 13.0
+
+    def wait(self, gen: Any, *arguments: Any, **more: Any) -> Any:
+        if more.get("timeout") is None:
+            more["timeout"] = self.answer_s
+        try:
+            return super().wait(gen, *arguments, **more)
+        except psycopg.errors._WaitTimeout:
+            # Its state is unknown: it is used no more.
+            self.pgconn.finish()
+            raise psycopg.OperationalError("no answer in time") from None
+
+
+def _connect_bounded(_dialect: Any, _record: Any, arguments: Any, parameters: Any) -> psycopg.Connection[Any]:
+    return _BoundedConnection.connect(*arguments, **parameters)
+
+
 class UtcTime(TypeDecorator[datetime]):
     """A time in UTC; databases without time zones get it naive and give it back aware."""
 
@@ -81,6 +103,8 @@ def open_database(url: str, state: Path) -> sa.Engine:
             with (state / "migrate.lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 _migrate(engine)
+            # The connection that migrated waits without bound.
+            engine.dispose()
         except BaseException:
             engine.dispose()
             raise
@@ -91,6 +115,9 @@ def _migrate(engine: sa.Engine) -> None:
     with engine.execution_options(ledger_writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+            # A migration takes its time; whoever waits for it, too.
+            bounded: Any = connection.connection.driver_connection
+            bounded.answer_s = None
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
@@ -124,6 +151,8 @@ def make_engine(url: str) -> sa.Engine:
         raise InvalidSetting(
             "PATHSERVE_DATABASE_URL is no SQLAlchemy address of a database that can be used here."
         ) from None
+    if engine.driver == "psycopg":
+        sa.event.listen(engine, "do_connect", _connect_bounded)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _sqlite_connected)
         sa.event.listen(engine, "begin", _sqlite_begin)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import alembic.command
 import alembic.config
+import psutil
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -238,6 +239,27 @@ def test_connections_that_are_cut_are_replaced(server: Postgres, ledger: Ledger)
         assert server.execute(cut)
         made = list(pool.map(lambda _: ledger.accept(order(), LIS)[1], range(16)))
     assert all(made)
+
+
+def test_a_database_that_hangs_is_not_waited_for(
+    server: Postgres, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.operations.database._BoundedConnection.answer_s", 0.5)
+    assert ledger.statistics().by_state == {}  # the connection is kept
+    assert server.process is not None
+    main = psutil.Process(server.process.pid)
+    processes = [main, *main.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    began = time.monotonic()
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            ledger.statistics()
+    finally:
+        for process in processes:
+            process.resume()
+    assert time.monotonic() - began < 8.0  # 0.5 s, and 5 s for a new connection
+    assert ledger.statistics().by_state == {}
 
 
 def test_a_database_that_is_not_there_is_unavailable(server: Postgres, tmp_path: Path) -> None:
