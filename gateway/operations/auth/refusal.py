@@ -69,12 +69,11 @@ class Refusals:
     store: Store
     a_minute: int
     clock: Callable[[], float] = time.monotonic
-    _counts: MemoryStorage = field(default_factory=MemoryStorage)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _limited: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._limiter = MovingWindowRateLimiter(self._counts)
+        self._begin_anew()
 
     def note(self, refused: Refused, address: str) -> PathserveError:
         """The error to answer with: the refusal's own, or TooManyRequests."""
@@ -91,10 +90,8 @@ class Refusals:
             address=address,
             detail={"credential": refused.credential.value, "reason": refused.reason},
         )
-        if len(self._counts.events) > _ADDRESSES:
-            # It keeps an address for ever, and looks through all of them all the time.
-            self._counts.reset()
-        if self._limiter.hit(window, network):
+        limiter = self._bounded()
+        if limiter.hit(window, network):
             self._append(event)
             return refused.error
         LOGINS_REFUSED.labels(refused.credential.value, "limited").inc()
@@ -111,11 +108,23 @@ class Refusals:
                     detail={"a_minute": self.a_minute},
                 )
             )
-        free_at = self._limiter.get_window_stats(window, network).reset_time
+        free_at = limiter.get_window_stats(window, network).reset_time
         return TooManyRequests(
             "Too many logins from this address were refused: correct the key or token, and try again later.",
             max(1.0, free_at - time.time()),
         )
+
+    def _begin_anew(self) -> None:
+        self._counts = MemoryStorage()
+        self._limiter = MovingWindowRateLimiter(self._counts)
+
+    def _bounded(self) -> MovingWindowRateLimiter:
+        """The limiter; a new one where it has many addresses: it keeps each, and looks through all of them again and
+        again."""
+        with self._lock:
+            if len(self._counts.events) > _ADDRESSES:
+                self._begin_anew()
+            return self._limiter
 
     def _begins(self, network: str) -> bool:
         """True for the first limited login of an address, and again after a minute without any."""
