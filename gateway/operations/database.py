@@ -2,8 +2,8 @@
 
 import errno
 import fcntl
+import select
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,8 +31,6 @@ _MIGRATION_LOCK = 0x70617468
 _CONNECTIONS = 16
 """The most of one process: a server and several workers fit into PostgreSQL's 100."""
 _WAIT_S = 5.0
-_IDLE_S = 1.0
-"""A connection unused for longer is asked whether it lives, before it is used."""
 _POSTGRESQL = {
     "application_name": "pathserve",
     # No request hangs for a database that does not answer: 5 s to connect, 6 s for a lock, 12 s for a statement, and
@@ -157,7 +155,6 @@ def make_engine(url: str) -> sa.Engine:
         sa.event.listen(engine, "connect", _sqlite_connected)
         sa.event.listen(engine, "begin", _sqlite_begin)
     else:
-        sa.event.listen(engine, "checkin", _left)
         sa.event.listen(engine, "checkout", partial(_taken, engine.dialect))
     return engine
 
@@ -209,17 +206,13 @@ def _sqlite_begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _left(_: Any, record: Any) -> None:
-    record.info["left"] = time.monotonic()
-
-
-def _taken(dialect: Dialect, connection: Any, record: Any, _: Any) -> None:
-    # A connection that the database has closed meanwhile is replaced, not complained of. To ask costs a round trip: one
-    # that was in use a moment ago is not asked.
-    now = time.monotonic()
-    if now - record.info.get("left", now) <= _IDLE_S:
-        return
+def _taken(dialect: Dialect, connection: Any, _: Any, __: Any) -> None:
+    # A connection that the database has closed meanwhile is replaced, not complained of. Nothing comes on an idle one
+    # but its end: only where something has come is it worth a round trip to ask.
     try:
-        dialect.do_ping(connection)
+        come = select.poll()
+        come.register(connection.fileno(), select.POLLIN)
+        if come.poll(0):
+            dialect.do_ping(connection)
     except dialect.loaded_dbapi.Error:
         raise InvalidatePoolError from None
