@@ -139,7 +139,10 @@ def test_the_scheme_of_a_laboratory_s_codes_comes_along(report: Report, image: D
 )
 def test_times_are_the_study_s_own(offset: str | None, expected: str) -> None:
     issued = datetime(2025, 12, 31, 23, 30, tzinfo=UTC)
-    assert f"{local_time(issued, offset):%Y-%m-%d %H:%M}" == expected
+    zoned = Dataset()
+    if offset is not None:
+        zoned.TimezoneOffsetFromUTC = offset
+    assert f"{local_time(issued, zoned):%Y-%m-%d %H:%M}" == expected
 
 
 @pytest.mark.parametrize(
