@@ -112,7 +112,7 @@ def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]])
     )
     content[0].ContentSequence.append(_remarks(report, pairs))
     for amended in report.amendments:
-        content[0].ContentSequence.append(amendment_container(amended))
+        content[0].ContentSequence.append(amendment_container(amended, pairs[0][2]))
     return content
 
 

@@ -43,8 +43,12 @@ def replace_document(document: Dataset, before: ObjectName) -> None:
     document.PredecessorDocumentsSequence = [study]
 
 
-def amendment_container(amended: SignedAmendment) -> hd.ContainerContentItem:
-    """An amendment, with the person who made it as the observer of what it says (PS3.16 TID 1002, 1003)."""
+def amendment_container(amended: SignedAmendment, image: Dataset) -> hd.ContainerContentItem:
+    """An amendment, with the person who made it as the observer of what it says (PS3.16 TID 1002, 1003).
+
+    Its time is in the time zone that the document has of the image, and does not repeat it: DCMTK 3.6.7 opens no
+    document with a content item that does.
+    """
     contains = hd.RelationshipTypeValues.CONTAINS
     amendment, by = amended.amendment, amended.signature
     observer = hd.ObserverContext(
@@ -55,7 +59,11 @@ def amendment_container(amended: SignedAmendment) -> hd.ContainerContentItem:
     container.ContentSequence = hd.ContentSequence(
         [
             *observer,
-            hd.DateTimeContentItem(name=concept.coded(concept.AMENDED_ON), value=by.time, relationship_type=contains),
+            hd.DateTimeContentItem(
+                name=concept.coded(concept.AMENDED_ON),
+                value=local_time(by.time, image).replace(tzinfo=None),
+                relationship_type=contains,
+            ),
             hd.TextContentItem(
                 name=concept.coded(concept.AMENDMENT_REASON),
                 value=concept.plain(amendment.reason),

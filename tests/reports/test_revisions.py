@@ -2,6 +2,8 @@
 
 import html
 import json
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -296,6 +298,14 @@ def test_validators_find_no_error(made: Made) -> None:
         objects = sorted(folder.glob("*.dcm"))
         assert len(objects) == 3
         assert {path.name: validate(path) for path in objects} == {path.name: [] for path in objects}
+
+
+@pytest.mark.validators
+@pytest.mark.skipif(not shutil.which("dsrdump"), reason="needs dcmtk")
+def test_dcmtk_reads_every_revision(made: Made) -> None:
+    for folder in made.folders:
+        shown = subprocess.run(["dsrdump", folder / "report.sr.dcm"], capture_output=True, text=True, check=False)
+        assert shown.returncode == 0, shown.stderr
 
 
 def squeezed(text: str) -> str:
