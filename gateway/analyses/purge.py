@@ -71,10 +71,13 @@ class Which:
         """An issuer is compared where both the command and the order give one."""
         match self.kind:
             case "patient":
-                patient = ANALYSES.c.patient_id == self.patient
+                # An order keeps blanks at the ends, which mean nothing (PS3.5 6.2, LO).
+                patient = sa.func.trim(ANALYSES.c.patient_id) == self.patient
                 if self.issuer is None:
                     return patient
-                return patient & (ANALYSES.c.patient_issuer.is_(None) | (ANALYSES.c.patient_issuer == self.issuer))
+                return patient & (
+                    ANALYSES.c.patient_issuer.is_(None) | (sa.func.trim(ANALYSES.c.patient_issuer) == self.issuer)
+                )
             case "age":
                 return ANALYSES.c.updated < datetime.now(UTC) - timedelta(days=self.older_than_days or 0)
             case "tenant":

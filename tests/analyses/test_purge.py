@@ -226,6 +226,13 @@ def test_a_purge_tells_what_it_would_do(world: World, run: Run) -> None:
 
 
 @on_both
+def test_blanks_around_an_id_hide_nobody(world: World, run: Run) -> None:
+    world.analysis(f"{PATIENT} ", issuer=" HOSPITAL")
+    assert run("--patient", PATIENT, "--issuer", "HOSPITAL", "--yes")[0] == 0
+    assert world.naming(PATIENT, NAME) == []
+
+
+@on_both
 def test_a_patient_of_another_issuer_stays(world: World, run: Run) -> None:
     own, unknown, other = world.analysis(), world.analysis(issuer=None), world.analysis(issuer="CLINIC")
     assert run("--patient", PATIENT, "--issuer", "HOSPITAL", "--yes")[0] == 0
