@@ -29,6 +29,7 @@ from gateway.analyses.ledger.schema import ANALYSES, DELIVERIES, EVENTS, REVISIO
 from gateway.domain.analysis import Progress, State, Step
 from gateway.domain.delivery import Channel, Delivery, DeliveryState, target_name
 from gateway.domain.identity import Difference
+from gateway.domain.order import Priority
 from gateway.domain.principal import Principal, PrincipalKind
 from gateway.operations import audit, codec
 from gateway.operations.audit import EventType
@@ -44,7 +45,8 @@ REPORT = "report"
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A delivery to be tried now. `workflow` names the try; `rank` is that of its analysis (0 first)."""
+    """A delivery to be tried now. `workflow` names the try; `rank` is that of its analysis (0 first), a webhook's above
+    every report's: targets that do not answer keep no report waiting."""
 
     id: str
     workflow: str
@@ -155,16 +157,18 @@ class Outbox:
     # What is to be tried
 
     def due(self, limit: int) -> tuple[Due, ...]:
-        """Up to `limit` deliveries to be tried now, by the rank of their analyses, then by age."""
+        """Up to `limit` deliveries to be tried now: reports before webhooks, by the rank of their analyses, by age."""
+        later = sa.case((DELIVERIES.c.channel == Channel.WEBHOOK.value, len(Priority)), else_=0)
+        rank = (ANALYSES.c.rank + later).label("rank")
         query = (
-            sa.select(DELIVERIES, ANALYSES.c.rank)
+            sa.select(DELIVERIES, rank)
             .join(ANALYSES, ANALYSES.c.id == DELIVERIES.c.analysis_id)
             .where(
                 DELIVERIES.c.state == DeliveryState.PENDING.value,
                 DELIVERIES.c.worker.is_(None),
                 DELIVERIES.c.next <= _now(),
             )
-            .order_by(ANALYSES.c.rank, DELIVERIES.c.number)
+            .order_by(rank, DELIVERIES.c.number)
             .limit(limit)
         )
         with self._read() as connection:
@@ -272,22 +276,17 @@ class Outbox:
         in_hand = (DELIVERIES.c.state == DeliveryState.PENDING.value, DELIVERIES.c.worker == worker)
         with self._write() as connection:
             # Two may be here at once, for the same worker: both lock in one order.
-            query = sa.select(DELIVERIES.c.id).where(*in_hand).order_by(DELIVERIES.c.number).with_for_update()
-            found = connection.execute(query).scalars().all()
+            query = sa.select(DELIVERIES.c.id).where(*in_hand).order_by(DELIVERIES.c.number)
+            found = connection.execute(query.with_for_update()).scalars().all()
             for delivery_id in found:
                 change(connection, delivery_id, worker=None, next=_now())
             return len(found)
 
     def shift(self, seconds: float) -> None:
         """The wall clock has jumped by so many seconds: what waits, waits as long as it would have."""
-        waiting = (
-            sa.select(DELIVERIES.c.id, DELIVERIES.c.next)
-            .where(DELIVERIES.c.state == DeliveryState.PENDING.value)
-            .order_by(DELIVERIES.c.number)
-            .with_for_update()
-        )
+        waiting = sa.select(DELIVERIES.c.id, DELIVERIES.c.next).where(DELIVERIES.c.state == DeliveryState.PENDING.value)
         with self._write() as connection:
-            for row in connection.execute(waiting).all():
+            for row in connection.execute(waiting.order_by(DELIVERIES.c.number).with_for_update()).all():
                 change(connection, row.id, next=row.next + timedelta(seconds=seconds))
 
     # By hand
@@ -341,12 +340,9 @@ class Outbox:
 
     def killers(self) -> tuple[str, ...]:
         """The analyses that are dead letters: they killed their worker again and again."""
-        query = (
-            sa.select(ANALYSES.c.id)
-            .where(ANALYSES.c.state == State.FAILED.value, ANALYSES.c.failure_reason == KillsWorker.reason)
-            .order_by(ANALYSES.c.number)
-        )
+        given_up = (ANALYSES.c.state == State.FAILED.value, ANALYSES.c.failure_reason == KillsWorker.reason)
         with self._read() as connection:
+            query = sa.select(ANALYSES.c.id).where(*given_up).order_by(ANALYSES.c.number)
             return tuple(connection.execute(query).scalars())
 
     def statistics(self) -> dict[tuple[Channel, DeliveryState], int]:

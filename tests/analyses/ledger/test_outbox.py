@@ -305,6 +305,16 @@ def test_what_is_urgent_goes_first(ledger: Ledger, outbox: Outbox) -> None:
     assert outbox.due(10) == ()
 
 
+def test_reports_go_before_webhooks(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
+    with ledger._write() as connection:
+        for _ in range(5):
+            outbox.tell(connection, analysis, "analysis.completed")
+        outbox.add_stow(connection, ledger.accept(ORDER, BY)[0].analysis.id, 1)
+    [first] = outbox.due(1)
+    assert outbox.get(first.id).channel is Channel.STOW
+    assert all(first.rank < each.rank for each in outbox.due(10)[1:])
+
+
 def test_who_killed_its_worker_is_a_dead_letter_too(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
     assert outbox.killers() == ()
     with ledger._write() as connection:
