@@ -24,6 +24,8 @@ log = structlog.get_logger("gateway.analyses.worker.reaper")
 LEASE = "reaper"
 JUMP_S = 30.0
 """A wall clock that goes so far away from the monotonic one between two ticks was set."""
+PRUNE_S = 20.0
+"""How often workflows that ended long ago are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,7 @@ class Reaper:
         self._offset_s = clock.wall() - clock.monotonic()
         self._elected = False
         self._living = 1
+        self._prune_s = 0.0
 
     @property
     def elected(self) -> bool:
@@ -79,6 +82,9 @@ class Reaper:
         for analysis_id in self._ledger.rescues.expire():
             self._workflows.note_end(analysis_id)
         self._sweep(gone | silent)
+        if self._clock.monotonic() >= self._prune_s:
+            self._prune_s = self._clock.monotonic() + PRUNE_S
+            self._workflows.prune()
 
     def _bury(self, worker: str) -> None:
         """Free what a dead worker had in hand. May be repeated: its heartbeat goes last."""

@@ -8,9 +8,10 @@ engine: a step returns how it ended, so that what is stored stays readable by an
 import asyncio
 import shutil
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ orders. What another version has left is taken up by the ledger's word."""
 _FORMER_VERSIONS = ("pathserve-analysis-1",)
 
 ENDED = ("SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED")
+
+_KEPT = timedelta(days=1)
+"""How long what has ended is kept, by its beginning: for whoever looks why."""
+_PRUNED = 500
 
 log = structlog.get_logger("gateway.analyses.worker.workflow")
 
@@ -78,6 +83,8 @@ class Workflows:
         self._gate = Gate()
         self._stopping = threading.Event()
         self._active: dict[str, _AtWork] = {}
+        # At work, or at the gate.
+        self._inside: set[str] = set()
 
         async def fetch(workflow: str) -> str:
             return await self._stage(workflow, self._fetch)
@@ -107,9 +114,9 @@ class Workflows:
         return {each.workflow_id: each for each in found}
 
     def forgotten(self) -> frozenset[str]:
-        """The workflows that the engine believes to be at work here, and that are not."""
+        """The workflows that the engine believes to be at work here, and that neither are nor wait for the gate."""
         pending = DBOS.list_workflows(status="PENDING", executor_id=self._worker, load_input=False, load_output=False)
-        return frozenset(each.workflow_id for each in pending) - self._active.keys()
+        return frozenset(each.workflow_id for each in pending) - self._inside
 
     def pending(self) -> tuple[WorkflowStatus, ...]:
         """Everything that the engine believes to be at work anywhere, and what other versions have left."""
@@ -137,6 +144,16 @@ class Workflows:
         """Put a stage that is due into its queue anew, though a workflow of that name has ended."""
         DBOS.delete_workflow(workflow)
         self.enqueue(workflow, stage, rank)
+
+    def prune(self) -> None:
+        """Forget workflows that ended long ago, some at a time: the ledger alone decides what is due, so that nothing
+        depends on them."""
+        before = (datetime.now(UTC) - _KEPT).isoformat()
+        ended = DBOS.list_workflows(
+            status=list(ENDED), end_time=before, limit=_PRUNED, load_input=False, load_output=False
+        )
+        if ended:
+            DBOS.delete_workflows([each.workflow_id for each in ended])
 
     # What the dispatcher tells
 
@@ -172,10 +189,23 @@ class Workflows:
 
     # The bodies
 
+    @asynccontextmanager
+    async def _let_in(self, workflow: str, *, may_be_alone: bool) -> AsyncIterator[None]:
+        """Wait at the gate, known as one that waits: it is not forgotten, however long that takes."""
+        self._inside.add(workflow)
+        try:
+            alone = may_be_alone and await self._patiently(self._ledger.runs.is_alone, workflow)
+            async with self._gate.entered(alone):
+                if self._stopping.is_set():
+                    raise asyncio.CancelledError
+                yield
+        finally:
+            self._inside.discard(workflow)
+
     async def _stage(self, workflow: str, work: Callable[[Turn, StageWork], Awaitable[dict[str, Any]]]) -> str:
         structlog.contextvars.bind_contextvars(analysis_id=workflow.partition(".")[0])
         runs = self._ledger.runs
-        async with self._gate.entered(await self._patiently(runs.is_alone, workflow)):
+        async with self._let_in(workflow, may_be_alone=True):
             at = self._active[workflow] = _AtWork(None, self._pulse.silences())
             try:
                 turn = at.turn = await self._patiently(runs.begin, workflow, self._worker)
@@ -258,7 +288,7 @@ class Workflows:
         return held.value
 
     async def _deliver(self, workflow: str) -> str:
-        async with self._gate.entered(alone=False):
+        async with self._let_in(workflow, may_be_alone=False):
             at = self._active[workflow] = _AtWork(None, self._pulse.silences())
             try:
                 await asyncio.to_thread(self._attempt, workflow, lambda: self._interrupted(at) is not None)

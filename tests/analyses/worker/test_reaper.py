@@ -47,6 +47,9 @@ class NoWorkflows:
     def pending(self) -> tuple[WorkflowStatus, ...]:
         return ()
 
+    def prune(self) -> None:
+        pass
+
     def note_end(self, analysis_id: str) -> None:
         self.ends.append(analysis_id)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.analyses.ledger.schema import ANALYSES
 from gateway.domain.analysis import State
 from gateway.domain.order import Priority
 from tests.analyses.place import CALLER, Place
@@ -228,3 +229,37 @@ def test_what_an_older_version_left_at_work_is_finished(place: Place) -> None:
     place.worker()
     assert place.ended(analysis_id) is State.COMPLETED
     place.until(lambda: pending(place) == [])
+
+
+@on_sqlite
+def test_who_waits_to_be_alone_is_not_taken_up_again_and_again(place: Place) -> None:
+    first = place.accept(batches="350", batch_s="0.02")
+    place.worker(PATHSERVE_FETCH_LIMIT="2")
+    place.called(first, "batch 0")
+    waits = place.accept()
+    with place.ledger._write() as connection:  # as after a death of its worker
+        connection.execute(ANALYSES.update().where(ANALYSES.c.id == waits).values(alone=True))
+    assert [place.ended(each) for each in (first, waits)] == [State.COMPLETED] * 2
+    assert place.calls(waits).count("fetch") == 1
+    logged = "".join(each.read_text() for each in (place.state / "logs").glob("*.jsonl"))
+    assert "taken up again" not in logged
+
+
+@on_sqlite
+def test_workflows_that_ended_long_ago_are_forgotten(place: Place) -> None:
+    def known() -> int:
+        with closing(sqlite3.connect(place.state / "dbos.db")) as database:
+            return int(database.execute("SELECT count(*) FROM workflow_status").fetchone()[0])
+
+    place.worker()
+    assert place.ended(place.accept()) is State.COMPLETED
+    place.workers[-1].terminate()
+    place.workers[-1].wait()
+    assert known() == 3  # fetch, infer, deliver
+    with closing(sqlite3.connect(place.state / "dbos.db")) as database:
+        older = "UPDATE workflow_status SET created_at = created_at - 2 * 86400000 WHERE workflow_uuid LIKE '%infer'"
+        database.execute(older)
+        database.commit()
+    place.worker()
+    place.until(lambda: known() == 2)
+    assert place.ended(place.accept()) is State.COMPLETED
