@@ -306,13 +306,15 @@ def test_what_is_urgent_goes_first(ledger: Ledger, outbox: Outbox) -> None:
 
 
 def test_reports_go_before_webhooks(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
+    later = ledger.accept(ORDER, BY)[0].analysis.id
     with ledger._write() as connection:
-        for _ in range(5):
-            outbox.tell(connection, analysis, "analysis.completed")
-        outbox.add_stow(connection, ledger.accept(ORDER, BY)[0].analysis.id, 1)
-    [first] = outbox.due(1)
-    assert outbox.get(first.id).channel is Channel.STOW
-    assert all(first.rank < each.rank for each in outbox.due(10)[1:])
+        outbox.tell(connection, analysis, "analysis.completed")
+        outbox.add_stow(connection, later, 1)
+    due = outbox.due(10)
+    channels = [outbox.get(each.id).channel for each in due]
+    assert channels == sorted(channels, key=lambda each: each is Channel.WEBHOOK)
+    assert channels[:2] == [Channel.STOW] * 2
+    assert max(each.rank for each in due[:2]) < min(each.rank for each in due[2:])
 
 
 def test_who_killed_its_worker_is_a_dead_letter_too(ledger: Ledger, outbox: Outbox, analysis: str) -> None:
