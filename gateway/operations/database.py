@@ -113,9 +113,10 @@ def _migrate(engine: sa.Engine) -> None:
     with engine.execution_options(ledger_writes=True).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-            # A migration takes its time; whoever waits for it, too.
+            # A migration takes its time; whoever waits for it, too. Nobody has its connection afterwards.
             bounded: Any = connection.connection.driver_connection
             bounded.answer_s = None
+            connection.detach()
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
