@@ -12,8 +12,8 @@ from gateway.domain.codes import Code
 from gateway.domain.order import Order, Patient, Priority, RegionUm, SlideReference, Specimen
 from gateway.domain.uids import is_uid
 
-# No control characters, no backslash (it separates values in DICOM), no lone surrogates.
-_TEXT = r"^[^\x00-\x1f\x7f\\]*$"
+# No control characters, no backslash (it separates values in DICOM), no lone surrogates; more than blanks.
+_TEXT = r"^[^\x00-\x1f\x7f\\]*[^\x00-\x20\x7f\\][^\x00-\x1f\x7f\\]*$"
 
 
 def _uid(text: str) -> str:

@@ -189,14 +189,14 @@ class Service:
 
     def _seen(self, by: Principal, analysis_id: str, revision: int | None, if_match: str | None) -> int | None:
         """The revision that a person has before the eyes who signs or corrects; None where nothing is said of it."""
-        record = self._ledger.get(analysis_id, by.tenant)
-        require_completed(record)
-        if if_match is None or revision is not None:
+        require_completed(self._ledger.get(analysis_id, by.tenant))
+        if if_match is None:
             return revision
+        # The version is read last: where it is the one that was seen, so is this revision.
         newest = self._ledger.revisions.get(analysis_id).number
-        if if_match != record.version:
+        if if_match != self._ledger.get(analysis_id, by.tenant).version:
             raise PreconditionFailed("The analysis has changed since it was read. Read it again, then decide.")
-        return newest
+        return newest if revision is None else revision
 
     def give_feedback(self, by: Principal, analysis_id: str, feedback: "Feedback") -> "FeedbackRecord":
         """Keep what a reader says of a result, as training signal.

@@ -17,7 +17,7 @@ from standardwebhooks.webhooks import EmptyWebhookSecretError
 from gateway import __version__
 from gateway.domain.delivery import Delivery, target_name
 from gateway.operations.errors import DeliveryRefused, DeliveryUnavailable, InvalidSetting, TargetNotAllowed
-from gateway.operations.outbound import async_guard, authority, check_outbound
+from gateway.operations.outbound import authority, check_outbound, guard
 from gateway.operations.settings import Settings
 
 TIMEOUT_S = 10.0
@@ -107,7 +107,7 @@ def send_webhook(delivery: Delivery, targets: WebhookTargets) -> None:
 
 async def _post(address: str, body: bytes, headers: dict[str, str]) -> tuple[int, float]:
     """The status of the answer, and its Retry-After in seconds, 0 where there is none. Its body is not read."""
-    extensions = {"trace": async_guard(address)}
+    extensions = {"trace": guard(address)}
     async with (
         asyncio.timeout(TIMEOUT_S),
         httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=ssl.create_default_context()) as client,

@@ -5,7 +5,6 @@ Nothing of a call is parsed before its caller is known; only health is open.
 
 import asyncio
 import contextvars
-import ipaddress
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -22,7 +21,7 @@ from gateway.domain.principal import Principal
 from gateway.grpc.errors import internal, status_of
 from gateway.grpc.metrics import CALL_SECONDS, STREAMS
 from gateway.grpc.threads import in_login_thread
-from gateway.operations.auth import Authenticator
+from gateway.operations.auth import Authenticator, forwarded_address
 from gateway.operations.errors import InvalidInput, PathserveError, rim_of
 from gateway.operations.limits import RequestLimit
 
@@ -68,7 +67,7 @@ class Admission(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         shown = (authorization or None, None if pem is None else ssl.PEM_cert_to_DER_cert(pem.decode("ascii")))
         address = address_of(context.peer())
         if self._proxied:
-            address = _last_address(_values(context, "x-forwarded-for")) or address
+            address = forwarded_address(_values(context, "x-forwarded-for")) or address
         found = self._authenticator.known(*shown, address)
         if found is None:
             found = await in_login_thread(self._authenticator.principal, *shown, address)
@@ -153,13 +152,6 @@ class _Call:
 
 def _values(context: Any, name: str) -> list[str]:
     return [str(value) for key, value in context.invocation_metadata() if key == name]
-
-
-def _last_address(forwarded: list[str]) -> str | None:
-    try:
-        return str(ipaddress.ip_address(",".join(forwarded).rpartition(",")[2].strip()))
-    except ValueError:
-        return None
 
 
 def address_of(peer: str) -> str:

@@ -1,6 +1,5 @@
 """Who makes a request: what it shows, brought to the authenticator without holding up the requests beside it."""
 
-import ipaddress
 import math
 from collections.abc import Callable, MutableMapping
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from starlette.datastructures import Headers
 
 from gateway.domain.principal import Principal
 from gateway.http.problems import ProblemResponse, problem
-from gateway.operations.auth import TOKEN_PATH, Authenticator, Form, Grant
+from gateway.operations.auth import TOKEN_PATH, Authenticator, Form, Grant, forwarded_address
 from gateway.operations.errors import PathserveError, Unauthenticated
 
 CERTIFICATE = "pathserve.certificate"
@@ -56,11 +55,7 @@ class Access:
         client = scope.get("client")
         peer = str(client[0]) if client else ""
         if self._proxied:
-            last = ",".join(Headers(scope=scope).getlist("x-forwarded-for")).rpartition(",")[2].strip()
-            try:
-                return str(ipaddress.ip_address(last))
-            except ValueError:
-                return peer
+            return forwarded_address(Headers(scope=scope).getlist("x-forwarded-for")) or peer
         return peer
 
 

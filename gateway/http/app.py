@@ -53,7 +53,7 @@ def create_app(
     service = Service(settings, ledger)
     context = Context(
         service=service,
-        access=Access(Authenticator(settings, ledger._engine, key), proxied=settings.tls_elsewhere),
+        access=Access(Authenticator(settings, ledger.engine, key), proxied=settings.tls_elsewhere),
         limit=RequestLimit(settings.rate_limit),
         feed=service.feed(),
         metrics=metrics,

@@ -59,26 +59,11 @@ def check_outbound(url: str, allowed: Iterable[str]) -> None:
         _check_address(str(address[0]), host)
 
 
-def guard(url: str) -> Callable[[str, Mapping[str, Any]], None]:
-    """The `trace` extension of an httpx request: ends it before anything is sent to an address that is not allowed.
+def guard(url: str) -> Callable[[str, Mapping[str, Any]], Coroutine[Any, Any, None]]:
+    """The `trace` extension of an httpx.AsyncClient's request: nothing is sent to an address that is not allowed.
 
     A name may lead elsewhere by the time of the connection. The request then raises TargetNotAllowed.
     """
-    host = str(_split(url).hostname)
-
-    def trace(event: str, info: Mapping[str, Any]) -> None:
-        if event == _CONNECTED:
-            try:
-                _check_peer(info["return_value"], host)
-            except TargetNotAllowed:
-                info["return_value"].close()
-                raise
-
-    return trace
-
-
-def async_guard(url: str) -> Callable[[str, Mapping[str, Any]], Coroutine[Any, Any, None]]:
-    """`guard` for an httpx.AsyncClient."""
     host = str(_split(url).hostname)
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
         default=4 * 3600.0, gt=0, le=30 * 86400.0, description="Seconds after its acceptance by which an analysis ends"
     )
     delivery_attempts: int = Field(
-        default=20, ge=1, le=1000, description="Tries of a delivery before it is a dead letter, to be replayed by hand"
+        default=150, ge=1, le=1000, description="Tries of a delivery before it is a dead letter, to be replayed by hand"
     )
     delivery_delay_s: float = Field(
         default=2.0, ge=0.0, le=600.0, description="Pause before its second try in seconds; doubled, at most 600"

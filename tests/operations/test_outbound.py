@@ -150,21 +150,21 @@ def inside() -> Iterator[int]:
         thread.join()
 
 
-def test_a_name_that_changes_its_mind(names: dict[str, list[str]], inside: int) -> None:
+async def test_a_name_that_changes_its_mind(names: dict[str, list[str]], inside: int) -> None:
     """DNS rebinding: a public address when it is looked at, our own when it is called."""
     names["hooks.example.org"] = [PUBLIC]
     url = f"https://hooks.example.org:{inside}/secret"
     check_outbound(url, ["hooks.example.org"])
     names["hooks.example.org"] = ["127.0.0.1"]
-    with httpx.Client(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False) as client:
         with pytest.raises(TargetNotAllowed):
-            client.get(url, extensions={"trace": guard(url)})
+            await client.get(url, extensions={"trace": guard(url)})
         # In the clear, to see what was sent: nothing at all.
         with pytest.raises(TargetNotAllowed):
-            client.get(url.replace("https", "http"), extensions={"trace": guard(url)})
+            await client.get(url.replace("https", "http"), extensions={"trace": guard(url)})
         assert _Recorder.seen == []
         own = f"http://127.0.0.1:{inside}/own"
-        assert client.get(own, extensions={"trace": guard(own)}).status_code == 204
+        assert (await client.get(own, extensions={"trace": guard(own)})).status_code == 204
     assert _Recorder.seen == ["/own"]
 
 

@@ -81,6 +81,11 @@ class Ledger:
         """
         return cls(open_database(url, state), webhooks)
 
+    @property
+    def engine(self) -> sa.Engine:
+        """The database, for the tables that others keep in it."""
+        return self._engine
+
     def close(self) -> None:
         self._engine.dispose()
 

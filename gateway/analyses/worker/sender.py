@@ -16,7 +16,7 @@ from gateway.delivery import Again, Dead, Delivered, Held, Outcome, WebhookTarge
 from gateway.delivery.metrics import DELIVERY_ATTEMPTS
 from gateway.delivery.outcome import pause_s
 from gateway.domain.delivery import Channel, Delivery
-from gateway.domain.report import Report
+from gateway.domain.report import ObjectKind, Report
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import Cancelled, PathserveError, StateError, TurnLost
 from gateway.operations.settings import Settings
@@ -115,8 +115,12 @@ class Sender:
         with disk_errors():
             report = from_json((folder / "report.json").read_bytes())
         files = [folder / item.file for item in report.objects if item.media_type == DICOM]
-        # What a later revision leaves as it was lies in the folder of an earlier one, and was stored with that.
-        return report, files if delivery.revision == 1 else [file for file in files if file.exists()]
+        if delivery.revision != 1:
+            # What a later revision leaves as it was lies in the folder of an earlier one, and was stored with that; its
+            # structured reports are always its own.
+            own = {folder / each.file for each in report.objects if each.kind is ObjectKind.STRUCTURED_REPORT}
+            files = [file for file in files if file in own or file.exists()]
+        return report, files
 
     def _settle(self, delivery: Delivery, outcome: Outcome, seconds: float, stopped: Callable[[], bool]) -> None:
         if isinstance(outcome, Again) and delivery.tries >= self._settings.delivery_attempts:

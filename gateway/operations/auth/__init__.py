@@ -4,6 +4,7 @@ from gateway.operations.auth.api_key import ApiKey, load_api_key
 from gateway.operations.auth.authenticator import TOKEN_PATH, Authenticator
 from gateway.operations.auth.grants import Form, Grant, GrantRefused
 from gateway.operations.auth.metrics import LOGINS_REFUSED
+from gateway.operations.auth.refusal import forwarded_address
 from gateway.operations.auth.tls import server_context
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Form",
     "Grant",
     "GrantRefused",
+    "forwarded_address",
     "load_api_key",
     "server_context",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from gateway.operations.errors import IdentityProviderUnavailable
-from gateway.operations.outbound import async_guard, check_outbound
+from gateway.operations.outbound import check_outbound, guard
 
 TIMEOUT_S = 5.0
 """For the whole of it: name, connection, TLS, answer."""
@@ -50,7 +50,7 @@ async def _get(url: str) -> tuple[int, bytes]:
             trust_env=False,
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "pathserve"},
         ) as client,
-        client.stream("GET", url, extensions={"trace": async_guard(url)}) as response,
+        client.stream("GET", url, extensions={"trace": guard(url)}) as response,
     ):
         async for piece in response.aiter_raw():
             body += piece

@@ -3,7 +3,7 @@
 import ipaddress
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -143,6 +143,14 @@ class Refusals:
         except StateError as error:
             # Who may not come in stays outside, whatever the database does.
             log.error("a refused login is not in the audit trail", reason=error.reason)
+
+
+def forwarded_address(values: Sequence[str]) -> str | None:
+    """The last address of X-Forwarded-For: the one that the proxy before us saw. None where it is none."""
+    try:
+        return str(ipaddress.ip_address(",".join(values).rpartition(",")[2].strip()))
+    except ValueError:
+        return None
 
 
 def _network(address: str) -> str:
