@@ -230,8 +230,10 @@ def test_nothing_leaves_for_another_patient(house: House) -> None:
     assert record.analysis.state is State.HELD_IDENTITY
     assert [each.attribute for each in record.held] == ["patient id"]
     house.ledger.release(house.analysis, "The PACS was wrong before.", operator())
-    assert house.attempt().state is DeliveryState.DELIVERED
-    assert house.archive.stored == OBJECTS
+    # What was made names the patient before the correction: nobody can release that.
+    dead = house.attempt()
+    assert (dead.state, dead.reason) == (DeliveryState.DEAD, "identity-mismatch")
+    assert house.archive.stored == []
 
 
 def test_what_the_database_does_not_take_is_written_later(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
