@@ -47,9 +47,27 @@ def postgres_server() -> "Iterator[Postgres]":
         yield server
 
 
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: "Postgres", tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of a database with our tables, migrated once, to be copied."""
+    from gateway.operations.database import open_database
+
+    url = postgres_server.new_database()
+    open_database(url, tmp_path_factory.mktemp("template")).dispose()
+    return url
+
+
 @pytest.fixture
-def postgres(postgres_server: "Postgres") -> Iterator[str]:
-    """The URL of a fresh database."""
+def postgres(postgres_server: "Postgres", postgres_template: str) -> Iterator[str]:
+    """The URL of a database with our tables, and nothing in them."""
+    url = postgres_server.new_database(postgres_template)
+    yield url
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def empty_postgres(postgres_server: "Postgres") -> Iterator[str]:
+    """The URL of a database without tables."""
     url = postgres_server.new_database()
     yield url
     postgres_server.drop(url)

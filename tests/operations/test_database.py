@@ -52,7 +52,7 @@ def order() -> Order:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgresql":
-        return str(request.getfixturevalue("postgres"))
+        return str(request.getfixturevalue("empty_postgres"))
     return f"sqlite:///{tmp_path / 'pathserve.db'}"
 
 
@@ -167,8 +167,8 @@ def test_an_address_that_is_none_is_a_clear_error(tmp_path: Path, address: str) 
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
-def test_every_way_to_write_postgresql_is_psycopg_3(postgres: str, tmp_path: Path, scheme: str) -> None:
-    engine = open_database(scheme + postgres.removeprefix("postgresql"), tmp_path)
+def test_every_way_to_write_postgresql_is_psycopg_3(empty_postgres: str, tmp_path: Path, scheme: str) -> None:
+    engine = open_database(scheme + empty_postgres.removeprefix("postgresql"), tmp_path)
     with engine.connect() as connection:
         assert connection.dialect.driver == "psycopg"
         names = connection.exec_driver_sql("SELECT DISTINCT application_name FROM pg_stat_activity").scalars().all()

@@ -102,10 +102,11 @@ class Postgres:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
-    def new_database(self) -> str:
-        """The URL of a new, empty database."""
+    def new_database(self, template: str | None = None) -> str:
+        """The URL of a new database: empty, or a copy of the one at `template`, to which nobody is connected."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self.execute(f"CREATE DATABASE {name}")
+        of = f" TEMPLATE {template.rsplit('/', 1)[1]}" if template else ""
+        self.execute(f"CREATE DATABASE {name}{of}")
         return self.url(name)
 
     def drop(self, url: str) -> None:
