@@ -12,6 +12,8 @@ KEEP ?= 0
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
 # These start whole servers, and kill them.
 SERVER_TESTS := tests/e2e tests/faults
+# The ledger, and the doors to it.
+DOOR_TESTS := tests/analyses tests/grpc tests/http tests/operations
 
 .PHONY: setup setup-training setup-tensorrt setup-import demo test packages bench campaign lint docs engines clean FORCE
 # One recipe at a time: they build on one another, and share environments.
@@ -80,21 +82,24 @@ lint: setup
 ## The whole suite. Needs some of Debian's packages: it says so first if one is missing.
 test: packages setup setup-training setup-tensorrt setup-import lint
 	@mkdir -p build
-	# Two lanes, as many as the cores of a small machine: more would bend what the tests say of time.
-	set -m  # the lane beside gets a process group, so that it ends whole
+	# Three lanes: much of what they do is waiting, and more of them would bend what the tests say of time.
+	set -m  # each lane beside gets a process group, so that it ends whole
+	.venv/bin/python -m pytest -p tests.skips --durations=12 $(SERVER_TESTS) > build/tests-servers.log 2>&1 &
+	servers=$$!
 	{
 	  failed=0
 	  .venv-training/bin/python -m pytest -p tests.skips --durations=12 $(TRAINING_TESTS) || failed=1
-	  .venv/bin/python -m pytest -p tests.skips --durations=12 $(SERVER_TESTS) || failed=1
+	  .venv/bin/python -m pytest -p tests.skips --durations=12 $(DOOR_TESTS) || failed=1
 	  exit $$failed
-	} > build/tests-beside.log 2>&1 &
-	beside=$$!
+	} > build/tests-doors.log 2>&1 &
+	doors=$$!
 	set +m
-	trap 'kill -- -$$beside 2> /dev/null || true' EXIT
+	trap 'kill -- -$$servers -$$doors 2> /dev/null || true' EXIT
 	failed=0
-	.venv/bin/python -m pytest -p tests.skips --durations=12 $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS)) || failed=1
-	wait $$beside || failed=1
-	cat build/tests-beside.log
+	.venv/bin/python -m pytest -p tests.skips --durations=12 $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS) $(DOOR_TESTS)) || failed=1
+	wait $$servers || failed=1
+	wait $$doors || failed=1
+	cat build/tests-servers.log build/tests-doors.log
 	exit $$failed
 
 packages:

@@ -290,10 +290,14 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 async def _to_the_end(function: Callable[[], T]) -> T:
-    """Run in a thread and wait for its end, even where the caller is cancelled: no server starts behind our back."""
+    """Run in a thread and wait for its end, however often the caller is cancelled: no server starts behind our back."""
     task = asyncio.ensure_future(asyncio.to_thread(function))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:  # it may come again while we wait
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()

@@ -7,6 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +131,25 @@ def test_a_server_without_an_owner_ends_by_itself(hold, tmp_path: Path, eventual
     assert servers_of(record)
     owner.kill()
     eventually(lambda: not servers_of(record))
+
+
+async def test_who_is_cancelled_again_and_again_leaves_nothing_running() -> None:
+    """Else the lock would be given back while a server is still being started behind it."""
+    began, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        began.set()
+        time.sleep(0.4)
+        ended.set()
+
+    task = asyncio.create_task(embedded._to_the_end(work))
+    await asyncio.to_thread(began.wait)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended.is_set()
 
 
 def test_orphans_are_known_by_their_prefix_not_by_a_process_id(tmp_path: Path) -> None:

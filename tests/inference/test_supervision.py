@@ -241,15 +241,13 @@ async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEng
 
 
 async def test_a_stub_killed_while_it_is_loaded_for_the_first_time_is_an_accident_too(owner: TritonEngine) -> None:
-    """As in a worker that has just taken a server over: it knows nothing of the model yet."""
-    server = _server(owner)
+    """As in a worker that has just taken a server over: it knows nothing of the model yet. Triton says so, or hangs."""
     served = [status.folder for status in owner.status()]
     serving = asyncio.create_task(owner.serve([*served, "late"]))
     await _until(lambda: len(_stubs(owner, "late")) == 1, 10)
     (stub,) = _stubs(owner, "late")
     os.kill(stub.pid, signal.SIGKILL)
     await serving
-    assert _server(owner) != server
     await _until(lambda: all(status.ready for status in owner.status()), 30)
     await owner.serve(served)
 

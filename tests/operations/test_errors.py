@@ -29,4 +29,5 @@ def test_every_error_has_a_status() -> None:
 def test_client_errors_are_not_retried_and_unavailable_ones_are() -> None:
     retryable = {kind.reason for kind in tree(PathserveError) if kind.retryable}
     assert {"archive-unavailable", "inference-unavailable", "disk-full"} <= retryable
-    assert not any(kind.retryable for kind in tree(errors.InvalidInput) + tree(errors.SlideError))
+    of_clients = {kind for kind in tree(errors.InvalidInput) + tree(errors.SlideError) if kind.retryable}
+    assert of_clients == {errors.BodyTooSlow}  # the same body may come faster
