@@ -12,8 +12,8 @@ KEEP ?= 0
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
 # These start whole servers, and kill them.
 SERVER_TESTS := tests/e2e tests/faults
-# The ledger, and the doors to it.
-DOOR_TESTS := tests/analyses tests/grpc tests/http tests/operations
+# The doors, and who may come in.
+DOOR_TESTS := tests/grpc tests/http tests/operations
 
 .PHONY: setup setup-training setup-tensorrt setup-import demo test packages bench campaign lint docs engines clean FORCE
 # One recipe at a time: they build on one another, and share environments.
