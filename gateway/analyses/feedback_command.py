@@ -25,10 +25,8 @@ def export() -> int:
                 subtype="feedback-exported",
                 action=Action.READ,
                 tenant=by.tenant,
-                actor=by.subject,
-                actor_kind=by.kind.value,
                 detail={"count": len(lines)},
-            )
+            ).by(by)
         )
         # Only then: whoever stops reading in the midst has had them too.
         for line in lines:

@@ -324,10 +324,8 @@ class Purge:
             subtype=subtype,
             action=Action.DELETE,
             tenant=tenant,
-            actor=self._by.subject,
-            actor_kind=self._by.kind.value,
             **more,
-        )
+        ).by(self._by)
 
 
 def _chunks(names: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -369,13 +369,10 @@ class Service:
                 action=action,
                 outcome=outcome,
                 tenant=by.tenant,
-                actor=by.subject,
-                actor_kind=by.kind.value,
-                address=by.address,
                 entity_kind=None if analysis_id is None else "analysis",
                 entity=analysis_id,
                 detail=detail,
-            )
+            ).by(by)
         )
 
 

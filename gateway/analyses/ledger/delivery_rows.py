@@ -1,6 +1,5 @@
 """A delivery as its row in the outbox tells it; how rows are locked, fenced, and written into the audit trail."""
 
-from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -69,7 +68,7 @@ def record_of(
         }
         | detail,
     )
-    return record if by is None else replace(record, actor=by.subject, actor_kind=by.kind.value, address=by.address)
+    return record if by is None else record.by(by)
 
 
 def delivery_of(row: sa.Row[Any]) -> Delivery:

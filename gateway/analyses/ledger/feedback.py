@@ -70,13 +70,10 @@ class FeedbackLog:
                     subtype="feedback-given",
                     action=Action.CREATE,
                     tenant=by.tenant,
-                    actor=by.subject,
-                    actor_kind=by.kind.value,
-                    address=by.address,
                     entity_kind="analysis",
                     entity=analysis_id,
                     detail={"verdict": feedback.verdict.value, "revision": row.revision},
-                ),
+                ).by(by),
             )
             return _record(row)
 

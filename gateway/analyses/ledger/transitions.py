@@ -65,13 +65,10 @@ def audit_event(
         subtype=subtype,
         action=action,
         tenant=tenant,
-        actor=by.subject,
-        actor_kind=by.kind.value,
-        address=by.address,
         entity_kind="analysis",
         entity=analysis_id,
         detail=detail,
-    )
+    ).by(by)
 
 
 def change(connection: sa.Connection, analysis_id: str, **values: object) -> None:

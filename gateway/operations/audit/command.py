@@ -74,12 +74,10 @@ def _note_export(engine: sa.Engine, kind: str, query: AuditQuery) -> int:
             subtype="audit-exported",
             action=Action.READ,
             tenant=query.tenant or "",
-            actor=by.subject,
-            actor_kind=by.kind.value,
             entity_kind="audit",
             detail={"format": kind, **{name: time.isoformat() for name, time in bounds.items() if time is not None}},
         )
-        append(connection, event)
+        append(connection, event.by(by))
         return int(head.seq)
 
 

@@ -1,9 +1,11 @@
 """What an audit record says, in the words of DICOM (PS3.15 A.5) and of FHIR AuditEvent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+from gateway.domain.principal import Principal
 
 
 class EventType(StrEnum):
@@ -59,3 +61,7 @@ class AuditEvent:
     entity_kind: str | None = None
     entity: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    def by(self, who: Principal) -> "AuditEvent":
+        """The same record, of what this principal did."""
+        return replace(self, actor=who.subject, actor_kind=who.kind.value, address=who.address)

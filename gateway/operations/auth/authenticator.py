@@ -150,10 +150,7 @@ class Authenticator:
                     subtype="login",
                     action=Action.EXECUTE,
                     tenant=principal.tenant,
-                    actor=principal.subject,
-                    actor_kind=principal.kind.value,
-                    address=principal.address,
-                ),
+                ).by(principal),
             )
 
 

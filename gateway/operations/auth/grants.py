@@ -106,11 +106,8 @@ class Grants:
                     subtype="token-issued",
                     action=Action.EXECUTE,
                     tenant=client.tenant,
-                    actor=client.principal.subject,
-                    actor_kind=client.principal.kind.value,
-                    address=address,
                     detail={"scopes": sorted(scopes)},
-                ),
+                ).by(replace(client.principal, address=address)),
             )
         return Grant(token, LIFETIME_S, names_of(scopes))
 
