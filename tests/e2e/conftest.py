@@ -11,6 +11,7 @@ import pytest
 
 from gateway.operations.settings import Settings
 from tests.support.oidc_issuer import Issuer, running_issuer
+from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
 
 PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
@@ -41,6 +42,14 @@ def issuer() -> Iterator[Issuer]:
     """An identity provider, whose tokens are a pathologist's."""
     with running_issuer(Issuer()) as issuer:
         yield issuer
+
+
+@pytest.fixture(scope="module")
+def pacs(cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """A PACS that holds the committed slide."""
+    with running_orthanc(tmp_path_factory.mktemp("pacs")) as server:
+        server.upload(cmu_slide)
+        yield server
 
 
 @pytest.fixture(scope="session")

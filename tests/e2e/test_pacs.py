@@ -19,7 +19,7 @@ from gateway.domain.uids import derive_uid
 from gateway.slides.phantom import Identity, write_phantom
 from tests.e2e.conftest import Cli
 from tests.support.gateway import Gateway, case_of, running_gateway
-from tests.support.orthanc import Orthanc, running_orthanc
+from tests.support.orthanc import Orthanc
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
 
@@ -28,13 +28,6 @@ OWN = {"analysis_id", "issued", "order"}
 
 DRAWN = ("ANN", "OT", "SEG")
 """The modalities of what is drawn on a slide; OT is the heat map's."""
-
-
-@pytest.fixture(scope="module")
-def pacs(cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("pacs")) as server:
-        server.upload(cmu_slide)
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,12 @@ from gateway.reports import report_schema
 from tests.e2e.conftest import Cli
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
 from tests.support.oidc_issuer import AUDIENCE, Issuer
-from tests.support.orthanc import Orthanc, running_orthanc
+from tests.support.orthanc import Orthanc
 
 pytestmark = [pytest.mark.pacs, pytest.mark.triton]
 
 CARCINOMA = {"code": "35917007", "scheme": "SCT", "display": "Adenocarcinoma"}
 ENCODINGS = ("application/json", "text/html", "application/dicom", "application/pdf")
-
-
-@pytest.fixture(scope="module")
-def pacs(cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    with running_orthanc(tmp_path_factory.mktemp("pacs")) as server:
-        server.upload(cmu_slide)
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,6 @@ from tests.operations.access import ADDRESS, SERVER_KEY, authenticator, login, r
 
 Trail = Callable[..., list[Any]]
 READS = frozenset({Scope.ANALYSES_READ})
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
-    state = tmp_path_factory.mktemp("state")
-    if request.param == "sqlite":
-        url = f"sqlite:///{state / 'pathserve.db'}"
-    else:
-        url = request.getfixturevalue("postgres_server").new_database()
-    opened = open_database(url, state)
-    yield opened
-    opened.dispose()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import hashlib
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -22,7 +21,6 @@ from gateway.operations.auth.grants import PREFIX, Grants
 from gateway.operations.auth.refusal import Refused
 from gateway.operations.auth.store import Store
 from gateway.operations.auth.table import ACCESS_TOKENS, USED_ASSERTIONS
-from gateway.operations.database import open_database
 from gateway.operations.errors import (
     Conflict,
     IdentityProviderUnavailable,
@@ -42,18 +40,6 @@ TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 KEY = SigningKey.new("lis-1", "ES384")
 RSA_KEY = SigningKey.new("lis-2", "RS384")
 SCOPES = frozenset({Scope.ANALYSES_READ, Scope.ANALYSES_WRITE})
-
-
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
-    state = tmp_path_factory.mktemp("state")
-    if request.param == "sqlite":
-        url = f"sqlite:///{state / 'pathserve.db'}"
-    else:
-        url = request.getfixturevalue("postgres_server").new_database()
-    opened = open_database(url, state)
-    yield opened
-    opened.dispose()
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ import httpx
 import pydicom
 import pytest
 
+from tests.support.processes import end
+
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "orthanc" / "orthanc.json"
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 _START_S = 20.0
-_STOP_S = 30.0
 
 
 def find_orthanc() -> str:
@@ -84,15 +85,9 @@ class Orthanc:
 
     def stop(self) -> None:
         """Stop and wait for its end: a second one on the same storage before that would find it locked."""
-        if self.process is None:
-            return
-        self.process.terminate()
-        try:
-            self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        if self.process is not None:
+            end(self.process)
+            self.process = None
 
     def get(self, path: str) -> Any:
         """The JSON answer of Orthanc's own REST API."""

@@ -17,11 +17,11 @@ import psycopg
 import pytest
 
 from tests.support.orthanc import free_port
+from tests.support.processes import end
 
 _BINARIES = Path("/usr/lib/postgresql/15/bin")
 _USER = "pathserve"
 _START_S = 30.0
-_STOP_S = 30.0
 
 
 def find_postgres() -> Path:
@@ -86,15 +86,9 @@ class Postgres:
         time.sleep(0.2)
 
     def _end(self, number: signal.Signals) -> None:
-        if self.process is None:
-            return
-        self.process.send_signal(number)
-        try:
-            self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.process = None
+        if self.process is not None:
+            end(self.process, number)
+            self.process = None
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """The rows of one statement, in a connection and transaction of its own."""
