@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from gateway import __version__
-from gateway.domain.principal import Scope
+from gateway.domain.principal import MACHINE_SCOPES, Scope
 
 
 def parser() -> argparse.ArgumentParser:
@@ -113,7 +113,7 @@ def _add_clients(actions: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _add_rights(action: argparse.ArgumentParser) -> None:
-    scopes = [scope.value for scope in Scope if scope is not Scope.ANALYSES_SIGN]
+    scopes = [scope.value for scope in Scope if scope in MACHINE_SCOPES]
     action.add_argument("--scope", action="append", required=True, choices=scopes, help="may be given several times")
     action.add_argument("--tenant", help="default: PATHSERVE_TENANT, or `default`")
 

@@ -16,6 +16,10 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+MACHINE_SCOPES = frozenset(Scope) - {Scope.ANALYSES_SIGN}
+"""What keys, systems and our own commands can hold at most."""
+
+
 class PrincipalKind(StrEnum):
     """`device` is our own worker and command line."""
 

@@ -3,7 +3,7 @@
 import os
 import pwd
 
-from gateway.domain.principal import DEFAULT_TENANT, Principal, PrincipalKind, Scope
+from gateway.domain.principal import DEFAULT_TENANT, MACHINE_SCOPES, Principal, PrincipalKind
 
 
 def operator() -> Principal:
@@ -15,5 +15,4 @@ def operator() -> Principal:
         name = pwd.getpwuid(os.getuid()).pw_name[:128]
     except KeyError:  # a user without a name
         name = f"user {os.getuid()}"
-    scopes = frozenset(Scope) - {Scope.ANALYSES_SIGN}
-    return Principal(f"device:{name}", PrincipalKind.DEVICE, DEFAULT_TENANT, scopes, name=name)
+    return Principal(f"device:{name}", PrincipalKind.DEVICE, DEFAULT_TENANT, MACHINE_SCOPES, name=name)

@@ -312,14 +312,6 @@ class Outbox:
 
     # What there is
 
-    def get(self, delivery_id: str) -> Delivery:
-        """One delivery. Raises NotFound."""
-        with self._read() as connection:
-            row = connection.execute(sa.select(DELIVERIES).where(DELIVERIES.c.id == delivery_id)).first()
-        if row is None:
-            raise NotFound("There is no delivery with this id.")
-        return delivery_of(row)
-
     def of(self, analysis_id: str) -> tuple[Delivery, ...]:
         """Every delivery of an analysis, oldest first."""
         return self.listing(analysis_id=analysis_id)

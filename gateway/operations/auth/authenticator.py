@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
-from gateway.domain.principal import DEFAULT_TENANT, Principal, PrincipalKind, Scope
+from gateway.domain.principal import DEFAULT_TENANT, MACHINE_SCOPES, Principal, PrincipalKind
 from gateway.operations.audit import Action, AuditEvent, EventType, append
 from gateway.operations.auth import grants, keys
 from gateway.operations.auth.api_key import ApiKey
@@ -46,9 +46,8 @@ class Authenticator:
         """Raises InvalidSetting."""
         self._key = key
         self._tenant = settings.tenant
-        scopes = frozenset(Scope) - {Scope.ANALYSES_SIGN}
         tenant = settings.tenant or DEFAULT_TENANT
-        self._server = Principal("key:default", PrincipalKind.KEY, tenant, scopes, name="the server's API key")
+        self._server = Principal("key:default", PrincipalKind.KEY, tenant, MACHINE_SCOPES, name="the server's API key")
         self._store = Store(engine)
         self._refusals = Refusals(self._store, settings.login_limit)
         self._keys = Keys(self._store)

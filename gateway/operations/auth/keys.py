@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateway.domain.principal import Principal, PrincipalKind, Scope
+from gateway.domain.principal import MACHINE_SCOPES, Principal, PrincipalKind, Scope
 from gateway.operations.audit import Action, AuditEvent, EventType, append
 from gateway.operations.auth.refusal import Credential, Refused
 from gateway.operations.auth.store import Store
@@ -132,7 +132,7 @@ def changed(
 
 def scopes_in(names: Iterable[str]) -> frozenset[Scope]:
     """What a row says; a scope of another version of this server is none here."""
-    return frozenset(scope for scope in Scope if scope.value in names) - {Scope.ANALYSES_SIGN}
+    return frozenset(scope for scope in MACHINE_SCOPES if scope.value in names)
 
 
 def _digest(text: str) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.domain.principal import Principal, PrincipalKind, Scope
+from gateway.domain.principal import MACHINE_SCOPES, Principal, PrincipalKind, Scope
 from gateway.operations.auth.fetch import get_json
 from gateway.operations.auth.key_sets import ALGORITHMS, FetchedKeys, keys_in
 from gateway.operations.auth.refusal import Credential, Refused
@@ -63,7 +63,7 @@ class IdentityProvider:
         _check_binding(claims, certificate, subject)
         scopes = _scopes(claims)
         if kind is PrincipalKind.SYSTEM:
-            scopes -= {Scope.ANALYSES_SIGN}
+            scopes &= MACHINE_SCOPES
         names = (claims.get("name"), claims.get("preferred_username"))
         name = next((str(each) for each in names if is_name(each)), None)
         tenant = self._tenant_of(claims, subject)

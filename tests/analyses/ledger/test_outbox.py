@@ -275,7 +275,7 @@ def test_a_later_revision_is_held_while_its_analysis_stays_completed(
         connection.execute(ANALYSES.update().values(state=State.COMPLETED.value))
         second = outbox.add_stow(connection, analysis, 2)
     outbox.hold(begun(outbox), DIFFERENCES, "They do not agree.")
-    assert outbox.get(second).state is DeliveryState.HELD
+    assert {each.id: each.state for each in outbox.listing()}[second] is DeliveryState.HELD
     record = ledger.get(analysis)
     assert (record.analysis.state, record.held) == (State.COMPLETED, DIFFERENCES)
     ledger.release(analysis, "It is the right patient.", operator())
@@ -311,7 +311,8 @@ def test_reports_go_before_webhooks(ledger: Ledger, outbox: Outbox, analysis: st
         outbox.tell(connection, analysis, "analysis.completed")
         outbox.add_stow(connection, later, 1)
     due = outbox.due(10)
-    channels = [outbox.get(each.id).channel for each in due]
+    channel_of = {each.id: each.channel for each in outbox.listing()}
+    channels = [channel_of[each.id] for each in due]
     assert channels == sorted(channels, key=lambda each: each is Channel.WEBHOOK)
     assert channels[:2] == [Channel.STOW] * 2
     assert max(each.rank for each in due[:2]) < min(each.rank for each in due[2:])

@@ -115,7 +115,7 @@ class House:
         sender = Sender(self.settings, self.ledger, self.archive, "w-1")
         due = self.ledger.outbox.due(1)[0]
         sender.attempt(due.workflow, stopped)
-        return self.ledger.outbox.get(due.id)
+        return next(each for each in self.ledger.outbox.listing() if each.id == due.id)
 
 
 @pytest.fixture(scope="module")
