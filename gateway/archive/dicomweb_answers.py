@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 
 import httpx
 
 from gateway.archive.dicomweb_multipart import first_part, media_type
 from gateway.operations.errors import ArchiveRefused, ArchiveUnavailable
+from gateway.operations.retry_after import retry_after_s
 
 _CALLERS = (400, 404, 406, 409, 414, 415)
 _EXPLANATION_BYTES, _EXPLANATION_S = 8192, 5.0
@@ -38,7 +38,7 @@ def judge(response: httpx.Response, most_wait_s: float) -> None:
     if status == 403:
         raise ArchiveRefused("The PACS does not allow this to the configured user (HTTP 403): grant it the right.")
     if status in (408, 429) or status >= 500:
-        after_s = _retry_after_s(response.headers.get("retry-after"))
+        after_s = retry_after_s(response.headers.get("retry-after"))
         busy = status in (408, 429)
         what = f"The PACS is too busy (HTTP {status})" if busy else f"The PACS has an error of its own (HTTP {status})"
         what += ": try again later." if busy else ": see its log."
@@ -87,18 +87,6 @@ def dicom_in(response: httpx.Response, pieces: Iterator[bytes]) -> Iterator[byte
             "The PACS did not answer with DICOM: check that the archive's address is that of DICOMweb."
         )
     return pieces
-
-
-def _retry_after_s(value: str | None) -> float | None:
-    """The seconds that a Retry-After field asks for; None where there is none that can be read."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value[:12])
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
 
 
 @contextmanager

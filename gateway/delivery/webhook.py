@@ -4,10 +4,8 @@ import asyncio
 import binascii
 import json
 import ssl
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Self
 
 import httpx
@@ -18,6 +16,7 @@ from gateway import __version__
 from gateway.domain.delivery import Delivery, target_name
 from gateway.operations.errors import DeliveryRefused, DeliveryUnavailable, InvalidSetting, TargetNotAllowed
 from gateway.operations.outbound import authority, check_outbound, guard
+from gateway.operations.retry_after import retry_after_s
 from gateway.operations.settings import Settings
 
 TIMEOUT_S = 10.0
@@ -113,16 +112,4 @@ async def _post(address: str, body: bytes, headers: dict[str, str]) -> tuple[int
         httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S, verify=ssl.create_default_context()) as client,
         client.stream("POST", address, content=body, headers=headers, extensions=extensions) as response,
     ):
-        return response.status_code, _retry_after_s(response.headers.get("retry-after"))
-
-
-def _retry_after_s(text: str | None) -> float:
-    """RFC 9110 10.2.3: seconds, or a date."""
-    if text is None:
-        return 0.0
-    if text.strip().isdecimal():
-        return float(text.strip()[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
+        return response.status_code, retry_after_s(response.headers.get("retry-after")) or 0.0
