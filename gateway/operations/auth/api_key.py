@@ -2,12 +2,12 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from pydantic import SecretStr
 
+from gateway.operations.disk import written_whole
 from gateway.operations.errors import StateError
 
 HASH_FILE = "api-key.sha256"
@@ -43,10 +43,8 @@ def load_api_key(configured: SecretStr | None, state: Path) -> tuple[ApiKey, str
             return ApiKey(digest), None
         key = secrets.token_urlsafe(32)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = path.with_suffix(".new")
-        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.write(hashlib.sha256(key.encode()).hexdigest() + "\n")
-        made.replace(path)
+        with written_whole(path, private=True) as out:
+            out.write(hashlib.sha256(key.encode()).hexdigest().encode() + b"\n")
     except (OSError, ValueError) as error:
         raise StateError(
             f"The API key's hash cannot be read or written; check {HASH_FILE} in the state folder, or set "
