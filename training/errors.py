@@ -27,3 +27,15 @@ class WeightsInvalid(RunInvalid):
     """Weights that do not fit the network: a missing, surplus or differently shaped tensor, or NaN."""
 
     reason, title = "weights-invalid", "Weights do not fit the network"
+
+
+class ResultInvalid(TrainingError):
+    """A result of the bench that cannot be read, or that its own controls declare void."""
+
+    reason, title = "result-invalid", "Result of the bench not usable"
+
+
+class TaskInvalid(TrainingError):
+    """A task of the bench that its data cannot fill: an unknown kind, an empty bag, one class only."""
+
+    reason, title = "task-invalid", "Task of the bench not usable"

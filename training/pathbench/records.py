@@ -1,0 +1,96 @@
+"""One result of the bench: an encoder on a task's cohort, as a file that names all that it depends on."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from training.errors import ResultInvalid
+from training.files import json_bytes, sha256_bytes, write_atomic
+
+Board = Literal["main", "flagged", "survival"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A cell: model × task × cohort (arXiv 2505.20202, result record; point estimate and interval both stored, unrounded).
+
+    `values` holds one number a seed (survival: a fold and seed), higher is better; `value` is the point estimate that
+    is ranked (their mean), `low` to `high` the 95 % bootstrap over `groups` groups that hold `items` items.
+    `grouping` says what a group is ("patient", "field", "connected tissue", "patient-unknown" …).
+    `test_reads` counts how often the cohort's labels were looked at for these numbers: once a seed.
+    `key` names what the numbers depend on, and gives the cell its name; `predictions` is a .npz beside the cell's file
+    with `scores_SNC` (seeds × items × classes), `labels_N` and `groups_N` for paired tests, where the metric has them.
+    """
+
+    model: str
+    organ: str
+    task: str
+    cohort: str
+    type: str
+    probe: str
+    metric: str
+    values: tuple[float, ...]
+    value: float
+    low: float
+    high: float
+    groups: int
+    items: int
+    grouping: str
+    board: Board
+    leakage: Literal["clean", "overlap", "unknown"]
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    optimistic: bool = False
+    test_reads: int
+    key: dict[str, Any]
+    predictions: str | None = None
+
+    @property
+    def cell(self) -> str:
+        return cell_name(self.key)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """A record from its JSON object. Raises ResultInvalid."""
+        names = {field.name for field in fields(cls)}
+        try:
+            known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
+            return cls(**known)
+        except TypeError as error:
+            raise ResultInvalid(f"A result of the bench cannot be read: {error}. Run the bench again.") from None
+
+
+def cell_name(key: dict[str, Any]) -> str:
+    """32 hexadecimal digits of the key's content: equal keys, equal cells."""
+    return sha256_bytes(json.dumps(key, sort_keys=True, separators=(",", ":")).encode())[:32]
+
+
+def write_record(folder: Path, record: Record, predictions: dict[str, np.ndarray] | None = None) -> None:
+    """The cell's files, predictions first: a record that can be read is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if predictions is not None and record.predictions is not None:
+        temporary = folder / f".{record.predictions}"
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **predictions)
+        temporary.replace(folder / record.predictions)
+    write_atomic(folder / f"{record.cell}.json", json_bytes(asdict(record)))
+
+
+def read_record(path: Path) -> Record:
+    """One cell's record. Raises ResultInvalid where the file is not one, or bears another cell's name."""
+    try:
+        record = Record.of(json.loads(path.read_bytes()))
+    except (OSError, ValueError):
+        raise ResultInvalid(f"The result {path.name} cannot be read. Remove it and run the bench again.") from None
+    if record.cell != path.stem:
+        raise ResultInvalid(f"The result {path.name} is not the cell of its name. Remove it and run the bench again.")
+    return record
+
+
+def load_records(folder: Path) -> list[Record]:
+    """All records of a folder of cells, by model, task and cohort. Raises ResultInvalid."""
+    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
+    return sorted(records, key=lambda r: (r.board, r.task, r.probe, r.cohort, r.model))
