@@ -1,0 +1,61 @@
+"""Self-distillation's parts against the published implementations' numbers."""
+
+import pytest
+import torch
+
+from tests.training.ssl import golden
+from training.ssl.heads import ProjHead
+from training.ssl.losses import Centre, cross_entropy, koleo
+from training.ssl.schedules import Schedule
+
+
+def near(value: object) -> object:
+    return pytest.approx(value, rel=1e-4, abs=1e-6)
+
+
+def test_projection_head() -> None:
+    case = golden.case("distill_head")
+    head = ProjHead(case["in_dim"], case["out_dim"], layers=case["mlp_layers"], bottleneck=case["bottleneck"])
+    listed = case["weights"]["tensors"]
+    made = golden.weights([(entry["name"], entry["shape"]) for entry in listed], case["weights"]["scale"])
+    head.load_state_dict(made)
+    out_BK = head(golden.tensor(case["input"])).detach().double()
+    expected = case["expected"]
+    assert out_BK[0, :8].tolist() == near(expected["row0_first8"])
+    assert float(out_BK.sum()) == pytest.approx(expected["sum"], abs=1e-3)
+    assert float((out_BK**2).sum()) == near(expected["sum_of_squares"])
+
+
+def test_dino_loss_and_the_centre_of_the_next_step() -> None:
+    case, expected = golden.case("dino_loss"), golden.case("dino_loss")["expected"]
+    teacher_BK, student_BK = golden.tensor(case["teacher_logits"]), golden.tensor(case["student_logits"])
+    centre = Centre(case["prototypes"], case["center_momentum"])
+
+    def loss() -> float:
+        q_BK = centre.targets(teacher_BK, case["teacher_temp"])
+        return float(cross_entropy(q_BK, student_BK, case["student_temp"]).mean())
+
+    assert loss() == near(expected["loss_step0"])
+    centre.update(teacher_BK)
+    assert float(centre.centre.norm()) == near(expected["center_l2_norm_after_update"])
+    assert loss() == near(expected["loss_step1"])
+
+
+def test_koleo() -> None:
+    case = golden.case("koleo")
+    assert float(koleo(golden.tensor(case["input"]), case["eps"])) == near(case["expected"])
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay", "teacher_momentum", "teacher_temp"])
+def test_schedules(name: str) -> None:
+    case = golden.case("schedules")
+    schedule = Schedule(**case["params"][name])
+    found = {iteration: schedule(int(iteration)) for iteration in case["expected"][name]}
+    assert found == pytest.approx(case["expected"][name], rel=1e-9)
+
+
+def test_koleo_in_half_precision_is_computed_in_full() -> None:
+    rows_BD = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert float(koleo(rows_BD)) == float(koleo(rows_BD.clone()))
+        assert koleo(rows_BD).dtype == torch.float32
