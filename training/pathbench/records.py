@@ -15,7 +15,7 @@ Board = Literal["main", "flagged", "survival"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A cell: model × task × cohort (arXiv 2505.20202, result record; point estimate and interval both stored, unrounded).
+    """A cell: model × task × cohort (arXiv 2505.20202, result record; estimate and interval stored, unrounded).
 
     `values` holds one number a seed (survival: a fold and seed), higher is better; `value` is the point estimate that
     is ranked (their mean), `low` to `high` the 95 % bootstrap over `groups` groups that hold `items` items.
