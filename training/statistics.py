@@ -1,17 +1,32 @@
-"""Figures of a classifier with bootstrap intervals, and the difference of two on the same resamples.
+"""Figures with bootstrap intervals, and the difference of two on the same resamples.
 
 The bootstrap's unit is the group (patient, or near-duplicates where the patient is unknown): all tiles of a resampled
-group travel together. 1000 replicates, percentiles 2.5 and 97.5. A replicate without all classes is drawn again.
+group travel together. 1000 replicates, percentiles 2.5 and 97.5. A replicate without all classes, or whose score is not
+defined, is drawn again and counted.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
 
+from training.errors import TrainingError
+
+_log = logging.getLogger(__name__)
+
 Score = Callable[[np.ndarray, np.ndarray], float]
 """(probabilities_NC, labels_N) to a figure."""
+
+ItemScore = Callable[[np.ndarray], float]
+"""Indexes of items to their figure; NaN where it is not defined."""
+
+
+class StatisticsInvalid(TrainingError):
+    """Numbers on which a statistic is not defined, or would not mean what it says."""
+
+    reason, title = "statistics-invalid", "Statistic not defined"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +39,16 @@ class Figure:
 
 
 def recalls(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """(C,) recall per class."""
+    """(C,) recall per class; NaN for a class that has no item."""
     hit = probabilities_NC.argmax(1) == labels_N
-    return np.array([hit[labels_N == label].mean() for label in range(probabilities_NC.shape[1])])
+    own = [hit[labels_N == label] for label in range(probabilities_NC.shape[1])]
+    return np.array([rows.mean() if len(rows) else np.nan for rows in own])
 
 
 def balanced_accuracy(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean recall over the classes."""
-    return float(recalls(probabilities_NC, labels_N).mean())
+    """Mean recall over the classes that have items."""
+    found = recalls(probabilities_NC, labels_N)
+    return float(found[~np.isnan(found)].mean())
 
 
 def macro_f1(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
@@ -43,14 +60,20 @@ def macro_f1(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
 
 
 def macro_auroc(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """Mean over the classes of the one-versus-rest area under the ROC curve (ties count half)."""
+    """Mean of the one-versus-rest areas under the ROC curve (ties count half).
+
+    Over the classes that have items and do not hold all of them (an absent class is left out, never 0); NaN where only
+    one class is present.
+    """
     areas = []
     for label in range(probabilities_NC.shape[1]):
         positive = labels_N == label
         n = positive.sum()
+        if n in (0, len(labels_N)):
+            continue
         ranks = rankdata(probabilities_NC[:, label])
         areas.append((ranks[positive].sum() - n * (n + 1) / 2) / (n * (len(labels_N) - n)))
-    return float(np.mean(areas))
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def calibration_error(probabilities_NC: np.ndarray, labels_N: np.ndarray, bins: int = 10) -> float:
@@ -61,38 +84,110 @@ def calibration_error(probabilities_NC: np.ndarray, labels_N: np.ndarray, bins: 
     return float(sum(abs(gap[index == bin_].sum()) for bin_ in range(bins)) / len(top))
 
 
-def resamples(labels_N: np.ndarray, groups_N: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
-    """`count` index arrays, each a resample of whole groups that holds every class."""
+@dataclass(frozen=True, slots=True)
+class Replicates:
+    """Scores of bootstrap resamples: they make an interval, and are no observations of their own."""
+
+    scores_BK: np.ndarray
+    redrawn: int
+
+    def __post_init__(self) -> None:
+        if self.redrawn > len(self.scores_BK):
+            raise StatisticsInvalid(
+                "More than half of the resamples had no defined score: too few groups hold a class or an event. "
+                "Join classes, or leave the task out."
+            )
+
+
+def whole_groups(groups_N: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Index arrays without end, each a resample of whole groups."""
     rng = np.random.default_rng(seed)
     members = [np.flatnonzero(groups_N == group) for group in np.unique(groups_N)]
+    while True:
+        yield np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
+
+
+def resamples(labels_N: np.ndarray, groups_N: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """`count` index arrays, each a resample of whole groups that holds every class."""
     classes, drawn = len(np.unique(labels_N)), []
-    while len(drawn) < count:
-        index = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
+    for index in whole_groups(groups_N, seed):
+        if len(drawn) == count:
+            break
         if len(np.unique(labels_N[index])) == classes:
             drawn.append(index)
     return drawn
 
 
+def replicates(
+    scores: Sequence[ItemScore],
+    groups_N: np.ndarray,
+    labels_N: np.ndarray | None = None,
+    count: int = 1000,
+    seed: int = 2026,
+) -> Replicates:
+    """The scores (B, K) of `count` resamples of whole groups, the same resample for all K scores.
+
+    With `labels_N` every class must be in each resample. A resample on which a score is NaN is drawn again. Raises
+    StatisticsInvalid where that happens to more than half of them.
+    """
+    classes = 0 if labels_N is None else len(np.unique(labels_N))
+    kept: list[list[float]] = []
+    redrawn = 0
+    for index in whole_groups(groups_N, seed):
+        if len(kept) == count or redrawn > count:
+            break
+        whole = labels_N is None or len(np.unique(labels_N[index])) == classes
+        found = [score(index) for score in scores] if whole else [float("nan")]
+        if np.isnan(found).any():
+            redrawn += 1
+        else:
+            kept.append(found)
+    drawn = Replicates(np.array(kept), redrawn)
+    if redrawn > 0.05 * count:
+        _log.warning(
+            "%d resamples were drawn again for %d with a defined score: few groups hold a class", redrawn, count
+        )
+    return drawn
+
+
+def bootstrap(
+    score: ItemScore,
+    groups_N: np.ndarray,
+    labels_N: np.ndarray | None = None,
+    count: int = 1000,
+    seed: int = 2026,
+) -> Figure:
+    """A score of items and its interval over resamples of their groups, unrounded; see `replicates`."""
+    drawn = replicates([score], groups_N, labels_N, count, seed)
+    return interval(score(np.arange(len(groups_N))), drawn.scores_BK[:, 0])
+
+
+def interval(value: float, scores_B: np.ndarray | Sequence[float]) -> Figure:
+    """A value with the percentiles 2.5 and 97.5 of its replicates, unrounded."""
+    low, high = np.percentile(scores_B, (2.5, 97.5))
+    return Figure(float(value), float(low), float(high))
+
+
 def figure(score: Score, runs_RNC: np.ndarray, labels_N: np.ndarray, draws: list[np.ndarray]) -> Figure:
-    """A score, averaged over R repeated cross-validations, with its interval over the draws."""
-    return _interval(_mean(score, runs_RNC, labels_N), [_mean(score, runs_RNC[:, d], labels_N[d]) for d in draws])
+    """A score, averaged over R repeated cross-validations, with its interval over the draws, to 4 decimals."""
+    return _rounded(_mean(score, runs_RNC, labels_N), [_mean(score, runs_RNC[:, d], labels_N[d]) for d in draws])
 
 
 def difference(
     score: Score, first_RNC: np.ndarray, second_RNC: np.ndarray, labels_N: np.ndarray, draws: list[np.ndarray]
 ) -> Figure:
-    """score(first) - score(second), both on the same resamples."""
+    """score(first) - score(second), both on the same resamples, to 4 decimals."""
 
     def gap(index: np.ndarray) -> float:
         return _mean(score, first_RNC[:, index], labels_N[index]) - _mean(score, second_RNC[:, index], labels_N[index])
 
-    return _interval(gap(np.arange(len(labels_N))), [gap(draw) for draw in draws])
+    return _rounded(gap(np.arange(len(labels_N))), [gap(draw) for draw in draws])
 
 
 def _mean(score: Score, runs_RNC: np.ndarray, labels_N: np.ndarray) -> float:
     return float(np.mean([score(run, labels_N) for run in runs_RNC]))
 
 
-def _interval(value: float, replicates: list[float]) -> Figure:
-    low, high = np.percentile(replicates, (2.5, 97.5))
-    return Figure(round(value, 4), round(float(low), 4), round(float(high), 4))
+def _rounded(value: float, scores: list[float]) -> Figure:
+    found = interval(value, scores)
+    return Figure(round(found.value, 4), round(found.low, 4), round(found.high, 4))

@@ -39,6 +39,46 @@ def test_calibration_error_of_known_cases() -> None:
     assert statistics.calibration_error(fair, labels) == pytest.approx(0.0, abs=1e-12)
 
 
+def test_absent_classes_are_left_out() -> None:
+    labels, scores = (
+        np.array([0, 0, 1, 1]),
+        np.array([[0.8, 0.1, 0.1], [0.4, 0.5, 0.1], [0.3, 0.6, 0.1], [0.1, 0.7, 0.2]]),
+    )
+    assert np.isnan(statistics.recalls(scores, labels)[2])
+    assert statistics.balanced_accuracy(scores, labels) == 0.75
+    assert statistics.macro_auroc(scores, labels) == 1.0
+    assert np.isnan(statistics.macro_auroc(scores, np.zeros(4, int)))
+
+
+def test_bootstrap_is_the_figure_on_the_same_resamples(answers: tuple[np.ndarray, np.ndarray]) -> None:
+    probabilities, labels = answers
+    groups = np.arange(len(labels)) // 3
+    draws = statistics.resamples(labels, groups, 200, seed=5)
+    rounded = statistics.figure(statistics.macro_f1, probabilities[None], labels, draws)
+    found = statistics.bootstrap(
+        lambda index: statistics.macro_f1(probabilities[index], labels[index]), groups, labels, count=200, seed=5
+    )
+    assert (round(found.value, 4), round(found.low, 4), round(found.high, 4)) == (
+        rounded.value,
+        rounded.low,
+        rounded.high,
+    )
+
+
+def test_undefined_scores_are_drawn_again(caplog: pytest.LogCaptureFixture) -> None:
+
+    def score(index: np.ndarray) -> float:
+        return float(index.mean()) if np.sum(index == 0) < 2 else float("nan")
+
+    found = statistics.replicates([score], np.arange(5), count=40, seed=1)
+    assert found.scores_BK.shape == (40, 1)
+    assert np.isfinite(found.scores_BK).all()
+    assert found.redrawn > 40 * 0.05
+    assert "drawn again" in caplog.text
+    with pytest.raises(statistics.StatisticsInvalid, match="More than half"):
+        statistics.bootstrap(lambda index: float("nan"), np.arange(5), count=20)
+
+
 def test_groups_are_resampled_whole() -> None:
     labels, groups = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2])
     for draw in statistics.resamples(labels, groups, 50, seed=1):
