@@ -1,7 +1,7 @@
 """One result of the bench: an encoder on a task's cohort, as a file that names all that it depends on."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,7 +22,8 @@ class Record:
     `grouping` says what a group is ("patient", "field", "connected tissue", "patient-unknown" …).
     `test_reads` counts how often the cohort's labels were looked at for these numbers: once a seed.
     `key` names what the numbers depend on, and gives the cell its name; `predictions` is a .npz beside the cell's file
-    with `scores_SNC` (seeds × items × classes), `labels_N` and `groups_N` for paired tests, where the metric has them.
+    with `probabilities_RNC` (R seeds), `labels_N` and `groups_N` for paired tests, where the metric has them. `also` holds
+    other figures of the same predictions, which no board ranks.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Record:
     leakage: Literal["clean", "overlap", "unknown"]
     reasons: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    also: dict[str, float] = field(default_factory=dict)
     optimistic: bool = False
     test_reads: int
     key: dict[str, Any]
@@ -55,7 +57,7 @@ class Record:
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """A record from its JSON object. Raises ResultInvalid."""
-        names = {field.name for field in fields(cls)}
+        names = {each.name for each in fields(cls)}
         try:
             known = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in names}
             return cls(**known)
