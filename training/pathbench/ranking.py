@@ -1,0 +1,221 @@
+"""The published leaderboard rule (arXiv 2505.20202 and its public site), and what may be concluded from it.
+
+Within a task the models are ranked by each metric's mean score, the ranks are averaged over the task's metrics, and the
+order of these averages is the task rank; the overall rank is the mean of the task ranks: lower is better. A task here
+is an organ, task and cohort together. Higher scores are better.
+
+Two things differ from the site: equal scores share the average of their places (`ties="released"` gives the site's:
+the first place, then input order), and models are never averaged over different rows. The tests, intervals and
+balanced variants are ours.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import rankdata
+
+from training.errors import TrainingError
+from training.pathbench import statistics
+from training.pathbench.statistics import Units
+
+Ties = Literal["average", "released"]
+RESAMPLES = 2000
+SEED = 2026
+
+
+class ScoresInvalid(TrainingError):
+    """A table of scores that cannot be ranked."""
+
+    reason, title = "scores-invalid", "Scores cannot be ranked"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Row:
+    """What one score was measured on, and by which metric."""
+
+    organ: str
+    task: str
+    cohort: str
+    metric: str
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.organ, self.task, self.cohort
+
+    @property
+    def internal(self) -> bool:
+        return self.cohort.casefold() == "internal"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """`values_RM`: a score a row and model, higher is better, NaN where the model was not measured."""
+
+    rows: tuple[Row, ...]
+    models: tuple[str, ...]
+    values_RM: np.ndarray
+
+    @property
+    def lacking(self) -> dict[str, int]:
+        """The models without a score in some rows, and how many they lack."""
+        counts = np.isnan(self.values_RM).sum(0)
+        return {model: int(count) for model, count in zip(self.models, counts, strict=True) if count}
+
+    def where(self, keep_R: Sequence[bool] | np.ndarray) -> "Scores":
+        kept = np.flatnonzero(keep_R)
+        return Scores(tuple(self.rows[r] for r in kept), self.models, self.values_RM[kept])
+
+    def of(self, models: Sequence[str]) -> "Scores":
+        columns = [self.models.index(model) for model in models]
+        return Scores(self.rows, tuple(models), self.values_RM[:, columns])
+
+    def task_averages(self) -> "Scores":
+        """The cohorts of a task averaged, metric by metric: they share training data, so they are no rows apart."""
+        rows = list(dict.fromkeys(Row(row.organ, row.task, "", row.metric) for row in self.rows))
+        member = np.array([rows.index(Row(row.organ, row.task, "", row.metric)) for row in self.rows])
+        means = [self.values_RM[member == r].mean(0) for r in range(len(rows))]
+        return Scores(tuple(rows), self.models, np.array(means).reshape(len(rows), len(self.models)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """Task ranks `ranks_TM` of the models in every place (organ, task, cohort)."""
+
+    models: tuple[str, ...]
+    places: tuple[tuple[str, str, str], ...]
+    ranks_TM: np.ndarray
+
+    @property
+    def means(self) -> np.ndarray:
+        """(M,) mean rank over the places."""
+        return self.ranks_TM.mean(0)
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """(M,) how often each model was first; who shares the best place of a task was first in it."""
+        return np.sum(self.ranks_TM == self.ranks_TM.min(1, keepdims=True), 0)
+
+    def by_mean(self, mean_M: np.ndarray | None = None) -> dict[str, float]:
+        """Model to mean rank, best first."""
+        mean_M = self.means if mean_M is None else mean_M
+        return {self.models[m]: float(mean_M[m]) for m in np.argsort(mean_M, kind="stable")}
+
+    def intervals(self) -> np.ndarray | None:
+        """(M, 2) 95 % bootstrap of the mean ranks over tasks, the cohorts of a task together; None below two tasks."""
+        tasks = list(dict.fromkeys(place[:2] for place in self.places))
+        if len(tasks) < 2:
+            return None
+        member_UT = np.array([[place[:2] == task for place in self.places] for task in tasks], float)
+        draws_BU = np.random.default_rng(SEED).multinomial(len(tasks), [1 / len(tasks)] * len(tasks), RESAMPLES)
+        weight_BT = draws_BU @ member_UT
+        means_BM = weight_BT @ self.ranks_TM / weight_BT.sum(1, keepdims=True)
+        return np.percentile(means_BM, (2.5, 97.5), axis=0).T
+
+    def organ_balanced(self) -> np.ndarray:
+        """(M,) mean over the organs of the mean rank within each."""
+        organs = np.array([place[0] for place in self.places])
+        return np.mean([self.ranks_TM[organs == organ].mean(0) for organ in np.unique(organs)], 0)
+
+
+def rank(scores: Scores, ties: Ties = "average") -> Ranking:
+    """Task ranks of models that all have every score. Raises ScoresInvalid where there is nothing, or a gap."""
+    if not scores.rows or not scores.models:
+        raise ScoresInvalid("There is nothing to rank. Give at least one row of scores and one model.")
+    if scores.lacking:
+        raise ScoresInvalid(_gaps(scores))
+    places = tuple(dict.fromkeys(row.place for row in scores.rows))
+    metric_ranks_RM = rankdata(-scores.values_RM, "average" if ties == "average" else "min", axis=1)
+    of_row = np.array([places.index(row.place) for row in scores.rows])
+    means_TM = np.array([metric_ranks_RM[of_row == t].mean(0) for t in range(len(places))])
+    # Means of the same ranks in another order may differ in the last bit: they are equal.
+    ranks_TM = rankdata(means_TM.round(9), "average" if ties == "average" else "ordinal", axis=1)
+    return Ranking(scores.models, places, ranks_TM)
+
+
+def _gaps(scores: Scores) -> str:
+    named = ", ".join(f"{model} {count}" for model, count in list(scores.lacking.items())[:3])
+    more = ", …" if len(scores.lacking) > 3 else ""
+    return (
+        f"{len(scores.lacking)} of {len(scores.models)} models lack scores in some of the {len(scores.rows)} rows "
+        f"({named}{more}); models measured on different rows are not ranked together. "
+        "Fill the gaps, leave these models out, or rank on the rows that all have (--common)."
+    )
+
+
+def conclusions(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
+    """Mean ranks, first places, Friedman's test, critical difference and the best against each other model.
+
+    What is not defined (one model, one task) is None. The signed-rank tests compare the scores of the best model by
+    mean rank with each other one's over the rows, Holm-corrected over the family of these comparisons.
+    """
+    ranking = rank(scores, ties)
+    mean = ranking.by_mean()
+    found: dict[str, Any] = {
+        "mean_rank": mean,
+        "mean_rank_95": _intervals(ranking, mean),
+        "n_first": {model: int(ranking.firsts[ranking.models.index(model)]) for model in mean},
+        "tasks": len(ranking.places),
+        "friedman_chi2": None,
+        "friedman_p": None,
+        "nemenyi_cd_0_05": None,
+        "best": next(iter(mean)),
+        "wilcoxon_two_sided_best_vs": {},
+    }
+    if len(ranking.models) > 1 and len(ranking.places) > 1:
+        test = statistics.friedman(ranking.ranks_TM)
+        found["friedman_chi2"], found["friedman_p"] = test.chi2, test.p
+        found["nemenyi_cd_0_05"] = statistics.nemenyi_cd(len(ranking.models), len(ranking.places))
+        found["wilcoxon_two_sided_best_vs"] = _best_against_others(scores, found["best"])
+    found["statement"] = statement(found)
+    return found
+
+
+def _intervals(ranking: Ranking, mean: dict[str, float]) -> dict[str, list[float]] | None:
+    bounds_M2 = ranking.intervals()
+    if bounds_M2 is None:
+        return None
+    return {model: bounds_M2[ranking.models.index(model)].tolist() for model in mean}
+
+
+def _best_against_others(scores: Scores, best: str) -> dict[str, dict[str, float]]:
+    ids = tuple(" | ".join((*row.place, row.metric)) for row in scores.rows)
+    units = {model: Units(ids, scores.values_RM[:, m]) for m, model in enumerate(scores.models)}
+    p = {model: statistics.wilcoxon(units[best], units[model]).p for model in scores.models if model != best}
+    corrected = statistics.holm(p)
+    return {model: {"p": p[model], "holm": corrected[model]} for model in sorted(p, key=p.__getitem__)}
+
+
+def statement(found: dict[str, Any]) -> str:
+    """In words: which differences the tests support."""
+    if found["nemenyi_cd_0_05"] is None:
+        return "Two models on two tasks at least are needed to say that one is better."
+    cd, mean, best = found["nemenyi_cd_0_05"], found["mean_rank"], found["best"]
+    if found["friedman_p"] >= statistics.ALPHA:
+        return (
+            f"Friedman's test finds no difference among the {len(mean)} models over {found['tasks']} tasks "
+            f"(p = {found['friedman_p']:.2g}): the order may be chance."
+        )
+    level = [model for model in mean if mean[model] - mean[best] < cd]
+    behind = [m for m, test in found["wilcoxon_two_sided_best_vs"].items() if test["holm"] < statistics.ALPHA]
+    first = (
+        f"The first {len(level)} ({', '.join(level)}) are not separable by Nemenyi's test"
+        if len(level) > 1
+        else f"{best} is separable from every other model by Nemenyi's test"
+    )
+    return (
+        f"{first}: mean ranks over {found['tasks']} tasks must differ by {cd:.2f} (α 0.05). Task by task, the "
+        f"signed-rank test with Holm's correction finds {best} different from {len(behind)} of {len(mean) - 1} others"
+        f"{': ' + ', '.join(behind) if behind else ''}."
+    )
+
+
+def cliques(mean: dict[str, float], cd: float) -> Iterator[tuple[str, ...]]:
+    """The largest runs of models, best first, whose mean ranks lie within the critical difference."""
+    models, ends = list(mean), 0
+    for start in range(len(models)):
+        stop = max(k for k in range(start, len(models)) if mean[models[k]] - mean[models[start]] < cd) + 1
+        if stop > ends and stop - start > 1:
+            yield tuple(models[start:stop])
+        ends = max(ends, stop)
