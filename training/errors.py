@@ -39,3 +39,15 @@ class TaskInvalid(TrainingError):
     """A task of the bench that its data cannot fill: an unknown kind, an empty bag, one class only."""
 
     reason, title = "task-invalid", "Task of the bench not usable"
+
+
+class SplitInvalid(TrainingError):
+    """A split that cannot serve: a class missing in a part, or a table that is none."""
+
+    reason, title = "split-invalid", "Split not usable"
+
+
+class LeakageRefused(TrainingError):
+    """What was learned from stands in what is tested."""
+
+    reason, title = "leakage", "Leakage refused"

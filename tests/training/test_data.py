@@ -7,7 +7,8 @@ import pytest
 
 from tests.training.small_data import TILE_PX, read_manifest, write_manifest
 from training.data import crc9
-from training.data.common import data_root, near_duplicate_groups
+from training.data.common import data_root
+from training.data.hashes import near_duplicate_groups
 from training.errors import DataMissing
 from training.tissue.data import colour_statistics, view, views
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.training
 
 def test_tiles_come_in_a_fixed_order_with_their_sources(small_data: Path) -> None:
     tiles = crc9.load()
-    assert tiles.images_NHWC.shape == (28, TILE_PX, TILE_PX, 3)
+    assert tiles.images().shape == (28, TILE_PX, TILE_PX, 3)
     assert np.bincount(tiles.labels_N).tolist() == [4] * 7
     assert [source.file for source in tiles.sources] == sorted(source.file for source in tiles.sources)
     assert tiles.grouping == "patient-unknown"
@@ -77,5 +78,5 @@ def test_the_real_set_holds_ten_tiles_a_class() -> None:
     except DataMissing:
         pytest.skip("data set not present: he_crc9 (set PATHSERVE_DATA)")
     tiles = crc9.load()
-    assert tiles.images_NHWC.shape == (70, 224, 224, 3)
+    assert tiles.images().shape == (70, 224, 224, 3)
     assert np.bincount(tiles.labels_N).tolist() == [10] * 7

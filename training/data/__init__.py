@@ -1,1 +1,1 @@
-"""One file a dataset, one interface (`common.Tiles`)."""
+"""One file a dataset, one interface (`dataset.Dataset`); splits by group; the corpus that encoders learn from."""

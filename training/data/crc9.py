@@ -4,10 +4,7 @@ The set's patients are unknown (its manifest gives one group for all tiles), so 
 near-duplicates, and every figure made with it is labelled `patient-unknown`.
 """
 
-import numpy as np
-
-from training.data.common import Tiles, data_root, decode_jpeg, near_duplicate_groups, read_source, sources_under
-from training.errors import DataMissing
+from training.data.dataset import PATIENT_UNKNOWN, Dataset, groups_by_likeness, images_of, labels_from
 
 DATASET = "CRC-VAL-HE-7K (Kather 2018, zenodo 1214456)"
 """The set's name in MANIFEST.csv."""
@@ -24,19 +21,21 @@ CLASSES = (
 """The set's own class names, in the order of the head's outputs."""
 
 
-def load() -> Tiles:
+def load() -> Dataset:
     """All tiles, sorted by file name. Raises DataMissing."""
-    root = data_root()
-    sources = sources_under(root, "he_crc9/images")
-    if not sources:
-        raise DataMissing("The data folder holds no he_crc9 set. Fetch the data again.")
-    images = np.stack([decode_jpeg(read_source(root, source)) for source in sources])
-    return Tiles(
-        images_NHWC=images,
-        labels_N=np.array([CLASSES.index(source.label) for source in sources], np.int64),
-        groups_N=near_duplicate_groups(images),
-        classes=CLASSES,
-        grouping="patient-unknown",
-        mpp=0.5,
+    sources = images_of("he_crc9")
+    labels_N = labels_from([source.label for source in sources], CLASSES)
+    return Dataset(
+        name="crc9",
+        title="Colorectal tissue type",
         sources=tuple(sources),
+        labels_N=labels_N,
+        strata_N=labels_N,
+        groups_N=groups_by_likeness(sources),
+        classes=CLASSES,
+        strata=CLASSES,
+        grouping=PATIENT_UNKNOWN,
+        organ="colon",
+        stain="HE",
+        mpp=0.5,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gateway.operations.errors import PathserveError
-from training.data.common import Tiles
+from training.data.dataset import Dataset
 from training.errors import RunInvalid
 from training.files import write_atomic
 from training.runs import read_json, read_toml
@@ -46,7 +46,7 @@ def figures(
     return {name: asdict(figure(score, runs_RNC, labels_N, draws)) for name, score in SCORES.items()}
 
 
-def summary(tiles: Tiles, runs: dict[str, np.ndarray], protocol: Protocol, seed: int) -> dict[str, Any]:
+def summary(tiles: Dataset, runs: dict[str, np.ndarray], protocol: Protocol, seed: int) -> dict[str, Any]:
     """Figures of all rows, recall per class of the first, its paired difference to each other one, its confusion."""
     labels_N, draws = tiles.labels_N, resamples(tiles.labels_N, tiles.groups_N, protocol.bootstrap, seed)
     names = list(runs)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gateway.operations.errors import PathserveError
 from training.data import crc9
-from training.data.common import Tiles
+from training.data.dataset import Dataset
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
@@ -104,7 +104,7 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
 def train_network(
     run: RunWriter,
     key: str,
-    tiles: Tiles,
+    tiles: Dataset,
     train_N: np.ndarray,
     training: Training,
     seed: int,
@@ -129,12 +129,13 @@ def train_network(
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         done = saved["epoch"]
+    images_NHWC = tiles.images()
     for epoch in range(done, training.epochs):
         rng = np.random.default_rng((seed, epoch))
         encoder.train()
         losses = []
         for batch_B in np.array_split(rng.permutation(train_N), -(-len(train_N) // training.batch)):
-            crops = np.stack([random_crop(tiles.images_NHWC[k], training.crop_px, rng) for k in batch_B])
+            crops = np.stack([random_crop(images_NHWC[k], training.crop_px, rng) for k in batch_B])
             logits_BC = classifier(encoder(torch.from_numpy(crops)))
             loss = F.cross_entropy(logits_BC, torch.from_numpy(tiles.labels_N[batch_B]), label_smoothing=0.1)
             optimiser.zero_grad()
@@ -147,7 +148,7 @@ def train_network(
         torch.save(state, checkpoint.with_suffix(".new"))
         checkpoint.with_suffix(".new").replace(checkpoint)
         after_epoch(key, epoch)
-    settle_batch_norms(encoder, tiles.images_NHWC[train_N])
+    settle_batch_norms(encoder, images_NHWC[train_N])
     save_file(encoder.state_dict(), finished)
     checkpoint.unlink(missing_ok=True)
     return read_weights(finished)
@@ -160,13 +161,13 @@ def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -
     return view(crop, int(rng.integers(16)), rng)
 
 
-def embed(encoder: TileEncoder, tiles: Tiles, seed: int, count: int) -> np.ndarray:
+def embed(encoder: TileEncoder, tiles: Dataset, seed: int, count: int) -> np.ndarray:
     """(N,V,1584) float32: the embeddings of every tile's first `count` views."""
     encoder.eval()
     embedded = []
     with torch.inference_mode():
-        for index, image in enumerate(tiles.images_NHWC):
-            images = torch.from_numpy(views(image, count, np.random.default_rng((seed, index))).copy())
+        for index in range(len(tiles)):
+            images = torch.from_numpy(views(tiles.read(index), count, np.random.default_rng((seed, index))).copy())
             embedded.append(torch.cat([encoder(part) for part in images.split(_CHUNK)]).numpy())
     return np.stack(embedded)
 
@@ -230,20 +231,20 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
     return run.finish(metrics=metrics, seed=recipe.seed, data=tiles.sources, starts_from={"encoder": base})
 
 
-def _validate(features_NVD: np.ndarray, tiles: Tiles, protocol: Protocol, seed: int) -> np.ndarray:
+def _validate(features_NVD: np.ndarray, tiles: Dataset, protocol: Protocol, seed: int) -> np.ndarray:
     return cross_validate(lambda train_N: features_NVD, tiles.labels_N, tiles.groups_N, protocol, seed)[0]
 
 
-def _colour_baseline(tiles: Tiles, protocol: Protocol, seed: int) -> np.ndarray:
-    colour_NVD = np.stack([colour_statistics(image) for image in tiles.images_NHWC])[:, None]
+def _colour_baseline(tiles: Dataset, protocol: Protocol, seed: int) -> np.ndarray:
+    colour_NVD = np.stack([colour_statistics(image) for image in tiles.images()])[:, None]
     return _validate(colour_NVD, tiles, protocol, seed)
 
 
-def random_encoder(tiles: Tiles, seed: int) -> TileEncoder:
+def random_encoder(tiles: Dataset, seed: int) -> TileEncoder:
     """Random weights; batch norms set to the tiles' own statistics (no label is used), else it answers a constant."""
     encoder = TileEncoder()
     initialise(encoder.network, torch.Generator().manual_seed(seed))
-    settle_batch_norms(encoder, tiles.images_NHWC)
+    settle_batch_norms(encoder, tiles.images())
     return encoder
 
 

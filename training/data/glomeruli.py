@@ -1,0 +1,12 @@
+"""Glomeruli of the kidney: 24 tiles of 768 px with masks (public kidney data of Kaggle); CC BY 4.0.
+
+The patients are unknown.
+"""
+
+from training.data.dataset import Dataset
+from training.data.unlabelled import load_unlabelled
+
+
+def load() -> Dataset:
+    """All tiles, sorted by file name. Raises DataMissing."""
+    return load_unlabelled("glomeruli", "Glomeruli", "kidney", "cortex with glomeruli", "glomerulus")
