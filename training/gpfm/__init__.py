@@ -1,0 +1,1 @@
+"""GPFM: one student that learns from its own teacher and from several frozen experts (arXiv 2407.18449)."""
