@@ -153,8 +153,7 @@ def conclusions(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
     ranking = rank(scores, ties)
     mean = ranking.by_mean()
     found: dict[str, Any] = {
-        "mean_rank": mean,
-        "mean_rank_95": _intervals(ranking, mean),
+        **mean_and_interval(ranking),
         "n_first": {model: int(ranking.firsts[ranking.models.index(model)]) for model in mean},
         "tasks": len(ranking.places),
         "friedman_chi2": None,
@@ -172,11 +171,13 @@ def conclusions(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
     return found
 
 
-def _intervals(ranking: Ranking, mean: dict[str, float]) -> dict[str, list[float]] | None:
-    bounds_M2 = ranking.intervals()
+def mean_and_interval(ranking: Ranking) -> dict[str, Any]:
+    """Model to mean rank, best first, and to its interval over tasks (None below two tasks)."""
+    mean, bounds_M2 = ranking.by_mean(), ranking.intervals()
     if bounds_M2 is None:
-        return None
-    return {model: bounds_M2[ranking.models.index(model)].tolist() for model in mean}
+        return {"mean_rank": mean, "mean_rank_95": None}
+    bounds = dict(zip(ranking.models, bounds_M2.tolist(), strict=True))
+    return {"mean_rank": mean, "mean_rank_95": {model: bounds[model] for model in mean}}
 
 
 def _best_against_others(scores: Scores, best: str) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from training.statistics import Figure, ItemScore, Replicates, StatisticsInvalid, interval, replicates
+from training.statistics import ItemScore, Replicates, StatisticsInvalid, interval, replicates
 
 ALPHA = 0.05
 EXACT_TO = 50
@@ -88,12 +88,26 @@ def paired_bootstrap(
 
     p = 2·min(share ≤ 0, share ≥ 0), at least 1 / (count + 1) and at most 1 (Efron and Tibshirani, chapter 16).
     """
-    drawn = replicates([first, second], groups_N, labels_N, count, seed)
-    gaps_B = drawn.scores_BK[:, 0] - drawn.scores_BK[:, 1]
-    every = np.arange(len(groups_N))
-    found: Figure = interval(first(every) - second(every), gaps_B)
-    p = 2 * min(np.mean(gaps_B <= 0), np.mean(gaps_B >= 0))
-    return Difference(found.value, found.low, found.high, float(np.clip(p, 1 / (count + 1), 1)))
+    return paired_bootstraps(first, {"": second}, groups_N, labels_N, count, seed)[""]
+
+
+def paired_bootstraps(
+    first: ItemScore,
+    others: Mapping[str, ItemScore],
+    groups_N: np.ndarray,
+    labels_N: np.ndarray | None = None,
+    count: int = 1000,
+    seed: int = 2026,
+) -> dict[str, Difference]:
+    """`paired_bootstrap` of one model against each of several, all on the same resamples."""
+    drawn = replicates([first, *others.values()], groups_N, labels_N, count, seed)
+    every, found = np.arange(len(groups_N)), {}
+    for column, (name, other) in enumerate(others.items(), 1):
+        gaps_B = drawn.scores_BK[:, 0] - drawn.scores_BK[:, column]
+        bounds = interval(first(every) - other(every), gaps_B)
+        p = 2 * min(np.mean(gaps_B <= 0), np.mean(gaps_B >= 0))
+        found[name] = Difference(bounds.value, bounds.low, bounds.high, float(np.clip(p, 1 / (count + 1), 1)))
+    return found
 
 
 def wilcoxon(first: Units, second: Units) -> SignedRank:
