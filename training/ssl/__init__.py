@@ -1,0 +1,1 @@
+"""Self-distillation without labels: DINO, iBOT and KoLeo on many crops, against a slowly following teacher."""

@@ -1,0 +1,95 @@
+"""Where a training stands, on disk: weights, optimiser, centres and the iteration, for any number of processes.
+
+Written with torch's distributed checkpoint format: each process writes what it holds, and another number of processes
+reads it. Random streams need no state: they follow from seed and iteration.
+"""
+
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from training.errors import WeightsInvalid
+from training.ssl.distributed import World
+
+
+class Checkpoints:
+    """The checkpoints of one run: folders named after the number of iterations that are done."""
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        self._folder, self._keep, self._world = folder, keep, world
+
+    def save(self, done: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint, whole or not at all, and remove the oldest beyond those to keep."""
+        final = self._folder / f"{done:08d}"
+        partial = final.with_suffix(".new")
+        if self._world.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._wait()
+        with _alone():
+            dcp.save(state, checkpoint_id=partial)
+        self._wait()
+        if self._world.rank == 0:
+            shutil.rmtree(final, ignore_errors=True)
+            partial.replace(final)
+            for old in self._finished()[: -self._keep]:
+                shutil.rmtree(old)
+        self._wait()
+
+    def load(self, state: dict[str, Any]) -> int:
+        """Fill the tensors of `state` from the newest checkpoint; the iterations that were done, 0 without one.
+
+        Raises WeightsInvalid naming the first tensor that is absent or of another shape: another architecture's.
+        """
+        finished = self._finished()
+        if not finished:
+            return 0
+        newest = finished[-1]
+        try:
+            held = dcp.FileSystemReader(newest).read_metadata().state_dict_metadata
+            _demand_same(newest.name, held, state)
+            with _alone():
+                dcp.load(state, checkpoint_id=newest)
+        except (OSError, EOFError, dcp.CheckpointException) as error:
+            raise WeightsInvalid(
+                f"The checkpoint {newest.name} cannot be read whole. Remove its folder and resume from the one before."
+            ) from error
+        return int(newest.name)
+
+    def _finished(self) -> list[Path]:
+        return sorted(path for path in self._folder.glob("*") if path.name.isdigit())
+
+    def _wait(self) -> None:
+        if self._world.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """torch warns whenever one process saves or loads on its own, which is what we mean."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _demand_same(name: str, held: dict[str, Any], state: dict[str, Any]) -> None:
+    for key, value in state.items():
+        if key not in held:
+            raise WeightsInvalid(f"The checkpoint {name} lacks {key}: it belongs to another architecture.")
+        entry = held[key]
+        if isinstance(entry, TensorStorageMetadata) and isinstance(value, torch.Tensor) and entry.size != value.shape:
+            raise WeightsInvalid(
+                f"The checkpoint {name} differs from the network at {key}: shape {tuple(entry.size)} "
+                f"in place of {tuple(value.shape)}. It belongs to another architecture."
+            )
+    for key in held:
+        if key not in state:
+            raise WeightsInvalid(f"The checkpoint {name} holds {key}, which the network does not have.")

@@ -1,0 +1,183 @@
+"""Train by self-distillation: `python -m training.ssl.train RECIPE.toml [--resume] [--out DIR]`.
+
+In several processes: `torchrun --nproc-per-node 2 -m training.ssl.train RECIPE.toml`. With one thread on a CPU, the same
+recipe and seed give the same bits, whether the run was interrupted or not.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+from gateway.operations.errors import PathserveError
+from training.nn.checkpoints import load_state, read_weights, save_weights
+from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
+from training.ssl import ema
+from training.ssl.distributed import World, joined
+from training.ssl.loop import Loop
+from training.ssl.method import SelfDistillation, Term
+from training.ssl.model import CnnBackbone, ViTBackbone
+from training.ssl.recipe import SelfDistillationRecipe, read_recipe
+from training.ssl.views import Corpus
+
+Backbone = ViTBackbone | CnnBackbone
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m training.ssl.train", description=__doc__)
+    add_arguments(parser)
+    chosen = parser.parse_args(arguments)
+    return report(
+        lambda: run(
+            *read_recipe(SelfDistillationRecipe, chosen.recipe, chosen.set),
+            chosen.out,
+            resume=chosen.resume,
+            stop_after=chosen.iterations,
+        )
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that every self-distillation's command line has."""
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
+    parser.add_argument("--out", type=Path, help="run folder; default: the recipe's name in PATHSERVE_RUNS")
+    parser.add_argument("--iterations", type=int, metavar="N", help="stop after N more iterations, to resume later")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: optim.clip=1"
+    )
+
+
+def report(train: Callable[[], Run | None]) -> int:
+    """Run a training for a command line: where its run folder is on stdout, or one sentence on stderr and status 1."""
+    try:
+        finished = train()
+    except PathserveError as error:
+        print(error.detail, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"The run folder cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    if finished is not None:
+        print(finished.path)
+    return 0
+
+
+def run(
+    recipe: SelfDistillationRecipe,
+    text: bytes,
+    out: Path | None = None,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+    corpus: Corpus | None = None,
+    terms: Callable[[Backbone], Mapping[str, Term]] | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    starts_from: Mapping[str, Run] | None = None,
+    pretraining: Iterable[Pretraining] = (),
+    evaluate: Callable[[Backbone], Mapping[str, Any]] | None = None,
+) -> Run | None:
+    """Train a recipe to a finished run folder, whose weights are the EMA teacher's backbone.
+
+    `text` is the recipe as the run folder keeps it; `corpus` the tiles, by default those that it names. `terms` makes further losses for the student's backbone. `start`
+    are its first weights (a mask token may be missing); without, those of the run that `recipe.start` names, if any.
+    `evaluate` gives further figures of the finished backbone. None: stopped after `stop_after` iterations, or this is
+    not the writing process. Raises TrainingError.
+    """
+    threadpool_limits(1)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    parents = dict(starts_from or {})
+    if start is None and recipe.start is not None:
+        parents["student"] = find_run(recipe.start)
+        start = read_weights(parents["student"].weights_path)
+    with joined() as world:
+        tiles = corpus if corpus is not None else _he_corpus(recipe.data.sets)
+        method = SelfDistillation(recipe)
+        if terms is not None:
+            method.terms.update(terms(method.student["backbone"]))
+        if start is not None:
+            load_start(method, start)
+        writer = _writer(world, recipe, text, out, resume)
+        loop = Loop(method, recipe, tiles, writer, world)
+        last = recipe.iterations if stop_after is None else min(recipe.iterations, loop.done + stop_after)
+        loop.train(last)
+        teacher = loop.teacher()
+        if writer is None:
+            return None
+        if last < recipe.iterations:
+            print(f"Stopped after {last} of {recipe.iterations} iterations; go on with --resume.", file=sys.stderr)
+            return None
+        save_weights(writer.weights_path, teacher)
+        metrics = {"training": figures(writer.path / "log.jsonl"), **(evaluate(teacher) if evaluate else {})}
+        return writer.finish(
+            metrics=metrics,
+            seed=recipe.seed,
+            data=tiles.sources,
+            pretraining=(*method.pretraining, *pretraining),
+            starts_from=parents,
+            seen=tiles.seen,
+        )
+
+
+def load_start(method: SelfDistillation, weights: Mapping[str, Tensor]) -> None:
+    """Begin student and teacher with a backbone's weights, all of them; only the mask token may be missing, and one that
+    is not needed is left out. Raises WeightsInvalid naming the first tensor that differs."""
+    backbone = method.student["backbone"]
+    own = backbone.state_dict()
+    found = {key: value for key, value in weights.items() if key in own or key != "mask_token"}
+    if "mask_token" in own:
+        found.setdefault("mask_token", own["mask_token"])
+    load_state(backbone, found, "the run to start from")
+    ema.copy(method.teacher["backbone"], backbone)
+
+
+def figures(log: Path) -> dict[str, Any]:
+    """What a log tells of the training: each loss in the first step and as the mean of the last ten logged ones, the
+    teacher's last signs of collapse, and the number of alarms."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    steps = {line["iteration"]: line for line in lines if line["event"] == "step"}
+    losses = [steps[iteration]["losses"] for iteration in sorted(steps)]
+    signs = [line["signs"] for line in lines if line["event"] == "teacher"]
+    return {
+        "iterations": max(steps) + 1,
+        "losses": {
+            name: {"first": first, "last": mean(row[name] for row in losses[-10:])} for name, first in losses[0].items()
+        },
+        "teacher": signs[-1] if signs else None,
+        "alarms": sum(line["event"] == "collapse" for line in lines),
+    }
+
+
+def _he_corpus(sets: tuple[str, ...]) -> Corpus:
+    from training.data.corpus import he_corpus
+
+    return he_corpus(sets)
+
+
+def _writer(
+    world: World, recipe: SelfDistillationRecipe, text: bytes, out: Path | None, resume: bool
+) -> RunWriter | None:
+    """The run's writer in the first process; the others fail with it."""
+    writer, failure = None, None
+    if world.rank == 0:
+        try:
+            writer = RunWriter(out or runs_folder() / recipe.name, text, resume=resume)
+        except PathserveError as error:
+            failure = error
+    failure = world.gather(failure)[0]
+    if failure is not None:
+        raise failure
+    return writer
+
+
+if __name__ == "__main__":
+    sys.exit(main())
