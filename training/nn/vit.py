@@ -38,6 +38,7 @@ class ViTConfig:
     positions: Positions = "class"
     mask_token: bool = False
     drop_path: float = 0.0
+    norm_eps: float = 1e-6
 
     @property
     def grid(self) -> int:
@@ -116,10 +117,10 @@ class Block(nn.Module):
         super().__init__()
         width, scale = config.width, config.layerscale
         self.drop_path = config.drop_path
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(width, eps=config.norm_eps)
         self.attn = Attention(width, config.heads)
         self.ls1 = nn.Identity() if scale is None else LayerScale(width, scale)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = Mlp(width, config.mlp) if config.ffn == "mlp" else SwiGlu(width, config.mlp)
         self.ls2 = nn.Identity() if scale is None else LayerScale(width, scale)
 
@@ -167,7 +168,7 @@ class ViT(nn.Module):
         if config.mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, x_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tokens:
         """`mask_BN` bool: patches whose embedding is replaced by the mask token; they keep their position."""

@@ -1,11 +1,12 @@
 """An id to a ready encoder: card, network, weights, self-test."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from training.graphs import Graph
-from training.pathbench.encoders import networks, weights
+from training.pathbench.encoders import networks, selftest, weights
 from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, read_card
 from training.pathbench.encoders.encoder import Encoder, EncoderMeta
 from training.pathbench.encoders.errors import EncoderInvalid
@@ -37,44 +38,57 @@ def build(
         run, graph = weights.load_run(encoder_id, card)
         return _of_run(card, run, graph, said)
     network = networks.network_of(encoder_id, card)
-    drawn = random_init or card.weights.source == "fresh"
+    drawn, path = random_init or card.weights.source == "fresh", None
     if drawn:
         networks.initialise(network, seed)
         checksum = weights.state_digest(network)
     else:
-        checksum = _loaded(encoder_id, card, network, accept_licence)
+        checksum, path = _loaded(encoder_id, card, network, toolkit, accept_licence)
     transform = card.transform(toolkit)
-    return Encoder(
-        EncoderMeta(
-            **said,
-            **_of_card(card),
-            dim=card.dim,
-            checksum=checksum,
-            licences=_licences(card),
-            pretraining=card.pretraining,
-            random=drawn,
-            run=None,
-            transform=str(transform),
-            tile_px=transform.side_px,
-            field_um=FIXED_FIELD_UM if profile == "fixed-fov" else card.field_um,
-            dense=hasattr(network, "dense"),
-        ),
-        transform,
-        network.eval(),
+    meta = EncoderMeta(
+        **said,
+        **_of_card(card),
+        dim=card.dim,
+        checksum=checksum,
+        licences=_licences(card),
+        pretraining=card.pretraining,
+        random=drawn,
+        run=None,
+        transform=str(transform),
+        tile_px=transform.side_px,
+        field_um=FIXED_FIELD_UM if profile == "fixed-fov" else card.field_um,
+        dense=hasattr(network, "dense"),
     )
+    encoder = Encoder(meta, transform, network.eval())
+    if not random_init:
+        selftest.verify(encoder, selftest.record_path(encoder_id, path))
+    return encoder
 
 
-def _loaded(encoder_id: str, card: Card, network: nn.Module, accept_licence: bool) -> str:
-    """Load the weights; their digest."""
-    match card.weights.source:
-        case "hub":
-            weights.demand_licence(encoder_id, card, accepted=accept_licence)
-            digest, _ = weights.load_fetched(encoder_id, card, network.network)
-            return digest
-        case "package":
-            return weights.load_package(card, network.network).sha256
-        case _:
-            return weights.functions_digest(encoder_id)
+def _loaded(
+    encoder_id: str, card: Card, network: nn.Module, toolkit: Toolkit, accept_licence: bool
+) -> tuple[str, Path | None]:
+    """Load the weights; their digest, and the file that a person fetched. The first time they are shown not to be those
+    of a fresh network."""
+    if card.weights.source == "none":
+        return weights.functions_digest(encoder_id), None
+    if card.weights.source == "package":
+        networks.initialise(network, seed=0)
+        before = selftest.prints(network.network)
+        digest = weights.load_package(network.network).sha256
+        selftest.demand_learned(encoder_id, network.network, before)
+        return digest, None
+    path = weights.weights_file(encoder_id, card)
+    weights.demand_licence(encoder_id, card, accepted=accept_licence)
+    digest = weights.verified_digest(encoder_id, card, path)
+    first = selftest.recorded(selftest.record_path(encoder_id, path), digest, toolkit) is None
+    if first:
+        networks.initialise(network, seed=0)
+        before = selftest.prints(network.network)
+    weights.load_fetched(encoder_id, card, network.network, path)
+    if first:
+        selftest.demand_learned(encoder_id, network.network, before)
+    return digest, path
 
 
 def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder:
@@ -83,24 +97,23 @@ def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder
     transform = Transform(side_px=side_px, fit="squash", interpolation="bicubic", resize_px=side_px)
     sets = {entry["trained_on"] for entry in manifest["pretraining"]} | {entry["dataset"] for entry in manifest["data"]}
     licences = {card.licence, *(entry["licence"] for entry in manifest["pretraining"])}
-    return Encoder(
-        EncoderMeta(
-            **said,
-            **_of_card(card),
-            dim=int(graph.outputs[0].shape[0]),
-            checksum=run.weights_sha256,
-            licences=tuple(sorted(licences)),
-            pretraining=tuple(sorted(sets)),
-            random=False,
-            run=run.name,
-            transform=str(transform),
-            tile_px=side_px,
-            field_um=FIXED_FIELD_UM if said["profile"] == "fixed-fov" else side_px * float(graph.card["mpp"]),
-            dense=hasattr(graph.network, "dense"),
-        ),
-        transform,
-        graph.network.eval(),
+    meta = EncoderMeta(
+        **said,
+        **_of_card(card),
+        dim=int(graph.outputs[0].shape[0]),
+        checksum=run.weights_sha256,
+        licences=tuple(sorted(licences)),
+        pretraining=tuple(sorted(sets)),
+        random=False,
+        run=run.name,
+        transform=str(transform),
+        tile_px=side_px,
+        field_um=FIXED_FIELD_UM if said["profile"] == "fixed-fov" else side_px * float(graph.card["mpp"]),
+        dense=hasattr(graph.network, "dense"),
     )
+    encoder = Encoder(meta, transform, graph.network.eval())
+    selftest.verify(encoder, selftest.record_path(meta.id, None))
+    return encoder
 
 
 def _of_card(card: Card) -> dict[str, Any]:

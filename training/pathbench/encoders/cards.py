@@ -37,6 +37,7 @@ class Vit(_Part):
     layerscale: float | None = None
     registers: int = 0
     positions: Literal["all", "class", "patches"] = "class"
+    norm_eps: float = 1e-6
 
     def config(self) -> ViTConfig:
         return ViTConfig(**self.model_dump(exclude={"kind"}))
@@ -82,9 +83,9 @@ class Checks(_Part):
 class Card(_Part):
     """One encoder. `unverified`: only its dimension and its approximate size are known, so it cannot be built.
 
-    `pretraining` are the sets that it was trained on, by name ("undisclosed" where they are not public). `dtype` is what
-    a toolkit runs it in; here it is always float32. `inferred` lists the fields that no publisher states. `field_um` is
-    the side of the tissue that its publisher shows it. An encoder of ours takes dimension, side and field from its run.
+    `pretraining`: the sets that it was trained on ("undisclosed" where they are not public). `dtype`: what a toolkit
+    runs it in; here it is always float32. `inferred`: the fields that no publisher states. `field_um`: side of the
+    tissue that its publisher shows it. An encoder of ours takes dimension, side and field from its run.
     """
 
     title: str
@@ -146,8 +147,8 @@ def read_card(encoder_id: str) -> Card:
     registry = _registry(FOLDER)
     if encoder_id not in registry:
         raise EncoderMissing(
-            f"There is no encoder {encoder_id} in the registry. Its ids are {', '.join(registry)}; another one is added "
-            "by a card and a line in registry.toml."
+            f"There is no encoder {encoder_id} in the registry; its ids are {', '.join(registry)}. A card and a "
+            "line in registry.toml add another."
         )
     return _card(FOLDER / "cards" / registry[encoder_id])
 

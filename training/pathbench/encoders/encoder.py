@@ -17,8 +17,8 @@ from training.pathbench.encoders.transforms import Transform
 class EncoderMeta:
     """What feature files, cells and cards record. Features whose records differ are never mixed.
 
-    `checksum`: sha256 of the weights. `licences`: its own and those of all that it inherits from. `pretraining`: the sets
-    that it was trained on. `random`: its weights were drawn, not learned. `run`: the recipe of an encoder of ours.
+    `checksum`: sha256 of the weights. `licences`: its own and those of all that it inherits from. `pretraining`: what
+    it was trained on. `random`: its weights were drawn, not learned. `run`: the recipe of an encoder of ours.
     `field_um`: side of the tissue that a tile shows in this profile; `tile_px`: the network's input side; `mpp`: their
     ratio. `dense`: whether it gives a map as well.
     """

@@ -22,8 +22,13 @@ def plain_names(tensors: Mapping[str, Any], layout: str) -> Tensors:
 
 
 def _dinov2_teacher(tensors: Mapping[str, Any]) -> Tensors:
-    """DINOv2's training checkpoint: the teacher's backbone, without heads and mask token, its blocks in chunks."""
-    teacher = tensors.get("teacher", tensors)
+    """DINOv2's training checkpoint: the teacher's backbone, without heads and mask token, its blocks in chunks.
+
+    A file that holds the backbone alone, under plain names, is taken as it is.
+    """
+    if "teacher" not in tensors:
+        return dict(tensors)
+    teacher = tensors["teacher"]
     backbone = {key.removeprefix("backbone."): value for key, value in teacher.items() if key.startswith("backbone.")}
     names = unchunked(tuple(backbone))
     return {names[key]: value for key, value in backbone.items() if key != "mask_token"}

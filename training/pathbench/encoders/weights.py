@@ -16,6 +16,7 @@ from training.errors import RunInvalid
 from training.files import sha256_bytes, sha256_file
 from training.graphs import Graph, declare
 from training.nn.checkpoints import load_state
+from training.nn.efficientnet_lite import EfficientNetLite0
 from training.pathbench.encoders import functions
 from training.pathbench.encoders.cards import Card
 from training.pathbench.encoders.errors import EncoderInvalid, EncoderMissing, LicenceNotAccepted
@@ -34,7 +35,7 @@ def weights_folder() -> Path:
 
 def demand_licence(encoder_id: str, card: Card, *, accepted: bool) -> None:
     """Raises LicenceNotAccepted where the licence asks a person for consent and none was given."""
-    if card.weights.source == "hub" and not accepted:
+    if not accepted:
         raise LicenceNotAccepted(
             f"{encoder_id} is licensed under {card.licence}{' (to be checked)' if 'licence' in card.inferred else ''}: "
             "read it, and say accept_licence where its terms allow your use."
@@ -61,19 +62,18 @@ def weights_file(encoder_id: str, card: Card) -> Path:
 
 def verified_digest(encoder_id: str, card: Card, path: Path) -> str:
     """The file's sha256, which is the published one or the one that a person has pinned. Raises EncoderInvalid."""
-    digest, weights = sha256_file(path), card.weights
-    pin = path.parent / PIN
-    if weights.sha256 is not None or weights.md5 is not None:
-        found = digest if weights.sha256 is not None else _md5(path)
-        if found != (weights.sha256 or weights.md5):
-            raise EncoderInvalid(f"{path.name} of {encoder_id} differs from its published digest. Fetch it again.")
-    elif not pin.is_file():
+    digest, weights, pin = sha256_file(path), card.weights, path.parent / PIN
+    if weights.sha256 == digest or (weights.md5 is not None and weights.md5 == _md5(path)):
+        return digest
+    if not pin.is_file():
         raise EncoderInvalid(
-            f"The digest of {path.name} is not published. Compare sha256 {digest} with where you fetched it, and write "
-            f"it into {PIN} beside the file."
+            f"{path.name} of {encoder_id} has the sha256 {digest}, which its card does not name. Compare it with where "
+            f"you fetched the file, and write it into {PIN} beside it."
         )
-    elif pin.read_text(encoding="utf-8").split()[:1] != [digest]:
-        raise EncoderInvalid(f"{path.name} of {encoder_id} differs from the digest that is pinned in {PIN}.")
+    if pin.read_text(encoding="utf-8").split()[:1] != [digest]:
+        raise EncoderInvalid(
+            f"{path.name} of {encoder_id} differs from the digest that is pinned in {PIN}. Fetch it again."
+        )
     return digest
 
 
@@ -96,20 +96,14 @@ def read_tensors(encoder_id: str, card: Card, path: Path) -> dict[str, Tensor]:
     return {key: value.float() for key, value in plain_names(tensors, card.weights.layout).items()}
 
 
-def load_fetched(encoder_id: str, card: Card, network: nn.Module) -> tuple[str, Path]:
-    """Load the fetched file strictly into `network`; its digest and itself. Raises EncoderMissing, EncoderInvalid,
-    WeightsInvalid naming the first tensor that differs."""
-    path = weights_file(encoder_id, card)
-    digest = verified_digest(encoder_id, card, path)
+def load_fetched(encoder_id: str, card: Card, network: nn.Module, path: Path) -> None:
+    """Load a fetched file strictly. Raises EncoderInvalid, and WeightsInvalid naming the first tensor that differs."""
     load_state(network, read_tensors(encoder_id, card, path), encoder_id)
-    return digest, path
 
 
-def load_package(card: Card, network: nn.Module) -> Pretraining:
-    """Load the weights that a package carries. Raises DataMissing."""
-    architecture = card.architecture
-    assert architecture is not None
-    return (load_lite0 if architecture.kind == "efficientnet-lite0" else load_lite1)(network)
+def load_package(network: nn.Module) -> Pretraining:
+    """Load the weights that a network's package carries. Raises DataMissing, WeightsInvalid."""
+    return load_lite0(network) if isinstance(network, EfficientNetLite0) else load_lite1(network)
 
 
 def load_run(encoder_id: str, card: Card) -> tuple[Run, Graph]:
