@@ -104,7 +104,7 @@ class Ranking:
 
     def intervals(self) -> np.ndarray | None:
         """(M, 2) 95 % bootstrap of the mean ranks over tasks, the cohorts of a task together; None below two tasks."""
-        tasks = list(dict.fromkeys(place[:2] for place in self.places))
+        tasks = sorted({place[:2] for place in self.places})  # so that the order of rows does not matter
         if len(tasks) < 2:
             return None
         member_UT = np.array([[place[:2] == task for place in self.places] for task in tasks], float)
