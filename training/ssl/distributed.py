@@ -21,6 +21,7 @@ from training.ssl.method import SelfDistillation
 from training.ssl.recipe import Launch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CPU = torch.device("cpu")
 Forward = Callable[..., dict[str, Tensor]]
 
 
@@ -30,7 +31,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
@@ -50,7 +51,7 @@ class World:
 
 @contextmanager
 def joined() -> Iterator[World]:
-    """The world that torchrun's environment describes; one process on its own without it. Takes a GPU if there is one."""
+    """The world that torchrun's environment describes; without it one process alone. A GPU is taken if there."""
     size, cuda = int(os.environ.get("WORLD_SIZE", "1")), torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:
@@ -74,9 +75,10 @@ def share(method: SelfDistillation, launch: Launch, world: World) -> Forward:
         return DistributedDataParallel(method, broadcast_buffers=False)
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtype = DTYPES[launch.precision]
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32) if dtype != torch.float32 else None
-    for units in shards(method, launch.chunks):
-        fully_shard(units, mesh=mesh, **({"mp_policy": policy} if policy else {}))
+    policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)
+    for unit in shards(method, launch.chunks):
+        # The teacher has no backward pass that would give up what its forward pass gathered.
+        fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     return method
 
 

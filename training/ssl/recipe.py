@@ -25,7 +25,7 @@ class Part(BaseModel):
 
 
 class ViTNetwork(Part):
-    """A vision transformer from fresh weights; see `training.nn.vit.ViTConfig`. `image_px` is the global crop's side."""
+    """A vision transformer from fresh weights; see `training.nn.vit.ViTConfig`. `image_px`: the global crop's side."""
 
     arch: Literal["vit"]
     image_px: int = Field(gt=0)
@@ -144,9 +144,10 @@ class Optim(Part):
 
 
 class Data(Part):
-    """The corpus, or only its tiles of `sets`; `batch` images a step, over all processes. `workers` processes a process make crops; 0 = the process itself.
+    """The corpus, or only its tiles of `sets`, and `batch` images a step, over all processes together.
 
-    An unreadable tile is skipped for another; "substitute" takes the corpus's first, as the released code does.
+    `workers`: how many processes make the crops of each training process; 0 = it makes them itself. An unreadable tile
+    is skipped for another; "substitute" takes the corpus's first, as the released code does.
     """
 
     corpus: Literal["he"] = "he"
@@ -223,7 +224,7 @@ R = TypeVar("R", bound=Recipe)
 def read_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> tuple[R, bytes]:
     """A recipe file as its class, and the text that its run folder keeps.
 
-    An override is `section.key=value`, the value as TOML writes it (a bare word is taken as text). Raises RecipeInvalid.
+    An override is `section.key=value`, the value as TOML writes it (a bare word is text). Raises RecipeInvalid.
     """
     try:
         text = path.read_bytes()

@@ -1,7 +1,7 @@
 """Train by self-distillation: `python -m training.ssl.train RECIPE.toml [--resume] [--out DIR]`.
 
-In several processes: `torchrun --nproc-per-node 2 -m training.ssl.train RECIPE.toml`. With one thread on a CPU, the same
-recipe and seed give the same bits, whether the run was interrupted or not.
+In several processes: `torchrun --nproc-per-node 2 -m training.ssl.train RECIPE.toml`. With one thread on a CPU, the
+same recipe and seed give the same bits, whether the run was interrupted or not.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gateway.operations.errors import PathserveError
+from training.data.corpus import HE_SETS, HE_SLIDES, he_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
 from training.ssl import ema
@@ -87,10 +88,10 @@ def run(
 ) -> Run | None:
     """Train a recipe to a finished run folder, whose weights are the EMA teacher's backbone.
 
-    `text` is the recipe as the run folder keeps it; `corpus` the tiles, by default those that it names. `terms` makes further losses for the student's backbone. `start`
-    are its first weights (a mask token may be missing); without, those of the run that `recipe.start` names, if any.
-    `evaluate` gives further figures of the finished backbone. None: stopped after `stop_after` iterations, or this is
-    not the writing process. Raises TrainingError.
+    `text` is the recipe as the run folder keeps it; `corpus` the tiles, by default those that the recipe names. `terms`
+    makes further losses for the student's backbone. `start` are its first weights (a mask token may be missing);
+    without, those of the run that `recipe.start` names, if any. `evaluate` gives further figures of the finished
+    backbone. None: stopped after `stop_after` iterations, or not the writing process. Raises TrainingError.
     """
     threadpool_limits(1)
     torch.set_num_threads(1)
@@ -100,7 +101,7 @@ def run(
         parents["student"] = find_run(recipe.start)
         start = read_weights(parents["student"].weights_path)
     with joined() as world:
-        tiles = corpus if corpus is not None else _he_corpus(recipe.data.sets)
+        tiles = corpus if corpus is not None else he_corpus(recipe.data.sets or (*HE_SETS, *HE_SLIDES))
         method = SelfDistillation(recipe)
         if terms is not None:
             method.terms.update(terms(method.student["backbone"]))
@@ -129,8 +130,8 @@ def run(
 
 
 def load_start(method: SelfDistillation, weights: Mapping[str, Tensor]) -> None:
-    """Begin student and teacher with a backbone's weights, all of them; only the mask token may be missing, and one that
-    is not needed is left out. Raises WeightsInvalid naming the first tensor that differs."""
+    """Begin student and teacher with a backbone's weights, all of them; only the mask token may be missing, and it is
+    left out where nothing is masked. Raises WeightsInvalid naming the first tensor that differs."""
     backbone = method.student["backbone"]
     own = backbone.state_dict()
     found = {key: value for key, value in weights.items() if key in own or key != "mask_token"}
@@ -155,12 +156,6 @@ def figures(log: Path) -> dict[str, Any]:
         "teacher": signs[-1] if signs else None,
         "alarms": sum(line["event"] == "collapse" for line in lines),
     }
-
-
-def _he_corpus(sets: tuple[str, ...]) -> Corpus:
-    from training.data.corpus import he_corpus
-
-    return he_corpus(sets)
 
 
 def _writer(

@@ -7,7 +7,7 @@ processes: no random state need be saved, and a resumed run goes on with the ver
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -33,6 +33,10 @@ class Corpus(Protocol):
 
     def read(self, index: int) -> np.ndarray:
         """(H,W,3) uint8 RGB. Raises TrainingError where the tile cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a log calls the tile."""
         ...
 
 
@@ -130,19 +134,12 @@ class Steps(Dataset[Views]):
         while True:
             try:
                 return index, self._corpus.read(index)
-            except TrainingError as error:
-                skipped.append(tile_name(self._corpus, index))
+            except TrainingError:
+                skipped.append(self._corpus.name(index))
                 if len(skipped) > len(self._mine):
                     raise
-                del error
             again = again or self._rng(_AGAIN, position)
             index = 0 if self._recipe.data.on_error == "substitute" else int(again.integers(len(self._corpus)))
-
-
-def tile_name(corpus: Any, index: int) -> str:
-    """A tile's name for the log: that of its source file where the corpus tells it."""
-    sources = getattr(corpus, "sources", ())
-    return str(sources[index].file) if len(sources) == len(corpus) else f"tile {index}"
 
 
 def batches(steps: Steps, first: int, last: int, workers: int) -> Iterator[Views]:
