@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.common import Source
+from training.data.seen import Seen
 from training.errors import RecipeInvalid, RunInvalid
 from training.files import json_bytes, sha256_bytes, sha256_file, write_atomic
 
@@ -188,8 +189,10 @@ class RunWriter:
         data: Iterable[Source] = (),
         pretraining: Iterable[Pretraining] = (),
         starts_from: Mapping[str, Run] | None = None,
+        seen: Seen | None = None,
     ) -> Run:
-        """Write metrics and, last, the manifest; remove `work/`."""
+        """Write metrics and, last, the manifest; remove `work/`. A run that learns from images says by `seen` which
+        groups and pictures they were: the bench's leakage rules read it."""
         cpu_s = round(time.process_time() - self._cpu_start_s, 1)
         write_atomic(self.path / "metrics.json", json_bytes({**metrics, "cpu_s": cpu_s}))
         manifest = {
@@ -206,6 +209,7 @@ class RunWriter:
                 role: {"recipe": run.name, "weights_sha256": run.weights_sha256}
                 for role, run in (starts_from or {}).items()
             },
+            **({"seen": seen.record()} if seen else {}),
             "tools": {"python": platform.python_version()} | {name: metadata.version(name) for name in _TOOLS},
         }
         write_atomic(self.path / "manifest.json", json_bytes(manifest))

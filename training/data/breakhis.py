@@ -37,5 +37,6 @@ def load() -> Dataset:
         organ="breast",
         stain="HE",
         mpp=None,
+        known_as=("BreaKHis",),
         cohort_N=np.array([rows[source.file]["magnification"] for source in sources]),
     )

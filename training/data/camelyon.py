@@ -41,6 +41,7 @@ def load() -> Dataset:
         organ="lymph node",
         stain="HE",
         mpp=None,
+        known_as=("CAMELYON", "CAMELYON16", "CAMELYON17"),
         masks=tuple(mask for mask in masks for _ in range(each)),
         categories=("metastatic breast carcinoma region",),
     )

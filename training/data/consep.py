@@ -40,6 +40,7 @@ def load() -> Dataset:
         organ="colon",
         stain="HE",
         mpp=0.25,
+        known_as=("CoNSeP",),
         masks=masks,
         categories=CATEGORIES,
     )

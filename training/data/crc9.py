@@ -38,4 +38,5 @@ def load() -> Dataset:
         organ="colon",
         stain="HE",
         mpp=0.5,
+        known_as=("CRC-VAL-HE-7K", "CRC-VAL-HE", "NCT-CRC-HE"),
     )

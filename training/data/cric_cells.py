@@ -38,4 +38,5 @@ def load() -> Dataset:
         organ="cervix",
         stain="PAP",
         mpp=0.245 * BOX_PX / TILE_PX,
+        known_as=("CRIC",),
     )

@@ -53,7 +53,8 @@ class Dataset:
     reach beyond it: the border is mirrored), None where items are whole images; labels_N: int64, an index into
     `classes`, -1 where an item has none; strata_N: the finest labels (an index into `strata`, or -1), by which a split
     is balanced, so that every task made of one set has the same split; groups_N: (N,) str, what stays together;
-    grouping: what a group is; mpp: µm per pixel, None where it is not known; tile_px: the side to which boxes are
+    grouping: what a group is; known_as: names of public sets that hold these images, as others' encoders list what they
+    learned from; mpp: µm per pixel, None where it is not known; tile_px: the side to which boxes are
     resized; cohort_N: (N,) str or None, a further column (magnification); masks: each item's mask file, whose number k
     is `categories[k - 1]`, 0 background.
     """
@@ -70,6 +71,7 @@ class Dataset:
     organ: str
     stain: str
     mpp: float | None
+    known_as: tuple[str, ...]
     boxes_N4: np.ndarray | None = None
     tile_px: int | None = None
     cohort_N: np.ndarray | None = None

@@ -41,6 +41,7 @@ def load() -> Dataset:
         organ="colon",
         stain="HE",
         mpp=None,
+        known_as=("EBHI-Seg", "EBHI"),
         masks=masks_of(sources),
         categories=CATEGORIES,
     )

@@ -9,4 +9,6 @@ from training.data.unlabelled import load_unlabelled
 
 def load() -> Dataset:
     """All tiles, sorted by file name. Raises DataMissing."""
-    return load_unlabelled("glomeruli", "Glomeruli", "kidney", "cortex with glomeruli", "glomerulus")
+    return load_unlabelled(
+        "glomeruli", "Glomeruli", ("HuBMAP kidney",), "kidney", "cortex with glomeruli", "glomerulus"
+    )

@@ -11,4 +11,4 @@ CATEGORIES = ("epithelial nucleus", "lymphocyte", "macrophage", "neutrophil")
 
 def load() -> Dataset:
     """All images, sorted by file name. Raises DataMissing."""
-    return load_organs("monusac", "Organ of origin (MoNuSAC)", CLASSES[:4], CATEGORIES)
+    return load_organs("monusac", "Organ of origin (MoNuSAC)", ("MoNuSAC", "TCGA"), CLASSES[:4], CATEGORIES)

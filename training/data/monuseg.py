@@ -9,4 +9,4 @@ from training.data.organs import CLASSES, load_organs
 
 def load() -> Dataset:
     """All images, sorted by file name. Raises DataMissing."""
-    return load_organs("monuseg", "Organ of origin (MoNuSeg)", CLASSES, ("nucleus",))
+    return load_organs("monuseg", "Organ of origin (MoNuSeg)", ("MoNuSeg", "TCGA"), CLASSES, ("nucleus",))

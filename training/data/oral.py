@@ -30,5 +30,6 @@ def load() -> Dataset:
         organ="oral cavity",
         stain="HE",
         mpp=None,
+        known_as=("Oral OSCC",),
         cohort_N=np.array([rows[source.file]["magnification"] for source in sources]),
     )

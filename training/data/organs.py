@@ -6,7 +6,9 @@ from training.data.dataset import Dataset, groups_of, images_of, labels_from, ma
 CLASSES = ("breast", "kidney", "lung", "prostate", "bladder", "colon", "stomach")
 
 
-def load_organs(name: str, title: str, classes: tuple[str, ...], categories: tuple[str, ...]) -> Dataset:
+def load_organs(
+    name: str, title: str, known_as: tuple[str, ...], classes: tuple[str, ...], categories: tuple[str, ...]
+) -> Dataset:
     """All images of `seg_<name>`, sorted by file name, with the organ as label. Raises DataMissing."""
     sources = images_of(f"seg_{name}", "AB")
     rows = {row["image"]: row for row in read_table(data_root(), f"seg_{name}/index.csv")}
@@ -24,6 +26,7 @@ def load_organs(name: str, title: str, classes: tuple[str, ...], categories: tup
         organ="several",
         stain="HE",
         mpp=0.25,
+        known_as=known_as,
         masks=masks_of(sources),
         categories=categories,
     )

@@ -27,4 +27,5 @@ def load() -> Dataset:
         organ="bone",
         stain="HE",
         mpp=None,
+        known_as=("Osteosarcoma-Tumor-Assessment",),
     )

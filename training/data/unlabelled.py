@@ -5,7 +5,9 @@ import numpy as np
 from training.data.dataset import PATIENT_UNKNOWN, Dataset, groups_by_likeness, images_of, masks_of
 
 
-def load_unlabelled(name: str, title: str, organ: str, stratum: str, category: str) -> Dataset:
+def load_unlabelled(
+    name: str, title: str, known_as: tuple[str, ...], organ: str, stratum: str, category: str
+) -> Dataset:
     """All images of `seg_<name>`, sorted by file name; no item has a label. Raises DataMissing."""
     sources = images_of(f"seg_{name}")
     return Dataset(
@@ -21,6 +23,7 @@ def load_unlabelled(name: str, title: str, organ: str, stratum: str, category: s
         organ=organ,
         stain="HE",
         mpp=None,
+        known_as=known_as,
         masks=masks_of(sources),
         categories=(category,),
     )

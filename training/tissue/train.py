@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gateway.operations.errors import PathserveError
 from training.data import crc9
 from training.data.dataset import Dataset
+from training.data.seen import Seen
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
@@ -75,7 +76,7 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
         training = recipe.training
         everything = np.arange(len(tiles.labels_N))
         load_state(encoder, train_network(run, "all", tiles, everything, training, recipe.seed), "this run")
-        pretraining, data = (), tiles.sources
+        pretraining, data, seen = (), tiles.sources, Seen.of(tiles, everything)
 
         def features(train_N: np.ndarray) -> np.ndarray:
             fold = TileEncoder()
@@ -84,7 +85,7 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
             round_to_fp16(fold)
             return cached(run, f"{key}-embeddings", lambda: embed(fold, tiles, recipe.seed, recipe.probe.views))
     else:
-        pretraining, data = (load_lite0(encoder.network),), ()
+        pretraining, data, seen = (load_lite0(encoder.network),), (), None
         round_to_fp16(encoder)
         frozen = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))
 
@@ -98,7 +99,7 @@ def train_encoder(recipe: EncoderRecipe, recipe_path: Path, out: Path | None, re
     rows = {"probe": runs_RNC, "colour statistics": _colour_baseline(tiles, recipe.probe, recipe.seed)}
     metrics = evaluate.summary(tiles, rows, recipe.probe, recipe.seed)
     # An encoder that was only converted has seen none of the tiles: they are its evaluation, not its training data.
-    return run.finish(metrics=metrics, seed=recipe.seed, data=data, pretraining=pretraining)
+    return run.finish(metrics=metrics, seed=recipe.seed, data=data, pretraining=pretraining, seen=seen)
 
 
 def train_network(
@@ -228,7 +229,13 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         "temperature": round(choice.temperature, 4),
     }
     metrics["operating_point"] = evaluate.operating_point(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
-    return run.finish(metrics=metrics, seed=recipe.seed, data=tiles.sources, starts_from={"encoder": base})
+    return run.finish(
+        metrics=metrics,
+        seed=recipe.seed,
+        data=tiles.sources,
+        starts_from={"encoder": base},
+        seen=Seen.of(tiles, np.arange(len(tiles))),
+    )
 
 
 def _validate(features_NVD: np.ndarray, tiles: Dataset, protocol: Protocol, seed: int) -> np.ndarray:
