@@ -1,0 +1,1 @@
+"""Slide heads: one answer for a bag of tile embeddings."""

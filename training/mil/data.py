@@ -1,0 +1,108 @@
+"""Slides composed of real tiles, for want of public slides with labels.
+
+A composed slide is a bag of tiles of one part of a split. What it shows besides the target, and how much of it, is
+drawn for each slide (classes by a flat Dirichlet distribution, of each class a random subset of its tiles), so that
+slides differ although tiles are few; every tile stands in one of its views (orientations, in training mild stain jitter
+too). There is no spatial pattern: tiles stand in random order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.errors import DataMissing
+from training.mil.recipe import Slides
+from training.tissue.data import VIEWS
+
+_TEST, _VALIDATION = 0.3, 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Indices of the tiles of each part; near-duplicates (groups) never lie in two."""
+
+    train_N: np.ndarray
+    validation_N: np.ndarray
+    test_N: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComposedSlide:
+    """Tiles (N,) of the library in some of their views (N,); `label` 1 where any `target_N` is true."""
+
+    tiles_N: np.ndarray
+    views_N: np.ndarray
+    target_N: np.ndarray
+
+    @property
+    def label(self) -> int:
+        return int(self.target_N.any())
+
+    def features(self, features_NVD: np.ndarray) -> np.ndarray:
+        """(N,D) float32."""
+        rows: np.ndarray = features_NVD[self.tiles_N, self.views_N]
+        return rows
+
+
+def split_tiles(labels_N: np.ndarray, groups_N: np.ndarray, seed: int) -> Parts:
+    """Of each class about half of the groups for training, a fifth for validation, the rest for test.
+
+    A group is whole; its first tile says to which class it counts. Raises DataMissing for a class of fewer than three.
+    """
+    rng = np.random.default_rng(seed)
+    groups, firsts = np.unique(groups_N, return_index=True)
+    parts: tuple[list[np.ndarray], ...] = ([], [], [])
+    for label in np.unique(labels_N):
+        members = rng.permutation(groups[labels_N[firsts] == label])
+        test, validation = (max(1, round(share * len(members))) for share in (_TEST, _VALIDATION))
+        if test + validation >= len(members):
+            raise DataMissing("A class has too few groups of tiles to have one in every part of a split.")
+        for part, chosen in zip(parts, np.split(members, [-test - validation, -test]), strict=True):
+            part.append(chosen)
+    train_N, validation_N, test_N = (np.flatnonzero(np.isin(groups_N, np.concatenate(part))) for part in parts)
+    return Parts(train_N, validation_N, test_N)
+
+
+def compose(
+    labels_N: np.ndarray,
+    part_N: np.ndarray,
+    target: int,
+    count: int,
+    slides: Slides,
+    rng: np.random.Generator,
+    *,
+    most_tiles: int,
+    jitter: bool,
+) -> Iterator[ComposedSlide]:
+    """`count` slides of a part's tiles, with and without the target in turn."""
+    for number in range(count):
+        tiles = round(float(np.exp(rng.uniform(0, np.log(most_tiles)))))
+        share = float(np.exp(rng.uniform(np.log(slides.least_share), 0)))
+        targets = max(1, round(share * tiles)) if number % 2 else 0
+        yield one_slide(labels_N, part_N, target, (targets, tiles - targets), rng, jitter=jitter)
+
+
+def one_slide(
+    labels_N: np.ndarray,
+    part_N: np.ndarray,
+    target: int,
+    counts: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    jitter: bool = False,
+) -> ComposedSlide:
+    """A slide of so many tiles with the target and so many without, in random order."""
+    classes = [part_N[labels_N[part_N] == label] for label in np.unique(labels_N[part_N])]
+    members = [_some(tiles, rng) for tiles in classes if labels_N[tiles[0]] != target]
+    shares = rng.dirichlet(np.ones(len(members)))
+    kinds = rng.choice(len(members), counts[1], p=shares)
+    others = np.array([rng.choice(members[kind]) for kind in kinds], np.int64)
+    targets = rng.choice(_some(part_N[labels_N[part_N] == target], rng), counts[0])
+    tiles_N = rng.permutation(np.concatenate([targets, others]))
+    views = VIEWS["orientations+jitter" if jitter else "orientations"]
+    return ComposedSlide(tiles_N, rng.integers(0, views, len(tiles_N)), labels_N[tiles_N] == target)
+
+
+def _some(tiles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(tiles, rng.integers(1, len(tiles) + 1), replace=False)

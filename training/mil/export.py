@@ -1,0 +1,109 @@
+"""What a slide head's run serves: a bag model on the embeddings of one encoder."""
+
+from typing import Any
+
+import numpy as np
+
+from training.errors import RecipeInvalid
+from training.graphs import Dim, Graph, TensorSpec
+from training.mil.evaluate import HEAD
+from training.mil.model import SlideHead
+from training.mil.recipe import SlideHeadRecipe
+from training.nn.checkpoints import load_state, read_weights
+from training.runs import Run, parse_recipe
+
+_SHOWN = (HEAD, "served weights (first split)", "mean pooling")
+
+
+def declare(run: Run) -> Graph:
+    """The graph of a finished run. Raises RecipeInvalid, WeightsInvalid."""
+    if (stage := run.recipe.get("stage")) != "head":
+        raise RecipeInvalid(f"The run {run.path.name} is of the stage {stage!r}, which serves nothing.")
+    recipe = parse_recipe(SlideHeadRecipe, run.recipe)
+    width, labels = run.metrics["feature_size"], recipe.publish.labels
+    network = SlideHead(recipe.head, width, len(labels))
+    load_state(network, read_weights(run.weights_path), run.name)
+    tiles = Dim("tiles", 1, min(500, recipe.greatest_bag // 2), recipe.greatest_bag)
+    outputs = [TensorSpec("logits", "FP32", (1, len(labels)))]
+    if network.explains:
+        outputs.append(TensorSpec("attention", "FP32", (1, tiles)))
+    return Graph(
+        model=recipe.publish.model,
+        kind="bag",
+        network=network.eval(),
+        inputs=(TensorSpec("features", "FP32", (1, tiles, width)),),
+        outputs=tuple(outputs),
+        samples=lambda sizes: {"features": synthetic_bag(sizes["tiles"], width, recipe.seed)},
+        card=_card(run, recipe, tiles),
+        batch=None,
+        unordered=("tiles",) if network.explains else (),
+        needs={recipe.encoder_model: run.manifest["starts_from"]["encoder"]["weights_sha256"]},
+    )
+
+
+def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
+    """The texts of the card: from the recipe, the run's figures and its manifest."""
+    publish, metrics, sources = recipe.publish, run.metrics, run.manifest["data"]
+    # A label counts as supported where its slides are called rightly above chance with the whole interval.
+    recalls = [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")]
+    supported = [recall["low"] > 1 / len(publish.labels) for recall in recalls]
+    point, slides = metrics["operating_point"], metrics["slides"]
+    sets = sorted({(entry["dataset"], entry["licence"], entry["tier"]) for entry in sources})
+    return {
+        "title": publish.title,
+        "mpp": publish.mpp,
+        "tile_px": publish.tile_px,
+        "intended_use": {
+            "statement": publish.statement,
+            "organs": [code.model_dump() for code in publish.organs],
+            "specimen_types": [code.model_dump() for code in publish.specimen_types],
+            "stains": list(publish.stains),
+        },
+        "limits": list(publish.limits)
+        + [
+            f"The label {label.exploratory.display} is not supported: its recall's interval reaches down to chance."
+            for label, shown in zip(publish.labels, supported, strict=True)
+            if not shown
+        ],
+        "data": [
+            {
+                "dataset": dataset,
+                "licence": licence,
+                "tier": tier,
+                "files": sum(entry["dataset"] == dataset for entry in sources),
+            }
+            for dataset, licence, tier in sets
+        ],
+        "pretraining": run.manifest["pretraining"],
+        "metrics": [
+            {
+                "classifier": row,
+                "name": score,
+                "value": figure["value"],
+                "interval": [figure["low"], figure["high"]],
+                "tiles": metrics["tiles"],
+                "label": f"composed slides, {metrics['grouping']}",
+            }
+            for row in _SHOWN
+            for score, figure in metrics["rows"][row].items()
+        ],
+        "labels": [
+            {"index": index, **label.model_dump(mode="json"), "supported": shown}
+            for index, (label, shown) in enumerate(zip(publish.labels, supported, strict=True))
+        ],
+        "operating_points": [
+            {
+                "name": "answer",
+                "min_probability": point["min_probability"],
+                "origin": f"The least top-class probability (steps of 0.05) from which {point['aim']:.0%} of answers "
+                f"on {slides['validation']} slides composed of validation tiles were right; patients unknown.",
+            }
+        ],
+        "feature_size": metrics["feature_size"],
+        "tiles": [tiles.min, tiles.max],
+    }
+
+
+def synthetic_bag(tiles: int, width: int, seed: int) -> np.ndarray:
+    """(1,N,D) float32, not negative and right-skewed, as most of an embedding is."""
+    return np.random.default_rng((seed, tiles)).exponential(0.4, (1, tiles, width)).astype(np.float32)

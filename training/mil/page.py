@@ -1,0 +1,121 @@
+"""The page of the slide heads, made of their runs: `python -m training.mil.page RUN... --out docs/slide-heads.md`.
+
+RUN is a run folder; only its recipe, metrics and manifest are read.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway.operations.errors import PathserveError
+from training.errors import RunInvalid
+from training.files import write_atomic
+from training.mil.evaluate import HEAD, SCORES
+from training.runs import read_json, read_toml
+
+_INTRODUCTION = """# Slide heads
+
+Research use, not a medical device. A slide head takes the embeddings of all tiles under a slide's tissue (a *bag*) and
+answers one question of the slide: does it show adenocarcinoma of colon or rectum? Two are served, on the embeddings of
+`tile_encoder`:
+
+| model | network | gives | order of tiles |
+|---|---|---|---|
+| `slide_abmil` | attention pooling (arXiv 1802.04712) | logits, and attention by tile (sum 1) | does not count |
+| `slide_transmil` | TransMIL (arXiv 2106.00908), exact N in the graph | logits | counts: row-major grid order |
+
+**No public slide labels are used here: the slides are composed.** A composed slide is a bag of real colorectal tiles
+(CRC-VAL-HE-7K, CC BY 4.0, 224 px at 0.5 µm per pixel), 1 to 4,000 of them; half of the slides hold tiles of
+adenocarcinoma epithelium, on a share that is log-uniform from 2 % to all, one at least. The rest is drawn from the six
+other classes, cancer-associated stroma among them, in proportions that differ from slide to slide. Each tile stands in
+one of its eight orientations, in training with mild stain jitter too, and in random order.
+
+**There are 70 tiles in all, ten a class, of unknown patients.** A split gives five tiles of adenocarcinoma to training,
+two to validation and three to test (near-duplicates stay together), so a test slide, however large, shows at most three
+different tumour tiles. The figures say that the machinery works; they say nothing of real slides.
+
+`[low, high]` is the 95 % interval of a bootstrap in two stages: splits of the tiles are drawn, then slides within each.
+Seeds are splits: each has its own tiles, slides and weights; the first one is served. Weights, epoch, temperature and
+operating point are chosen on training and validation tiles; test tiles are read once.
+"""
+
+
+def page(folders: list[Path]) -> str:
+    """The page of some run folders, in Markdown. Raises RunInvalid."""
+    made = "python -m training.mil.page " + " ".join(map(str, folders)) + " --out docs/slide-heads.md"
+    text = [_INTRODUCTION, "This page is made by the command, not by hand:", "", f"    {made}"]
+    for folder in folders:
+        text += ["", *_section(folder)]
+    return "\n".join(text) + "\n"
+
+
+def _section(folder: Path) -> list[str]:
+    metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
+    recipe = read_toml(folder / "recipe.toml")
+    if recipe.get("system") != "mil":
+        raise RunInvalid(f"The run folder {folder.name} is not one of the mil system. Name one that is.")
+    slides, point = metrics["slides"], metrics["operating_point"]
+    changed = f" (with {count} changed files)" if (count := manifest["git_changed_files"]) else ""
+    controls = recipe.get("control_splits", recipe.get("splits", 5))
+    lines = [
+        f"## {recipe['publish']['model']}",
+        "",
+        f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
+        f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread; "
+        f"{metrics['splits']} splits ({controls} of the baseline and the controls), {slides['test']} test slides each.",
+        "",
+        f"    python -m training.mil.train training/recipes/{recipe['name']}.toml",
+        "",
+        "| row | " + " | ".join(SCORES) + " |",
+        "|---" * (len(SCORES) + 1) + "|",
+        *(
+            f"| {name} | " + " | ".join(_interval(row[score]) for score in SCORES) + " |"
+            for name, row in metrics["rows"].items()
+        ),
+        "",
+        "At the operating point a slide is answered where its top probability is at least "
+        f"{point['min_probability']:.2f} (served head; chosen on {slides['validation']} validation slides so that "
+        f"{point['aim']:.0%} of the answers were right there); what is not answered counts as missed in the last two "
+        "columns.",
+        "",
+        f"AUROC by split, {HEAD}: {', '.join(f'{value:.2f}' for value in metrics['auroc_by_split'][HEAD])}.",
+        "",
+    ]
+    if planted := metrics.get("planted_tile_first"):
+        low, high = planted["tiles"]
+        lines += [
+            f"One tile of adenocarcinoma among {low - 1} to {high - 1} others: attention ranks it first in "
+            f"{_interval(planted)} of {planted['slides']} such slides.",
+            "",
+        ]
+    lines += ["| slides | right | number |", "|---|---|---|"]
+    lines += [
+        f"| {name} | {kind['right']:.2f} | {kind['slides']} |" for name, kind in metrics["kinds_of_slides"].items()
+    ]
+    return lines
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 0, or 1 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m training.mil.page", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    chosen = parser.parse_args(arguments)
+    try:
+        write_atomic(chosen.out, page(chosen.runs).encode())
+    except PathserveError as error:
+        print(error.detail, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"The page cannot be written: {error.strerror}.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The typed recipe of a slide head, and what it says of the slides that its bags are composed to."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from training.runs import Recipe
+from training.tissue.recipe import Published
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Slides(_Part):
+    """How many slides are composed for each part, and how: of `train` new ones every epoch.
+
+    A slide has 1 to `most_tiles` tiles (training and validation: `most_training_tiles`), log-uniform; half of the
+    slides hold the target, on a share of the tiles that is log-uniform from `least_share` to 1, one tile at least.
+    """
+
+    train: int = Field(gt=1)
+    validation: int = Field(gt=1)
+    test: int = Field(gt=1)
+    planted: int = Field(gt=0)
+    most_training_tiles: int = Field(gt=0)
+    most_tiles: int = Field(gt=0)
+    least_share: float = Field(gt=0, le=1)
+
+
+class Optimiser(_Part):
+    """Adam on one slide at a time, cosine to zero by epoch; the first epoch of the best validation AUROC is kept (of
+    equal ones the one of less loss), and training ends `patience` epochs after it."""
+
+    epochs: int = Field(gt=0)
+    rate: float = Field(gt=0)
+    decay: float = Field(ge=0)
+    patience: int = Field(gt=0)
+
+
+class SlideHeadRecipe(Recipe):
+    """`encoder` is the recipe whose run gives the features, `encoder_model` the model that serves it.
+
+    `target` is the class of tile that makes a slide positive. `splits` is how often tiles are split anew and a head is
+    trained; the first one is served. The controls and baselines are trained on the first `control_splits` of them.
+    `greatest_bag` is the number of rows up to which the served graph is proven.
+    """
+
+    stage: Literal["head"]
+    encoder: str
+    encoder_model: str
+    head: Literal["abmil", "transmil"]
+    target: str
+    splits: int = Field(default=5, gt=0)
+    control_splits: int = Field(default=5, gt=0)
+    accuracy_when_answered: float = Field(default=0.95, gt=0.5, lt=1)
+    slides: Slides
+    optimiser: Optimiser
+    bootstrap: int = Field(default=1000, gt=0)
+    greatest_bag: int = Field(gt=1)
+    publish: Published
