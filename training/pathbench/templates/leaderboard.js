@@ -4,7 +4,8 @@
   const at = (id) => document.getElementById(id);
   const namespace = at("namespace").namespaceURI;
   const ALL = "";
-  const state = { board: "main", organ: ALL, type: ALL, metric: ALL, mode: "complete", out: new Set(), sort: ["mean", 1] };
+  const initial = { board: "main", organ: ALL, type: ALL, metric: ALL, mode: "complete", sort: ["mean", 1] };
+  const state = { ...initial, out: new Set() };
 
   // Elements: names come from results and are text only, never markup.
   const fill = (node, attributes, children) => {
@@ -32,7 +33,7 @@
     values.map((a) => values.filter((b) => b < a).length + (values.filter((b) => b === a).length + 1) / 2);
   const unique = (values) => [...new Set(values)];
   const placeOf = (row) => JSON.stringify([row.organ, row.task, row.cohort]);
-  const metricOf = (row) => `${row.probe}: ${row.metric}`;
+  const metricOf = (row) => `${row.probe}: ${row.metric}`.replaceAll("_", " ");
 
   const taskRanks = (rows, values) => {
     const groups = new Map();
@@ -137,6 +138,7 @@
 
   const statement = (chosen, found) => {
     const { board, whole } = chosen;
+    if (!board.rows.length) return `No result stands on the ${board.title.toLowerCase()} yet.`;
     if (!found) return `No model has a result on every row shown of the ${board.title.toLowerCase()}.`;
     const stated = whole && (state.mode === "common" ? board.common : board.ranking);
     if (stated) return stated.statement;
@@ -213,7 +215,7 @@
       }),
     ];
     const name = `Mean ranks: ${lines.map((line) => `${line.model} ${line.mean.toFixed(2)}`).join(", ")}; critical difference ${cd.toFixed(2)}`;
-    at("cd").replaceChildren(svg("svg", { viewBox: `0 0 760 ${start + half * 18 + 8}`, role: "img", "aria-label": name }, ...parts));
+    at("cd").replaceChildren(el("div", { class: "scroll" }, svg("svg", { viewBox: `0 0 760 ${start + half * 18 + 8}`, role: "img", "aria-label": name }, ...parts)));
   };
 
   const marks = (cell) => [cell.leakage === "clean" ? null : cell.leakage, cell.optimistic ? "optimistic" : null].filter(Boolean);
@@ -263,7 +265,7 @@
         el("th", { scope: "row", title: cell.model }, cell.model),
         ...[fixed(cell.value), `[${fixed(cell.low)}, ${fixed(cell.high)}]`, fixed(mean(cell.values)), fixed(sd(cell.values)),
           fixed(Math.min(...cell.values)), fixed(Math.max(...cell.values)), String(cell.values.length),
-          ...(pairs.size ? [pair ? `${fixed(pair.difference)} [${fixed(pair.low)}, ${fixed(pair.high)}]` : "–", pair ? fixed(pair.holm) : "–"] : []),
+          ...(pairs.size ? [pair ? `${fixed(pair.difference)} [${fixed(pair.low)}, ${fixed(pair.high)}]` : "–", pair ? (pair.holm < 0.001 ? "< 0.001" : fixed(pair.holm)) : "–"] : []),
         ].map((text) => el("td", {}, text)),
         el("td", { class: "text" }, [...marks(cell), ...cell.reasons, ...cell.notes].join("; ")));
     });
@@ -279,9 +281,24 @@
       cells.sort((a, b) => b.value - a.value);
       const facts = `${row.organ}, ${row.type}, cohort ${row.cohort}: ${row.items} items in ${row.groups} groups (${row.grouping})`;
       return cells.length && el("article", {}, el("h3", {}, `${row.task} – ${metricOf(row)}`),
-        el("p", { class: "note" }, facts), chart(row, cells), detail(row, cells, board));
+        el("p", { class: "note" }, facts), el("div", { class: "scroll" }, chart(row, cells)), detail(row, cells, board));
     }).filter(Boolean);
     at("tasks").replaceChildren(...(parts.length ? parts : [el("p", {}, "No result.")]));
+  };
+
+  // The view stands in the address, so that it can be passed on: #board=flagged&organ=colon&without=UNI
+  const VIEW = ["board", "organ", "type", "metric", "mode"];
+  const remember = () => {
+    const view = new URLSearchParams(VIEW.filter((name) => state[name] !== initial[name]).map((name) => [name, state[name]]));
+    state.out.forEach((model) => view.append("without", model));
+    history.replaceState(null, "", `#${view}`);
+  };
+  const recall = () => {
+    const view = new URLSearchParams(location.hash.slice(1));
+    VIEW.filter((name) => view.has(name)).forEach((name) => { state[name] = view.get(name); });
+    if (!Object.hasOwn(boards, state.board)) state.board = initial.board;
+    if (state.mode !== "common") state.mode = initial.mode;
+    state.out = new Set(view.getAll("without"));
   };
 
   const draw = () => {
@@ -293,6 +310,7 @@
     drawRanking(found);
     drawDifference(found);
     drawTasks(chosen);
+    remember();
   };
 
   const offer = (id, values) => {
@@ -301,6 +319,8 @@
   };
   const open = () => {
     const board = boards[state.board];
+    at("board").value = state.board;
+    at("mode").value = state.mode;
     offer("organ", unique(board.rows.map((row) => row.organ)));
     offer("type", unique(board.rows.map((row) => row.type)));
     offer("metric", unique(board.rows.map(metricOf)));
@@ -322,11 +342,11 @@
     at(id).addEventListener("change", () => { state[id] = at(id).value; draw(); });
   }
   at("reset").addEventListener("click", () => {
-    Object.assign(state, { organ: ALL, type: ALL, metric: ALL, mode: "complete", out: new Set(), sort: ["mean", 1] });
-    at("mode").value = state.mode;
+    Object.assign(state, { ...initial, board: state.board, out: new Set() });
     open();
   });
   addEventListener("beforeprint", () => document.querySelectorAll("#tasks details").forEach((each) => { each.open = true; }));
   at("filters").hidden = false;
+  recall();
   open();
 })();
