@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from training.data.dataset import Dataset, load
 from training.data.dsb2018 import PURPLE
 from training.data.seen import Seen
 from training.data.split import held_out
-from training.errors import DataMissing
+from training.errors import DataMissing, TaskInvalid
 from training.files import sha256_file
 from training.runs import runs_folder
 
@@ -88,9 +88,17 @@ class _Part:
     seen: Seen
 
 
-def he_corpus(names: Sequence[str] = (*HE_SETS, *HE_SLIDES)) -> Corpus:
-    """The corpus of these sets and slides. Raises DataMissing, and what gateway.slides raises of a slide."""
-    parts = [_slide(name) if name in HE_SLIDES else _set(load(name)) for name in names]
+def he_corpus(sets: Collection[str] = ()) -> Corpus:
+    """The corpus of these of HE_SETS and HE_SLIDES; all, where none is named.
+
+    Raises DataMissing, TaskInvalid for another name, and what gateway.slides raises of a slide.
+    """
+    known = (*HE_SETS, *HE_SLIDES)
+    for name in sets:
+        if name not in known:
+            raise TaskInvalid(f"The corpus has no set {name!r}. Name some of: {', '.join(known)}.")
+    chosen = [name for name in known if not sets or name in sets]
+    parts = [_slide(name) if name in HE_SLIDES else _set(load(name)) for name in chosen]
     key = hashlib.sha256(json.dumps([TILE_PX, _STRIDE_PX, _SLIDE_MPP, _LEAST_STAINED, _STAINED]).encode())
     for part in parts:
         key.update(repr((part.name, [source.sha256 for source in part.sources], part.phrases, part.groups)).encode())

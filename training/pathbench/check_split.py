@@ -1,14 +1,15 @@
 """Does a split table leak? `python -m training.pathbench check-split TABLE.csv` (or .parquet) reads the table alone.
 
-The columns are those of PathBench's public tables (arXiv 2505.20202): for classification `dataset, case, slide` (several
-joined by `/`), `class, label, split`; for survival `dataset, case, slide, status, time` and `Fold 0` … `Fold 4`; and
-`patient` in both, which the public tables lack. No patient, case or slide may stand in two splits, and none in both
-parts of a fold. Where slides or cases carry TCGA barcodes, the patient is read from them as well: public lists that are
-split by slide share patients that no column names.
+The columns are those of PathBench's public tables (arXiv 2505.20202): for classification `dataset, case, slide`
+(several joined by `/`), `class, label, split`; for survival `dataset, case, slide, status, time` and `Fold 0` …
+`Fold 4`; and `patient` in both, which the public tables lack. No patient, case or slide may stand in two splits, and
+none in both parts of a fold. Where slides or cases carry TCGA barcodes, the patient is read from them as well: public
+lists that are split by slide share patients that no column names.
 """
 
 import argparse
 import csv
+import io
 import re
 import sys
 from collections import Counter
@@ -44,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(path: Path) -> str:
-    """A line on what was found in a table without leaks. Raises LeakageRefused, and SplitInvalid where the table is none."""
+    """A line on a table without leaks. Raises LeakageRefused, and SplitInvalid where the table cannot be judged."""
     columns, rows = read_table(path)
     absent = [name for name in _NEEDED if name not in columns]
     splits = [name for name in columns if name == "split" or _FOLD.fullmatch(name)]
@@ -96,7 +97,7 @@ def read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, str]]]:
         raise SplitInvalid(f"The table {path.name} is not UTF-8 text. Export it as UTF-8 and check again.") from None
     except pa.ArrowException:
         raise SplitInvalid(f"The table {path.name} is not a Parquet file. Export it again.") from None
-    lines = csv.reader(text.splitlines(), strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(lines, None)
     except csv.Error as error:
@@ -122,7 +123,7 @@ def _csv_rows(path: Path, columns: list[str], lines: Iterator[list[str]]) -> Ite
             continue
         if len(values) != len(columns):
             raise SplitInvalid(
-                f"Row {number} of the table {path.name} has {len(values)} values for {len(columns)} columns. Correct it."
+                f"Row {number} of the table {path.name} has {len(values)} values for {len(columns)} columns. Mend it."
             )
         yield dict(zip(columns, values, strict=True))
 

@@ -212,7 +212,7 @@ def _judge_manifest(run: Run, tested: _Tested, overlaps: list[str]) -> None:
     if len(shared):
         of = len(np.unique(split.groups_N[index_K]))
         overlaps.append(
-            f"{run.name} has seen {len(shared)} of the {of} groups that {dataset.name} is tested on ({dataset.grouping})"
+            f"{run.name} has seen {len(shared)} of {of} groups ({dataset.grouping}) that {dataset.name} is tested on"
         )
     hashes_S = np.array([int(text, 16) for text in seen.hashes], np.uint64)
     alike = near_pairs(np.unique(dataset.hashes()[index_K]), hashes_S, SAME_IMAGE_BITS)
