@@ -6,6 +6,7 @@ from pathlib import Path
 
 from exporters.approve import approve
 from exporters.build import build
+from exporters.model_folder import read_json
 from exporters.page import page
 from exporters.rebuild import rebuild
 from exporters.versions import PRECISIONS, TARGETS
@@ -21,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     building.add_argument("run", type=Path, help="a run folder, or encoder:ID")
     building.add_argument("--target", choices=TARGETS, required=True)
     building.add_argument("--precision", choices=PRECISIONS, help="default: fp32; fp16 for tensorrt")
+    building.add_argument(
+        "--accept-licence", action="store_true", help="the licence of encoder:ID was read and allows it"
+    )
     building.add_argument("--out", type=Path, required=True, metavar="REPOSITORY")
     rebuilding = commands.add_parser("rebuild", help="build all released runs; replace only what is not as built")
     rebuilding.add_argument("released", type=Path, help="the folder of the released runs")
@@ -44,8 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(chosen: argparse.Namespace) -> None:
     if chosen.command == "build":
-        for folder in build(chosen.run, chosen.out.resolve(), chosen.target, chosen.precision):
+        repository = chosen.out.resolve()
+        folders = build(chosen.run, repository, chosen.target, chosen.precision, accept_licence=chosen.accept_licence)
+        for folder in folders:
             print(chosen.out / folder)
+        for licence in _licences(repository / folders[0]):
+            print(f"The weights are under: {licence}", file=sys.stderr)
     elif chosen.command == "rebuild":
         for folder in rebuild(chosen.released, chosen.out.resolve()):
             print(chosen.out / folder)
@@ -54,6 +62,11 @@ def _run(chosen: argparse.Namespace) -> None:
             print(chosen.folder.parent / folder)
     else:
         write_atomic(chosen.out, page(chosen.repository).encode())
+
+
+def _licences(folder: Path) -> list[str]:
+    """Those of the weights that a built model started from."""
+    return sorted({entry["licence"] for entry in read_json(folder / "card.json")["pretraining"]})
 
 
 if __name__ == "__main__":

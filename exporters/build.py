@@ -26,6 +26,7 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.files import sha256_bytes
 from training.graphs import Graph, declare
+from training.pathbench.encoders.served import RANDOM, as_run
 from training.runs import Run, open_run
 
 _ENCODER = "encoder:"
@@ -44,16 +45,29 @@ class _Job:
     gates: Gates
 
 
-def build(source: Path, repository: Path, target_name: str = "onnx", precision: str | None = None) -> list[str]:
+def build(
+    source: Path,
+    repository: Path,
+    target_name: str = "onnx",
+    precision: str | None = None,
+    *,
+    accept_licence: bool = False,
+    random_weights: bool = False,
+) -> list[str]:
     """Build a run's model for a target, and its ensembles, into `repository`; the folders that were written.
 
-    `source` is a run folder or `encoder:<id>`. Raises TrainingError for a run that cannot be used, ExportError,
-    GateFailed (with RUN/gate-failed.json written).
+    `source` is a run folder or `encoder:<id>`, for which `accept_licence` says that a person read its licence.
+    `random_weights` lets tests build an encoder that nobody trained. Raises TrainingError for a run that cannot be
+    used, ExportError, GateFailed (with RUN/gate-failed.json written).
     """
     torch.set_num_threads(1)  # as the engines are served, and so that figures do not depend on the number of cores
     target = target_named(target_name)
     precision = precision_of(target, precision)
-    run = _open(source)
+    run = _open(source, accept_licence=accept_licence)
+    if run.recipe.get("weights") == RANDOM and not random_weights:
+        raise ExportError(
+            f"The weights of {run.name} are random: nobody trained them, so nobody may be served by them."
+        )
     graph = declare(run)
     kind = kind_of(graph)
     if "encoder" in kind.card and len(graph.needs) != 1:
@@ -103,11 +117,9 @@ def _demand_no_less(repository: Path, model: ModelFolder) -> None:
         )
 
 
-def _open(source: Path) -> Run:
+def _open(source: Path, *, accept_licence: bool) -> Run:
     if source.name.startswith(_ENCODER):
-        raise ExportError(
-            f"There is no encoder {source.name.removeprefix(_ENCODER)}: none is registered here. Name a run folder."
-        )
+        return as_run(source.name.removeprefix(_ENCODER), accept_licence=accept_licence)
     return open_run(source)
 
 

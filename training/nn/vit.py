@@ -137,9 +137,9 @@ class Block(nn.Module):
     def _add(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor]) -> Tensor:
         """The residual sum; in training with drop-path the branch is computed on a random subset of rows only, and
         scaled by what was left out (DINOv2's form of arXiv 1603.09382)."""
-        rows = len(x_BTD)
         if not self.training or self.drop_path == 0.0:
             return x_BTD + branch(x_BTD)
+        rows = len(x_BTD)
         kept = max(int(rows * (1 - self.drop_path)), 1)
         chosen_K = torch.randperm(rows, device=x_BTD.device)[:kept]
         return torch.index_add(x_BTD, 0, chosen_K, branch(x_BTD[chosen_K]).to(x_BTD.dtype), alpha=rows / kept)
@@ -185,7 +185,7 @@ class ViT(nn.Module):
         if mask_BN is not None:
             x_BND = torch.where(mask_BN[..., None], self.mask_token.to(x_BND.dtype), x_BND)
         specials = self.cls_token if not self.config.registers else torch.cat([self.cls_token, self.reg_token], dim=1)
-        specials_BSD = specials.expand(len(x_BND), -1, -1).to(x_BND.dtype)
+        specials_BSD = specials.expand(x_BND.shape[0], -1, -1).to(x_BND.dtype)
         position_special, position_grid = self._positions(rows, columns)
         x_BND = x_BND + position_grid
         if self.config.positions == "class":
