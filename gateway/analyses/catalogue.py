@@ -93,7 +93,7 @@ class Catalogue:
         """Raises StateError."""
         folders = {each.name: each.folder for each in self._not_loaded()}
         return tuple(
-            ProtocolCards(each, {model: self._card(folders.get(model, model)) for model in each.models})
+            ProtocolCards(each, {model: self._card(folders.get(model, model)) for model in each.all_models})
             for each in PROTOCOLS.values()
         )
 

@@ -68,7 +68,11 @@ class EngineKeeper:
             raise InferenceUnavailable("Triton does not answer; it is started again, or see its own log.")
         ready = {status.folder for status in engine.status() if status.ready}
         if not any(
-            all(wanted.current.get(model) in ready for model in protocol.models) for protocol in PROTOCOLS.values()
+            all(
+                any(wanted.current.get(one) in ready for one in protocol.alternatives(model))
+                for model in protocol.models
+            )
+            for protocol in PROTOCOLS.values()
         ):
             raise InferenceUnavailable("No protocol has all its models; see the models' reasons.")
 

@@ -1,14 +1,16 @@
 """The exact models of one analysis, fixed when it starts: no version ever changes in the middle of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 from gateway.analyses.ledger.choices import Choices
+from gateway.analyses.protocols import Protocol
 from gateway.inference import ModelRepository
 from gateway.inference.names import folder_of
 from gateway.operations import codec
-from gateway.operations.errors import ModelNotLoaded, PathserveError
+from gateway.operations.errors import ModelNotLoaded, ModelsUnfit, PathserveError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,16 +28,19 @@ class Pin:
 class Pins:
     """The models of a protocol and the steps of its ensembles, each step before its ensemble.
 
-    `folders`: model of the protocol -> its folder.
+    `folders`: model of the protocol -> its folder, in the protocol's order.
     """
 
     folders: Mapping[str, str]
     pins: tuple[Pin, ...]
 
     @classmethod
-    def choose(cls, models: Iterable[str], choices: Choices, repository: ModelRepository) -> Self:
-        """What serves now. Raises ModelNotLoaded where there is no such model, ModelRefused."""
-        return cls.of({model: folder_of(model, serving(model, choices, repository)) for model in models}, repository)
+    def choose(cls, protocol: Protocol, choices: Choices, repository: ModelRepository) -> Self:
+        """What serves now. Raises ModelNotLoaded where there is no such model, ModelRefused, ModelsUnfit."""
+        chosen = [_stand_in(protocol.alternatives(model), choices, repository) for model in protocol.models]
+        pins = cls.of({model: folder_of(model, serving(model, choices, repository)) for model in chosen}, repository)
+        demand_fit(pins.folders.values(), repository)
+        return pins
 
     @classmethod
     def of(cls, folders: Mapping[str, str], repository: ModelRepository) -> Self:
@@ -72,6 +77,35 @@ def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
     if not left:
         raise ModelNotLoaded(f"There is no model {model} in the model repository. Export it, or correct the name.")
     return next((version for version in left if not _falls_short(folder_of(model, version), repository)), left[0])
+
+
+def demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
+    """Raise ModelsUnfit where one of these was trained on another encoder than the one among these.
+
+    By the weights' digest: the same weights in another precision are the same encoder. Raises ModelNotLoaded,
+    ModelRefused.
+    """
+    cards = [repository.card(folder) for folder in folders]
+    by_name = {card.name: card.version for card in cards}
+    for card in cards:
+        encoder = card.encoder
+        if encoder is None or encoder.model not in by_name:
+            continue
+        serves = by_name[encoder.model]
+        if serves.weights_sha256 != encoder.weights_sha256:
+            raise ModelsUnfit(
+                f"The model {card.name} version {card.version.version} was trained on another {encoder.model} than "
+                f"version {serves.version}, which serves. Promote versions of both that belong together."
+            )
+
+
+def _stand_in(models: Sequence[str], choices: Choices, repository: ModelRepository) -> str:
+    """The first of these models that has a version which may serve; the first one where none has."""
+    for model in models:
+        with suppress(PathserveError):
+            if not _falls_short(folder_of(model, serving(model, choices, repository)), repository):
+                return model
+    return models[0]
 
 
 def _falls_short(folder: str, repository: ModelRepository) -> bool:

@@ -5,7 +5,7 @@ Descriptions only: nothing here reads a slide, so that the process that answers 
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from gateway.domain.order import Order
@@ -24,14 +24,31 @@ class SettingSpec:
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """One protocol: its name in orders, its Triton models (the first one's card speaks for it), its settings."""
+    """One protocol: its name in orders, its Triton models, its settings.
+
+    The first model sees the tiles, the last one's card speaks for the protocol (often one and the same). `instead`:
+    model -> another that takes its place where a site has no version of it that may serve.
+    """
 
     name: str
     title: str
     models: tuple[str, ...]
     settings: Mapping[str, SettingSpec]
     prompts: bool = False
+    instead: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """Every model that the protocol may use."""
+        return (*self.models, *self.instead.values())
+
+    def alternatives(self, model: str) -> tuple[str, ...]:
+        """The models that can stand in a model's place, the preferred one first."""
+        return (model, self.instead[model]) if model in self.instead else (model,)
+
+
+_MIN_SHARE = SettingSpec(0.25, 0.01, 1.0, "least share of a tile under tissue to read it")
+_MIN_PROBABILITY = SettingSpec(None, 0.0, 1.0, "least probability of the top class that counts as an answer")
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
@@ -42,15 +59,17 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 title="What tissue is where on an H&E slide",
                 models=("tissue_classification",),
                 settings=MappingProxyType(
-                    {
-                        "tissue.min_share": SettingSpec(
-                            0.25, 0.01, 1.0, "least share of a tile under tissue to read it"
-                        ),
-                        "operating_point.min_probability": SettingSpec(
-                            None, 0.0, 1.0, "least probability of the top class that counts as an answer"
-                        ),
-                    }
+                    {"tissue.min_share": _MIN_SHARE, "operating_point.min_probability": _MIN_PROBABILITY}
                 ),
+            ),
+            Protocol(
+                name="slide-classification",
+                title="What an H&E slide as a whole shows, and the tiles that say so",
+                models=("tile_encoder", "slide_abmil"),
+                settings=MappingProxyType(
+                    {"tissue.min_share": _MIN_SHARE, "operating_point.min_probability": _MIN_PROBABILITY}
+                ),
+                instead=MappingProxyType({"slide_abmil": "slide_transmil"}),
             ),
         )
     }

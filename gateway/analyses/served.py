@@ -85,7 +85,7 @@ class Wanted:
 
 def step_of(model: str, repository: ModelRepository) -> str | None:
     """The ensemble that has versions of a model as its steps, where no protocol asks for the model itself."""
-    if any(model in protocol.models for protocol in PROTOCOLS.values()):
+    if any(model in protocol.all_models for protocol in PROTOCOLS.values()):
         return None
     for folder in repository.folders:
         if any(_model(step) == model for step in _steps(folder, repository)):
@@ -158,7 +158,7 @@ def _state(
 def _chosen(repository: ModelRepository, steps: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
     """The models that have a choice of version: all but those that only ensembles use, as their steps."""
     only_steps = {_model(step) for names in steps.values() for step in names}
-    only_steps -= {model for protocol in PROTOCOLS.values() for model in protocol.models}
+    only_steps -= {model for protocol in PROTOCOLS.values() for model in protocol.all_models}
     return tuple(model for model in repository.models if model not in only_steps)
 
 

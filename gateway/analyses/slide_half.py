@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from gateway.domain.model import ModelCard
+from gateway.domain.model import ModelCard, OperatingPoint
 from gateway.domain.order import Order, Specimen
-from gateway.domain.report import Finding, SlideReading, TissueResult
-from gateway.reports import TileMap
+from gateway.domain.report import Finding, SlideClassification, SlideReading, TissueResult
+from gateway.inference.contract import Contract
+from gateway.reports import AttentionMap, TileMap
 from gateway.slides import Slide, TilePlan
 
 
@@ -25,32 +26,71 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles` is what
-    lies where on it, None where nothing may be drawn; `pictures` holds encoded pictures by role (thumbnail: JPEG,
-    tissue-map: PNG)."""
+    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles` and
+    `attention` are what lies where on it, None where nothing may be drawn; `pictures` holds encoded pictures by role
+    (`gateway.domain.report.Picture`)."""
 
     level: int
     reading: SlideReading
     findings: tuple[Finding, ...]
-    tissue: TissueResult | None
-    tiles: TileMap | None
+    tissue: TissueResult | None = None
+    classes: SlideClassification | None = None
+    tiles: TileMap | None = None
+    attention: AttentionMap | None = None
     pictures: Mapping[str, bytes]
+
+    @property
+    def exploratory(self) -> bool:
+        return any(result is not None and result.exploratory for result in (self.tissue, self.classes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A pinned version of a model: its folder (Triton's name of it), its card, its inputs and outputs."""
+
+    folder: str
+    card: ModelCard
+    contract: Contract
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideTask:
     """All that a protocol needs to know about one slide of one order. What must survive a kill goes into `folder`.
 
-    `model` is the folder of the pinned version of the protocol's first model (Triton's name of it); `card` is its card.
+    `models` are the protocol's, in its order.
     """
 
     slide: Slide
-    model: str
-    card: ModelCard
+    models: tuple[ServedModel, ...]
     order: Order
     specimen: Specimen
     options: Mapping[str, float | None]
     folder: Path
+
+    @property
+    def eye(self) -> ServedModel:
+        """The model that sees the tiles: its card says how large and how fine they are."""
+        return self.models[0]
+
+    @property
+    def card(self) -> ModelCard:
+        """The card that speaks for the protocol: labels, operating points, intended use."""
+        return self.models[-1].card
+
+    def option(self, name: str) -> float:
+        """A setting that has a default."""
+        value = self.options[name]
+        if value is None:
+            raise AssertionError(f"the setting {name} has no default")
+        return value
+
+    @property
+    def operating_point(self) -> OperatingPoint:
+        """The card's operating point, or the order's own."""
+        changed = self.options["operating_point.min_probability"]
+        if changed is None:
+            return self.card.operating_points[0]
+        return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
 
 
 class SlideHalf(Protocol):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gateway import __version__
+from gateway.analyses.case_report import Built, build_report, source_of
 from gateway.analyses.classification import TissueClassification
 from gateway.analyses.fetched import Fetched, each_readable
 from gateway.analyses.identity import Read, check_identity, check_one_patient
@@ -22,27 +22,25 @@ from gateway.analyses.ledger.revisions import HEADERS
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
-from gateway.analyses.slide_half import SlideHalf, SlideOutcome, SlideTask
+from gateway.analyses.slide_classes import WholeSlideClassification
+from gateway.analyses.slide_half import ServedModel, SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive
 from gateway.domain.analysis import Progress, Step
-from gateway.domain.model import ModelCard, ModelVersion
+from gateway.domain.model import ModelVersion
 from gateway.domain.order import Order
-from gateway.domain.report import UNSIGNED, Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
-from gateway.domain.tables import finding_code
-from gateway.domain.uids import derive_uid
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
 from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError
 from gateway.operations.settings import Settings
-from gateway.reports import SlideSource, picture, result_objects, write_all
+from gateway.reports import SlideSource, write_all
 from gateway.reports import keep as keep_headers
 from gateway.slides import Slide, TilePlan
 
-_HALVES: dict[str, SlideHalf] = {"tissue-classification": TissueClassification()}
-SCHEMA_VERSION = "1.2"
-STATEMENT = f"Research use, not a medical device. {UNSIGNED}"
-PICTURE_FILES = {"thumbnail": "thumbnail-{n}.jpg", "tissue-map": "tissue-map-{n}.png"}
+_HALVES: dict[str, SlideHalf] = {
+    "tissue-classification": TissueClassification(),
+    "slide-classification": WholeSlideClassification(),
+}
 
 T = TypeVar("T")
 
@@ -93,7 +91,7 @@ class CaseRun:
         go on (`CasePull.run`).
 
         The models that serve now are those of the analysis from here on. Raises what `CasePull.run` raises,
-        ModelNotLoaded, ModelRefused.
+        ModelNotLoaded, ModelRefused, ModelsUnfit.
         """
         try:
             return await asyncio.to_thread(self._fetch)
@@ -177,8 +175,7 @@ class CaseRun:
         with _open(fetched.files) as slide:
             yield SlideTask(
                 slide=slide,
-                model=pins.folders[self._protocol.models[0]],
-                card=self._card(pins),
+                models=self._served(pins),
                 order=self.order,
                 specimen=specimen,
                 options=self._options,
@@ -216,13 +213,15 @@ class CaseRun:
             raise _changed()
         fetched = self._fetched()
         with self._held(fetched):
-            report, sources, pictures = self._build(pins, fetched)
+            built = self._build(pins, fetched)
         part = self.folder / "artifacts.part"
         with disk_errors():
-            self._keep_headers(sources)
+            self._keep_headers(built.sources)
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            write_all(part, report, sources, pictures, segmentation_type=self._settings.segmentation_type)
+            write_all(
+                part, built.report, built.sources, built.pictures, segmentation_type=self._settings.segmentation_type
+            )
             sync_files(part)
             part.rename(self.artifacts)
             sync_folder(self.folder)
@@ -235,67 +234,21 @@ class CaseRun:
         keep_headers(headers, [source.image for source in sources])
         sync_files(headers)
 
-    def _build(self, pins: Pins, slides: list[Fetched]) -> tuple[Report, list[SlideSource], dict[str, bytes]]:
-        outcomes: list[SlideOutcome] = []
-        sources: list[SlideSource] = []
-        readings: list[SlideReading] = []
-        findings: list[Finding] = [*_changed_settings(self.order)]
-        pictures: list[Picture] = []
-        data: dict[str, bytes] = {}
-        for number, fetched in enumerate(slides, 1):
-            if fetched.reason is not None:
-                readings.append(
-                    SlideReading(
-                        study=fetched.study,
-                        series=fetched.series,
-                        read=False,
-                        reason=f"{fetched.reason}: {fetched.detail}",
-                        container=self.order.specimens[fetched.specimen].container,
-                    )
-                )
-                findings.append(
-                    Finding(
-                        kind=FindingKind.NOT_READ,
-                        code=finding_code("slide-not-read"),
-                        text=f"A slide of this order was not read: {fetched.detail}",
-                        series=fetched.series or None,
-                    )
-                )
-                continue
+    def _build(self, pins: Pins, slides: list[Fetched]) -> Built:
+        def read(fetched: Fetched) -> tuple[SlideOutcome, SlideSource]:
             with self._opened(pins, fetched) as task:
                 outcome = self._half.outcome(task)
-                sources.append(_source(task.slide, outcome))
-            outcomes.append(outcome)
-            readings.append(outcome.reading)
-            findings += outcome.findings
-            for role, encoded in outcome.pictures.items():
-                file = PICTURE_FILES[role].format(n=number)
-                pictures.append(picture(role, file, encoded, outcome.reading.series))
-                data[file] = encoded
-        exploratory = any(outcome.tissue is not None and outcome.tissue.exploratory for outcome in outcomes)
-        report = Report(
-            schema_version=SCHEMA_VERSION,
-            analysis_id=self.analysis_id,
-            protocol=self.order.protocol,
-            state=ReportState.PRELIMINARY,
+                return outcome, source_of(task.slide, outcome)
+
+        return build_report(
+            self.analysis_id,
+            self.order,
+            slides,
+            read,
+            card=self._served(pins)[-1].card,
+            models=lambda: self._versions(pins),
             issued=self._issued(),
-            statement=STATEMENT if exploratory else f"{STATEMENT} {self._card(pins).intended_use.statement}",
-            exploratory=exploratory,
-            software=Software(
-                name="pathserve",
-                manufacturer="pathserve",
-                version=__version__,
-                device_uid=derive_uid("pathserve", f"device/{__version__}"),
-            ),
-            models=self._versions(pins),
-            order=self.order,
-            slides=tuple(readings),
-            findings=tuple(findings),
-            tissue=tuple(outcome.tissue for outcome in outcomes if outcome.tissue is not None),
-            pictures=tuple(pictures),
-            objects=result_objects(readings, sources),
         )
-        return report, sources, data
 
     # The models
 
@@ -308,7 +261,7 @@ class CaseRun:
 
         In this order: after a kill between the two it is pinned anew, and never uses what nobody knows of.
         """
-        pins = Pins.choose(self._protocol.models, self._choices(), self._repository)
+        pins = Pins.choose(self._protocol, self._choices(), self._repository)
         self._note_pins(pins)
         self._write(self._models_file.name, pins.to_json())
         return pins
@@ -322,12 +275,15 @@ class CaseRun:
             pins = Pins.from_json(json.loads(self._models_file.read_text()))
         return pins if pins.hold(self._repository) else None
 
-    def _card(self, pins: Pins) -> ModelCard:
-        """The card of the protocol's first model. Raises ModelChanged where a pinned model changed meanwhile."""
-        card = self._repository.card(pins.folders[self._protocol.models[0]])
+    def _served(self, pins: Pins) -> tuple[ServedModel, ...]:
+        """The protocol's models. Raises ModelChanged where a pinned one changed meanwhile."""
+        models = tuple(
+            ServedModel(folder=folder, card=self._repository.card(folder), contract=self._repository.contract(folder))
+            for folder in pins.folders.values()
+        )
         if not pins.hold(self._repository):
             raise _changed()
-        return card
+        return models
 
     def _versions(self, pins: Pins) -> tuple[ModelVersion, ...]:
         """The exact models behind the report, an ensemble's steps before the ensemble. Raises ModelChanged."""
@@ -367,26 +323,5 @@ def _open(files: Sequence[Path]) -> Slide:
         raise FramesNotFetched("A file of the slide is no longer where it was fetched: it is fetched again.") from None
 
 
-def _source(slide: Slide, outcome: SlideOutcome) -> SlideSource:
-    return SlideSource(
-        series=outcome.reading.series,
-        levels=tuple(slide.source_dataset(index) for index in range(len(slide.levels))),
-        instances=tuple(level.sop_instance_uids for level in slide.levels),
-        read=outcome.level,
-        tiles=outcome.tiles,
-    )
-
-
 def _changed() -> ModelChanged:
     return ModelChanged("A model of this analysis was changed while it ran; its tiles are computed anew.")
-
-
-def _changed_settings(order: Order) -> list[Finding]:
-    return [
-        Finding(
-            kind=FindingKind.SETTING,
-            code=finding_code("setting-changed"),
-            text=f"The setting {name} was changed to {value} for this order.",
-        )
-        for name, value in order.settings
-    ]

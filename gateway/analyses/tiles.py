@@ -83,22 +83,38 @@ class TileStore:
             os.fdatasync(self._file.fileno())
 
 
-def load(path: Path, *, belongs_to: Mapping[str, str], width: int, rows: int) -> tuple[npt.NDArray[np.float32], int]:
-    """All (`rows`, `width`) float32 outputs of a finished slide, and the number of frames missing under them.
+def load(
+    path: Path,
+    *,
+    belongs_to: Mapping[str, str],
+    width: int,
+    rows: int,
+    columns: slice = slice(None),
+    picked_M: npt.NDArray[np.integer] | None = None,
+) -> tuple[npt.NDArray[np.float32], int]:
+    """The outputs of a finished slide of `rows` tiles, and the number of frames missing under them: float32, all rows
+    and columns, or `columns` of the rows `picked_M` (rising). No more than these is held in memory.
 
     Raises StateError where they belong to anything else, or are not all there.
     """
+    wanted_M = np.arange(rows) if picked_M is None else picked_M
+    taken = np.empty((len(wanted_M), len(range(*columns.indices(width)))), np.float32)
+    done = missing = 0
     with disk_errors(), path.open("rb") as file:
         records = _records(file)
         mine = next(records, None) == _header(belongs_to, width)
-        payloads = list(records)
-    flat = np.frombuffer(b"".join(payload[_MISSING.size :] for payload in payloads), dtype="<f4")
-    if not mine or len(flat) != rows * width:
+        for payload in records if mine else ():
+            values_BC = np.frombuffer(payload, "<f4", offset=_MISSING.size).reshape(-1, width)
+            first, end = np.searchsorted(wanted_M, [done, done + len(values_BC)])
+            taken[first:end] = values_BC[wanted_M[first:end] - done, columns]
+            missing += _MISSING.unpack_from(payload)[0]
+            done += len(values_BC)
+    if not mine or done != rows:
         raise StateError(
             "The stored tile outputs do not belong to the slide and model of this analysis: one of them was changed "
             "while it ran. Order the analysis again."
         )
-    return flat.reshape(rows, width), sum(_MISSING.unpack_from(payload)[0] for payload in payloads)
+    return taken, missing
 
 
 def _header(belongs_to: Mapping[str, str], width: int) -> bytes:

@@ -68,8 +68,29 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModel:
+    """Another model, by the weights that this one was trained on."""
+
+    model: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StainReference:
+    """The stains' directions in optical density (red, green, blue; length 1) in the images of a model's training."""
+
+    haematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """The part of `card.json` that the gateway acts on; the whole document stays beside the model."""
+    """The part of `card.json` that the gateway acts on; the whole document stays beside the model.
+
+    `embedding_size` is an encoder's; `encoder` that of a head or a bag model, `feature_size` and `tiles` (least and
+    greatest number of rows) a bag model's.
+    """
 
     name: str
     title: str
@@ -81,3 +102,8 @@ class ModelCard:
     operating_points: tuple[OperatingPoint, ...]
     version: ModelVersion
     limits: tuple[str, ...]
+    embedding_size: int | None = None
+    encoder: OtherModel | None = None
+    feature_size: int | None = None
+    tiles: tuple[int, int] | None = None
+    stain_reference: StainReference | None = None

@@ -97,6 +97,95 @@ class TissueResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SlideClass:
+    """One class of a slide as a whole. `code` is what may be shown for this slide (the exploratory code outside the
+    intended use); a class that is not `supported` is never the answer."""
+
+    index: int
+    code: Code
+    color: str
+    supported: bool
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopTile:
+    """One of the tiles that the answer rests on most, and where it lies. `attention` is relative to the slide's most
+    attended tile (1), `share` the tile's part (0..1) of all attention on the slide."""
+
+    sop_instance_uid: str
+    box: BoxPx
+    x_um: float
+    y_um: float
+    size_um: float
+    attention: float
+    share: float
+
+
+class EvidenceSource(StrEnum):
+    """Where the weight of a tile comes from: the head's own attention, or what its absence does to the answer."""
+
+    ATTENTION = "attention"
+    OCCLUSION = "occlusion"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideClassification:
+    """What one slide as a whole is taken for. `answer` is the index of the class that reached the operating point, None
+    where none did. `tiles` were read; `bag` of them, evenly spaced, were seen by the slide's model."""
+
+    series: str
+    exploratory: bool
+    classes: tuple[SlideClass, ...]
+    answer: int | None
+    operating_point: str
+    min_probability: float
+    tiles: int
+    bag: int
+    evidence: EvidenceSource
+    top_tiles: tuple[TopTile, ...]
+
+    @property
+    def answered(self) -> SlideClass | None:
+        """The class that reached the operating point."""
+        return next((each for each in self.classes if each.index == self.answer), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideQuality:
+    """How well the tissue of a slide can be seen, over the tiles that were read (`gateway.slides.quality`).
+
+    `focus_p10`, `focus_median`, `focus_p90`: percentiles over the tiles of the focus measure, which is without unit and
+    higher where sharper; `blurred_share` (0..1) of the tiles lie under the limit. `saturation` and `brightness` (0..1)
+    are means over the stained pixels. `pen_area_mm2` is the area of pen marks on the slide.
+    """
+
+    focus_p10: float
+    focus_median: float
+    focus_p90: float
+    blurred_share: float
+    saturation: float
+    brightness: float
+    pen_area_mm2: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StainFigures:
+    """How strongly, and with which colours, a slide is stained (`gateway.slides.stain`).
+
+    `haematoxylin_od`, `eosin_od`: mean optical density (base 10) of each stain over the tissue. `haematoxylin`,
+    `eosin`: the stains' own directions in optical density (red, green, blue; length 1). `distance_deg`: the larger of
+    the angles between these and the reference of the model's card; None where the card has no reference.
+    """
+
+    haematoxylin_od: float
+    eosin_od: float
+    haematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    distance_deg: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlideReading:
     """One slide of the order: read, or not read and why."""
 
@@ -116,11 +205,14 @@ class SlideReading:
     tissue_area_mm2: float | None = None
     tiles_read: int = 0
     frames_missing: int = 0
+    quality: SlideQuality | None = None
+    stain_figures: StainFigures | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
-    """A picture that belongs to the report; the bytes lie beside it in `file`. `role`: thumbnail, tissue-map."""
+    """A picture that belongs to the report; the bytes lie beside it in `file`. `role`: thumbnail, tissue-map,
+    attention-map, top-tile-1 (and so on, in the order of `top_tiles`)."""
 
     role: str
     file: str
@@ -218,6 +310,7 @@ class Report:
     slides: tuple[SlideReading, ...]
     findings: tuple[Finding, ...]
     tissue: tuple[TissueResult, ...] = ()
+    slide_classes: tuple[SlideClassification, ...] = ()
     pictures: tuple[Picture, ...] = ()
     objects: tuple[ResultObject, ...] = ()
     revision: int = 1
@@ -261,3 +354,7 @@ class Report:
     def tissue_of(self, series: str) -> TissueResult | None:
         """The tissue result of the slide of a series, if there is one."""
         return next((result for result in self.tissue if result.series == series), None)
+
+    def classes_of(self, series: str) -> SlideClassification | None:
+        """What the slide of a series was taken for, if it was asked."""
+        return next((result for result in self.slide_classes if result.series == series), None)

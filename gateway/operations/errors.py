@@ -242,6 +242,12 @@ class ModelRefused(InferenceError):
     reason, title = "model-refused", "Model refused"
 
 
+class ModelsUnfit(InferenceError):
+    """Models that serve were not made for each other: their figures would mean nothing."""
+
+    reason, title = "models-unfit", "Models do not belong together"
+
+
 class ModelChanged(InferenceError):
     """A model's files are no longer those that the analysis began with: what was computed by them is done anew."""
 

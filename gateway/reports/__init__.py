@@ -4,15 +4,17 @@ from gateway.reports.encode import DICOM, result_objects, write_all, write_revis
 from gateway.reports.headers import keep, kept
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
-from gateway.reports.pictures import picture, thumbnail_jpeg, tissue_map
-from gateway.reports.spatial import UNCERTAIN, SlideSource, TileMap
+from gateway.reports.pictures import attention_map, picture, thumbnail_jpeg, tissue_map
+from gateway.reports.spatial import UNCERTAIN, AttentionMap, SlideSource, TileMap
 from gateway.reports.sr import to_sr
 
 __all__ = [
     "DICOM",
     "UNCERTAIN",
+    "AttentionMap",
     "SlideSource",
     "TileMap",
+    "attention_map",
     "from_json",
     "keep",
     "kept",

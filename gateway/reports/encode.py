@@ -32,17 +32,17 @@ DICOM, PDF = "application/dicom", "application/pdf"
 def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> tuple[ResultObject, ...]:
     """The files of the report of these slides, in the order in which an archive gets them: what others refer to first.
 
-    A slide whose source has no tiles gets none of its own; a study without a slide that has tiles gets the structured
-    report alone.
+    A slide on whose source nothing is placed gets none of its own; a study without a slide that is drawn on gets the
+    structured report alone.
     """
     return tuple(_result_objects(slides, sources))
 
 
 def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> Iterator[ResultObject]:
-    drawn = {source.series: source for source in sources if source.tiles is not None}
+    drawn = {source.series: source for source in sources if source.placed is not None}
     for number, slide in enumerate(slides, 1):
         if slide.series in drawn:
-            yield from _drawn(f"tissue-{number}", slide, drawn[slide.series])
+            yield from _drawn(number, slide, drawn[slide.series])
     yield ResultObject(kind=ObjectKind.PAGE, file="report.html", media_type="text/html")
     yield ResultObject(kind=ObjectKind.DOCUMENT, file="report.pdf", media_type=PDF)
     studies = dict.fromkeys(slide.study for slide in slides if slide.read)
@@ -56,10 +56,11 @@ def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSourc
                 yield ResultObject(kind=kind, file=f"{stem}.{extension}.dcm", media_type=DICOM, study=study)
 
 
-def _drawn(stem: str, slide: SlideReading, source: SlideSource) -> Iterator[ResultObject]:
-    """What is drawn on one slide."""
+def _drawn(number: int, slide: SlideReading, source: SlideSource) -> Iterator[ResultObject]:
+    """What is drawn on one slide. Of a slide that was classified as a whole no place has a class: no segments."""
+    stem = f"tissue-{number}" if source.tiles is not None else f"slide-{number}"
     kinds = [
-        (ObjectKind.SEGMENTATION, "seg.dcm", DICOM),
+        *([(ObjectKind.SEGMENTATION, "seg.dcm", DICOM)] if source.tiles is not None else []),
         (ObjectKind.PARAMETRIC_MAP, "pm.dcm", DICOM),
         *([(ObjectKind.ANNOTATIONS, "ann.dcm", DICOM)] if has_regions(source) else []),
         (ObjectKind.GEOJSON, "geojson", "application/geo+json"),

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 from pydicom import Dataset
 
-from gateway.domain.report import Report, ResultObject, TissueClass
+from gateway.domain.report import Report, ResultObject, SlideClassification, TissueClass, TopTile
 from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError, StateError
+from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
 from gateway.reports.regions import Region, Ring, regions_of
 from gateway.reports.spatial import SlideSource
 
 _DECIMALS = 3
+_TOP_TILE_COLOR = (227, 26, 28)
 _ABOUT = '],"pathserve":'
 """What follows the regions. It stands once in a file: within a text its quotes would be escaped."""
 _MOST_ABOUT, _BLOCK = 2**20, 2**20
@@ -23,7 +26,8 @@ _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 
 
 def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
-    """Write a FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings.
+    """Write a FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings; or one a tile that
+    the slide's answer rests on.
 
     Coordinates are full-resolution pixels from the slide image's top left, which is QuPath's plane and not RFC 7946's
     WGS 84 (section 4 allows that by prior arrangement). Outer rings run anticlockwise by their coordinates' signs
@@ -36,7 +40,7 @@ def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
 
 def _parts(report: Report, source: SlideSource) -> Iterator[str]:
     """The text, a feature at a time: a slide of a hundred thousand regions is never held as a tree of objects."""
-    result = report.tissue_of(source.series)
+    result, classified = report.tissue_of(source.series), report.classes_of(source.series)
     exploratory = bool(result and result.exploratory)
     to_finest = _Scale(source.image, source.levels[0])
     yield '{"type":"FeatureCollection","features":['
@@ -44,6 +48,9 @@ def _parts(report: Report, source: SlideSource) -> Iterator[str]:
         classes = {tissue.index: _Class(report, source, tissue, exploratory) for tissue in result.classes}
         for number, region in enumerate(regions_of(report, source)):
             yield ("," if number else "") + classes[region.index].feature(region, to_finest)
+    if classified is not None:
+        for rank, tile in enumerate(classified.top_tiles, 1):
+            yield ("," if rank > 1 else "") + _top_tile(report, classified, rank, tile, to_finest)
     yield f"{_ABOUT}{_json(_about(report, source.series))}}}\n"
 
 
@@ -68,8 +75,8 @@ def restate_geojson(source: Path, target: Path, report: Report, item: ResultObje
 
 def _about(report: Report, series: str | None) -> dict[str, Any]:
     """A foreign member (section 6.1): who reads the file without QuPath finds what it is."""
-    result = report.tissue_of(series) if series else None
-    exploratory = bool(result and result.exploratory)
+    results = (report.tissue_of(series), report.classes_of(series)) if series else ()
+    exploratory = any(result is not None and result.exploratory for result in results)
     return {
         "analysis": report.analysis_id,
         "series": series,
@@ -83,6 +90,32 @@ def _about(report: Report, series: str | None) -> dict[str, Any]:
             report.statement,
         ],
     }
+
+
+def _top_tile(report: Report, classified: SlideClassification, rank: int, tile: TopTile, to_finest: "_Scale") -> str:
+    """One of the tiles that a slide's answer rests on."""
+    box = tile.box
+    left, top, right, bottom = box.x_px, box.y_px, box.x_px + box.width_px, box.y_px + box.height_px
+    ring = to_finest.ring(np.array([[left, top], [right, top], [right, bottom], [left, bottom]]))
+    code = concept.TOP_TILE
+    uid = derive_uid(report.analysis_id, f"region/{classified.series}/top-tile/{rank}")
+    properties = {
+        "objectType": "annotation",
+        "name": f"{code.display} {rank}{' (exploratory)' if classified.exploratory else ''}",
+        "classification": {"name": code.display, "color": list(_TOP_TILE_COLOR)},
+        "isLocked": True,
+        "measurements": {"Attention": tile.attention, "Share of the answer %": tile.share * 100},
+        "metadata": {"code": code.code, "scheme": code.scheme, "use": wording.document_title(report)},
+    }
+    return (
+        f'{{"type":"Feature","id":"{_uuid(uid)}","geometry":{{"type":"Polygon","coordinates":[{ring}]}},'
+        f'"properties":{_json(properties)}}}'
+    )
+
+
+def _uuid(uid: str) -> UUID:
+    """The UUID behind a UID of ours (PS3.5 B.2)."""
+    return UUID(int=int(uid.rsplit(".", 1)[1]))
 
 
 class _Scale:
@@ -130,7 +163,7 @@ class _Class:
     def feature(self, region: Region, to_finest: _Scale) -> str:
         uid = derive_uid(self._analysis_id, f"{self._role}/{region.number}")
         return (
-            f'{{"type":"Feature","id":"{UUID(int=int(uid.rsplit(".", 1)[1]))}",'
+            f'{{"type":"Feature","id":"{_uuid(uid)}",'
             f'"geometry":{{"type":"Polygon","coordinates":[{",".join(map(to_finest.ring, region.rings))}]}},'
             f'"properties":{{"objectType":"annotation","name":{self._name} {region.number}{self._suffix},'
             f'"classification":{self._classification},"isLocked":true,'

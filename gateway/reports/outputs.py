@@ -11,8 +11,8 @@ from gateway.operations.errors import InvalidInput
 _OWN = re.compile(
     r"(?P<part>\.)?("
     r"report\.(json|html|pdf)|report(-\d+)?\.(sr|pdf|ko)\.dcm|"
-    r"tissue-\d+\.((seg|pm|ann)\.dcm|geojson)|"
-    r"thumbnail-\d+\.jpg|tissue-map-\d+\.png"
+    r"(tissue|slide)-\d+\.((seg|pm|ann)\.dcm|geojson)|"
+    r"(thumbnail-\d+|top-tile-\d+-\d+)\.jpg|(tissue|attention)-map-\d+\.png"
     r")(?(part)\.part)"
 )
 """What `analyze` writes, and may therefore replace or remove; `.NAME.part` is one that a kill left half-written."""

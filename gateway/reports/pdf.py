@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from gateway.domain.report import Report, SlideReading, TissueClass, TissueResult
+from gateway.domain.report import Report, SlideClassification, SlideReading, TissueClass, TissueResult
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
 from gateway.reports.sr_concepts import plain
@@ -27,14 +27,6 @@ _SVG = (
     '<image width="{width}" height="{height}" xlink:href="data:{media_type};base64,{data}"/></svg>'
 )
 _NOT_GIVEN, _NOT_KNOWN = "not given", "not known"
-_PICTURES = (
-    ("thumbnail", "The slide", "Thumbnail of the whole slide"),
-    (
-        "tissue-map",
-        "Tissue map: one colour a class, grey hatching where uncertain",
-        "The slide in grey with the tiles coloured by class, as listed in the table below",
-    ),
-)
 
 
 def to_pdf(report: Report, pictures: Mapping[str, bytes]) -> bytes:
@@ -183,7 +175,7 @@ def _headed(text: str) -> str:
 def _slide(
     report: Report, slide: SlideReading, pictures: Mapping[str, bytes], images: dict[str, bytes]
 ) -> dict[str, Any]:
-    result = report.tissue_of(slide.series)
+    result, classified = report.tissue_of(slide.series), report.classes_of(slide.series)
     header = slide.header
     scanner = " ".join(map(wording.cut, filter(None, (header.manufacturer, header.model_name)))) if header else ""
     facts = [
@@ -197,16 +189,33 @@ def _slide(
         facts.append(["Read at", f"{grid.mpp:.3f} µm per pixel, {slide.tiles_read} tiles of {grid.tile_um:.0f} µm"])
     if slide.tissue_area_mm2 is not None:
         facts.append(["Tissue found", f"{wording.area(slide.tissue_area_mm2)} mm²"])
+    facts += [[label, figure] for label, figure in wording.how_seen(slide)]
     missing = f"{slide.frames_missing} frames were missing in the slide and were read as empty background."
     outside = "Exploratory: this slide lies outside the intended use of the model."
     return {
         "name": wording.slide_name(report, slide.series),
         "facts": facts,
         "missing": missing if slide.frames_missing else None,
-        "exploratory": outside if result and result.exploratory else None,
+        "exploratory": outside if any(each and each.exploratory for each in (result, classified)) else None,
         "result": _result(result) if result else None,
-        "without": "This slide was read; it has no tissue result.",
-        "pictures": [_picture(report, slide.series, *words, pictures, images) for words in _PICTURES],
+        "classified": _classified(classified) if classified else None,
+        "without": "This slide was read; it has no result.",
+        "pictures": [
+            _picture(report, slide.series, *words, pictures, images)
+            for words in (wording.ATTENTION_PICTURES if classified else wording.TISSUE_PICTURES)
+        ],
+        "tiles": [
+            _picture(
+                report,
+                slide.series,
+                f"top-tile-{rank}",
+                wording.tile_title(rank, tile),
+                "The tile as the model saw it",
+                pictures,
+                images,
+            )
+            for rank, tile in enumerate(classified.top_tiles if classified else (), 1)
+        ],
     }
 
 
@@ -266,6 +275,34 @@ def _result(result: TissueResult) -> dict[str, Any]:
         "corner.",
         "tiles-heading": ["Class", "x, µm", "y, µm", "Side, µm", "Probability"],
         "tiles": [row for tissue in result.classes for row in _tiles(tissue)],
+    }
+
+
+def _classified(classes: SlideClassification) -> dict[str, Any]:
+    return {
+        "answer": wording.answer(classes),
+        "caption": "Probability of each class for the slide as a whole. A class that the model was not measured for is "
+        "never the answer.",
+        "heading": ["Class", "Measured for", "Probability"],
+        "rows": [
+            [each.color, each.code.display, "yes" if each.supported else "no", wording.probability(each.probability)]
+            for each in sorted(classes.classes, key=lambda each: each.probability, reverse=True)
+        ],
+        "weights": wording.weights(classes),
+        "tiles-caption": "Position of the tile's top left corner, in micrometres from the slide image's top left "
+        "corner.",
+        "tiles-heading": ["Tile", "x, µm", "y, µm", "Side, µm", "Weight, of the greatest", "Share of the answer, %"],
+        "tiles": [
+            [
+                str(rank),
+                f"{tile.x_um:.0f}",
+                f"{tile.y_um:.0f}",
+                f"{tile.size_um:.0f}",
+                wording.probability(tile.attention),
+                wording.percent(tile.share),
+            ]
+            for rank, tile in enumerate(classes.top_tiles, 1)
+        ],
     }
 
 

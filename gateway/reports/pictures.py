@@ -1,4 +1,4 @@
-"""The report's pictures: the thumbnail, and the tissue map drawn over it."""
+"""The report's pictures: the thumbnail, and what was found drawn over it: classes of tissue, or attention."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from PIL import Image
 
 from gateway.domain.report import Picture
 from gateway.domain.slide import TileGrid
-from gateway.reports.spatial import UNCERTAIN, tile_under
+from gateway.reports.spatial import UNCERTAIN, AttentionMap, tile_under
 
 _NOTHING = -2
 _GREY = np.array([205, 205, 205], dtype=np.float32)
@@ -18,6 +18,15 @@ _HATCH = np.array([20, 20, 20], dtype=np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
 _HATCH_PX = 6
 _OPACITY = 0.5
+_HEAT_STEPS = 256
+# Lightness falls evenly along it, so that it can be read without colour (anchors of ColorBrewer's YlOrRd).
+_HEAT_S3 = np.stack(
+    [
+        np.interp(np.linspace(0, 1, _HEAT_STEPS), [0, 0.25, 0.5, 0.75, 1], anchors)
+        for anchors in ([255, 254, 253, 227, 128], [255, 217, 141, 26, 0], [204, 118, 60, 28, 38])
+    ],
+    axis=1,
+).astype(np.float32)
 _MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 Rgb = npt.NDArray[np.uint8]
@@ -66,6 +75,25 @@ def tissue_map(
     drawn_HW3[_edges(class_HW)] *= 0.75
     # Full colour, though a palette would halve the file: quantising puts specks of one class's colour into another.
     # For such pictures zlib's level 3 packs closer than the default and costs a tenth of `optimize`.
+    return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", compress_level=3)
+
+
+def attention_map(thumbnail_HW3: Rgb, grid: TileGrid, attention: AttentionMap, level_size_px: tuple[int, int]) -> bytes:
+    """A PNG of the thumbnail in grey under the attention of its tiles, from pale yellow (none) to dark red (the most).
+
+    `thumbnail_HW3` and `level_size_px` as in `tissue_map`. Tiles that weigh nothing are tinted too: they were read.
+    """
+    height, width = thumbnail_HW3.shape[:2]
+    step_GG = np.full((grid.rows + 1, grid.columns + 1), -1, dtype=np.int32)  # index -1 finds nothing there
+    step_GG[attention.rows_N, attention.columns_N] = np.rint(attention.attention_N * (_HEAT_STEPS - 1))
+    level_width, level_height = level_size_px
+    row_H = tile_under(height, level_height, grid.field_px, grid.rows)
+    column_W = tile_under(width, level_width, grid.field_px, grid.columns)
+    step_HW = step_GG[row_H[:, None], column_W[None, :]]
+    base_HW3 = np.repeat((thumbnail_HW3.astype(np.float32) @ _LUMA)[..., None], 3, axis=2)
+    read_HW = step_HW >= 0
+    drawn_HW3 = base_HW3.copy()
+    drawn_HW3[read_HW] = base_HW3[read_HW] * (1 - _OPACITY) + _HEAT_S3[step_HW[read_HW]] * _OPACITY
     return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", compress_level=3)
 
 

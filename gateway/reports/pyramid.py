@@ -16,7 +16,7 @@ from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file
 from gateway.reports.derived import ObjectName, copy_specimen, reference_to
-from gateway.reports.spatial import Place, SlideSource, TileMap, place_of, tile_under
+from gateway.reports.spatial import AttentionMap, Place, SlideSource, TileMap, place_of, tile_under
 from gateway.reports.tiled import Tiling
 
 _LEAST_TILE_PX = 8
@@ -63,7 +63,7 @@ class TileRaster:
     pictures), and so how a value of every tile is drawn."""
 
     tiling: Tiling
-    tiles: TileMap
+    tiles: TileMap | AttentionMap
     shape: tuple[int, int]
     row_H: npt.NDArray[np.intp]
     column_W: npt.NDArray[np.intp]
@@ -72,12 +72,13 @@ class TileRaster:
     def over(cls, level: PyramidLevel, report: Report, source: SlideSource) -> "TileRaster":
         """Raises PathserveError where the slide has no tiles."""
         grid, tiling = _grid_of(report, source), level.tiling
-        if source.tiles is None:
+        tiles = source.placed
+        if tiles is None:
             raise PathserveError("A slide without tiles has no map. Report this.")
         rows, columns = int(source.image.TotalPixelMatrixRows), int(source.image.TotalPixelMatrixColumns)
         return cls(
             tiling=tiling,
-            tiles=source.tiles,
+            tiles=tiles,
             shape=(grid.rows, grid.columns),
             row_H=tile_under(tiling.rows, rows, grid.field_px, grid.rows),
             column_W=tile_under(tiling.columns, columns, grid.field_px, grid.columns),

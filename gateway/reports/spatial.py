@@ -29,12 +29,27 @@ class TileMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AttentionMap:
+    """How much each of M tiles weighs in a slide's answer, on the grid of the report's slide `series`.
+
+    `rows_N`, `columns_N` (M,) int32: grid positions. `attention_N` (M,) float32 in 0..1: relative to the tile that
+    weighs most.
+    """
+
+    series: str
+    rows_N: npt.NDArray[np.int32]
+    columns_N: npt.NDArray[np.int32]
+    attention_N: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideSource:
     """One slide that was read: of each level, finest first, the header (no pixels) of one instance in `levels`, and in
     `instances` the SOP instance UIDs of all (parts of a concatenation, focal planes).
 
-    `read` is the index in `levels` of the level that the report's grid lies on. `tiles` is None where the slide gets no
-    spatial objects (a stain that the model was not made for).
+    `read` is the index in `levels` of the level that the report's grid lies on. `tiles` and `attention` are what the
+    protocol found where; neither is there where the slide gets no spatial objects (a stain that the model was not made
+    for).
     """
 
     series: str
@@ -42,6 +57,12 @@ class SlideSource:
     instances: tuple[tuple[str, ...], ...]
     read: int
     tiles: TileMap | None
+    attention: AttentionMap | None = None
+
+    @property
+    def placed(self) -> TileMap | AttentionMap | None:
+        """The tiles of whatever is drawn on the slide."""
+        return self.tiles or self.attention
 
     @property
     def image(self) -> Dataset:

@@ -9,7 +9,18 @@ from highdicom.spatial import ImageToReferenceTransformer
 from pydicom import Dataset
 
 from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
-from gateway.domain.report import BoxPx, Evidence, Report, SlideReading, TissueClass, TissueResult
+from gateway.domain.report import (
+    BoxPx,
+    Evidence,
+    EvidenceSource,
+    Report,
+    SlideClass,
+    SlideClassification,
+    SlideReading,
+    TissueClass,
+    TissueResult,
+    TopTile,
+)
 from gateway.reports import sr_concepts as concept
 from gateway.reports.derived import tracking_of
 from gateway.reports.spatial import place_of
@@ -26,18 +37,26 @@ class SlideGroups:
     subject: hd.SubjectContext | None
 
     def all(self) -> Iterator[hd.MeasurementsAndQualitativeEvaluations]:
-        """The slide as a whole, each class with its evidence, then what stayed uncertain."""
-        result = self.report.tissue_of(self.slide.series)
-        yield self._whole(result)
-        if result is None:
-            return
-        for tissue in result.classes:
-            yield self._class(tissue)
-            for rank, evidence in enumerate(tissue.evidence, 1):
-                yield self._evidence(tissue, rank, evidence)
-        yield self._uncertain(result)
+        """The slide as a whole; of tissue each class with its evidence, then what stayed uncertain; of a slide that was
+        classified as a whole each class, then the tiles that the answer rests on."""
+        tissue_result = self.report.tissue_of(self.slide.series)
+        classes = self.report.classes_of(self.slide.series)
+        yield self._whole(tissue_result, classes)
+        if tissue_result is not None:
+            for tissue in tissue_result.classes:
+                yield self._class(tissue)
+                for rank, evidence in enumerate(tissue.evidence, 1):
+                    yield self._evidence(tissue, rank, evidence)
+            yield self._uncertain(tissue_result)
+        if classes is not None:
+            for each in classes.classes:
+                yield self._slide_class(each)
+            for rank, tile in enumerate(classes.top_tiles, 1):
+                yield self._top_tile(rank, tile)
 
-    def _whole(self, result: TissueResult | None) -> hd.MeasurementsAndQualitativeEvaluations:
+    def _whole(
+        self, result: TissueResult | None, classes: SlideClassification | None
+    ) -> hd.MeasurementsAndQualitativeEvaluations:
         measurements = []
         evaluations = []
         parameters = [*self._models(), *(f"changed setting {key}={value}" for key, value in self.report.order.settings)]
@@ -45,10 +64,20 @@ class SlideGroups:
             measurements.append(_measurement(concept.TISSUE_FOUND, self.slide.tissue_area_mm2, MILLIMETRE_SQUARED))
         if result is not None:
             measurements.append(_measurement(concept.AREA, result.area_mm2, MILLIMETRE_SQUARED))
-            measurements.append(_measurement(concept.TILE_COUNT, result.tiles, concept.TILES))
-            use = concept.OUTSIDE if result.exploratory else concept.INSIDE
-            evaluations.append(hd.QualitativeEvaluation(concept.coded(concept.INTENDED_USE), concept.coded(use)))
-            parameters.append(f"operating point {result.operating_point}: probability >= {result.min_probability:g}")
+        if classes is not None:
+            answer = classes.answered
+            measurements.append(_measurement(concept.BAG_TILES, classes.bag, concept.TILES))
+            evaluations.append(_evaluation(concept.SLIDE_CLASS, answer.code if answer else concept.NO_ANSWER))
+            evaluations.append(_evaluation(concept.EVIDENCE_SOURCE, _SOURCES[classes.evidence]))
+        for found in (result, classes):
+            if found is None:
+                continue
+            measurements.append(_measurement(concept.TILE_COUNT, found.tiles, concept.TILES))
+            evaluations.append(
+                _evaluation(concept.INTENDED_USE, concept.OUTSIDE if found.exploratory else concept.INSIDE)
+            )
+            parameters.append(f"operating point {found.operating_point}: probability >= {found.min_probability:g}")
+        measurements += self._quality()
         measurements.append(_measurement(concept.FRAMES_MISSING, self.slide.frames_missing, concept.FRAMES))
         return self._group(
             "tissue",
@@ -56,6 +85,43 @@ class SlideGroups:
             measurements,
             evaluations=evaluations,
             parameters=[concept.plain(parameter) for parameter in parameters],
+        )
+
+    def _quality(self) -> Iterator[hd.Measurement]:
+        """How well the slide can be seen, and how strongly it is stained."""
+        seen, stain = self.slide.quality, self.slide.stain_figures
+        if seen is not None:
+            yield _measurement(concept.FOCUS, seen.focus_median, NO_UNITS)
+            yield _measurement(concept.BLURRED, seen.blurred_share * 100, PERCENT)
+            yield _measurement(concept.SATURATION, seen.saturation, NO_UNITS)
+            yield _measurement(concept.BRIGHTNESS, seen.brightness, NO_UNITS)
+            yield _measurement(concept.PEN_AREA, seen.pen_area_mm2, MILLIMETRE_SQUARED)
+        if stain is not None:
+            yield _measurement(concept.HAEMATOXYLIN_OD, stain.haematoxylin_od, NO_UNITS)
+            yield _measurement(concept.EOSIN_OD, stain.eosin_od, NO_UNITS)
+            if stain.distance_deg is not None:
+                yield _measurement(concept.STAIN_DISTANCE, stain.distance_deg, concept.DEGREES)
+
+    def _slide_class(self, found: SlideClass) -> hd.MeasurementsAndQualitativeEvaluations:
+        return self._group(
+            f"slide-class-{found.index}",
+            found.code,
+            [_measurement(concept.CLASS_PROBABILITY, found.probability, NO_UNITS)],
+            evaluations=[_evaluation(concept.SUPPORTED, concept.YES if found.supported else concept.NO)],
+        )
+
+    def _top_tile(self, rank: int, tile: TopTile) -> hd.PlanarROIMeasurementsAndQualitativeEvaluations:
+        return self._with_subject(
+            hd.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=self._tracking(f"top-tile-{rank}"),
+                referenced_region=_region(self.image, tile.box),
+                finding_type=concept.coded(concept.TOP_TILE),
+                algorithm_id=self._algorithm(),
+                measurements=[
+                    _measurement(concept.ATTENTION, tile.attention, NO_UNITS),
+                    _measurement(concept.ATTENTION_SHARE, tile.share * 100, PERCENT),
+                ],
+            )
         )
 
     def _class(self, tissue: TissueClass) -> hd.MeasurementsAndQualitativeEvaluations:
@@ -131,6 +197,16 @@ class SlideGroups:
                 f"engine sha256 {model.engine_sha256}, weights sha256 {model.weights_sha256}, "
                 f"recipe {model.recipe} sha256 {model.recipe_sha256}, data manifest sha256 {model.manifest_sha256}"
             )
+
+
+_SOURCES = {
+    EvidenceSource.ATTENTION: concept.FROM_ATTENTION,
+    EvidenceSource.OCCLUSION: concept.FROM_OCCLUSION,
+}
+
+
+def _evaluation(name: Code, value: Code) -> hd.QualitativeEvaluation:
+    return hd.QualitativeEvaluation(concept.coded(name), concept.coded(value))
 
 
 def _extent(area_mm2: float, share: float, tiles: int) -> list[hd.Measurement]:

@@ -3,7 +3,16 @@
 from datetime import datetime
 
 from gateway.domain.codes import Code
-from gateway.domain.report import FindingKind, Report, ReportState, SignedAmendment, SlideReading
+from gateway.domain.report import (
+    EvidenceSource,
+    FindingKind,
+    Report,
+    ReportState,
+    SignedAmendment,
+    SlideClassification,
+    SlideReading,
+    TopTile,
+)
 
 RESEARCH_USE = "Research use only, not a medical device."
 PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
@@ -13,10 +22,33 @@ EXPLORATORY = (
 )
 UNCERTAIN = "Uncertain"
 
+_THUMBNAIL = ("thumbnail", "The slide", "Thumbnail of the whole slide")
+TISSUE_PICTURES = (
+    _THUMBNAIL,
+    (
+        "tissue-map",
+        "Tissue map: one colour a class, grey hatching where uncertain",
+        "The slide in grey with the tiles coloured by class, as listed in the table below",
+    ),
+)
+"""The pictures of a slide: role, title, and what they show for whoever cannot see them."""
+ATTENTION_PICTURES = (
+    _THUMBNAIL,
+    (
+        "attention-map",
+        "Weight of each tile in the answer: pale yellow least, dark red most",
+        "The slide in grey with the tiles coloured by their weight; the heaviest are listed in the table below",
+    ),
+)
+
 _MOST_CHARACTERS = 64
 _MOST_OF_A_NAME = 3 * _MOST_CHARACTERS + 2
 
-_PROTOCOLS = {"tissue-classification": "Tissue classification"}
+_PROTOCOLS = {"tissue-classification": "Tissue classification", "slide-classification": "Slide classification"}
+_SOURCES = {
+    EvidenceSource.ATTENTION: "The weights are the model's own attention.",
+    EvidenceSource.OCCLUSION: "The weights are how far the answer's probability falls without its part of the slide.",
+}
 _KINDS = {
     FindingKind.INTENDED_USE: "Intended use",
     FindingKind.QUALITY: "Quality",
@@ -115,6 +147,44 @@ def cut(text: str, most: int = _MOST_CHARACTERS) -> str:
     Headers hold longer ones, and a page that repeats one of a hundred thousand characters is no page.
     """
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def how_seen(slide: SlideReading) -> list[tuple[str, str]]:
+    """How well a slide can be seen and how it is stained: label and figure."""
+    rows = []
+    if slide.quality is not None:
+        seen = slide.quality
+        focus = f"{percent(seen.blurred_share)} % of tiles (median focus {seen.focus_median:.3f})"
+        rows.append(("Out of focus", focus))
+        rows.append(("Colour", f"saturation {seen.saturation:.2f}, brightness {seen.brightness:.2f}"))
+        if seen.pen_area_mm2:
+            rows.append(("Pen marks", f"{area(seen.pen_area_mm2)} mm²"))
+    if slide.stain_figures is not None:
+        stain = slide.stain_figures
+        off = "" if stain.distance_deg is None else f"; {stain.distance_deg:.0f}° from the model's"
+        rows.append(
+            ("Stain, optical density", f"haematoxylin {stain.haematoxylin_od:.2f}, eosin {stain.eosin_od:.2f}{off}")
+        )
+    return rows
+
+
+def answer(classes: SlideClassification) -> str:
+    """What a slide as a whole is taken for, in a sentence."""
+    found = classes.answered
+    at = f"(operating point “{classes.operating_point}”: {probability(classes.min_probability)})"
+    if found is None:
+        return f"No answer: no class that the model was measured for reached the operating point {at}."
+    return f"{found.code.display}: probability {probability(found.probability)} {at}."
+
+
+def weights(classes: SlideClassification) -> str:
+    """What the tiles' weights are, and of how many tiles."""
+    return f"The model saw {classes.bag} of {classes.tiles} tiles. {_SOURCES[classes.evidence]}"
+
+
+def tile_title(rank: int, tile: TopTile) -> str:
+    """A tile's caption."""
+    return f"{rank}: {percent(tile.share)} % of the answer"
 
 
 def area(value_mm2: float) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -39,6 +39,12 @@ class TilePlan:
 
     def __len__(self) -> int:
         return len(self.rows_N)
+
+    def part(self, tiles_M: NDArray[np.integer]) -> "TilePlan":
+        """The plan of some of its tiles (rising). Its digest and number of frames stay those of the whole."""
+        return replace(
+            self, rows_N=self.rows_N[tiles_M], columns_N=self.columns_N[tiles_M], tissue_N=self.tissue_N[tiles_M]
+        )
 
 
 def plan_tiles(

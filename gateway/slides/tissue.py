@@ -29,38 +29,47 @@ _SAMPLE_PX = 250_000
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueMask:
-    """Tissue as a picture of the whole slide: `mask` (H, W) bool, square pixels of `um_per_px`, and its area."""
+    """Tissue as a picture of the whole slide: `mask` (H, W) bool, square pixels of `um_per_px`, and its area; and the
+    area of the pen marks beside it."""
 
     mask: NDArray[np.bool_]
     um_per_px: float
     area_mm2: float
+    pen_area_mm2: float = 0.0
 
 
 def find_tissue(slide: Slide) -> TissueMask:
     """Find the tissue on a slide. Raises NoTissue, CorruptFrame, TruncatedFile."""
     picture, um_per_px = slide.overview(TISSUE_UM_PER_PX)
-    mask = tissue_of_picture(picture, um_per_px)
-    area_mm2 = float(np.count_nonzero(mask)) * um_per_px**2 / 1e6
+    mask, pen = _tissue_and_pen(picture, um_per_px)
+    area_mm2, pen_area_mm2 = (float(np.count_nonzero(each)) * um_per_px**2 / 1e6 for each in (mask, pen))
     if area_mm2 == 0:
         raise NoTissue(
             "No tissue was found on the slide. Check that the right slide was scanned and that the scan is not empty."
         )
-    return TissueMask(mask=mask, um_per_px=um_per_px, area_mm2=area_mm2)
+    return TissueMask(mask=mask, um_per_px=um_per_px, area_mm2=area_mm2, pen_area_mm2=pen_area_mm2)
 
 
 def tissue_of_picture(picture: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
     """The tissue in an (H, W, 3) uint8 RGB picture, as (H, W) bool; all False where there is none."""
+    mask, _ = _tissue_and_pen(picture, um_per_px)
+    return mask
+
+
+def _tissue_and_pen(picture: NDArray[np.uint8], um_per_px: float) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    """The tissue (H, W) bool, and the pen marks (1) with their rims."""
     feature, pen = _feature_and_pen(picture)
     feature = np.asarray(cv2.GaussianBlur(feature, (0, 0), 0.8), np.uint8)
     mask = np.asarray(feature > _threshold(feature), np.uint8)
-    mask[_strokes(pen, um_per_px) == 1] = 0
+    strokes = _strokes(pen, um_per_px)
+    mask[strokes == 1] = 0
     radius_px = max(1, round(_CLOSE_UM / um_per_px / 2))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), np.uint8)
     px_per_mm2 = 1e6 / um_per_px**2
     mask = _without_small(mask, _MIN_OBJECT_MM2 * px_per_mm2)
     mask = 1 - _without_small(1 - mask, _MAX_HOLE_MM2 * px_per_mm2)
-    return mask.view(np.bool_)
+    return mask.view(np.bool_), strokes
 
 
 def _feature_and_pen(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gateway import __version__
 from gateway.analyses.classification import TissueClassification
 from gateway.analyses.protocols import options_of, protocol_named
-from gateway.analyses.slide_half import SlideOutcome, SlideTask
+from gateway.analyses.slide_half import ServedModel, SlideOutcome, SlideTask
 from gateway.domain.order import Order, SlideReference, Specimen
 from gateway.domain.report import Picture, Report, ReportState, Software
 from gateway.inference import ModelRepository
@@ -73,8 +73,7 @@ def invented(files: list[Path], work: Path) -> Invented:
         order = Order(protocol="tissue-classification", specimens=(specimen,))
         task = SlideTask(
             slide=slide,
-            model=MODEL,
-            card=card,
+            models=(ServedModel(folder=MODEL, card=card, contract=repository.contract(MODEL)),),
             order=order,
             specimen=specimen,
             options=options_of(protocol_named(order.protocol), order),

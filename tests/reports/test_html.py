@@ -165,6 +165,6 @@ def test_long_and_foreign_names(report: Report) -> None:
 def test_a_slide_without_result_or_header(report: Report) -> None:
     slide = replace(report.slides[0], header=None, grid=None, tissue_area_mm2=None, frames_missing=3)
     words = Page(to_html(replace(report, slides=(slide,), tissue=()), {})).words
-    assert "This slide was read; it has no tissue result." in words
+    assert "This slide was read; it has no result." in words
     assert "3 frames were missing" in words
     assert "P0001" in words

@@ -220,7 +220,8 @@ def test_where_none_is_approved_the_lowest_is_asked_for_and_refused(repository: 
 def test_what_is_loaded(repository: ModelRepository, ledger: Ledger) -> None:
     first = Wanted.now(Choices(), (), repository)
     assert first.folders == ("tile_encoder", "tissue_head", MODEL)
-    assert first.current == first.initial == {MODEL: MODEL}  # a step has no choice of its own
+    # The head, a step and nothing else, has no choice of its own.
+    assert first.current == first.initial == {MODEL: MODEL, "tile_encoder": "tile_encoder"}
     ledger.choices.note_initial(MODEL, "1", "worker")
     ledger.choices.wish(MODEL, "2", Action.PROMOTE, "ann")
     wished = Wanted.now(ledger.choices.read(), (), repository)

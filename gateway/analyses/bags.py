@@ -1,0 +1,121 @@
+"""A slide as one bag of tile embeddings: what the slide's model says of it, and how much each tile weighs in that.
+
+Ilse et al., "Attention-based deep multiple instance learning" (ICML 2018): a head that attends says itself what each
+tile weighs. One that does not is asked by occlusion (Zeiler & Fergus, ECCV 2014, section 4.2): groups of neighbouring
+tiles are left out in turn, and a group weighs as much as the answer's probability falls without it.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.analyses.slide_half import Engine, ServedModel
+from gateway.domain.report import EvidenceSource
+from gateway.inference.contract import Contract
+from gateway.operations.disk import disk_errors, written_whole
+from gateway.operations.errors import InferenceError, ModelRefused
+
+OCCLUDED_GROUPS = 48
+"""Calls by occlusion, at most: each sees nearly the whole bag."""
+DEADLINE_S = 300.0
+_TAKEN = {"features", "xy_um", "mask"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BagAnswer:
+    """What the model said of a bag of M tiles: `probabilities_C` (C,), and `weights_M` (M,), not negative, sum 1."""
+
+    probabilities_C: npt.NDArray[np.float64]
+    weights_M: npt.NDArray[np.float64]
+    evidence: EvidenceSource
+
+    def save(self, path: Path, of: dict[str, Any]) -> None:
+        """Write it whole, with what it belongs to. Raises DiskFull."""
+        meta = json.dumps({"of": of, "evidence": self.evidence}, sort_keys=True)
+        with disk_errors(), written_whole(path) as out:
+            np.savez(out, meta=meta, probabilities=self.probabilities_C, weights=self.weights_M)
+
+    @classmethod
+    def load(cls, path: Path, of: dict[str, Any]) -> "BagAnswer | None":
+        """What lies there; None where there is nothing, or it belongs to anything else."""
+        if not path.exists():
+            return None
+        with disk_errors(), np.load(path, allow_pickle=False) as data:
+            meta = json.loads(str(data["meta"]))
+            if meta["of"] != of:
+                return None
+            return cls(data["probabilities"], data["weights"], EvidenceSource(meta["evidence"]))
+
+
+def picked(tiles: int, most: int) -> npt.NDArray[np.int64]:
+    """Which of a slide's tiles its bag holds: all, or `most` of them evenly spaced in reading order. Rising."""
+    if tiles <= most:
+        return np.arange(tiles)
+    return (np.arange(most) * tiles) // most
+
+
+async def ask(
+    model: ServedModel,
+    features_MD: npt.NDArray[np.float32],
+    xy_um_M2: npt.NDArray[np.float32],
+    engine: Engine,
+) -> BagAnswer:
+    """Put a bag through the slide's model. `xy_um_M2`: the tiles' centres, µm from the slide image's top left corner.
+
+    Raises InferenceError; ModelRefused where the model asks for what is not known here.
+    """
+    contract = model.contract
+    if strange := sorted({spec.name for spec in contract.inputs} - _TAKEN):
+        raise ModelRefused(
+            f"The model {model.folder} asks for {', '.join(strange)}, which the gateway does not have. Promote another."
+        )
+
+    async def outputs(kept_M: npt.NDArray[np.bool_] | None = None) -> dict[str, npt.NDArray[Any]]:
+        features, xy_um = (features_MD, xy_um_M2) if kept_M is None else (features_MD[kept_M], xy_um_M2[kept_M])
+        return await engine.infer(model.folder, _batch(contract, features, xy_um), deadline_s=DEADLINE_S)
+
+    answer = await outputs()
+    probabilities_C = _softmax(answer["logits"])
+    if len(probabilities_C) != len(model.card.labels):
+        raise InferenceError(f"The model {model.folder} answers with another number of classes than its card has.")
+    if "attention" in answer:
+        weights_M = np.maximum(answer["attention"].astype(np.float64).reshape(-1), 0)
+        return BagAnswer(probabilities_C, _shares(weights_M), EvidenceSource.ATTENTION)
+    top = int(probabilities_C.argmax())
+    least = (model.card.tiles or (1, 1))[0]
+    tiles = len(features_MD)
+    weights_M = np.zeros(tiles)
+    groups = np.array_split(np.arange(tiles), min(tiles, OCCLUDED_GROUPS))
+    for group in groups:
+        if tiles - len(group) < max(least, 1):
+            break  # nothing may be left out of so small a bag
+        kept_M = np.ones(tiles, np.bool_)
+        kept_M[group] = False
+        without = _softmax((await outputs(kept_M))["logits"])[top]
+        weights_M[group] = max(0.0, probabilities_C[top] - without) / len(group)
+    return BagAnswer(probabilities_C, _shares(weights_M), EvidenceSource.OCCLUSION)
+
+
+def _batch(
+    contract: Contract, features_MD: npt.NDArray[np.float32], xy_um_M2: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    """The bag as the model takes it: only the inputs that it lists."""
+    dtypes = {spec.name: spec.dtype for spec in contract.inputs}
+    known = {"features": features_MD, "xy_um": xy_um_M2, "mask": np.ones(len(features_MD), np.bool_)}
+    return {name: np.ascontiguousarray(known[name][None], dtype=dtype) for name, dtype in dtypes.items()}
+
+
+def _softmax(logits_1C: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    logits_C = logits_1C.astype(np.float64).reshape(-1)
+    shifted = np.exp(logits_C - logits_C.max())
+    return np.asarray(shifted / shifted.sum(), np.float64)
+
+
+def _shares(weights_M: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """As parts of their sum; where no tile weighs anything, all weigh the same."""
+    total = weights_M.sum()
+    return weights_M / total if total > 0 else np.full(len(weights_M), 1 / len(weights_M))
