@@ -79,6 +79,24 @@ def test_undefined_scores_are_drawn_again(caplog: pytest.LogCaptureFixture) -> N
         statistics.bootstrap(lambda index: float("nan"), np.arange(5), count=20)
 
 
+@pytest.mark.parametrize("score", [statistics.macro_auroc, statistics.balanced_accuracy, statistics.macro_f1])
+def test_resamples_scored_at_once_are_those_scored_one_by_one(score: statistics.Score) -> None:
+    rng = np.random.default_rng(7)
+    labels, groups = rng.integers(0, 3, 70), rng.integers(0, 14, 70)
+    runs = rng.random((3, 70, 3)).round(1)  # with ties
+    several = statistics.RunsScore(score, runs, labels)
+    at_once = statistics.replicates([several, statistics.RunsScore(score, runs[:1], labels)], groups, labels, 130, 4)
+    one_by_one = statistics.replicates([several, lambda i: score(runs[0, i], labels[i])], groups, labels, 130, 4)
+    assert at_once.redrawn == one_by_one.redrawn
+    np.testing.assert_allclose(at_once.scores_BK, one_by_one.scores_BK, rtol=1e-12)
+
+
+def test_items_of_one_class_have_no_interval() -> None:
+    score = statistics.RunsScore(statistics.macro_auroc, np.full((1, 6, 2), 0.5), np.zeros(6, int))
+    with pytest.raises(statistics.StatisticsInvalid, match="one class"):
+        statistics.bootstrap(score, np.arange(6), np.zeros(6, int))
+
+
 def test_groups_are_resampled_whole() -> None:
     labels, groups = np.array([0, 0, 1, 1, 0, 1]), np.array([0, 0, 1, 1, 2, 2])
     for draw in statistics.resamples(labels, groups, 50, seed=1):

@@ -16,13 +16,14 @@ from training.pathbench import statistics
 from training.pathbench.rank import order_agreement
 from training.pathbench.ranking import Ranking, Row, Scores, cliques, conclusions, mean_and_interval, rank
 from training.pathbench.records import Record
-from training.statistics import balanced_accuracy, macro_auroc
+from training.statistics import RunsScore, balanced_accuracy, macro_auroc, macro_f1
 
 BOARDS = {"main": "Main board", "flagged": "Flagged board", "survival": "Survival board"}
 PATIENT_UNKNOWN = "patient-unknown"
 PAIRED_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_auroc": macro_auroc,
     "balanced_accuracy": balanced_accuracy,
+    "macro_f1": macro_f1,
 }
 
 
@@ -207,7 +208,7 @@ def _pairs(best: str, cells: list[Record], rows: tuple[Row, ...], folder: Path) 
 
 
 def _differences(best: str, files: dict[str, Path], row: Row) -> list[dict[str, Any]]:
-    """The seeds' probabilities are averaged first: seeds are repetitions, and the groups alone are resampled."""
+    """A seed is a repetition, no patient: each is scored, and the scores are averaged within a resample of groups."""
     score = PAIRED_SCORES[row.metric.split(": ")[1]]
     loaded = {model: _load(path) for model, path in files.items()}
     _, labels_N, groups_N = loaded[best]
@@ -216,31 +217,32 @@ def _differences(best: str, files: dict[str, Path], row: Row) -> list[dict[str, 
             raise BoardRefused(
                 f"Two models on {row.task} ({row.cohort}) were measured on different items. Run them again."
             )
-    means = {model: probabilities_NC for model, (probabilities_NC, _, _) in loaded.items()}
-    others = [model for model in means if model != best]
-    gaps = statistics.paired_bootstraps(
-        lambda i: score(means[best][i], labels_N[i]),
-        {other: lambda i, p=means[other]: score(p[i], labels_N[i]) for other in others},
-        groups_N,
-        labels_N,
-    )
-    holm = statistics.holm({other: gaps[other].p for other in others})
-    alone = score is macro_auroc and means[best].shape[1] == 2 and len(np.unique(groups_N)) == len(groups_N)
+    scores = {model: RunsScore(score, runs_RNC, labels_N) for model, (runs_RNC, _, _) in loaded.items()}
+    first = scores.pop(best)
+    gaps = statistics.paired_bootstraps(first, scores, groups_N, labels_N)
+    holm = statistics.holm({other: gap.p for other, gap in gaps.items()})
+    alone = score is macro_auroc and first.runs_RNC.shape[2] == 2 and len(np.unique(groups_N)) == len(groups_N)
     return [
         {
             "second": other,
-            "difference": gaps[other].value,
-            "low": gaps[other].low,
-            "high": gaps[other].high,
-            "p": gaps[other].p,
+            "difference": gap.value,
+            "low": gap.low,
+            "high": gap.high,
+            "p": gap.p,
             "holm": holm[other],
-            "delong_p": statistics.delong(means[best][:, 1], means[other][:, 1], labels_N == 1).p if alone else None,
+            "delong_p": _delong(first, scores[other]) if alone else None,
         }
-        for other in others
+        for other, gap in gaps.items()
     ]
 
 
+def _delong(first: RunsScore, second: RunsScore) -> float:
+    """p of the areas of the probabilities averaged over the seeds, as a check of the bootstrap's."""
+    one_N, two_N = (each.runs_RNC[:, :, 1].mean(0) for each in (first, second))
+    return statistics.delong(one_N, two_N, first.labels_N == 1).p
+
+
 def _load(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean probabilities (N, C) over the seeds, labels and groups of a cell's predictions."""
+    """Probabilities (R, N, C) of the seeds, labels and groups of a cell's predictions."""
     with np.load(path) as file:
-        return file["probabilities_RNC"].mean(0), file["labels_N"], file["groups_N"]
+        return file["probabilities_RNC"], file["labels_N"], file["groups_N"]
