@@ -202,7 +202,7 @@ def colour_jittered(
         elif kind == 2:
             grey_HWC = cv2.cvtColor(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
             image_HWC = cv2.addWeighted(image_HWC, saturation, grey_HWC, 1 - saturation, 0)
-        else:
+        elif strength[3]:  # by way of 8-bit hues nothing comes back quite as it was
             hsv_HWC = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV_FULL)
             hsv_HWC[..., 0] += np.uint8(round(turn * 255) % 256)
             image_HWC = cv2.cvtColor(hsv_HWC, cv2.COLOR_HSV2RGB_FULL)
