@@ -84,10 +84,10 @@ def deal(strata_N: np.ndarray, groups_N: np.ndarray) -> np.ndarray:
         for group in order:
             # What a part would still lack (or have too much) of every stratum, were the group put there.
             costs = ((held_PC + shares_GC[group] - aim_P1) ** 2 - (held_PC - aim_P1) ** 2) / aim_P1
-            parts[group] = costs.sum(1).argmin()
+            parts[group] = costs.sum(1).round(9).argmin()  # rounded: every machine breaks ties alike
             held_PC[parts[group]] += shares_GC[group]
         cost = float(((held_PC - aim_P1) ** 2 / aim_P1).sum()) + 10.0 * np.count_nonzero(held_PC == 0.0)
-        if cost < best_cost:
+        if cost < best_cost - 1e-9:
             best, best_cost = parts, cost
     return best[numbers_N]
 
