@@ -20,10 +20,10 @@ class Record:
     `values` holds one number a seed (survival: a fold and seed), higher is better; `value` is the point estimate that
     is ranked (their mean), `low` to `high` the 95 % bootstrap over `groups` groups that hold `items` items.
     `grouping` says what a group is ("patient", "field", "connected tissue", "patient-unknown" …).
-    `test_reads` counts how often the cohort's labels were looked at for these numbers: once a seed.
+    `test_reads` counts how often the cohort's labels were looked at for these numbers: once, after all choices.
     `key` names what the numbers depend on, and gives the cell its name; `predictions` is a .npz beside the cell's file
-    with `probabilities_RNC` (R seeds), `labels_N` and `groups_N` for paired tests, where the metric has them. `also` holds
-    other figures of the same predictions, which no board ranks.
+    with `probabilities_RNC` (R seeds), `labels_N` and `groups_N` for paired tests, where the metric has them; `also`
+    holds other figures of the same predictions, which no board ranks.
     """
 
     model: str
