@@ -7,7 +7,7 @@ from torch import nn
 
 from training.graphs import Graph
 from training.pathbench.encoders import networks, selftest, weights
-from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, read_card
+from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, licences_of, read_card
 from training.pathbench.encoders.encoder import Encoder, EncoderMeta
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.transforms import Transform
@@ -37,20 +37,23 @@ def build(
             raise EncoderInvalid(f"{encoder_id} is a run of ours and has no random twin. Use random-vit.")
         run, graph = weights.load_run(encoder_id, card)
         return _of_run(card, run, graph, said)
-    network = networks.network_of(encoder_id, card)
     drawn, path = random_init or card.weights.source == "fresh", None
+    if card.weights.source == "hub" and not drawn and not card.unverified:
+        path = weights.weights_file(encoder_id, card)
+        weights.demand_licence(encoder_id, card, accepted=accept_licence)
+    network = networks.network_of(encoder_id, card)
     if drawn:
         networks.initialise(network, seed)
         checksum = weights.state_digest(network)
     else:
-        checksum, path = _loaded(encoder_id, card, network, toolkit, accept_licence)
+        checksum = _loaded(encoder_id, card, network, toolkit, path)
     transform = card.transform(toolkit)
     meta = EncoderMeta(
         **said,
         **_of_card(card),
         dim=card.dim,
         checksum=checksum,
-        licences=_licences(card),
+        licences=licences_of(card),
         pretraining=card.pretraining,
         random=drawn,
         run=None,
@@ -65,30 +68,24 @@ def build(
     return encoder
 
 
-def _loaded(
-    encoder_id: str, card: Card, network: nn.Module, toolkit: Toolkit, accept_licence: bool
-) -> tuple[str, Path | None]:
-    """Load the weights; their digest, and the file that a person fetched. The first time they are shown not to be those
-    of a fresh network."""
+def _loaded(encoder_id: str, card: Card, network: nn.Module, toolkit: Toolkit, path: Path | None) -> str:
+    """Load the weights of the package, or of the file that a person fetched; their digest. The first time they are
+    shown not to be those of a fresh network."""
     if card.weights.source == "none":
-        return weights.functions_digest(encoder_id), None
-    if card.weights.source == "package":
+        return weights.functions_digest(encoder_id)
+    digest = None if path is None else weights.verified_digest(encoder_id, card, path)
+    known = digest and selftest.recorded(selftest.record_path(encoder_id, path), digest, toolkit)
+    if not known:
         networks.initialise(network, seed=0)
         before = selftest.prints(network.network)
+    if path is not None:
+        weights.load_fetched(encoder_id, card, network.network, path)
+    else:
         digest = weights.load_package(network.network).sha256
+    if not known:
         selftest.demand_learned(encoder_id, network.network, before)
-        return digest, None
-    path = weights.weights_file(encoder_id, card)
-    weights.demand_licence(encoder_id, card, accepted=accept_licence)
-    digest = weights.verified_digest(encoder_id, card, path)
-    first = selftest.recorded(selftest.record_path(encoder_id, path), digest, toolkit) is None
-    if first:
-        networks.initialise(network, seed=0)
-        before = selftest.prints(network.network)
-    weights.load_fetched(encoder_id, card, network.network, path)
-    if first:
-        selftest.demand_learned(encoder_id, network.network, before)
-    return digest, path
+    assert digest is not None
+    return digest
 
 
 def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder:
@@ -127,9 +124,3 @@ def _of_card(card: Card) -> dict[str, Any]:
         "embedding": card.embedding,
         "dtype": "float32",
     }
-
-
-def _licences(card: Card) -> tuple[str, ...]:
-    """Its own licence and, through all generations, those of what it inherits from."""
-    inherited = (licence for parent in card.inherits_from for licence in _licences(read_card(parent)))
-    return tuple(sorted({card.licence, *inherited}))

@@ -153,6 +153,12 @@ def read_card(encoder_id: str) -> Card:
     return _card(FOLDER / "cards" / registry[encoder_id])
 
 
+def licences_of(card: Card) -> tuple[str, ...]:
+    """Its own licence and, through all generations, those of what it inherits from."""
+    inherited = (licence for parent in card.inherits_from for licence in licences_of(read_card(parent)))
+    return tuple(sorted({card.licence, *inherited}))
+
+
 @cache
 def _registry(folder: Path) -> dict[str, str]:
     return {str(key): str(value) for key, value in read_toml(folder / "registry.toml").items()}
