@@ -104,7 +104,7 @@ def _top_tile(report: Report, classified: SlideClassification, rank: int, tile: 
         "name": f"{code.display} {rank}{' (exploratory)' if classified.exploratory else ''}",
         "classification": {"name": code.display, "color": list(_TOP_TILE_COLOR)},
         "isLocked": True,
-        "measurements": {"Attention": tile.attention, "Share of the answer %": tile.share * 100},
+        "measurements": {"Attention": tile.attention, "Share of the weights %": tile.share * 100},
         "metadata": {"code": code.code, "scheme": code.scheme, "use": wording.document_title(report)},
     }
     return (

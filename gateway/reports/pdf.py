@@ -291,7 +291,7 @@ def _classified(classes: SlideClassification) -> dict[str, Any]:
         "weights": wording.weights(classes),
         "tiles-caption": "Position of the tile's top left corner, in micrometres from the slide image's top left "
         "corner.",
-        "tiles-heading": ["Tile", "x, µm", "y, µm", "Side, µm", "Weight, of the greatest", "Share of the answer, %"],
+        "tiles-heading": ["Tile", "x, µm", "y, µm", "Side, µm", "Weight, of the greatest", "Share of the weights, %"],
         "tiles": [
             [
                 str(rank),

@@ -184,7 +184,7 @@ def weights(classes: SlideClassification) -> str:
 
 def tile_title(rank: int, tile: TopTile) -> str:
     """A tile's caption."""
-    return f"{rank}: {percent(tile.share)} % of the answer"
+    return f"{rank}: {percent(tile.share)} % of the weights"
 
 
 def area(value_mm2: float) -> str:

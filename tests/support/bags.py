@@ -1,9 +1,12 @@
 """Slide heads for tests: small networks without training, sealed as an exporter seals them, beside the real encoder."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,6 +17,61 @@ LABELS = (
     ("PATTERN-B", "Pattern B", "#d55e00"),
     ("PATTERN-C", "Pattern C", "#009e73"),
 )
+
+
+class OnnxEngine:
+    """The models of a repository without Triton: each folder's ONNX file in onnxruntime. `calls` counts by folder."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self._sessions: dict[str, Any] = {}
+        self.calls: dict[str, int] = {}
+
+    async def infer(
+        self, model: str, batch: Mapping[str, npt.NDArray[Any]], *, deadline_s: float = 120.0
+    ) -> dict[str, npt.NDArray[Any]]:
+        import onnxruntime
+
+        if model not in self._sessions:
+            (file,) = (self._repository / model).glob("*/model.onnx")
+            self._sessions[model] = onnxruntime.InferenceSession(file)
+        self.calls[model] = self.calls.get(model, 0) + 1
+        session = self._sessions[model]
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(names, dict(batch)), strict=True))
+
+
+def without_slide_heads(source: Path, target: Path) -> Path:
+    """A copy of a repository without any slide head of its own."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("slide_*"))
+    return target
+
+
+def shrink_encoder(repository: Path, width: int = 16) -> None:
+    """Put a network of one line in the tile encoder's place: a tile's mean colour, mixed to `width` numbers."""
+    folder = repository / "tile_encoder"
+    card = read(folder, "card.json")
+    mixed_3D = np.random.default_rng(5).normal(0, 0.02, (3, width)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels", "plane"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "mixed"], ["embedding"]),
+    ]
+    px = card["tile_px"]
+    graph = helper.make_graph(
+        nodes,
+        "mean_colour",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", px, px, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])],
+        [numpy_helper.from_array(mixed_3D, "mixed"), numpy_helper.from_array(np.array([1, 2], np.int64), "plane")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, folder / "1" / "model.onnx")
+    config = (folder / "config.pbtxt").read_text()
+    (folder / "config.pbtxt").write_text(config.replace(f"dims: [{card['embedding_size']}]", f"dims: [{width}]"))
+    (folder / "golden.npz").unlink(missing_ok=True)
+    write(folder, "card.json", card | {"embedding_size": width})
+    seal(folder)
 
 
 def add_slide_head(
@@ -35,6 +93,7 @@ def add_slide_head(
     encoder = read(repository / "tile_encoder", "card.json")
     width = encoder["embedding_size"]
     folder = repository / name
+    shutil.rmtree(folder, ignore_errors=True)
     (folder / "1").mkdir(parents=True)
     onnx.save(_network(width, attends, place, sharpness), folder / "1" / "model.onnx")
     inputs = [("features", f"[1, -1, {width}]"), *([("xy_um", "[1, -1, 2]")] if place else [])]
