@@ -7,7 +7,7 @@ varies with the tiles at hand, of which there are few; they do not say how it wo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,15 +20,24 @@ from training.mil.recipe import SlideHeadRecipe
 from training.statistics import Figure, macro_auroc
 
 HEAD = "slide head"
+SERVED = "served weights (first split)"
 _PLANTED_TILES = (2, 64)
 """Least and greatest size of the slides with a single tile of the target."""
+
+
+class OperatingPoint(NamedTuple):
+    """A top-class probability, and the share of right answers from it on, on the slides that it was chosen on."""
+
+    min_probability: float
+    reached: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
     """What a head said of its test slides: probabilities (N,2); of each slide its label, size and share of the target;
     whether it was answered at the operating point; and of the slides with one planted tile, whether it was attended to
-    most (P,) (empty without attention)."""
+    most (P,) (empty without attention). `point` is the operating point, and the share of right answers there on the
+    validation slides."""
 
     probabilities_NC: np.ndarray
     labels_N: np.ndarray
@@ -61,7 +70,7 @@ def logits_of(head: SlideHead, slides: Sequence[ComposedSlide], features_NVD: np
 def answer(
     recipe: SlideHeadRecipe,
     head: SlideHead,
-    point: float,
+    point: OperatingPoint,
     features_NVD: np.ndarray,
     tiles: Dataset,
     test_N: np.ndarray,
@@ -103,14 +112,15 @@ def _planted(
     return np.array(found, bool)
 
 
-def operating_point(probabilities_NC: np.ndarray, labels_N: np.ndarray, aim: float) -> float:
+def operating_point(probabilities_NC: np.ndarray, labels_N: np.ndarray, aim: float) -> OperatingPoint:
     """The least top-class probability (0.50, 0.55 … 0.95) from which answers are right often enough; 0.95 if none."""
     top, right = probabilities_NC.max(1), probabilities_NC.argmax(1) == labels_N
-    for step in range(10, 19):
+    for step in range(10, 20):
         answered = top >= step / 20
-        if answered.any() and right[answered].mean() >= aim:
-            return step / 20
-    return 0.95
+        reached = float(right[answered].mean()) if answered.any() else 0.0
+        if reached >= aim:
+            break
+    return OperatingPoint(step / 20, reached)
 
 
 def _auroc(answers: Answers, draw: np.ndarray) -> float:
@@ -125,14 +135,14 @@ def _recall(label: int, *, answered: bool = False) -> Callable[[Answers, np.ndar
         probabilities_NC = answers.probabilities_NC[draw][answers.labels_N[draw] == label]
         called = probabilities_NC.argmax(1) == label
         if answered:
-            called &= probabilities_NC.max(1) >= answers.point
+            called &= probabilities_NC.max(1) >= answers.point[0]
         return float(called.mean())
 
     return score
 
 
 def _answered(answers: Answers, draw: np.ndarray) -> float:
-    return float((answers.probabilities_NC[draw].max(1) >= answers.point).mean())
+    return float((answers.probabilities_NC[draw].max(1) >= answers.point[0]).mean())
 
 
 SCORES: Mapping[str, Callable[[Answers, np.ndarray], float]] = {
@@ -174,9 +184,7 @@ def summary(
         name: {score: asdict(figure(SCORES[score], splits, count, seed)) for score in SCORES}
         for name, splits in rows.items()
     }
-    figures["served weights (first split)"] = {
-        score: asdict(figure(SCORES[score], head[:1], count, seed)) for score in SCORES
-    }
+    figures[SERVED] = {score: asdict(figure(SCORES[score], head[:1], count, seed)) for score in SCORES}
     result: dict[str, Any] = {
         "grouping": tiles.grouping,
         "tiles": len(tiles.labels_N),
@@ -188,7 +196,11 @@ def summary(
         "rows": figures,
         "auroc_by_split": {name: [round(answers.auroc, 4) for answers in splits] for name, splits in rows.items()},
         "kinds_of_slides": _kinds(head),
-        "operating_point": {"min_probability": float(head[0].point), "aim": recipe.accuracy_when_answered},
+        "operating_point": {
+            "min_probability": float(head[0].point[0]),
+            "aim": recipe.accuracy_when_answered,
+            "reached": round(float(head[0].point[1]), 4),
+        },
     }
     if len(head[0].planted_first_P):
         result["planted_tile_first"] = asdict(

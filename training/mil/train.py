@@ -115,13 +115,13 @@ def train_split(run: RunWriter, recipe: SlideHeadRecipe, name: str, task: _Task,
     save_weights(weights, head)
     answers = evaluate.answer(recipe, head, point, task.features_NVD, tiles, parts.test_N, split)
     answers.write(answered)
-    run.log("split", row=name, split=split, min_probability=point, auroc=round(answers.auroc, 4))
+    run.log("split", row=name, split=split, min_probability=point.min_probability, auroc=round(answers.auroc, 4))
     return answers
 
 
 def fit_head(
     run: RunWriter, recipe: SlideHeadRecipe, name: str, task: _Task, tiles: Dataset, parts: Parts, split: int
-) -> tuple[SlideHead, float]:
+) -> tuple[SlideHead, evaluate.OperatingPoint]:
     """A head trained on one slide at a time and calibrated, and its operating point, both by the validation slides."""
     setting, slides, target = recipe.optimiser, recipe.slides, tiles.classes.index(recipe.target)
     mean_D, deviation_D = _standard(task.features_NVD[parts.train_N])
