@@ -12,7 +12,7 @@ import csv
 import io
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from training.errors import LeakageRefused, SplitInvalid
 
 _NEEDED = ("patient", "case", "slide")
+_BARCODE = "TCGA patient"
 _FOLD = re.compile(r"fold \d+")
 _TCGA = re.compile(r"tcga-\w{2}-\w{4}(?!\w)", re.ASCII)
+_ENDING = re.compile(r"\.(svs|ndpi|tiff?|mrxs|dcm|h5|pt)$")
 _SAME = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
 _SHOWN = 3
 
@@ -53,23 +55,24 @@ def check(path: Path) -> str:
         wanted = ", ".join(absent if absent else ["split (or Fold 0, Fold 1, …)"])
         raise SplitInvalid(f"The table {path.name} lacks the column(s) {wanted}. Add them and check again.")
     # Where each name of each kind stands, in every split column.
-    places: dict[tuple[str, str], dict[str, set[str]]] = {}
+    places = {(split, kind): defaultdict[str, set[str]](set) for split in splits for kind in (*_NEEDED, _BARCODE)}
     parts: dict[str, Counter[str]] = {split: Counter() for split in splits}
     count = 0
     for count, row in enumerate(rows, 1):
-        names = [(kind, name) for kind in _NEEDED for name in _names(kind, row[kind])]
-        if len({kind for kind, _ in names}) < len(_NEEDED):
-            empty = next(kind for kind in _NEEDED if not row[kind].strip())
-            raise SplitInvalid(f"Row {count} of the table {path.name} names no {empty}. Fill it in and check again.")
+        names = {kind: _names(kind, row[kind]) for kind in _NEEDED}
+        empty = [kind for kind in _NEEDED if not names[kind]]
+        if empty:
+            raise SplitInvalid(f"Row {count} of the table {path.name} names no {empty[0]}. Fill it in and check again.")
+        barcodes = (_TCGA.match(name) for kind in ("case", "slide") for name in names[kind])
+        names[_BARCODE] = {barcode.group() for barcode in barcodes if barcode}
         for split in splits:
             part = _part(row[split])
             if not part:
                 raise SplitInvalid(f"Row {count} of the table {path.name} has no {split}. Fill it in and check again.")
             parts[split][part] += 1
-            for kind, name in names:
-                places.setdefault((split, kind), {}).setdefault(name, set()).add(part)
-                if kind != "patient" and (barcode := _TCGA.match(name)):
-                    places.setdefault((split, "TCGA patient"), {}).setdefault(barcode.group(), set()).add(part)
+            for kind, found in names.items():
+                for name in found:
+                    places[split, kind][name].add(part)
     if not count:
         raise SplitInvalid(f"The table {path.name} has no rows. Export it again.")
     leaks = [_sentence(split, kind, found) for (split, kind), found in places.items()]
@@ -140,7 +143,7 @@ def _names(kind: str, value: str) -> set[str]:
     """What a cell names, as it is compared: without case, blanks and a slide file's ending."""
     cells = value.split("/") if kind == "slide" else [value]
     names = {cell.strip().casefold() for cell in cells} - {""}
-    return {re.sub(r"\.(svs|ndpi|tiff?|mrxs|dcm|h5|pt)$", "", name) for name in names} if kind == "slide" else names
+    return {_ENDING.sub("", name) for name in names} if kind == "slide" else names
 
 
 def _part(value: str) -> str:
