@@ -13,8 +13,7 @@ import numpy as np
 
 from training.errors import TrainingError
 from training.pathbench import statistics
-from training.pathbench.rank import order_agreement
-from training.pathbench.ranking import Ranking, Row, Scores, cliques, conclusions, mean_and_interval, rank
+from training.pathbench.ranking import Ranking, Row, Scores, balanced, cliques, conclusions, mean_and_interval, rank
 from training.pathbench.records import Record
 from training.statistics import RunsScore, balanced_accuracy, macro_auroc, macro_f1
 
@@ -117,8 +116,6 @@ def _ranking(scores: Scores, types: dict[tuple[str, str, str], str]) -> dict[str
     """Overall, per organ, type and metric, with intervals over tasks; balanced variants; what may be concluded."""
     found = conclusions(scores)
     cd = found["nemenyi_cd_0_05"]
-    by_task = rank(scores.task_averages())
-    task, organ = by_task.by_mean(), by_task.by_mean(by_task.organ_balanced())
     return {
         **found,
         "cliques": [list(run) for run in cliques(found["mean_rank"], cd)] if cd else [],
@@ -126,8 +123,7 @@ def _ranking(scores: Scores, types: dict[tuple[str, str, str], str]) -> dict[str
         "by_organ": _parts(scores, lambda row: row.organ),
         "by_type": _parts(scores, lambda row: types[row.place]),
         "by_metric": _parts(scores, lambda row: row.metric),
-        "task_balanced": {"mean_rank": task, "kendall_tau": order_agreement(found["mean_rank"], task)},
-        "organ_balanced": {"mean_rank": organ, "kendall_tau": order_agreement(found["mean_rank"], organ)},
+        **balanced(scores),
     }
 
 

@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from gateway.operations.errors import PathserveError
-from training.pathbench import statistics
-from training.pathbench.ranking import Ranking, Row, Scores, ScoresInvalid, Ties, conclusions, rank
-from training.pathbench.statistics import Units
+from training.pathbench.ranking import Ranking, Row, Scores, ScoresInvalid, Ties, balanced, conclusions, rank
 
 COLUMNS = ("organ", "task", "cohort", "metric")
 NOT_MEASURED = {"", "na", "nan", "n/a", "-"}
@@ -120,15 +118,7 @@ def figures(scores: Scores, ties: Ties = "average", *, common: bool = False) -> 
     for name, keep_R in (("internal", internal_R), ("external", ~internal_R)):
         if keep_R.any() and not keep_R.all():
             found[f"mean_rank_{name}_only"] = rank(used.where(keep_R), ties).by_mean()
-    balanced = used.task_averages()
-    by_task = rank(balanced, ties)
-    by_organ = by_task.by_mean(by_task.organ_balanced())
-    found["task_balanced"] = conclusions(balanced, ties)
-    found["organ_balanced"] = {"mean_rank": by_organ}
-    found["kendall_tau"] = {
-        "task_balanced": order_agreement(found["mean_rank"], found["task_balanced"]["mean_rank"]),
-        "organ_balanced": order_agreement(found["mean_rank"], by_organ),
-    }
+    found |= balanced(used, ties)
     return {**found, "ties": ties, "rows_left_out": len(scores.rows) - len(used.rows)}
 
 
@@ -140,15 +130,6 @@ def _per_row(ranking: Ranking, rows: tuple[Row, ...], whole_R: np.ndarray) -> di
     }
 
 
-def order_agreement(first: dict[str, float], second: dict[str, float]) -> float | None:
-    """Kendall's τ of two leaderboards of the same models; None where one orders nothing."""
-    models = tuple(first)
-    tau = statistics.kendall_tau(
-        Units(models, np.array([first[m] for m in models])), Units(models, np.array([second[m] for m in models]))
-    )
-    return None if np.isnan(tau) else tau
-
-
 def text(found: dict[str, Any]) -> str:
     """The ranks for a reader."""
     width = max(len("model"), *(len(model) for model in found["mean_rank"]))
@@ -157,4 +138,6 @@ def text(found: dict[str, Any]) -> str:
         low, high = found["mean_rank_95"][model] if found["mean_rank_95"] else (mean, mean)
         interval = f"[{low:.2f}, {high:.2f}]"
         lines.append(f"{place:>4} {model:<{width}} {mean:>10.4f} {interval:>17} {found['n_first'][model]:>7}")
-    return "\n".join([*lines, "", found["statement"]])
+    return "\n".join(
+        [*lines, "", found["statement"], "", "Cohorts of a task averaged: " + found["task_balanced"]["statement"]]
+    )

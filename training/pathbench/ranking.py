@@ -125,13 +125,20 @@ def rank(scores: Scores, ties: Ties = "average") -> Ranking:
         raise ScoresInvalid("There is nothing to rank. Give at least one row of scores and one model.")
     if scores.lacking:
         raise ScoresInvalid(_gaps(scores))
-    places = tuple(dict.fromkeys(row.place for row in scores.rows))
-    metric_ranks_RM = rankdata(-scores.values_RM, "average" if ties == "average" else "min", axis=1)
-    of_row = np.array([places.index(row.place) for row in scores.rows])
-    means_TM = np.array([metric_ranks_RM[of_row == t].mean(0) for t in range(len(places))])
+    places, means_TM = _metric_ranks(scores, "average" if ties == "average" else "min")
     # Means of the same ranks in another order may differ in the last bit: they are equal.
     ranks_TM = rankdata(means_TM.round(9), "average" if ties == "average" else "ordinal", axis=1)
     return Ranking(scores.models, places, ranks_TM)
+
+
+def _metric_ranks(
+    scores: Scores, method: Literal["average", "min"]
+) -> tuple[tuple[tuple[str, str, str], ...], np.ndarray]:
+    """The places, and in each the models' ranks (T, M) averaged over its metrics."""
+    places = tuple(dict.fromkeys(row.place for row in scores.rows))
+    ranks_RM = rankdata(-scores.values_RM, method, axis=1)
+    of_row = np.array([places.index(row.place) for row in scores.rows])
+    return places, np.array([ranks_RM[of_row == t].mean(0) for t in range(len(places))])
 
 
 def _gaps(scores: Scores) -> str:
@@ -148,7 +155,7 @@ def conclusions(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
     """Mean ranks, first places, Friedman's test, critical difference and the best against each other model.
 
     What is not defined (one model, one task) is None. The signed-rank tests compare the scores of the best model by
-    mean rank with each other one's over the rows, Holm-corrected over the family of these comparisons.
+    mean rank with each other one's over the places, Holm-corrected over the family of these comparisons.
     """
     ranking = rank(scores, ties)
     mean = ranking.by_mean()
@@ -180,9 +187,37 @@ def mean_and_interval(ranking: Ranking) -> dict[str, Any]:
     return {"mean_rank": mean, "mean_rank_95": {model: bounds[model] for model in mean}}
 
 
+def balanced(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
+    """The same with the cohorts of a task averaged first, and with every organ weighing once as well.
+
+    Cohorts of a task share training data, and often patients: the tests on task averages are the ones to trust.
+    `kendall_tau` is the agreement of either order with the one by rows (None where one orders nothing).
+    """
+    averages, mean = scores.task_averages(), rank(scores, ties).by_mean()
+    by_task = rank(averages, ties)
+    by_organ = by_task.by_mean(by_task.organ_balanced())
+    return {
+        "task_balanced": {**conclusions(averages, ties), "kendall_tau": _agreement(mean, by_task.by_mean())},
+        "organ_balanced": {"mean_rank": by_organ, "kendall_tau": _agreement(mean, by_organ)},
+    }
+
+
+def _agreement(first: dict[str, float], second: dict[str, float]) -> float | None:
+    models = tuple(first)
+    one, two = (Units(models, np.array([of[model] for model in models])) for of in (first, second))
+    tau = statistics.kendall_tau(one, two)
+    return None if np.isnan(tau) else tau
+
+
 def _best_against_others(scores: Scores, best: str) -> dict[str, dict[str, float]]:
-    ids = tuple(" | ".join((*row.place, row.metric)) for row in scores.rows)
-    units = {model: Units(ids, scores.values_RM[:, m]) for m, model in enumerate(scores.models)}
+    """The unit is a place: its score, or where some place has several metrics, the mean of its ranks by metric.
+
+    Metrics of one place are no units of their own, and their scores have no common unit to be averaged in.
+    """
+    places, ranks_TM = _metric_ranks(scores, "average")
+    values_TM = scores.values_RM if len(places) == len(scores.rows) else -ranks_TM.round(9)
+    ids = tuple(" | ".join(place) for place in places)
+    units = {model: Units(ids, values_TM[:, m]) for m, model in enumerate(scores.models)}
     p = {model: statistics.wilcoxon(units[best], units[model]).p for model in scores.models if model != best}
     corrected = statistics.holm(p)
     return {model: {"p": p[model], "holm": corrected[model]} for model in sorted(p, key=p.__getitem__)}

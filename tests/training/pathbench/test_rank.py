@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from training.pathbench import __main__ as command
 from training.pathbench.rank import figures, read_scores
@@ -87,6 +88,16 @@ def test_metrics_of_a_task_are_averaged_as_ranks_never_as_scores() -> None:
     assert found.places == (("lung", "grade", "H1"),)
     assert found.ranks_TM.tolist() == [[2.5, 1, 2.5]]  # the order of 7/3, 4/3, 7/3
     assert figures(scores([[0.9, 0.8], [0.1, 0.2]], rows[:2]))["task_ranks"] == {"A": [1.5, 1.5], "B": [1.5, 1.5]}
+
+
+def test_metrics_of_a_task_are_no_units_of_the_signed_rank_test() -> None:
+    values = np.random.default_rng(3).normal(size=(7, 2)) + [0.9, 0]
+    rows = [Row("lung", f"task {k}", "H1", metric) for k in range(7) for metric in ("AUC", "F1", "kappa")]
+    once = conclusions(scores(values.tolist()))["wilcoxon_two_sided_best_vs"]["B"]["p"]
+    thrice = conclusions(scores(values.repeat(3, 0).tolist(), rows))["wilcoxon_two_sided_best_vs"]["B"]["p"]
+    signs = np.sum(values[:, 0] > values[:, 1])  # ranks of two models are their order alone
+    assert thrice == pytest.approx(stats.wilcoxon([1] * signs + [-1] * (7 - signs), method="asymptotic").pvalue)
+    assert min(once, thrice) > 1e-2
 
 
 def test_models_with_gaps_are_not_ranked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

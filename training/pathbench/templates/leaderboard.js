@@ -141,7 +141,7 @@
     if (!board.rows.length) return `No result stands on the ${board.title.toLowerCase()} yet.`;
     if (!found) return `No model has a result on every row shown of the ${board.title.toLowerCase()}.`;
     const stated = whole && (state.mode === "common" ? board.common : board.ranking);
-    if (stated) return stated.statement;
+    if (stated) return `${stated.statement} With the cohorts of a task averaged: ${stated.task_balanced.statement}`;
     if (found.cd === null) return "Two models on two tasks at least are needed to say that one is better.";
     const level = found.lines.filter((line) => line.mean - found.lines[0].mean < found.cd).map((line) => line.model);
     return `Over these ${found.tasks} tasks mean ranks must differ by ${found.cd.toFixed(2)} (Nemenyi, α 0.05): ` +
