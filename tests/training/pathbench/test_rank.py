@@ -91,7 +91,7 @@ def test_metrics_of_a_task_are_averaged_as_ranks_never_as_scores() -> None:
 
 
 def test_metrics_of_a_task_are_no_units_of_the_signed_rank_test() -> None:
-    values = np.random.default_rng(3).normal(size=(7, 2)) + [0.9, 0]
+    values = np.random.default_rng(3).normal((0.9, 0), 1, (7, 2))
     rows = [Row("lung", f"task {k}", "H1", metric) for k in range(7) for metric in ("AUC", "F1", "kappa")]
     once = conclusions(scores(values.tolist()))["wilcoxon_two_sided_best_vs"]["B"]["p"]
     thrice = conclusions(scores(values.repeat(3, 0).tolist(), rows))["wilcoxon_two_sided_best_vs"]["B"]["p"]
