@@ -6,7 +6,7 @@ where at most one quarter is; what lies between has no label, because the masks 
 
 import numpy as np
 
-from training.data.common import data_root, decode_png, read_source
+from training.data.common import data_root, read_mask
 from training.data.dataset import PATIENT_UNKNOWN, Dataset, groups_by_likeness, images_of, masks_of
 
 CLASSES = ("no tumour", "tumour")
@@ -19,7 +19,7 @@ def load() -> Dataset:
     masks = masks_of(sources)
     labels, boxes = [], []
     for mask_file in masks:
-        mask = decode_png(read_source(data_root(), mask_file)) > 0
+        mask = read_mask(data_root(), mask_file) > 0
         for top in range(0, mask.shape[0] - _SIDE_PX + 1, _SIDE_PX):
             for left in range(0, mask.shape[1] - _SIDE_PX + 1, _SIDE_PX):
                 share = mask[top : top + _SIDE_PX, left : left + _SIDE_PX].mean()

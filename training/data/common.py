@@ -101,10 +101,22 @@ def read_table(root: Path, path: str) -> list[dict[str, str]]:
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-    """(H,W,3) uint8 RGB, by the same decoder that serves slides."""
+    """(H,W,3) uint8 RGB, by the same decoder that serves slides. Raises ValueError for what is no JPEG."""
     return simplejpeg.decode_jpeg(data, colorspace="RGB")
 
 
-def decode_png(data: bytes) -> np.ndarray:
-    """(H,W) uint8 or uint16: a mask of category numbers or of instances."""
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+def read_image(root: Path, source: Source, tiers: str = "A") -> np.ndarray:
+    """(H,W,3) uint8 RGB of a data file. Raises DataMissing, also where it is damaged."""
+    data = read_source(root, source, tiers)
+    try:
+        return decode_jpeg(data)
+    except ValueError:
+        raise DataMissing(f"{source.file} cannot be decoded: it is damaged. Fetch the data again.") from None
+
+
+def read_mask(root: Path, source: Source, tiers: str = "A") -> np.ndarray:
+    """(H,W) uint8 or uint16 of a PNG: category numbers, or instances. Raises DataMissing, also where it is damaged."""
+    mask = cv2.imdecode(np.frombuffer(read_source(root, source, tiers), np.uint8), cv2.IMREAD_UNCHANGED)
+    if mask is None or mask.ndim != 2:
+        raise DataMissing(f"{source.file} is not a mask of one channel. Fetch the data again.")
+    return mask

@@ -7,7 +7,7 @@ which "other" nuclei are most: three parts of a split by field cannot hold them.
 
 import numpy as np
 
-from training.data.common import data_root, decode_png, manifest, read_source
+from training.data.common import data_root, manifest, read_mask
 from training.data.dataset import Dataset, groups_of, images_of, masks_of
 
 CATEGORIES = ("other nucleus", "inflammatory cell", "epithelial nucleus", "spindle-shaped nucleus")
@@ -23,8 +23,8 @@ def load() -> Dataset:
     masks = masks_of(sources)
     strata_N = np.full(len(sources), -1, np.int64)
     for place, mask in enumerate(masks):
-        instances = decode_png(read_source(root, rows[mask.file.replace("/masks/", "/instances/")]))
-        counts = nuclei(decode_png(read_source(root, mask)), instances)
+        instances = read_mask(root, rows[mask.file.replace("/masks/", "/instances/")])
+        counts = nuclei(read_mask(root, mask), instances)
         if counts.sum() >= _FEWEST:
             strata_N[place] = counts.argmax()
     return Dataset(

@@ -20,7 +20,7 @@ import numpy as np
 
 from gateway.operations.errors import PathserveError
 from gateway.slides import Slide, find_tissue, plan_tiles, stream_tiles
-from training.data.common import Source, data_root, decode_jpeg, read_source
+from training.data.common import Source, data_root, read_image
 from training.data.dataset import Dataset, load
 from training.data.dsb2018 import PURPLE
 from training.data.seen import Seen
@@ -163,27 +163,28 @@ def _slide(name: str) -> _Part:
 def _write(parts: Sequence[_Part], path: Path) -> None:
     """Decode every tile into `path` and, last, which part and file each is of into its `.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    raw, rows = path.with_suffix(f".{os.getpid()}"), []
+    raw, whole, listed = (path.with_suffix(f".{os.getpid()}{suffix}") for suffix in (".raw", ".npy", ".json"))
+    rows = []
     try:
         with raw.open("wb") as file:
             for number, part in enumerate(parts):
                 for place, tile_HWC in _slide_tiles(part) if part.name in HE_SLIDES else _image_tiles(part):
                     rows.append((number, place))
                     file.write(tile_HWC.tobytes())
-        images = np.memmap(raw, np.uint8, "r", shape=(len(rows), TILE_PX, TILE_PX, 3))
-        whole = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(whole, images)
+        if not rows:
+            raise DataMissing("The sets hold no stained tile. Name more sets for the corpus.")
+        np.save(whole, np.memmap(raw, np.uint8, "r", shape=(len(rows), TILE_PX, TILE_PX, 3)))
+        listed.write_text(json.dumps(rows))
         whole.replace(path)
+        listed.replace(path.with_suffix(".json"))
     finally:
-        raw.unlink(missing_ok=True)
-    listed = path.with_suffix(f".{os.getpid()}.json")
-    listed.write_text(json.dumps(rows))
-    listed.replace(path.with_suffix(".json"))
+        for file in (raw, whole, listed):
+            file.unlink(missing_ok=True)
 
 
 def _image_tiles(part: _Part) -> Iterator[tuple[int, np.ndarray]]:
     for place, source in enumerate(part.sources):
-        image = decode_jpeg(read_source(data_root(), source))
+        image = read_image(data_root(), source)
         for top in _starts(image.shape[0]):
             for left in _starts(image.shape[1]):
                 tile = image[top : top + TILE_PX, left : left + TILE_PX]
@@ -234,6 +235,9 @@ def main() -> int:
         print(describe(he_corpus()))
     except PathserveError as error:
         print(error.detail, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"The corpus cannot be written: {error.strerror}.", file=sys.stderr)
         return 1
     return 0
 

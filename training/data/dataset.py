@@ -16,10 +16,9 @@ import numpy as np
 from training.data.common import (
     Source,
     data_root,
-    decode_jpeg,
-    decode_png,
     manifest,
-    read_source,
+    read_image,
+    read_mask,
     require_tier,
     sources_under,
 )
@@ -94,7 +93,7 @@ class Dataset:
         """Item `index`, (H,W,3) uint8 RGB. Raises DataMissing."""
         source = self.sources[index]
         if self.boxes_N4 is None:
-            return decode_jpeg(read_source(data_root(), source, "AB"))
+            return read_image(data_root(), source, "AB")
         crop = cut(_decoded(data_root(), source), self.boxes_N4[index])
         if self.tile_px in (None, crop.shape[0]):
             return crop
@@ -109,7 +108,7 @@ class Dataset:
         """(H,W) uint8 category numbers of item `index`, at the image's own scale. Raises DataMissing, TaskInvalid."""
         if not self.masks:
             raise TaskInvalid(f"The set {self.name} has no masks. Name a set that has.")
-        mask = decode_png(read_source(data_root(), self.masks[index], "AB"))
+        mask = read_mask(data_root(), self.masks[index], "AB")
         return mask if self.boxes_N4 is None else cut(mask, self.boxes_N4[index])
 
     def merge(self, classes: Mapping[str, Sequence[str]]) -> "Dataset":
@@ -190,7 +189,7 @@ def cut(image: np.ndarray, box_4: np.ndarray) -> np.ndarray:
 @lru_cache(maxsize=2)
 def _decoded(root: Path, source: Source) -> np.ndarray:
     """The last images that boxes were cut from: neighbours in a set's order are cut from one image."""
-    return decode_jpeg(read_source(root, source, "AB"))
+    return read_image(root, source, "AB")
 
 
 @lru_cache(maxsize=1 << 14)

@@ -110,3 +110,14 @@ def test_other_names_and_absent_slides_are_refused(made_data: Path) -> None:
         he_corpus(("monuseg",))
     with pytest.raises(DataMissing, match="metaplasia_he"):
         he_corpus(("metaplasia_he",))
+
+
+def test_a_place_that_cannot_be_written_ends_in_one_sentence(
+    made_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PATHSERVE_RUNS", str(tmp_path / "file"))
+    monkeypatch.setattr(corpus, "HE_SETS", ("oral",))
+    monkeypatch.setattr(corpus, "HE_SLIDES", {})
+    assert corpus.main() == 1
+    assert capsys.readouterr().err == "The corpus cannot be written: Not a directory.\n"

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.data.made import Made, oral
+from tests.training.data.made import Made, consep, oral
 from training.data import cric_cells
 from training.data.common import decode_jpeg
 from training.data.consep import nuclei
 from training.data.dataset import load
 from training.errors import DataMissing, TaskInvalid
+from training.files import sha256_file
 
 pytestmark = pytest.mark.training
 
@@ -104,3 +105,28 @@ def test_rows_that_cannot_be_trusted_are_refused(
     monkeypatch.setenv("PATHSERVE_DATA", str(folder.finish()))
     with pytest.raises(DataMissing, match=sentence):
         load("oral")
+
+
+@pytest.mark.parametrize("harm", [b"no picture", None], ids=["no JPEG", "cut off"])
+def test_a_damaged_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: bytes | None) -> None:
+    folder = Made(tmp_path)
+    oral(folder, groups=2)
+    path = tmp_path / folder.rows[1]["path"]
+    path.write_bytes(harm or path.read_bytes()[:2000])
+    folder.rows[1]["sha256"] = sha256_file(path)  # the manifest vouches for the damage
+    monkeypatch.setenv("PATHSERVE_DATA", str(folder.finish()))
+    dataset = load("oral")
+    assert dataset.read(0).shape == (224, 224, 3)
+    with pytest.raises(DataMissing, match=r"00_1\.jpg cannot be decoded"):
+        dataset.read(1)
+
+
+def test_a_damaged_mask_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Made(tmp_path)
+    consep(folder)
+    row = next(row for row in folder.rows if row["path"].startswith("seg_consep/masks"))
+    (tmp_path / row["path"]).write_bytes(b"no mask")
+    row["sha256"] = sha256_file(tmp_path / row["path"])
+    monkeypatch.setenv("PATHSERVE_DATA", str(folder.finish()))
+    with pytest.raises(DataMissing, match="is not a mask of one channel"):
+        load("consep")

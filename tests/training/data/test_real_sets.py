@@ -1,5 +1,6 @@
 """The real sets: what their tables say, their splits as docs/data.md publishes them, and no picture on two sides."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,16 +8,23 @@ import pytest
 
 from training.data import tcga
 from training.data.common import data_root
-from training.data.dataset import NAMES, PATIENT_UNKNOWN, load
+from training.data.corpus import HE_SETS
+from training.data.dataset import NAMES, PATIENT_UNKNOWN
+from training.data.dataset import load as load_anew
+from training.data.seen import Seen
 from training.data.split import PARTS, held_out
 from training.errors import DataMissing, SplitInvalid
-from training.pathbench.leakage import require_disjoint
+from training.pathbench.leakage import Origin, require_disjoint, status
+from training.runs import RunWriter
 
 pytestmark = pytest.mark.training
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
 NO_TASK = {"ebhi", "monuseg", "monusac"}
 """Sets whose classes lie in too few patients for three parts."""
+
+
+load = cache(load_anew)
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +79,20 @@ def test_survival_tables_are_one_row_a_patient_and_split_by_hospital(real_data: 
     for site in np.unique(table.sites_N):
         assert len(set(folds_N[table.sites_N == site])) == 1
     assert all(table.event_N[folds_N == fold].any() for fold in range(5))
+
+
+def test_what_the_corpus_shows_is_clean_for_every_set(
+    real_data: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [load(name) for name in HE_SETS]
+    train = [held_out(dataset, allow_missing=True).indices("train") for dataset in parts]
+    seen = Seen.union(Seen.of(dataset, index_K) for dataset, index_K in zip(parts, train, strict=True))
+    monkeypatch.setenv("PATHSERVE_RUNS", str(tmp_path))
+    writer = RunWriter(tmp_path / "all", b'name = "all"', resume=False)
+    writer.weights_path.write_bytes(b"weights")
+    sources = [dataset.sources[k] for dataset, index_K in zip(parts, train, strict=True) for k in index_K]
+    writer.finish(metrics={}, seed=1, data=sources, seen=seen)
+    for name in NAMES:
+        dataset = load(name)
+        found = status(Origin(run="all"), dataset, held_out(dataset, allow_missing=True))
+        assert found.status == "clean", (name, found.reasons)
