@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from training.data.dataset import PATIENT_UNKNOWN
 from training.errors import TrainingError
 from training.pathbench import statistics
 from training.pathbench.ranking import Ranking, Row, Scores, balanced, cliques, conclusions, mean_and_interval, rank
@@ -18,7 +19,6 @@ from training.pathbench.records import Record
 from training.statistics import RunsScore, balanced_accuracy, macro_auroc, macro_f1
 
 BOARDS = {"main": "Main board", "flagged": "Flagged board", "survival": "Survival board"}
-PATIENT_UNKNOWN = "patient-unknown"
 PAIRED_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_auroc": macro_auroc,
     "balanced_accuracy": balanced_accuracy,

@@ -53,7 +53,7 @@ class Parsed(HTMLParser):
 def results(cells: list[Record]) -> dict[str, Any]:
     return {
         **leaderboard(cells),
-        "not_run": [{"model": HOSTILE, "reason": HOSTILE}],
+        "not_run": [{"model": HOSTILE, "task": "all", "reason": HOSTILE}],
         "controls": [{"name": HOSTILE, "task": "oral", "observed": "0.5", "expected": "0.5", "caught": True}],
     }
 
