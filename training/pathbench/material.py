@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 
 from training.data.dataset import Dataset, load
-from training.data.split import Split, held_out, joined_groups
+from training.data.hashes import JOIN_BITS, near_pairs
+from training.data.split import Split, digest, held_out, joined_groups
 from training.errors import TaskInvalid
 from training.files import sha256_bytes
 from training.pathbench.cache import Items
+from training.pathbench.leakage import require_disjoint
 from training.pathbench.tasks import TaskCard
 
 T = TypeVar("T")
@@ -21,14 +23,19 @@ _SEED = 2026
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cohort:
-    """Items on which a task is measured, after all choices; `groups_M` are what resamples keep together, and `notes`
-    say what was left out."""
+    """Items on which a task is measured, after all choices, and the split that holds them out; `notes` say what was
+    left out."""
 
     name: str
     dataset: Dataset
+    split: Split
     indices_M: np.ndarray
-    groups_M: np.ndarray
     notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> np.ndarray:
+        """(M,) str: what resamples keep together."""
+        return self.split.groups_N[self.indices_M]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,16 +61,12 @@ class Material:
         return sha256_bytes("\n".join(lines).encode())
 
 
-def cohort_names(card: TaskCard) -> tuple[str, ...]:
-    """The cohorts of a task in order, known without reading data."""
-    return (*(card.cohorts or (INTERNAL,)), *card.external)
-
-
 def gather(card: TaskCard) -> Material:
     """A task's items. Raises DataMissing, SplitInvalid, and TaskInvalid where a cohort has none."""
     dataset = load(card.dataset)
     dataset = dataset.merge(card.classes) if card.classes else dataset
     split = held_out(dataset, allow_missing=card.kind == "segmentation")
+    require_disjoint(dataset, split)
     # Masks label the pixels of every item; classes label some items.
     usable_N = np.ones(len(dataset), bool) if card.kind == "segmentation" else dataset.labels_N >= 0
     usable_N &= _within_limit(dataset, card.limit)
@@ -75,27 +78,30 @@ def gather(card: TaskCard) -> Material:
             if dataset.cohort_N is None:
                 raise TaskInvalid(f"The set {card.dataset} has no cohorts. Remove them from the task's card.")
             chosen_M = chosen_M[dataset.cohort_N[chosen_M] == name]
-        cohorts.append(Cohort(name, dataset, chosen_M, split.groups_N[chosen_M]))
-    known = set(dataset.groups_N[np.concatenate([parts["train"], parts["validation"]])])
-    cohorts += [_external(name, card, dataset, known) for name in card.external]
+        cohorts.append(Cohort(name, dataset, split, chosen_M))
+    known_M = np.concatenate([parts["train"], parts["validation"]])
+    cohorts += [_external(name, card, dataset, known_M) for name in card.external]
     for cohort in cohorts:
         if len(cohort.indices_M) == 0:
             raise TaskInvalid(f"The cohort {cohort.name} of the set {card.dataset} has no items to measure on.")
     return Material(dataset, split, parts["train"], parts["validation"], tuple(cohorts))
 
 
-def _external(name: str, card: TaskCard, internal: Dataset, known: set[str]) -> Cohort:
-    """All items of another set with the same classes, but those of groups that the training or validation part has."""
+def _external(name: str, card: TaskCard, internal: Dataset, known_M: np.ndarray) -> Cohort:
+    """All items of another set with the same classes, but those whose group, or a near-duplicate of whose image, is in
+    the training or validation part."""
     other = load(name)
     other = other.merge(card.classes) if card.classes else other
     if other.classes != internal.classes:
         raise TaskInvalid(f"The set {name} has other classes than {internal.name}, and cannot be its external cohort.")
     usable_N = other.labels_N >= 0 if card.kind != "segmentation" else np.ones(len(other), bool)
-    shared_N = np.isin(other.groups_N, sorted(known))
+    shared_N = np.isin(other.groups_N, np.unique(internal.groups_N[known_M]))
+    shared_N[near_pairs(other.hashes(), internal.hashes()[known_M], JOIN_BITS)[:, 0]] = True
     count = int((usable_N & shared_N).sum())
-    notes = (f"{count} items of groups that {internal.name} trains on are left out",) if count else ()
-    chosen_M = np.flatnonzero(usable_N & ~shared_N)
-    return Cohort(name, other, chosen_M, joined_groups(other)[chosen_M], notes)
+    notes = (f"{count} items of groups or images that {internal.name} trains on are left out",) if count else ()
+    groups_N, parts_N = joined_groups(other), np.full(len(other), "test")
+    split = Split(other.name, parts_N, groups_N, digest(other, groups_N, parts_N))
+    return Cohort(name, other, split, np.flatnonzero(usable_N & ~shared_N), notes)
 
 
 def _within_limit(dataset: Dataset, limit: int | None) -> np.ndarray:

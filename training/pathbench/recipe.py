@@ -31,7 +31,7 @@ class Linear(_Part):
 
 
 class Neighbours(_Part):
-    """kNN's choices of k, of which the validation part takes one; retrieval's votes, as published or without defects."""
+    """kNN's choices of k, of which the validation part takes one; retrieval's votes, published or without defects."""
 
     k: tuple[int, ...] = (1, 5, 10, 20)
     temperature: float = 0.07
@@ -39,8 +39,10 @@ class Neighbours(_Part):
 
 
 class Bags(_Part):
-    """A head over bags: Adam, cosine per epoch, one bag a step, stopped by the validation AUC."""
+    """A head over bags: Adam, cosine per epoch, one bag a step, stopped by the validation AUC; `scaling` as for the
+    linear probe, by the training bags' tiles."""
 
+    scaling: Literal["train", "none"] = "train"
     epochs: int = Field(default=50, gt=0)
     patience: int = Field(default=10, gt=0)
     rate: float = 2e-4

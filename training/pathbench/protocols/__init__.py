@@ -10,7 +10,15 @@ from training.pathbench.encoders import Encoder
 from training.pathbench.material import Cohort, Material
 from training.pathbench.recipe import BenchRecipe
 from training.pathbench.tasks import TaskCard
-from training.statistics import Figure, StatisticsInvalid, balanced_accuracy, bootstrap, macro_auroc, macro_f1
+from training.statistics import (
+    Figure,
+    RunsScore,
+    StatisticsInvalid,
+    balanced_accuracy,
+    bootstrap,
+    macro_auroc,
+    macro_f1,
+)
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "macro_auroc": macro_auroc,
@@ -46,6 +54,7 @@ class Outcome:
     also: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     predictions: dict[str, np.ndarray] | None = None
+    optimistic: bool = False
     test_reads: int = 0
     refused: str = ""
 
@@ -73,7 +82,7 @@ def classified(
     }
     try:
         figure = bootstrap(
-            lambda index: float(np.mean([score(run_NC[index], labels_N[index]) for run_NC in scores_RNC])),
+            RunsScore(score, scores_RNC, labels_N),
             groups_N,
             labels_N=labels_N,
             count=job.recipe.bootstrap,

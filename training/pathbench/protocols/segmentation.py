@@ -1,7 +1,8 @@
 """Regions: a linear layer on an encoder's map of patch tokens, measured by the mean Dice of the categories.
 
 Each cell of the map learns the shares of the categories among its pixels; the answers are enlarged to the image by
-bilinear interpolation. Encoders that give one vector an image have no answer.
+bilinear interpolation. An encoder that gives one vector an image has no map: its cells are small windows, embedded one
+by one.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,18 @@ import torch
 from torch.nn import functional as F
 
 from training.data.dataset import Dataset
-from training.errors import TaskInvalid
 from training.pathbench.material import Cohort, Sealed, join_windows, shares, unreadable_notes, windows
 from training.pathbench.probes import Scaling
 from training.pathbench.protocols import Job, Outcome
 from training.pathbench.recipe import Dense
 from training.statistics import StatisticsInvalid, bootstrap
 
+_CELLS = 4
+"""Cells a side of a window, for an encoder without a map."""
+
 
 def evaluate(job: Job) -> list[Outcome]:
-    """Raises TaskInvalid for an encoder without a map."""
-    if not job.encoder.meta.dense:
-        raise TaskInvalid(f"The encoder {job.encoder.meta.id} gives one vector an image, and no map to segment with.")
+    """The layer of the best validation Dice, a seed each, on every cohort."""
     material, dataset, settings = job.material, job.material.dataset, job.recipe.dense
     train_NhwD, train_M, skipped_train = _maps(job, dataset, material.train_M)
     validation_NhwD, validation_M, skipped = _maps(job, dataset, material.validation_M)
@@ -46,7 +47,7 @@ def evaluate(job: Job) -> list[Outcome]:
         test_NhwD, test_M, skipped_test = _maps(job, cohort.dataset, cohort.indices_M)
         answers_RN = [_answers(layer, scaling(test_NhwD)) for layer in layers]
         notes = unreadable_notes([*skipped_train, *skipped, *skipped_test])
-        groups_N = cohort.groups_M[np.isin(cohort.indices_M, test_M)]
+        groups_N = cohort.groups[np.isin(cohort.indices_M, test_M)]
         sealed = Sealed(_masks(cohort.dataset, test_M))
         outcomes.append(_outcome(job, cohort, answers_RN, sealed, groups_N, notes, rate))
     return outcomes
@@ -55,7 +56,12 @@ def evaluate(job: Job) -> list[Outcome]:
 def _maps(job: Job, dataset: Dataset, indices_M: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """(N,h,w,D) float32 of the items that can be read, their indices, and the others' names."""
     side = job.card.windows
-    maps, skipped = job.cache.maps(job.encoder, windows(dataset, indices_M, side))
+    if job.encoder.meta.dense:
+        maps, skipped = job.cache.maps(job.encoder, windows(dataset, indices_M, side))
+    else:
+        side *= _CELLS
+        rows_WD, skipped = job.cache.embeddings(job.encoder, windows(dataset, indices_M, side))
+        maps = rows_WD[:, None, None]
     joined = join_windows(maps, side).astype(np.float32)
     readable_M = np.isfinite(joined).all((1, 2, 3))
     return joined[readable_M], indices_M[readable_M], skipped

@@ -29,8 +29,10 @@ def evaluate(job: Job) -> list[Outcome]:
     demand_classes(np.array([bag.label for bag, _ in train]), "training")
     demand_classes(np.array([bag.label for bag, _ in validation]), "validation")
     # Tiles count once a bag: a large bag's scale weighs more, as its tiles do.
-    scaling = Scaling.of(np.concatenate([features_ND for _, features_ND in train]))
-    tests = [_bags(job, cohort.dataset, cohort.indices_M, cohort.groups_M, 2) for cohort in material.cohorts]
+    scaling = None
+    if job.recipe.bags.scaling == "train":
+        scaling = Scaling.of(np.concatenate([features_ND for _, features_ND in train]))
+    tests = [_bags(job, cohort.dataset, cohort.indices_M, cohort.groups, 2) for cohort in material.cohorts]
     classes = 2 if _composition(job) else len(material.dataset.classes)
     train_bags, validation_bags = _tensors(train, scaling), _tensors(validation, scaling)
     scores: list[list[np.ndarray]] = [[] for _ in tests]
@@ -83,8 +85,11 @@ def _bags(
     return [(bag, readable_KD[bag.rows_N]) for bag in bags], skipped
 
 
-def _tensors(bags: Sequence[tuple[Bag, np.ndarray]], scaling: Scaling) -> Tensors:
-    return [(torch.from_numpy(scaling(features_ND))[None], bag.label) for bag, features_ND in bags]
+def _tensors(bags: Sequence[tuple[Bag, np.ndarray]], scaling: Scaling | None) -> Tensors:
+    return [
+        (torch.from_numpy(scaling(features_ND) if scaling else features_ND)[None], bag.label)
+        for bag, features_ND in bags
+    ]
 
 
 def head_of(probe: str, width: int, classes: int, settings: Bags) -> nn.Module:

@@ -31,7 +31,7 @@ def evaluate(job: Job) -> list[Outcome]:
                 _METRIC[job.probe],
                 answers.scores[place],
                 labels_M,
-                cohort.groups_M[readable_M],
+                cohort.groups[readable_M],
                 also=also | {name: value for name, value in answers.choices.items() if isinstance(value, float | int)},
                 notes=unreadable_notes([*skipped_train, *skipped_validation, *skipped]),
                 test_reads=sealed.reads,

@@ -79,7 +79,7 @@ def registered(folder: Path = FOLDER) -> tuple[str, ...]:
 
 @cache
 def read_task(task_id: str, folder: Path = FOLDER) -> TaskCard:
-    """A registered task's card. Raises TaskInvalid where there is none, it is not valid, or its kind has no protocol."""
+    """A registered task's card. Raises TaskInvalid where there is none, or none that is valid and has a protocol."""
     registry = read_toml(folder / "registry.toml")
     if task_id not in registry:
         raise TaskInvalid(f"There is no task {task_id} in the registry. Its ids are {', '.join(registry)}.")
