@@ -122,7 +122,7 @@ def ranking_in_browser(path: Path, view: str) -> tuple[dict[str, list[str]], Par
     return {m: table.texts["td"][k * width : (k + 1) * width] for k, m in enumerate(models)}, Parsed(shown)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs the Debian package chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason="oracle not installed: chromium")
 def test_a_browser_ranks_as_python_does(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = [

@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[4] / "shared" / "specs" / "golden" / "pathbench_
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Any]:
     if not GOLDEN.is_file():
-        pytest.skip("the published scores lie outside the repository, in shared/specs/golden")
+        pytest.skip("data set not present: the published scores, specs/golden")
     return json.loads(GOLDEN.read_bytes())
 
 
