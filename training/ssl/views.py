@@ -88,8 +88,9 @@ class Steps(Dataset[Views]):
         indices, skipped = [], []
         for place, row in enumerate(self._mine):
             position = iteration * recipe.data.batch + row
-            index, tile = self._read(position, skipped)
+            index, tile_HWC = self._read(position, skipped)
             indices.append(index)
+            tile = Image.fromarray(tile_HWC)
             rng = self._rng(_CROPS, position)
             for number in range(2):
                 view = random_crop(tile, crops.global_px, crops.global_scale, rng)
@@ -154,9 +155,9 @@ def _as_it_is(views: Views) -> Views:
     return views
 
 
-def random_crop(tile_HWC: np.ndarray, side_px: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def random_crop(tile: Image.Image, side_px: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """(side,side,3): a random part of the tile of an aspect from 3/4 to 4/3, resized by antialiased bicubic."""
-    height, width = tile_HWC.shape[:2]
+    width, height = tile.size
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(-_LOG_ASPECT, _LOG_ASPECT))
@@ -165,8 +166,8 @@ def random_crop(tile_HWC: np.ndarray, side_px: int, scale: tuple[float, float], 
             break
     else:
         w = h = min(height, width)
-    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-    part = Image.fromarray(tile_HWC[top : top + h, left : left + w])
+    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+    part = tile.crop((left, top, left + w, top + h))
     return np.asarray(part.resize((side_px, side_px), Image.Resampling.BICUBIC))
 
 
@@ -211,5 +212,4 @@ def colour_jittered(
 
 def _blended(image_HWC: np.ndarray, value: float, factor: float) -> np.ndarray:
     """factor · image + (1 - factor) · value."""
-    table = np.clip(np.rint(np.arange(256) * factor + value * (1 - factor)), 0, 255).astype(np.uint8)
-    return cv2.LUT(image_HWC, table)
+    return cv2.addWeighted(image_HWC, factor, image_HWC, 0, value * (1 - factor))

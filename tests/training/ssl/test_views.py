@@ -84,18 +84,18 @@ def test_crops_keep_to_scale_and_aspect() -> None:
     place = np.stack([rows, columns, np.zeros_like(rows)], axis=-1)
     rng = np.random.default_rng(2)
     for _ in range(200):
-        crop = random_crop(place, 50, (0.05, 0.32), rng).astype(int)
+        crop = random_crop(Image.fromarray(place), 50, (0.05, 0.32), rng).astype(int)
         height, width = np.ptp(crop[..., 0]) + 1, np.ptp(crop[..., 1]) + 1
         assert 0.05 * 0.8 < height * width / 10_000 < 0.32 * 1.1
         assert 0.7 < width / height < 1.45
-    whole = random_crop(place[:20], 20, (1.0, 1.0), rng)  # no such aspect: the largest square there is
+    whole = random_crop(Image.fromarray(place[:20]), 20, (1.0, 1.0), rng)  # no such aspect: the largest square there is
     assert np.ptp(whole[..., 1]) <= 20
 
 
 def test_downscaling_is_antialiased() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    crop = random_crop(stripes, 16, (1.0, 1.0), np.random.default_rng(0))
+    crop = random_crop(Image.fromarray(stripes), 16, (1.0, 1.0), np.random.default_rng(0))
     assert np.abs(crop[2:-2, 2:-2].astype(int) - 128).max() < 40
 
 
