@@ -123,7 +123,8 @@ def figures(scores: Scores, ties: Ties = "average", *, common: bool = False) -> 
 
 
 def _per_row(ranking: Ranking, rows: tuple[Row, ...], whole_R: np.ndarray) -> dict[str, list[float | None]]:
-    task_of_R = [ranking.places.index(row.place) if whole else None for row, whole in zip(rows, whole_R, strict=True)]
+    number = {place: task for task, place in enumerate(ranking.places)}
+    task_of_R = [number[row.place] if whole else None for row, whole in zip(rows, whole_R, strict=True)]
     return {
         model: [None if task is None else float(ranking.ranks_TM[task, m]) for task in task_of_R]
         for m, model in enumerate(ranking.models)

@@ -11,7 +11,7 @@ balanced variants are ours.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from scipy.stats import rankdata
@@ -21,6 +21,7 @@ from training.pathbench import statistics
 from training.pathbench.statistics import Units
 
 Ties = Literal["average", "released"]
+Key = TypeVar("Key")
 RESAMPLES = 2000
 SEED = 2026
 
@@ -73,10 +74,8 @@ class Scores:
 
     def task_averages(self) -> "Scores":
         """The cohorts of a task averaged, metric by metric: they share training data, so they are no rows apart."""
-        rows = list(dict.fromkeys(Row(row.organ, row.task, "", row.metric) for row in self.rows))
-        member = np.array([rows.index(Row(row.organ, row.task, "", row.metric)) for row in self.rows])
-        means = [self.values_RM[member == r].mean(0) for r in range(len(rows))]
-        return Scores(tuple(rows), self.models, np.array(means).reshape(len(rows), len(self.models)))
+        rows, means = _averaged([Row(row.organ, row.task, "", row.metric) for row in self.rows], self.values_RM)
+        return Scores(rows, self.models, means)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,10 +106,12 @@ class Ranking:
         tasks = sorted({place[:2] for place in self.places})  # so that the order of rows does not matter
         if len(tasks) < 2:
             return None
-        member_UT = np.array([[place[:2] == task for place in self.places] for task in tasks], float)
+        number = {task: u for u, task in enumerate(tasks)}
+        task_of_T = np.array([number[place[:2]] for place in self.places])
+        sums_UM = np.zeros((len(tasks), len(self.models)))
+        np.add.at(sums_UM, task_of_T, self.ranks_TM)
         draws_BU = np.random.default_rng(SEED).multinomial(len(tasks), [1 / len(tasks)] * len(tasks), RESAMPLES)
-        weight_BT = draws_BU @ member_UT
-        means_BM = weight_BT @ self.ranks_TM / weight_BT.sum(1, keepdims=True)
+        means_BM = draws_BU @ sums_UM / (draws_BU @ np.bincount(task_of_T))[:, None]
         return np.percentile(means_BM, (2.5, 97.5), axis=0).T
 
     def organ_balanced(self) -> np.ndarray:
@@ -135,10 +136,16 @@ def _metric_ranks(
     scores: Scores, method: Literal["average", "min"]
 ) -> tuple[tuple[tuple[str, str, str], ...], np.ndarray]:
     """The places, and in each the models' ranks (T, M) averaged over its metrics."""
-    places = tuple(dict.fromkeys(row.place for row in scores.rows))
-    ranks_RM = rankdata(-scores.values_RM, method, axis=1)
-    of_row = np.array([places.index(row.place) for row in scores.rows])
-    return places, np.array([ranks_RM[of_row == t].mean(0) for t in range(len(places))])
+    return _averaged([row.place for row in scores.rows], rankdata(-scores.values_RM, method, axis=1))
+
+
+def _averaged(keys_R: Sequence[Key], values_RM: np.ndarray) -> tuple[tuple[Key, ...], np.ndarray]:
+    """The different keys in order of appearance, and the means (K, M) of the rows of each."""
+    number = {key: k for k, key in enumerate(dict.fromkeys(keys_R))}
+    key_of_R = np.array([number[key] for key in keys_R], int)
+    sums_KM = np.zeros((len(number), values_RM.shape[1]))
+    np.add.at(sums_KM, key_of_R, values_RM)
+    return tuple(number), sums_KM / np.bincount(key_of_R, minlength=len(number))[:, None]
 
 
 def _gaps(scores: Scores) -> str:
