@@ -11,7 +11,7 @@ from training.errors import RecipeInvalid, RunInvalid, TrainingError
 from training.gpfm.losses import cosine, kl_divergence, patches, resize_grid
 from training.gpfm.model import ImageEncoder, network_of
 from training.gpfm.recipe import Distillation, ExpertSettings
-from training.nn.vit import Tokens
+from training.nn.vit import Tokens, ViT
 from training.runs import Pretraining, Run, find_run
 from training.ssl.heads import ProjHead, initialise
 from training.ssl.method import Term
@@ -68,26 +68,30 @@ def open_expert(settings: ExpertSettings, crop_px: int) -> Expert:
             pretraining=pretraining,
         )
     else:
-        # Imported here: the bench's encoders may themselves be runs of this system.
-        from training.pathbench.encoders import build
-
-        encoder = build(str(settings.encoder), accept_licence=True)
-        network = encoder.network.eval().requires_grad_(False)
-        meta = encoder.meta
-        origin = Pretraining(
-            meta.id,
-            "",
-            meta.title,
-            meta.checksum,
-            " and ".join(meta.licences),
-            ", ".join(meta.pretraining or ("unknown",)),
-        )
-        # As published, every expert gets ImageNet's scale, whatever its own transform is.
-        expert = Expert(
-            settings, network, encoder.tokens, IMAGENET, meta.checksum, tuple(meta.licences), pretraining=origin
-        )
+        expert = _registered(settings)
     _check(expert, crop_px)
     return expert
+
+
+def _registered(settings: ExpertSettings) -> Expert:
+    """An encoder of the bench as an expert. Raises TrainingError where its weights are not there."""
+    # Imported here: the bench's encoders may themselves be runs of this system.
+    from training.pathbench.encoders import build
+
+    encoder = build(str(settings.encoder), accept_licence=settings.accept_licence)
+    network, meta = getattr(encoder.network, "network", None), encoder.meta
+    if not isinstance(network, ViT):
+        raise RecipeInvalid(f"The encoder {meta.id} gives no class and patch tokens. Name a ViT, a run or a package.")
+    network.requires_grad_(False)
+
+    def look(x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        tokens = network(x_BCHW)
+        return tokens.cls_BD, tokens.patches_BND
+
+    sets = ", ".join(meta.pretraining or ("not published",))
+    origin = Pretraining(meta.id, "as registered", meta.title, meta.checksum, " and ".join(meta.licences), sets)
+    # As published, every expert gets ImageNet's scale, whatever its own transform is.
+    return Expert(settings, network, look, IMAGENET, meta.checksum, tuple(meta.licences), pretraining=origin)
 
 
 def open_experts(kd: Distillation, crop_px: int) -> tuple[Expert, ...]:

@@ -14,7 +14,8 @@ class ExpertSettings(Part):
     weights in an installed package) and `encoder` (an id of training.pathbench.encoders) says where it is from.
 
     `dim` of its vectors; `grid`: side of its patch grid at the student's crop, None where it has none; `normalize`:
-    what is done to its class vector; `sha256`: the digest that its weights must have, None = the one of the first step.
+    what is done to its class vector; `accept_licence`: whether a person has accepted an encoder's terms; `sha256`: the
+    digest that its weights must have, None = the one of the first step.
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
@@ -26,6 +27,7 @@ class ExpertSettings(Part):
     cls: float = Field(default=0.0, ge=0)
     patch: float = Field(default=0.0, ge=0)
     normalize: Literal["none", "l2"] = "none"
+    accept_licence: bool = False
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @model_validator(mode="after")

@@ -1,0 +1,112 @@
+"""What the gpfm system's runs serve: a tile encoder, be it a student, its baseline or one of our own experts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.errors import RecipeInvalid
+from training.gpfm.experts import ancestry
+from training.gpfm.model import ImageEncoder, network_of, recipe_of
+from training.graphs import Graph, TensorSpec
+from training.runs import Run
+from training.ssl.model import CnnBackbone
+from training.tissue.export import synthetic_tiles
+from training.tissue.model import EMBEDDING, MEAN, SCALE, TileEncoder
+from training.tissue.recipe import Published
+
+
+class VitTileEncoder(nn.Module):
+    """image (B,side,side,3) uint8 RGB to embedding (B,D) fp32.
+
+    A tile is brought to the network's own side by the mean over squares of `shrink` pixels: it shows the field that a
+    whole tile showed in training, and every runtime computes it alike.
+    """
+
+    def __init__(self, encoder: ImageEncoder, shrink: int) -> None:
+        super().__init__()
+        self.encoder, self.shrink = encoder, shrink
+        mean, deviation = encoder.backbone.scale
+        self.register_buffer("mean_C11", torch.tensor(mean)[:, None, None])
+        self.register_buffer("deviation_C11", torch.tensor(deviation)[:, None, None])
+
+    def forward(self, image_BHWC: Tensor) -> Tensor:
+        return self.encoder(self._crops(image_BHWC))[0]
+
+    def dense(self, image_BHWC: Tensor) -> Tensor:
+        """(B,h,w,D): the patch tokens in their places."""
+        patches_BND = self.encoder.backbone(self._crops(image_BHWC)).patches_BND
+        side = round(patches_BND.shape[1] ** 0.5)
+        return patches_BND.unflatten(1, (side, side))
+
+    def _crops(self, image_BHWC: Tensor) -> Tensor:
+        x_BCHW = F.avg_pool2d(image_BHWC.to(torch.float32).permute(0, 3, 1, 2), self.shrink)
+        return (x_BCHW - self.mean_C11) / self.deviation_C11
+
+
+class CnnTileEncoder(TileEncoder):
+    """A CNN student pooled at three depths as the ImageNet encoder is that it started from."""
+
+    def dense(self, image_BHWC: Tensor) -> Tensor:
+        """(B,h,w,1280): the last feature map."""
+        x_BCHW = (image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE
+        return self.network(x_BCHW)[0].permute(0, 2, 3, 1)
+
+
+def declare(run: Run) -> Graph:
+    """The graph of a finished run. Raises RecipeInvalid, RunInvalid, WeightsInvalid."""
+    recipe, encoder = recipe_of(run.recipe), network_of(run)
+    publish, side_px = recipe.publish, recipe.crops.global_px
+    network: nn.Module
+    if isinstance(encoder.backbone, CnnBackbone):
+        network, size = CnnTileEncoder(), EMBEDDING
+        network.network.load_state_dict(encoder.backbone.state_dict())
+    else:
+        if publish.tile_px % side_px:
+            raise RecipeInvalid(f"publish.tile_px is no multiple of crops.global_px, {side_px}. Correct the recipe.")
+        network, size = VitTileEncoder(encoder, publish.tile_px // side_px), encoder.dim
+    return Graph(
+        model=publish.model,
+        kind="encoder",
+        network=network.eval().requires_grad_(False),
+        inputs=(TensorSpec("image", "UINT8", (publish.tile_px, publish.tile_px, 3)),),
+        outputs=(TensorSpec("embedding", "FP32", (size,)),),
+        samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], publish.tile_px, recipe.seed)},
+        card=_card(run, publish) | {"embedding_size": size},
+    )
+
+
+def _card(run: Run, publish: Published) -> dict[str, Any]:
+    """The texts of a card. Data and pretraining are those of the run and of every expert and start behind it."""
+    made = list(ancestry(run))
+    files = {
+        (entry["dataset"], entry["licence"], entry["tier"], entry["file"])
+        for each in made
+        for entry in each.manifest["data"]
+    }
+    pretraining = {tuple(entry.items()): entry for each in made for entry in each.manifest["pretraining"]}
+    sets = sorted({entry[:3] for entry in files})
+    return {
+        "title": publish.title,
+        "mpp": publish.mpp,
+        "tile_px": publish.tile_px,
+        "intended_use": {
+            "statement": publish.statement,
+            "organs": [code.model_dump() for code in publish.organs],
+            "specimen_types": [code.model_dump() for code in publish.specimen_types],
+            "stains": list(publish.stains),
+        },
+        "limits": list(publish.limits),
+        "data": [
+            {
+                "dataset": dataset,
+                "licence": licence,
+                "tier": tier,
+                "files": sum(entry[:3] == (dataset, licence, tier) for entry in files),
+            }
+            for dataset, licence, tier in sets
+        ],
+        "pretraining": list(pretraining.values()),
+        "metrics": [],
+    }
