@@ -254,23 +254,23 @@
     return svg("svg", { viewBox: `0 0 760 ${bottom + 22}`, role: "img", "aria-label": name }, ...grid, ...bars);
   };
 
-  const detail = (row, cells, board) => {
+  const detail = (row, cells, board, shared) => {
     const pairs = new Map(board.pairs.filter((pair) => pair.row === row.index).map((pair) => [pair.second, pair]));
     const best = board.pairs.length ? board.pairs[0].first : null;
-    const heads = ["Model", "Figure", "95 % over groups", "Mean", "SD", "Least", "Greatest", "Trainings",
+    const heads = ["Model", "Mean", "95 % over groups", "SD", "Least to greatest", "Trainings",
       ...(pairs.size ? [`${best} minus it`, "p (Holm)"] : []), "Remarks"];
     const body = cells.map((cell) => {
       const pair = pairs.get(cell.model);
       return el("tr", {},
         el("th", { scope: "row", title: cell.model }, cell.model),
-        ...[fixed(cell.value), `[${fixed(cell.low)}, ${fixed(cell.high)}]`, fixed(mean(cell.values)), fixed(sd(cell.values)),
-          fixed(Math.min(...cell.values)), fixed(Math.max(...cell.values)), String(cell.values.length),
+        ...[fixed(cell.value), `[${fixed(cell.low)}, ${fixed(cell.high)}]`, fixed(sd(cell.values)),
+          `${fixed(Math.min(...cell.values))} to ${fixed(Math.max(...cell.values))}`, String(cell.values.length),
           ...(pairs.size ? [pair ? `${fixed(pair.difference)} [${fixed(pair.low)}, ${fixed(pair.high)}]` : "–", pair ? (pair.holm < 0.001 ? "< 0.001" : fixed(pair.holm)) : "–"] : []),
         ].map((text) => el("td", {}, text)),
-        el("td", { class: "text" }, [...marks(cell), ...cell.reasons, ...cell.notes].join("; ")));
+        el("td", { class: "text" }, [...marks(cell), ...cell.reasons, ...cell.notes.filter((note) => !shared.includes(note))].join("; ")));
     });
     const table = el("table", {},
-      el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col" }, head)))), el("tbody", {}, ...body));
+      el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col", ...(head === "Remarks" ? { class: "text" } : {}) }, head)))), el("tbody", {}, ...body));
     return el("details", {}, el("summary", {}, "Figures"),
       el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Figures of ${row.task}` }, table));
   };
@@ -279,9 +279,11 @@
     const parts = kept.map((row) => {
       const cells = board.cells.filter((cell) => cell.row === row.index && shown.includes(cell.model));
       cells.sort((a, b) => b.value - a.value);
-      const facts = `${row.organ}, ${row.type}, cohort ${row.cohort}: ${row.items} items in ${row.groups} groups (${row.grouping})`;
+      const shared = unique(cells.flatMap((cell) => cell.notes)).filter((note) => cells.every((cell) => cell.notes.includes(note)));
+      const items = `${row.items} items in ${row.groups} groups (${row.grouping})`;
+      const facts = [`${row.organ}, ${row.type}, cohort ${row.cohort}: ${items}`, ...shared].join("; ");
       return cells.length && el("article", {}, el("h3", {}, `${row.task} – ${metricOf(row)}`),
-        el("p", { class: "note" }, facts), el("div", { class: "scroll" }, chart(row, cells)), detail(row, cells, board));
+        el("p", { class: "note" }, facts), el("div", { class: "scroll" }, chart(row, cells)), detail(row, cells, board, shared));
     }).filter(Boolean);
     at("tasks").replaceChildren(...(parts.length ? parts : [el("p", {}, "No result.")]));
   };
