@@ -95,9 +95,9 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
             {
                 "name": "answer",
                 "min_probability": point["min_probability"],
-                "origin": f"Steps of 0.05 were tried on {slides['validation']} slides composed of validation tiles until "
-                f"{point['aim']:.0%} of the answers were right, at most up to 0.95; at this one {point['reached']:.0%} "
-                "were. Patients unknown.",
+                "origin": f"The least step of 0.05, up to 0.95, at which {point['aim']:.0%} of the answers on "
+                f"{slides['validation']} slides composed of validation tiles were right; {point['reached']:.0%} were. "
+                "Patients unknown.",
             }
         ],
         "feature_size": metrics["feature_size"],

@@ -75,9 +75,9 @@ def _section(folder: Path) -> list[str]:
         ),
         "",
         "At the operating point a slide is answered where its top probability is at least "
-        f"{point['min_probability']:.2f} (served head; the least step of 0.05, up to 0.95, at which {point['aim']:.0%} of "
-        f"the answers on {slides['validation']} validation slides were right; {point['reached']:.0%} were). What is not "
-        "answered counts as missed in the last two columns.",
+        f"{point['min_probability']:.2f} (served head; the least step of 0.05, up to 0.95, at which {point['aim']:.0%} "
+        f"of the answers on {slides['validation']} validation slides were right; {point['reached']:.0%} were). What is "
+        "not answered counts as missed in the last two columns.",
         "",
         f"AUROC by split, {HEAD}: {', '.join(f'{value:.2f}' for value in metrics['auroc_by_split'][HEAD])}.",
         "",
