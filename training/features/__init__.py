@@ -1,0 +1,1 @@
+"""Tile features of whole slides, at scale: `python -m training.features`."""

@@ -1,0 +1,72 @@
+"""The durable queue of shards (DBOS Transact): each shard is a workflow that ends once, whoever is killed meanwhile.
+
+One process is one executor. All executors of an output folder share a database in its work folder; what a dead one had
+in hand is put back into the queue.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+
+from training.features.record import CODE
+
+_QUEUE = "features"
+_AT_ONCE = 2
+"""Shards that a process has in hand: while one ends, the next one keeps the encoder busy."""
+_POLL_S = 0.1
+_UNFINISHED = ("PENDING", "ENQUEUED")
+
+
+class ShardQueue:
+    """The queue as its coordinator sees it. Made by `queue`."""
+
+    def __init__(self, work: Callable[[str, int], None]) -> None:
+        self._body = DBOS.workflow(name="shard", max_recovery_attempts=None)(work)
+
+    def put(self, series: str, first: int) -> None:
+        """Put a shard into the queue; one whose workflow has ended, without its part being there, anew."""
+        name = f"{series}/{first}"
+        found = DBOS.list_workflows(workflow_ids=[name], load_input=False, load_output=False)
+        if found and found[0].status in _UNFINISHED:
+            return
+        if found:
+            DBOS.delete_workflow(name)
+        with SetWorkflowID(name):
+            DBOS.enqueue_workflow(_QUEUE, self._body, series, first)
+
+    def take_back(self, executor: str | None = None) -> None:
+        """Put what a dead executor (None: any) had in hand back into the queue."""
+        for each in DBOS.list_workflows(status="PENDING", executor_id=executor, load_input=False, load_output=False):
+            DBOS.resume_workflow(each.workflow_id, queue_name=_QUEUE)
+
+
+def executor_of(index: int) -> str:
+    return f"features-{index}"
+
+
+@contextmanager
+def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterator[ShardQueue]:
+    """Take part in the queue whose database lies in `folder`: this process does shards with `work(series, first)`."""
+    config = DBOSConfig(
+        name="pathserve-features",
+        system_database_url=f"sqlite:///{folder / 'queue.db'}",
+        application_version=CODE,
+        executor_id=executor_of(index),
+        serializer=DBOSPortableJSONSerializer(),
+        enable_otlp=False,
+        log_level="ERROR",
+    )
+    DBOS(config=config)
+    logging.getLogger("dbos").setLevel(logging.ERROR)
+    shards = ShardQueue(work)
+    try:
+        DBOS.launch()
+        DBOS.register_queue(
+            _QUEUE, worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_S, on_conflict="always_update"
+        )
+        yield shards
+    finally:
+        DBOS.destroy(destroy_registry=True)

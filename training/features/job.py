@@ -1,0 +1,95 @@
+"""One process's part in a job: its slides, its encoder, and the shards that it takes from the queue."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from gateway.operations.disk import disk_errors, written_whole
+from gateway.operations.errors import PathserveError
+from gateway.operations.settings import Settings
+from training.features.durable import ShardQueue, queue
+from training.features.embedders import Embedder, Options, open_embedder
+from training.features.extract import Shard, extract
+from training.features.slides import Planned, SlideFolder, plan_slide
+
+_PLANS = 4
+
+
+class Job(BaseModel):
+    """What to compute, the same for all its processes. `work` is the job's own folder, in the output folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    slides: Path
+    encoder: str
+    out: Path
+    options: Options = Options()
+
+    @property
+    def work(self) -> Path:
+        return self.out / ".features"
+
+    @property
+    def file(self) -> Path:
+        return self.work / "job.json"
+
+    def parts(self, series: str) -> Path:
+        return self.work / series
+
+    def failure(self, series: str) -> Path:
+        """The sentence about why a slide cannot be done, once a shard has failed."""
+        return self.parts(series) / "failed.txt"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hand:
+    """A process at work: what it knows of the slides, and the queue."""
+
+    slides: SlideFolder
+    embedder: Embedder
+    queue: ShardQueue
+    plan: "Plan"
+
+
+class Plan:
+    """Plans of the last few slides; the same in every process, as it depends on the slide and the encoder alone."""
+
+    def __init__(self, slides: SlideFolder, embedder: Embedder) -> None:
+        self._slides, self._embedder = slides, embedder
+        self._kept = lru_cache(_PLANS)(self._planned)
+
+    def __call__(self, series: str) -> Planned:
+        """Raises SlideError, ArchiveError."""
+        return self._kept(series)
+
+    def _planned(self, series: str) -> Planned:
+        with self._slides.open(series) as slide:
+            return plan_slide(slide, self._embedder.mpp, self._embedder.record.tile_px)
+
+
+@contextmanager
+def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
+    """Take shards of a job until the block ends. Raises PathserveError where slides or encoder cannot be used."""
+    slides = SlideFolder(job.slides)
+    with open_embedder(job.encoder, settings, job.options) as embedder:
+        plan = Plan(slides, embedder)
+
+        def work(series: str, first: int) -> None:
+            shard = Shard(series, first, job.parts(series))
+            if shard.tiles.is_file() or job.failure(series).is_file():
+                return
+            try:
+                planned = plan(series)
+                assert planned.plan is not None, "a slide without tissue has no shards"
+                with slides.open(series) as slide:
+                    extract(slide, planned.plan, shard, embedder)
+            except PathserveError as error:
+                with disk_errors(), written_whole(job.failure(series)) as file:
+                    file.write(error.detail.encode())
+
+        with queue(job.work, index, work) as shards:
+            yield Hand(slides, embedder, shards, plan)

@@ -1,0 +1,205 @@
+"""A job from the slides to their feature files: plan, queue, watch the parts come, and put each slide together."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gateway.operations.disk import disk_errors, locked_folder, written_whole
+from gateway.operations.errors import PathserveError
+from gateway.operations.settings import Settings
+from training.features import files
+from training.features.durable import executor_of
+from training.features.errors import FeaturesInvalid
+from training.features.extract import Shard, shards
+from training.features.job import Hand, Job, at_work
+from training.features.slides import Planned
+
+_LOOK_S = 0.05
+_RESTARTS = 3
+
+
+@dataclass(slots=True)
+class Progress:
+    """Tiles done and known so far, and what became of the slides."""
+
+    tiles: int = 0
+    known_tiles: int = 0
+    slides: int = 0
+    written: int = 0
+    kept: int = 0
+    unreadable: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """A slide whose parts are still coming."""
+
+    series: str
+    planned: Planned
+    shards: tuple[Shard, ...]
+
+
+def run(
+    job: Job, settings: Settings, workers: int, tell: Callable[[Progress], None] = lambda progress: None
+) -> Progress:
+    """Compute what is missing of a job's feature files with `workers` processes, this one among them.
+
+    A slide that cannot be read is named in the progress and in features.jsonl; the others are done. A job that was
+    killed goes on where it stopped when it is run again.
+    Raises FeaturesMixed (the output folder holds features that were made otherwise), FeaturesInvalid (it is in use),
+    and what `at_work` raises.
+    """
+    progress = Progress()
+    with _folder(job), at_work(job, settings, 0) as hand:
+        record = hand.embedder.record
+        for path in sorted(job.out.glob("*.h5")):
+            record.demand_same(files.read_record(path), path.name)
+        hand.queue.take_back()
+        waiting: list[_Open] = []
+        with _further(job, hand, workers) as look_after:
+            progress.slides = len(hand.slides.series)
+            for series in hand.slides.series:
+                if (job.out / f"{series}.h5").is_file():
+                    progress.kept += 1
+                    continue
+                _begin(job, hand, series, waiting, progress)
+                _gather(job, hand, waiting, progress)
+                tell(progress)
+            while waiting:
+                time.sleep(_LOOK_S)
+                look_after()
+                _gather(job, hand, waiting, progress)
+                tell(progress)
+    shutil.rmtree(job.work)
+    return progress
+
+
+@contextmanager
+def _folder(job: Job) -> Iterator[None]:
+    """The output folder, held against other jobs, with the job's own folder in it. Raises FeaturesInvalid, DiskFull."""
+    with disk_errors():
+        job.work.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked_folder(job.work, wait=False):
+            text = job.model_dump_json().encode()
+            if not job.file.is_file() or job.file.read_bytes() != text:
+                for path in job.work.iterdir():  # parts of another job
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                with disk_errors(), written_whole(job.file) as file:
+                    file.write(text)
+            yield
+    except BlockingIOError:
+        raise FeaturesInvalid("Another process fills this output folder. Wait for it, or choose another.") from None
+
+
+@contextmanager
+def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], None]]:
+    """Processes 1, 2 … of the job. The function looks after them: one that died is started again a few times, and what
+    it had in hand is put back."""
+    command = [sys.executable, "-m", "training.features.worker", str(job.out)]
+    running = {index: subprocess.Popen([*command, str(index)]) for index in range(1, workers)}
+    restarts = dict.fromkeys(running, 0)
+
+    def look_after() -> None:
+        for index, process in list(running.items()):
+            if process.poll() is None:
+                continue
+            hand.queue.take_back(executor_of(index))
+            del running[index]
+            if restarts[index] < _RESTARTS:
+                restarts[index] += 1
+                running[index] = subprocess.Popen([*command, str(index)])
+
+    try:
+        yield look_after
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def _begin(job: Job, hand: Hand, series: str, waiting: list[_Open], progress: Progress) -> None:
+    """Plan a slide and put its shards into the queue."""
+    job.failure(series).unlink(missing_ok=True)
+    try:
+        planned = hand.plan(series)
+    except PathserveError as error:
+        _fail(job, series, error.detail, progress)
+        return
+    parts = shards(series, planned.plan, job.parts(series)) if planned.plan is not None else ()
+    progress.known_tiles += len(planned.plan or ())
+    for shard in parts:
+        if not shard.tiles.is_file():
+            hand.queue.put(series, shard.first)
+    waiting.append(_Open(series, planned, parts))
+
+
+def _gather(job: Job, hand: Hand, waiting: list[_Open], progress: Progress) -> None:
+    """Write the slides that are complete; drop those that failed."""
+    for slide in list(waiting):
+        if job.failure(slide.series).is_file():
+            _fail(job, slide.series, job.failure(slide.series).read_text(encoding="utf-8"), progress)
+            waiting.remove(slide)
+        elif all(shard.tiles.is_file() for shard in slide.shards):
+            _write(job, hand, slide, progress)
+            waiting.remove(slide)
+            shutil.rmtree(job.parts(slide.series), ignore_errors=True)
+    progress.tiles = progress.known_tiles - sum(
+        len(slide.planned.plan or ()) * sum(not shard.tiles.is_file() for shard in slide.shards) // len(slide.shards)
+        for slide in waiting
+    )
+
+
+def _write(job: Job, hand: Hand, slide: _Open, progress: Progress) -> None:
+    """Put a slide's parts together in row-major order of the grid, whatever order and worker they came in."""
+    said = [json.loads(shard.tiles.read_bytes()) for shard in slide.shards]
+    tiles_N, unreadable_U = (
+        np.array([tile for part in said for tile in part[kind]], np.int64) for kind in ("tiles", "unreadable")
+    )
+    planned, record = slide.planned, hand.embedder.record
+    order_N = np.zeros(0, np.int64)
+    if planned.plan is not None:
+        order_N = np.lexsort((planned.plan.columns_N[tiles_N], planned.plan.rows_N[tiles_N]))
+    parts = [np.load(shard.features, mmap_mode="r") for shard in slide.shards]
+    files.write(
+        job.out / f"{slide.series}.h5",
+        record,
+        {
+            "series_uid": slide.series,
+            "field_px": planned.field_px,
+            "mpp": planned.mpp,
+            "level_mpp": planned.level_mpp,
+            "level_0_mpp": planned.level_0_mpp,
+            "remark": planned.remark,
+        },
+        rows=files.gathered(parts, order_N),
+        width=hand.embedder.width,
+        coords_N2=planned.corners(tiles_N[order_N]),
+        unreadable_U2=planned.corners(unreadable_U),
+    )
+    progress.written += 1
+    progress.unreadable += len(unreadable_U)
+    for x, y in planned.corners(unreadable_U).tolist():
+        _log(job, event="unreadable tile", series=slide.series, x_px=x, y_px=y)
+    _log(
+        job, event="slide", series=slide.series, tiles=len(tiles_N), unreadable=len(unreadable_U), remark=planned.remark
+    )
+
+
+def _fail(job: Job, series: str, detail: str, progress: Progress) -> None:
+    progress.failed[series] = detail
+    _log(job, event="slide failed", series=series, detail=detail)
+
+
+def _log(job: Job, **line: object) -> None:
+    with disk_errors(), (job.out / "features.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
