@@ -176,8 +176,10 @@
       const sorted = by === key ? { "aria-sort": sign > 0 ? "ascending" : "descending" } : {};
       return el("th", { scope: "col", ...sorted }, button);
     }));
-    const body = [...found.lines].sort(order).map((line) => el("tr", {},
-      ...columns.map(([key, , text]) => (key === "model" ? el("th", { scope: "row", title: line.model }, text(line)) : el("td", {}, text(line))))));
+    const cell = (key, text) =>
+      (key === "model" ? el("th", { scope: "row", title: text }, text) : el("td", {}, text));
+    const body = [...found.lines].sort(order).map((line) =>
+      el("tr", {}, ...columns.map(([key, , text]) => cell(key, text(line)))));
     table.append(el("thead", {}, head), el("tbody", {}, ...body));
   };
 
@@ -210,12 +212,15 @@
         const end = first ? left - 8 : right + 8;
         return [
           svg("polyline", { points: `${x(line.mean)},${axis} ${x(line.mean)},${y} ${end},${y}`, class: "stroke" }),
-          label(first ? end - 4 : end + 4, y + 4, `${cut(line.model, 22)} ${line.mean.toFixed(2)}`, { "text-anchor": first ? "end" : "start" }, 30),
+          label(first ? end - 4 : end + 4, y + 4, `${cut(line.model, 22)} ${line.mean.toFixed(2)}`,
+            { "text-anchor": first ? "end" : "start" }, 30),
         ];
       }),
     ];
-    const name = `Mean ranks: ${lines.map((line) => `${line.model} ${line.mean.toFixed(2)}`).join(", ")}; critical difference ${cd.toFixed(2)}`;
-    at("cd").replaceChildren(el("div", { class: "scroll" }, svg("svg", { viewBox: `0 0 760 ${start + half * 18 + 8}`, role: "img", "aria-label": name }, ...parts)));
+    const ranks = lines.map((line) => `${line.model} ${line.mean.toFixed(2)}`).join(", ");
+    const name = `Mean ranks: ${ranks}; critical difference ${cd.toFixed(2)}`;
+    const shape = { viewBox: `0 0 760 ${start + half * 18 + 8}`, role: "img", "aria-label": name };
+    at("cd").replaceChildren(el("div", { class: "scroll" }, svg("svg", shape, ...parts)));
   };
 
   const marks = (cell) => [cell.leakage === "clean" ? null : cell.leakage, cell.optimistic ? "optimistic" : null].filter(Boolean);
@@ -254,6 +259,10 @@
     return svg("svg", { viewBox: `0 0 760 ${bottom + 22}`, role: "img", "aria-label": name }, ...grid, ...bars);
   };
 
+  const against = (pair) => (pair
+    ? [`${fixed(pair.difference)} [${fixed(pair.low)}, ${fixed(pair.high)}]`, pair.holm < 0.001 ? "< 0.001" : fixed(pair.holm)]
+    : ["–", "–"]);
+
   const detail = (row, cells, board, shared) => {
     const pairs = new Map(board.pairs.filter((pair) => pair.row === row.index).map((pair) => [pair.second, pair]));
     const best = board.pairs.length ? board.pairs[0].first : null;
@@ -265,12 +274,14 @@
         el("th", { scope: "row", title: cell.model }, cell.model),
         ...[fixed(cell.value), `[${fixed(cell.low)}, ${fixed(cell.high)}]`, fixed(sd(cell.values)),
           `${fixed(Math.min(...cell.values))} to ${fixed(Math.max(...cell.values))}`, String(cell.values.length),
-          ...(pairs.size ? [pair ? `${fixed(pair.difference)} [${fixed(pair.low)}, ${fixed(pair.high)}]` : "–", pair ? (pair.holm < 0.001 ? "< 0.001" : fixed(pair.holm)) : "–"] : []),
+          ...(pairs.size ? against(pair) : []),
         ].map((text) => el("td", {}, text)),
         el("td", { class: "text" }, [...marks(cell), ...cell.reasons, ...cell.notes.filter((note) => !shared.includes(note))].join("; ")));
     });
     const table = el("table", {},
-      el("thead", {}, el("tr", {}, ...heads.map((head) => el("th", { scope: "col", ...(head === "Remarks" ? { class: "text" } : {}) }, head)))), el("tbody", {}, ...body));
+      el("thead", {}, el("tr", {}, ...heads.map((head) =>
+        el("th", { scope: "col", ...(head === "Remarks" ? { class: "text" } : {}) }, head)))),
+      el("tbody", {}, ...body));
     return el("details", {}, el("summary", {}, "Figures"),
       el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Figures of ${row.task}` }, table));
   };
