@@ -104,7 +104,7 @@ def digest(dataset: Dataset, groups_N: np.ndarray, parts_N: np.ndarray) -> str:
 
 
 def table(dataset: Dataset, split: Split) -> Iterator[tuple[str, ...]]:
-    """The split's rows in COLUMNS: one a source image and class, `slide` its file, `case` its group."""
+    """The split's rows in COLUMNS: one an image and class; `slide` its file's name, `patient` and `case` its group."""
     seen = set()
     for index, source in enumerate(dataset.sources):
         label = int(dataset.labels_N[index])
@@ -116,7 +116,7 @@ def table(dataset: Dataset, split: Split) -> Iterator[tuple[str, ...]]:
             dataset.name,
             group,
             group,
-            source.file,
+            source.file.rsplit("/", 1)[-1],
             dataset.classes[label],
             str(label),
             str(split.parts_N[index]),

@@ -10,6 +10,7 @@ from training.data import split
 from training.data.dataset import load
 from training.data.split import PARTS, SHARES, deal, held_out
 from training.errors import SplitInvalid
+from training.pathbench import check_split
 
 pytestmark = pytest.mark.training
 
@@ -83,11 +84,21 @@ def test_items_without_a_label_follow_their_group() -> None:
     assert all(len(set(parts_N[groups_N == group])) == 1 for group in range(10))
 
 
-def test_a_split_is_printed_as_a_table(made_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert split.main(["breakhis"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "dataset,patient,case,slide,class,label,split,site,source_licence"
-    assert len(lines) == 13
+@pytest.mark.parametrize(("name", "rows"), [("oral", 40), ("cric_cells", 12)])
+def test_a_split_is_printed_as_a_table_that_passes_the_check(
+    made_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, rows: int
+) -> None:
+    assert split.main([name]) == 0
+    text = capsys.readouterr().out
+    assert text.splitlines()[0] == "dataset,patient,case,slide,class,label,split,site,source_licence"
+    assert len(text.splitlines()) == rows + 1
+    (tmp_path / "table.csv").write_text(text)
+    assert check_split.main([str(tmp_path / "table.csv")]) == 0
+    (tmp_path / "table.csv").write_text(text.replace(",train,", ",test,", 1))
+    assert check_split.main([str(tmp_path / "table.csv")]) == 1
+
+
+def test_a_set_that_is_not_there_ends_in_one_sentence(made_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert split.main(["osteosarcoma"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
