@@ -84,43 +84,49 @@ def calibration_error(probabilities_NC: np.ndarray, labels_N: np.ndarray, bins: 
     return float(sum(abs(gap[index == bin_].sum()) for bin_ in range(bins)) / len(top))
 
 
-def _auroc_of_weights(probabilities_NC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
-    """(B,) `macro_auroc` where item n counts weights_BN[b, n] times; every class has weight in each row."""
+def _auroc_of_weights(runs_RNC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
+    """(B,) mean `macro_auroc` of the runs where item n counts weights_BN[b, n] times; no class is without weight.
+
+    The area is the share of pairs, one item in the class and one not, that are in order: what the runs say of a pair is
+    added up once, and each resample only weighs it.
+    """
     areas = []
-    for label in range(probabilities_NC.shape[1]):
-        positive_N = labels_N == label
-        if not positive_N.any() or positive_N.all():
+    for label in range(runs_RNC.shape[2]):
+        inside, outside = np.flatnonzero(labels_N == label), np.flatnonzero(labels_N != label)
+        if not len(inside) or not len(outside):
             continue
-        order = np.argsort(probabilities_NC[:, label], kind="stable")
-        ranked, sorted_N = weights_BN[:, order], probabilities_NC[order, label]
-        levels = np.flatnonzero(np.r_[True, sorted_N[1:] != sorted_N[:-1]])
-        positive = np.add.reduceat(ranked * positive_N[order], levels, axis=1)
-        negative = np.add.reduceat(ranked * ~positive_N[order], levels, axis=1)
-        won = (positive * (np.cumsum(negative, 1) - negative / 2)).sum(1)
-        areas.append(won / (positive.sum(1) * negative.sum(1)))
+        weights_BQ = weights_BN[:, outside]
+        ahead_B = np.zeros(len(weights_BN))
+        for block in np.array_split(inside, -(-len(inside) * len(outside) // _PAIRS_AT_ONCE)):
+            order_PQ = np.zeros((len(block), len(outside)))
+            for run_N in runs_RNC[:, :, label]:
+                order_PQ += np.sign(run_N[block][:, None] - run_N[outside])
+            ahead_B += ((weights_BN[:, block] @ order_PQ) * weights_BQ).sum(1)
+        pairs_B = weights_BN[:, inside].sum(1) * weights_BQ.sum(1)
+        areas.append((1 + ahead_B / (len(runs_RNC) * pairs_B)) / 2)
     return np.mean(areas, 0)
 
 
-def _recall_of_weights(probabilities_NC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
-    """(B,) `balanced_accuracy` under weights, as above."""
-    hit_N = probabilities_NC.argmax(1) == labels_N
+def _recall_of_weights(runs_RNC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
+    """(B,) mean `balanced_accuracy` of the runs under weights, as above."""
+    hits_N = (runs_RNC.argmax(2) == labels_N).mean(0)
     own = [labels_N == label for label in np.unique(labels_N)]
-    return np.mean([weights_BN @ (hit_N & of_N) / (weights_BN @ of_N) for of_N in own], 0)
+    return np.mean([weights_BN @ (hits_N * of_N) / (weights_BN @ of_N) for of_N in own], 0)
 
 
-def _f1_of_weights(probabilities_NC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
-    """(B,) `macro_f1` under weights, as above."""
-    answers_N, found = probabilities_NC.argmax(1), []
-    for label in range(probabilities_NC.shape[1]):
-        answered_N, true_N = answers_N == label, labels_N == label
-        either = weights_BN @ answered_N + weights_BN @ true_N
-        found.append(2.0 * (weights_BN @ (answered_N & true_N)) / np.maximum(either, 1))
+def _f1_of_weights(runs_RNC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:
+    """(B,) mean `macro_f1` of the runs under weights, as above."""
+    found = []
+    for answers_N in runs_RNC.argmax(2):
+        for label in range(runs_RNC.shape[2]):
+            answered_N, true_N = answers_N == label, labels_N == label
+            either_B = weights_BN @ answered_N + weights_BN @ true_N
+            found.append(2.0 * (weights_BN @ (answered_N & true_N)) / np.maximum(either_B, 1))
     return np.mean(found, 0)
 
 
 _OF_WEIGHTS = {macro_auroc: _auroc_of_weights, balanced_accuracy: _recall_of_weights, macro_f1: _f1_of_weights}
-_AT_ONCE = 100
-"""Resamples scored together: bounds the memory at that many numbers an item."""
+_PAIRS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +142,7 @@ class RunsScore:
 
     def of_weights(self, weights_BN: np.ndarray) -> np.ndarray:
         """(B,) the same where items count several times."""
-        return np.mean([_OF_WEIGHTS[self.score](run_NC, self.labels_N, weights_BN) for run_NC in self.runs_RNC], 0)
+        return _OF_WEIGHTS[self.score](self.runs_RNC, self.labels_N, weights_BN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +151,6 @@ class Replicates:
 
     scores_BK: np.ndarray
     redrawn: int
-
-    def __post_init__(self) -> None:
-        if self.redrawn > len(self.scores_BK):
-            raise StatisticsInvalid(
-                "More than half of the resamples had no defined score: too few groups hold a class or an event. "
-                "Join classes, or leave the task out."
-            )
 
 
 def picks(groups: int, seed: int) -> Iterator[np.ndarray]:
@@ -208,8 +207,9 @@ def _one_by_one(
     kept: list[list[float]] = []
     redrawn = 0
     for index in whole_groups(groups_N, seed):
-        if len(kept) == count or redrawn > count:
+        if len(kept) == count:
             break
+        _demand_enough(redrawn, count)
         whole = labels_N is None or len(np.unique(labels_N[index])) == classes
         found = [score(index) for score in scores] if whole else [float("nan")]
         if np.isnan(found).any():
@@ -230,17 +230,23 @@ def _weighted(
     np.add.at(holds_GC, (group_of_N, class_of_N), 1)
     kept, redrawn = [], 0
     for picked in picks(len(names), seed):
-        if len(kept) == count or redrawn > count:
+        if len(kept) == count:
             break
+        _demand_enough(redrawn, count)
         if holds_GC[picked].sum(0).all():
             kept.append(np.bincount(picked, minlength=len(names)))
         else:
             redrawn += 1
-    parts = []
-    for start in range(0, len(kept), _AT_ONCE):
-        weights_BN = np.array(kept[start : start + _AT_ONCE])[:, group_of_N]
-        parts.append(np.stack([score.of_weights(weights_BN) for score in scores], 1))
-    return Replicates(np.concatenate(parts) if parts else np.empty((0, len(scores))), redrawn)
+    weights_BN = np.array(kept, float)[:, group_of_N]
+    return Replicates(np.stack([score.of_weights(weights_BN) for score in scores], 1), redrawn)
+
+
+def _demand_enough(redrawn: int, count: int) -> None:
+    if redrawn > count:
+        raise StatisticsInvalid(
+            "More than half of the resamples had no defined score: too few groups hold a class or an event. "
+            "Join classes, or leave the task out."
+        )
 
 
 def bootstrap(
