@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from training.runs import Recipe
-from training.ssl.recipe import Augment, Checkpoints, Crops, Part, SelfDistillationRecipe, ViTNetwork
+from training.ssl.recipe import Augment, Checkpoints, Crops, Dino, Part, SelfDistillationRecipe, ViTNetwork
 from training.tissue.recipe import Published
 
 
@@ -90,6 +90,7 @@ class DistillRecipe(SelfDistillationRecipe):
 
     system: Literal["gpfm"]
     stage: Literal["distill"]
+    dino: Dino | None = None
     start_file: str | None = None
     kd: Distillation
     publish: Published

@@ -21,9 +21,8 @@ from training.gpfm import labelled, plan
 from training.gpfm.data import resized, unseen
 from training.gpfm.evaluate import TILES, agreement, licences
 from training.gpfm.experts import Expert, Regression, open_experts
-from training.gpfm.model import STAGES, AnyRecipe, read_start
+from training.gpfm.model import STAGES, AnyRecipe, network_of, read_start
 from training.gpfm.recipe import DistillRecipe, SslRecipe
-from training.nn.checkpoints import read_weights
 from training.runs import Pretraining, Run, RunWriter, find_run, read_toml, runs_folder
 from training.ssl import train as ssl
 from training.ssl.method import SelfDistillation
@@ -109,7 +108,7 @@ def distill(
 def _start(recipe: DistillRecipe) -> tuple[Mapping[str, torch.Tensor] | None, tuple[Pretraining, ...]]:
     """The backbone's first weights, if any, and what a file of them is."""
     if recipe.start is not None:
-        return read_weights(find_run(recipe.start).weights_path), ()
+        return network_of(find_run(recipe.start)).backbone.state_dict(), ()
     if recipe.start_file is None:
         return None, ()
     path = runs_folder() / recipe.start_file
@@ -133,7 +132,7 @@ def _agreement(
     if start is not None:
         ssl.load_start(first, start)
     heads = Regression(recipe.kd, experts, teacher.width, recipe.seed)
-    crops_KHWC = torch.from_numpy(resized(unseen(TILES), recipe.crops.global_px))
+    crops_KHWC = torch.from_numpy(resized(unseen(TILES, recipe.data.sets), recipe.crops.global_px))
     return agreement((teacher.cpu(), regression.cpu()), (first.student["backbone"], heads), crops_KHWC, recipe.seed)
 
 
