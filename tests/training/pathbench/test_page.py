@@ -113,7 +113,7 @@ def ranking_in_browser(path: Path, view: str) -> tuple[dict[str, list[str]], Par
     assert CHROMIUM is not None
     settings = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path.parent / 'profile'}")
     command_line = [CHROMIUM, *settings, "--virtual-time-budget=5000", "--dump-dom", f"{path.as_uri()}#{view}"]
-    shown = subprocess.run(command_line, capture_output=True, timeout=60, check=True).stdout.decode()
+    shown = subprocess.run(command_line, capture_output=True, timeout=120, check=True).stdout.decode()
     table = Parsed(re.search(r'<table id="ranking".*?</table>', shown, re.DOTALL)[0])  # type: ignore[index]
     heads = [text for text in table.texts["th"] if text][-len(table.texts["td"]) :]
     columns = len(table.tags and [1 for tag, _ in table.tags if tag == "button"])
