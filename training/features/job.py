@@ -37,6 +37,9 @@ class Job(BaseModel):
     def file(self) -> Path:
         return self.work / "job.json"
 
+    def result(self, series: str) -> Path:
+        return self.out / f"{series}.h5"
+
     def parts(self, series: str) -> Path:
         return self.work / series
 
@@ -80,7 +83,7 @@ def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
 
         def work(series: str, first: int) -> None:
             shard = Shard(series, first, job.parts(series))
-            if shard.tiles.is_file() or job.failure(series).is_file():
+            if any(path.is_file() for path in (shard.tiles, job.failure(series), job.result(series))):
                 return
             try:
                 planned = plan(series)

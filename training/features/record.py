@@ -33,12 +33,12 @@ class Record:
     @classmethod
     def of(cls, attributes: Mapping[str, Any], file: str) -> "Record":
         """The record among a file's attributes. Raises FeaturesInvalid."""
-        try:
-            return cls(**{field.name: _plain(attributes[field.name]) for field in fields(cls)})
-        except KeyError as error:
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in attributes]:
             raise FeaturesInvalid(
-                f"{file} does not say its {error.args[0]}, so nobody knows how its features were made. Make it anew."
-            ) from None
+                f"{file} does not say its {missing[0]}, so nobody knows how its features were made. Compute it again."
+            )
+        return cls(**{name: _plain(attributes[name]) for name in names})
 
     def demand_same(self, other: "Record", file: str) -> None:
         """Raises FeaturesMixed with the first field in which `other`, the record of `file`, differs from this one."""

@@ -67,7 +67,7 @@ def run(
         with _further(job, hand, workers) as look_after:
             progress.slides = len(hand.slides.series)
             for series in hand.slides.series:
-                if (job.out / f"{series}.h5").is_file():
+                if job.result(series).is_file():
                     progress.kept += 1
                     continue
                 _begin(job, hand, series, waiting, progress)
@@ -171,7 +171,7 @@ def _write(job: Job, hand: Hand, slide: _Open, progress: Progress) -> None:
         order_N = np.lexsort((planned.plan.columns_N[tiles_N], planned.plan.rows_N[tiles_N]))
     parts = [np.load(shard.features, mmap_mode="r") for shard in slide.shards]
     files.write(
-        job.out / f"{slide.series}.h5",
+        job.result(slide.series),
         record,
         {
             "series_uid": slide.series,

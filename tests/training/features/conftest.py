@@ -35,7 +35,7 @@ def own_slides(slides: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compute:
     """Run a job in this process, in shards of a few tiles."""
-    monkeypatch.setattr(extract, "SHARD_TILES", 8)
+    monkeypatch.setattr(extract, "SHARD_TILES", 4)
 
     def compute(slides: Path, out: Path, encoder: str = "colour-histogram", workers: int = 1) -> Progress:
         job = Job(slides=slides, encoder=encoder, out=out, options=NATIVE)

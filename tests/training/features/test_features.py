@@ -91,13 +91,13 @@ def test_a_killed_job_goes_on_where_it_stopped(
     slow = (
         "import sys, time; from training.features import extract, __main__; whole = extract._features;"
         "extract._features = lambda *given: (time.sleep(0.5), whole(*given))[1];"
-        "extract.SHARD_TILES = 8; __main__.main(sys.argv[1:])"
+        "extract.SHARD_TILES = 4; __main__.main(sys.argv[1:])"
     )
     arguments = ["--slides", str(slides), "--encoder", "colour-histogram", "--out", str(out), "--profile", "native"]
     process = subprocess.Popen([sys.executable, "-c", slow, *arguments])
     try:
-        deadline = time.monotonic() + 60
-        while len(done := sorted(job.work.glob("*/*.json"))) < 2:
+        deadline = time.monotonic() + 120
+        while len(done := sorted(job.work.glob("*/*.json"))) < 1:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -143,20 +143,23 @@ def test_files_that_differ_are_not_read_together(whole: Path, tmp_path: Path) ->
 
 def test_tiles_that_cannot_be_read_are_left_out_and_named(own_slides: Path, whole: Path, compute: Compute) -> None:
     path = max((own_slides / "a").glob("level-*.dcm"), key=lambda path: path.stat().st_size)
+    out = own_slides.parent / "out"
     with Slide.open(sorted((own_slides / "a").glob("*.dcm"))) as slide:
         series, image = slide.header.series_uid, slide.image(0)
-        number = int(image.frame_at_RC[3, 4])
-        (frame,) = image.read_frames([number])
+        good = files.read(whole / f"{series}.h5")
+        frame_px = image.level.frame_width_px
+        column, row = good.coords_N2[len(good.coords_N2) // 2] // frame_px
+        (frame,) = image.read_frames([int(image.frame_at_RC[row, column])])
         content = path.read_bytes()
         place = content.index(bytes(frame))
-        frame_px = image.level.frame_width_px
     path.write_bytes(content[: place + 200] + bytes(len(frame) - 200) + content[place + len(frame) :])
-    out = own_slides.parent / "out"
     progress = compute(own_slides, out)
-    good, found = files.read(whole / f"{series}.h5"), files.read(out / f"{series}.h5")
-    side = 224
+    found, field_px = files.read(out / f"{series}.h5"), good.record.tile_px
     touches = [
-        x < 5 * frame_px and x + side > 4 * frame_px and y < 4 * frame_px and y + side > 3 * frame_px
+        column * frame_px < x + field_px
+        and x < (column + 1) * frame_px
+        and row * frame_px < y + field_px
+        and y < (row + 1) * frame_px
         for x, y in good.coords_N2
     ]
     kept = ~np.array(touches)
