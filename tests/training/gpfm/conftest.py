@@ -1,6 +1,7 @@
 """A data folder of one set whose kinds differ in colour, and tiny runs of every stage on it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -83,12 +84,11 @@ RECIPES = {
     "plain": SSL.replace("STAGE", "expert-ssl") + NETWORK + PUBLISH,
     "student": SSL.replace("STAGE", "distill") + STUDENT + PUBLISH + KD,
 }
-Train = Callable[..., Run | None]
 
 
 @pytest.fixture(scope="session")
-def gpfm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """`data`, `runs` and `recipes` side by side; the environment points to them."""
+def gpfm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data`, `runs` and `recipes` side by side."""
     root = tmp_path_factory.mktemp("gpfm")
     (root / "data" / "he_crc9" / "images").mkdir(parents=True)
     (root / "recipes").mkdir()
@@ -105,25 +105,37 @@ def gpfm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_manifest(root / "data", rows)
     for name, text in RECIPES.items():
         (root / "recipes" / f"{name}.toml").write_text(text.replace("NAME", name))
+    return root
+
+
+@contextmanager
+def environment(folder: Path) -> Iterator[None]:
+    """Data and runs of this folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PATHSERVE_DATA", str(root / "data"))
-        patch.setenv("PATHSERVE_RUNS", str(root / "runs"))
-        yield root
+        patch.setenv("PATHSERVE_DATA", str(folder / "data"))
+        patch.setenv("PATHSERVE_RUNS", str(folder / "runs"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def here(gpfm_folder: Path) -> Iterator[None]:
+    with environment(gpfm_folder):
+        yield
+
+
+def trained(folder: Path, name: str) -> Run:
+    with environment(folder):
+        run = train.train(folder / "recipes" / f"{name}.toml")
+    assert run is not None
+    return run
 
 
 @pytest.fixture(scope="session")
 def experts(gpfm_folder: Path) -> dict[str, Run]:
     """The three experts' runs."""
-    runs = {}
-    for name in ("tissue", "text", "plain"):
-        run = train.train(gpfm_folder / "recipes" / f"{name}.toml")
-        assert run is not None
-        runs[name] = run
-    return runs
+    return {name: trained(gpfm_folder, name) for name in ("tissue", "text", "plain")}
 
 
 @pytest.fixture(scope="session")
 def student(gpfm_folder: Path, experts: dict[str, Run]) -> Run:
-    run = train.train(gpfm_folder / "recipes" / "student.toml")
-    assert run is not None
-    return run
+    return trained(gpfm_folder, "student")
