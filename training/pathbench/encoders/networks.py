@@ -13,6 +13,13 @@ from training.pathbench.encoders.functions import FUNCTIONS
 from training.tissue.model import MEAN, SCALE, TileEncoder
 
 
+def mean_over_places(x_BND: Tensor) -> Tensor:
+    """The mean over N, (B,D), as a product: ONNX Runtime sums a mean over this axis in another sequence where the batch
+    is one, and an image's embedding must not depend on its neighbours by a single bit."""
+    count = x_BND.shape[1]
+    return (x_BND.new_full((1, count), 1 / count) @ x_BND)[:, 0]
+
+
 class TokenEmbedder(nn.Module):
     """A ViT's class token (B,D), or class token beside the mean of the patch tokens (B,2D). Registers never count."""
 
@@ -24,7 +31,7 @@ class TokenEmbedder(nn.Module):
         tokens = self.network(x_BCHW)
         if not self.mean:
             return tokens.cls_BD
-        return torch.cat([tokens.cls_BD, tokens.patches_BND.mean(dim=1)], dim=1)
+        return torch.cat([tokens.cls_BD, mean_over_places(tokens.patches_BND)], dim=1)
 
     def dense(self, x_BCHW: Tensor) -> Tensor:
         """Patch tokens after the last norm, (B,rows,columns,D)."""
@@ -40,7 +47,7 @@ class MapEmbedder(nn.Module):
         self.network = network
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return self.network(x_BCHW).mean(dim=(2, 3))
+        return mean_over_places(self.network(x_BCHW).flatten(2).transpose(1, 2))
 
     def dense(self, x_BCHW: Tensor) -> Tensor:
         """The map, (B,h,w,C)."""

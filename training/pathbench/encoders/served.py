@@ -98,6 +98,8 @@ def declare(run: Run) -> Graph:
     """The graph of such a run. Raises RecipeInvalid, EncoderMissing, EncoderInvalid, WeightsInvalid."""
     recipe = parse_recipe(ServedRecipe, run.recipe)
     card = read_card(recipe.encoder)
+    if recipe.weights != RANDOM and not run.manifest["pretraining"]:
+        raise EncoderInvalid(f"The run {run.name} names no weights that it started from.")
     network = networks.network_of(recipe.encoder, card)
     load_state(network.network, read_weights(run.weights_path), run.name)
     transform = card.transform("native")
