@@ -266,13 +266,6 @@ def test_golden_inputs_look_like_tissue_and_follow_the_seed(encoder_graph, head_
     assert (head_graph.samples({"batch": 2})["embedding"] >= 0).all()
 
 
-def test_an_encoder_that_nobody_registered_is_said_to_be_none(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert command.main(["build", "encoder:nowhere", "--target", "onnx", "--out", str(repository)]) == 1
-    assert capsys.readouterr().err == ("There is no encoder nowhere: none is registered here. Name a run folder.\n")
-
-
 @pytest.mark.parametrize(("target", "precision"), [("onnx", "fp16"), ("onnx", "int8"), ("cpu", "fp8")])
 def test_a_precision_that_the_target_has_not_is_refused(
     head_folder: Path, repository: Path, target: str, precision: str
