@@ -23,8 +23,9 @@ gate writes nothing there; its figures are then in `gate-failed.json` of the run
     python -m exporters rebuild training/released --out model_repository
     python -m exporters page model_repository --out docs/engines.md
 
-`make engines` runs the last two. `rebuild` builds every released run beside the repository and replaces a folder only
-where its engine, card, config or verdict is not as built; in a clean checkout every byte stays.
+RUN is a run folder, or `encoder:ID` for one of the [registered encoders](encoders.md). `make engines` runs the last
+two. `rebuild` builds every released run beside the repository and replaces a folder only where its engine, card, config
+or verdict is not as built; in a clean checkout every byte stays.
 A version for processors is built again where it came from another fp32 ONNX than its run gives now; a plan that did is
 named, and nothing is replaced.
 
