@@ -38,7 +38,6 @@ class FeatureCache:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         with self._open() as database:
-            database.execute("PRAGMA journal_mode = WAL")
             database.execute(
                 "CREATE TABLE IF NOT EXISTS feature (name TEXT PRIMARY KEY, shape TEXT NOT NULL, row BLOB NOT NULL)"
                 " WITHOUT ROWID"
@@ -77,8 +76,8 @@ class FeatureCache:
                 found = compute(images, _BATCH).astype(dtype)
                 if not np.isfinite(found).all():
                     raise ResultInvalid(
-                        f"The encoder {meta.id} gives numbers that are not finite for {items.names[places[0]]} or one of "
-                        "the fifteen images after it. Mend its weights or its transform."
+                        f"The encoder {meta.id} gives numbers that are not finite, for {items.names[places[0]]} or an "
+                        "image soon after it. Mend its weights or its transform."
                     )
                 with database:
                     for place, row in zip(places, found, strict=True):

@@ -23,7 +23,7 @@ from training.pathbench.cells import code_version, config_digest
 from training.pathbench.encoders import Encoder, EncoderInvalid, selftest
 from training.pathbench.leakage import Origin
 from training.pathbench.material import Material
-from training.pathbench.probes import Answers, Labelled, linear
+from training.pathbench.probes import Labelled, linear
 from training.pathbench.protocols import Job
 from training.pathbench.protocols.survival import mean_c_index
 from training.pathbench.protocols.tile import embedded
@@ -129,14 +129,14 @@ def seen_test_part(task: str, material: Material) -> Control:
     )
 
 
-def shuffled_labels(job: Job, *, tasks: int, fit: Callable[..., Answers] = linear) -> Control:
+def shuffled_labels(job: Job, *, tasks: int) -> Control:
     """The linear probe on permuted labels: the mean test AUC over the permutations must not differ from 0.5.
 
     The interval is Student's over the permutations, Bonferroni-corrected for the `tasks` that are controlled. Where a
     permutation leaves one class only in a part, another is drawn. Raises TaskInvalid where none can be found.
     """
     material, dataset = job.material, job.material.dataset
-    test_M = np.concatenate([cohort.indices_M for cohort in material.cohorts if cohort.dataset is dataset])
+    test_M = np.concatenate([cohort.indices_M for cohort in material.cohorts if cohort.split is material.split])
     parts = [embedded(job, dataset, indices_M) for indices_M in (material.train_M, material.validation_M, test_M)]
     labels = [
         dataset.labels_N[indices_M[readable_M]]
@@ -150,7 +150,7 @@ def shuffled_labels(job: Job, *, tasks: int, fit: Callable[..., Answers] = linea
         train_N, validation_N, test_N = np.split(mixed, ends)
         if min(len(np.unique(each)) for each in (train_N, validation_N, test_N)) < 2:
             continue
-        answers = fit(
+        answers = linear(
             Labelled(train_MD, train_N),
             Labelled(validation_MD, validation_N),
             [test_MD],

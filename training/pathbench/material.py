@@ -1,7 +1,8 @@
 """What a task is made of: the items of its set by part, and the cohorts that it is measured on."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import cv2
@@ -10,12 +11,13 @@ import numpy as np
 from training.data.dataset import Dataset, load
 from training.data.hashes import JOIN_BITS, near_pairs
 from training.data.split import Split, digest, held_out, joined_groups
-from training.errors import TaskInvalid
+from training.errors import DataMissing, TaskInvalid
 from training.files import sha256_bytes
 from training.pathbench.cache import Items
 from training.pathbench.leakage import require_disjoint
 from training.pathbench.tasks import TaskCard
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 INTERNAL = "internal"
 _SEED = 2026
@@ -63,7 +65,7 @@ class Material:
 
 def gather(card: TaskCard) -> Material:
     """A task's items. Raises DataMissing, SplitInvalid, and TaskInvalid where a cohort has none."""
-    dataset = load(card.dataset)
+    dataset, skipped = readable(load(card.dataset))
     dataset = dataset.merge(card.classes) if card.classes else dataset
     split = held_out(dataset, allow_missing=card.kind == "segmentation")
     require_disjoint(dataset, split)
@@ -78,7 +80,7 @@ def gather(card: TaskCard) -> Material:
             if dataset.cohort_N is None:
                 raise TaskInvalid(f"The set {card.dataset} has no cohorts. Remove them from the task's card.")
             chosen_M = chosen_M[dataset.cohort_N[chosen_M] == name]
-        cohorts.append(Cohort(name, dataset, split, chosen_M))
+        cohorts.append(Cohort(name, dataset, split, chosen_M, skipped))
     known_M = np.concatenate([parts["train"], parts["validation"]])
     cohorts += [_external(name, card, dataset, known_M) for name in card.external]
     for cohort in cohorts:
@@ -90,7 +92,7 @@ def gather(card: TaskCard) -> Material:
 def _external(name: str, card: TaskCard, internal: Dataset, known_M: np.ndarray) -> Cohort:
     """All items of another set with the same classes, but those whose group, or a near-duplicate of whose image, is in
     the training or validation part."""
-    other = load(name)
+    other, skipped = readable(load(name))
     other = other.merge(card.classes) if card.classes else other
     if other.classes != internal.classes:
         raise TaskInvalid(f"The set {name} has other classes than {internal.name}, and cannot be its external cohort.")
@@ -101,7 +103,33 @@ def _external(name: str, card: TaskCard, internal: Dataset, known_M: np.ndarray)
     notes = (f"{count} items of groups or images that {internal.name} trains on are left out",) if count else ()
     groups_N, parts_N = joined_groups(other), np.full(len(other), "test")
     split = Split(other.name, parts_N, groups_N, digest(other, groups_N, parts_N))
-    return Cohort(name, other, split, np.flatnonzero(usable_N & ~shared_N), notes)
+    return Cohort(name, other, split, np.flatnonzero(usable_N & ~shared_N), (*skipped, *notes))
+
+
+def readable(dataset: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """The set without the items whose image cannot be read, and a note that counts and names those images.
+
+    They are left out before the split, which has another digest then; nothing stands in for them.
+    """
+    firsts = {source.file: place for place, source in reversed(list(enumerate(dataset.sources)))}
+    broken = set()
+    for name, place in firsts.items():
+        try:
+            dataset.read(place)
+        except (DataMissing, ValueError) as error:
+            _log.warning("%s is skipped, it cannot be read: %s", name, error)
+            broken.add(name)
+    if not broken:
+        return dataset, ()
+    kept_K = np.array([place for place, source in enumerate(dataset.sources) if source.file not in broken], np.int64)
+    arrays = {name: getattr(dataset, name) for name in ("labels_N", "strata_N", "groups_N", "boxes_N4", "cohort_N")}
+    whole = replace(
+        dataset,
+        sources=tuple(dataset.sources[place] for place in kept_K),
+        masks=tuple(dataset.masks[place] for place in kept_K) if dataset.masks else (),
+        **{name: None if array is None else array[kept_K] for name, array in arrays.items()},
+    )
+    return whole, unreadable_notes(sorted(broken))
 
 
 def _within_limit(dataset: Dataset, limit: int | None) -> np.ndarray:

@@ -54,8 +54,10 @@ class Bags(_Part):
 
 
 class Dense(_Part):
-    """A linear layer on patch tokens; `rates` as for the linear probe, with the validation part's Dice."""
+    """A linear layer on patch tokens; `rates` as for the linear probe, with the validation part's Dice. `seeds` are its
+    own, fewer because a map has many cells."""
 
+    seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (1e-3,)
     decay: float = 1e-5
     epochs: int = Field(default=50, gt=0)
@@ -87,12 +89,14 @@ class Controls(_Part):
 
 
 class BenchRecipe(Recipe):
-    """`encoders` and `tasks` are ids of their registries, or "registered" for all. `seeds` are training repetitions."""
+    """`encoders` and `tasks` are ids of their registries, or "registered" for all but those that `without` names.
+    `seeds` are training repetitions."""
 
     stage: Literal["bench"]
     profile: Literal["fixed-fov", "native"] = "fixed-fov"
     encoders: tuple[str, ...] | Literal["registered"]
     tasks: tuple[str, ...] | Literal["registered"]
+    without: tuple[str, ...] = ()
     seeds: tuple[int, ...] = tuple(range(10))
     bootstrap: int = Field(default=1000, gt=0)
     linear: Linear = Linear()

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import time
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from training.runs import parse_recipe, read_toml, runs_folder
 RECIPE = Path(__file__).parents[1] / "recipes" / "pathbench-small.toml"
 OUT = Path(__file__).parents[2] / "docs" / "results"
 _log = logging.getLogger(__name__)
+_code = cache(code_version)
 
 
 def main(arguments: list[str]) -> int:
@@ -88,6 +90,7 @@ class Bench:
         """Every cell of the recipe. What another process is computing is waited for at the end."""
         recipe = self._recipe
         ids = encoders.registered() if recipe.encoders == "registered" else recipe.encoders
+        ids = [model for model in ids if model not in recipe.without]
         names = tasks.registered() if recipe.tasks == "registered" else recipe.tasks
         cards = {name: read_task(name) for name in names}
         tables = [name for name, card in cards.items() if card.kind == "survival"]
@@ -169,7 +172,7 @@ class Bench:
             "config": config_digest(card, recipe.survival),
             "bootstrap": recipe.bootstrap,
             "seed": recipe.seed,
-            "code": code_version("survival"),
+            "code": _code("survival"),
         }
         try:
             table = tcga.load(card.cancer)
@@ -258,7 +261,7 @@ def _key(job: Job, cohort: Cohort) -> dict[str, Any]:
         "seeds": list(recipe.seeds),
         "bootstrap": recipe.bootstrap,
         "seed": recipe.seed,
-        "code": code_version(kind),
+        "code": _code(kind),
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from sklearn.model_selection import StratifiedGroupKFold
 
 from training.data.tcga import SurvivalTable, site_folds
+from training.errors import TaskInvalid
 from training.nn.survival import bin_edges, bin_of, c_index, nll_loss, risk
 from training.pathbench.material import INTERNAL, Sealed
 from training.pathbench.protocols import Outcome
@@ -121,8 +122,11 @@ def _folds(table: SurvivalTable, folds_N: np.ndarray, settings: Survival) -> Ite
 
 
 def _inner(table: SurvivalTable, outer: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The training folds' own training and validation rows, hospitals whole."""
-    splitter = StratifiedGroupKFold(_INNER_FOLDS, shuffle=True, random_state=seed)
+    """The training folds' own training and validation rows, hospitals whole. Raises TaskInvalid for one hospital."""
+    sites = len(np.unique(table.sites_N[outer]))
+    if sites < 2:
+        raise TaskInvalid(f"The training folds of {table.cancer} are of one site, which cannot be split. Fewer folds.")
+    splitter = StratifiedGroupKFold(min(_INNER_FOLDS, sites), shuffle=True, random_state=seed)
     train, judge = next(splitter.split(outer[:, None], table.event_N[outer], table.sites_N[outer]))
     return outer[train], outer[judge]
 
