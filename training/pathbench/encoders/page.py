@@ -52,7 +52,8 @@ makes a run folder `encoder-<id>-<digest>` in `PATHSERVE_RUNS` and builds it thr
 that makes it show the publisher's field (column `µm/px`): the gateway's one resampling takes the place of the
 publisher's, and nothing is resized in the graph. The licences of the weights and of all that they inherit from stand in
 the model's card and are printed. Random weights and functions are built into no repository. An encoder whose weights
-are more than 2 GiB as fp32 (the ViTs of 681 M parameters and more) does not fit into one ONNX file and is refused.
+are more than 2 GiB as fp32 (ViT-H and larger: 631 M parameters and more) does not fit into one ONNX file and is
+refused.
 Heads are only right on the weights that they were fitted on, so they are fitted anew, each on its own encoder.
 
 ## Ours, and the floor

@@ -64,7 +64,14 @@ def as_run(encoder_id: str, *, random_init: bool = False, seed: int = 0, accept_
         return weights.load_run(encoder_id, card)[0]
     if card.weights.source == "none":
         raise EncoderInvalid(f"{encoder_id} is a function without weights: it cannot be served.")
-    encoder = build(encoder_id, profile="native", random_init=random_init, seed=seed, accept_licence=accept_licence)
+    encoder = build(
+        encoder_id,
+        profile="native",
+        toolkit="native",
+        random_init=random_init,
+        seed=seed,
+        accept_licence=accept_licence,
+    )
     meta = encoder.meta
     name = f"encoder-{encoder_id}-{RANDOM if meta.random else meta.checksum[:12]}"
     recipe = (
