@@ -6,7 +6,6 @@ origin); their heads and the text side are thrown away.
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -145,10 +144,7 @@ def fit(run: RunWriter, recipe: ExpertRecipe, learner: Learner, tiles: Labelled,
         rng = np.random.default_rng((recipe.seed, iteration))
         torch.manual_seed(int(rng.integers(1 << 62)))  # drop-path is all that draws from it
         images, labels_B = tiles.draw(rng, training.batch)
-        crops = [
-            random_crop(Image.fromarray(image), recipe.crops.global_px, recipe.crops.global_scale, rng)
-            for image in images
-        ]
+        crops = [random_crop(image, recipe.crops.global_px, recipe.crops.global_scale, rng) for image in images]
         crops_BHWC = torch.from_numpy(np.stack([augmented(crop, recipe.augment, 0, rng) for crop in crops]))
         for group in optimiser.param_groups:
             group["lr"] = rate(iteration)
