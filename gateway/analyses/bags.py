@@ -1,8 +1,8 @@
 """A slide as one bag of tile embeddings: what the slide's model says of it, and how much each tile weighs in that.
 
 Ilse et al., "Attention-based deep multiple instance learning" (ICML 2018): a head that attends says itself what each
-tile weighs. One that does not is asked by occlusion (Zeiler & Fergus, ECCV 2014, section 4.2): groups of neighbouring
-tiles are left out in turn, and a group weighs as much as the answer's probability falls without it.
+tile weighs. One that does not is asked by occlusion (Zeiler & Fergus, ECCV 2014, section 4.2): groups of tiles that
+follow each other are left out in turn, and a group weighs as much as the answer's probability falls without it.
 """
 
 import json
@@ -51,11 +51,14 @@ class BagAnswer:
             return cls(data["probabilities"], data["weights"], EvidenceSource(meta["evidence"]))
 
 
-def picked(tiles: int, most: int) -> npt.NDArray[np.int64]:
-    """Which of a slide's tiles its bag holds: all, or `most` of them evenly spaced in reading order. Rising."""
-    if tiles <= most:
-        return np.arange(tiles)
-    return (np.arange(most) * tiles) // most
+def picked(rows_N: npt.NDArray[np.int32], columns_N: npt.NDArray[np.int32], most: int) -> npt.NDArray[np.int64]:
+    """Which of a slide's N tiles its bag holds, row by row of the grid: all, or `most` of them evenly spaced.
+
+    In this order, since to some heads the order of a bag says where its tiles lie.
+    """
+    reading_N = np.lexsort((columns_N, rows_N))
+    tiles = len(reading_N)
+    return reading_N if tiles <= most else reading_N[(np.arange(most) * tiles) // most]
 
 
 async def ask(

@@ -17,6 +17,7 @@ from gateway.analyses.planned import Planned
 from gateway.analyses.readings import box_of, corner_um, findings_of, reading_of
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.analyses.tile_answers import TileAnswers
+from gateway.domain.model import ModelCard
 from gateway.domain.report import Finding, FindingKind, SlideClass, SlideClassification, TopTile
 from gateway.domain.slide import Level
 from gateway.domain.tables import finding_code
@@ -31,7 +32,7 @@ _FILE = "bag.npz"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Bag:
-    """The bag of one task: which tiles are in it, and to what its answer belongs."""
+    """The bag of one task: which tiles of the plan are in it (M,), in which order, and to what its answer belongs."""
 
     task: SlideTask
     plan: TilePlan
@@ -49,7 +50,8 @@ class _Bag:
                 f"{task.eye.folder} gives {width or 'none'}. Promote models that belong together."
             )
         least, most = card.tiles
-        return cls(task, plan, TileAnswers(task, plan, "embedding", width), picked(len(plan), most), least)
+        chosen_M = picked(plan.rows_N, plan.columns_N, most)
+        return cls(task, plan, TileAnswers(task, plan, "embedding", width), chosen_M, least)
 
     @property
     def too_small(self) -> bool:
@@ -64,6 +66,11 @@ class _Bag:
         version = self.task.card.version
         model = {"bag-model": version.name, "bag-version": version.version, "bag-engine": version.engine_sha256}
         return {**self.answers.belongs_to, **model, "bag": len(self.picked_M)}
+
+    def features(self) -> npt.NDArray[np.float32]:
+        """The tiles' embeddings (M, D). Raises StateError."""
+        rising_M = np.sort(self.picked_M)
+        return self.answers.answers(rising_M)[np.searchsorted(rising_M, self.picked_M)]
 
     def centres_um(self) -> npt.NDArray[np.float32]:
         """The tiles' centres (M, 2), µm from the slide image's top left corner."""
@@ -92,7 +99,7 @@ class WholeSlideClassification:
         await bag.answers.compute(engine, progress=progress, cancelled=cancelled)
         if bag.too_small or BagAnswer.load(bag.path, bag.of) is not None:
             return
-        answer = await ask(task.models[-1], bag.answers.answers(bag.picked_M), bag.centres_um(), engine)
+        answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine)
         answer.save(bag.path, bag.of)
 
     def outcome(self, task: SlideTask) -> SlideOutcome:
@@ -132,7 +139,7 @@ class WholeSlideClassification:
         return SlideOutcome(
             level=plan.grid.level,
             reading=reading,
-            findings=(*common, *_findings(classes)),
+            findings=(*common, *_findings(classes, task.card)),
             classes=classes,
             attention=None if use.wrong_stain else placed,
             pictures=pictures,
@@ -140,7 +147,7 @@ class WholeSlideClassification:
 
 
 def _top(weights_M: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """The tiles that weigh most, the heaviest first; equals are taken in the order of the plan."""
+    """The tiles that weigh most, the heaviest first; equals are taken in reading order."""
     order = np.argsort(-weights_M, kind="stable")[:TOP_TILES]
     return order[weights_M[order] > 0]
 
@@ -201,8 +208,17 @@ def _finding(series: str, key: str, text: str) -> Finding:
     return Finding(kind=FindingKind.CONFIDENCE, code=finding_code(key), text=text, series=series)
 
 
-def _findings(classes: SlideClassification) -> tuple[Finding, ...]:
+def _findings(classes: SlideClassification, card: ModelCard) -> tuple[Finding, ...]:
     found = []
+    if card.composed:
+        found.append(
+            _finding(
+                classes.series,
+                "composed-training",
+                "The slide's model was trained and measured on slides that were composed of tiles, never on a whole "
+                "slide: how often it is right on one is not known.",
+            )
+        )
     if classes.answer is None:
         best = max(classes.classes, key=lambda each: each.probability)
         if best.supported:

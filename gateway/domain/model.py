@@ -89,7 +89,8 @@ class ModelCard:
     """The part of `card.json` that the gateway acts on; the whole document stays beside the model.
 
     `embedding_size` is an encoder's; `encoder` that of a head or a bag model, `feature_size` and `tiles` (least and
-    greatest number of rows) a bag model's.
+    greatest number of rows) a bag model's, which is `composed` where it was trained and measured on slides put together
+    from tiles.
     """
 
     name: str
@@ -106,4 +107,5 @@ class ModelCard:
     encoder: OtherModel | None = None
     feature_size: int | None = None
     tiles: tuple[int, int] | None = None
+    composed: bool = False
     stain_reference: StainReference | None = None

@@ -113,13 +113,23 @@ async def test_another_number_of_classes_is_an_error(head: ServedModel) -> None:
 
 
 def test_a_large_slide_is_thinned_out_evenly() -> None:
-    assert picked(5, 8).tolist() == [0, 1, 2, 3, 4]
-    assert picked(8, 4).tolist() == [0, 2, 4, 6]
+    def in_a_row(tiles: int, most: int) -> np.ndarray:
+        return picked(np.zeros(tiles, np.int32), np.arange(tiles, dtype=np.int32), most)
+
+    assert in_a_row(5, 8).tolist() == [0, 1, 2, 3, 4]
+    assert in_a_row(8, 4).tolist() == [0, 2, 4, 6]
     for tiles, most in ((100_003, 4096), (9, 8), (2, 1)):
-        chosen = picked(tiles, most)
+        chosen = in_a_row(tiles, most)
         assert len(chosen) == most
         assert (np.diff(chosen) >= 1).all()
         assert np.diff(chosen, append=tiles).max() <= 2 * tiles / most
+
+
+def test_a_bag_is_in_row_major_order_whatever_the_order_of_reading() -> None:
+    """The plan goes by strips of columns; a head to whom order matters was trained on rows."""
+    rows_N, columns_N = np.array([0, 1, 0, 1, 0, 1], np.int32), np.array([0, 0, 1, 1, 2, 2], np.int32)
+    assert picked(rows_N, columns_N, 9).tolist() == [0, 2, 4, 1, 3, 5]
+    assert picked(rows_N, columns_N, 3).tolist() == [0, 4, 3]
 
 
 def test_an_answer_is_found_again_only_for_what_it_belongs_to(tmp_path: Path) -> None:

@@ -182,6 +182,16 @@ async def test_a_class_that_is_not_supported_is_never_the_answer(
     assert kinds(outcome) == [(FindingKind.CONFIDENCE, "not-supported")]
 
 
+async def test_a_head_that_never_saw_a_whole_slide_says_so(
+    cmu_slide: Path, models: Path, engine: OnnxEngine, folder: Path
+) -> None:
+    def composed(model: ServedModel) -> ServedModel:
+        return replace(model, card=replace(model.card, composed=True))
+
+    with opened(cmu_slide, models, folder, change=composed) as task:
+        assert kinds(await run(task, engine)) == [(FindingKind.CONFIDENCE, "composed-training")]
+
+
 async def test_a_slide_with_more_tiles_than_the_head_takes(
     cmu_slide: Path, models: Path, engine: OnnxEngine, folder: Path
 ) -> None:
