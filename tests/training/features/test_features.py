@@ -12,6 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
+from exporters.gates import onnx_runtime
+from gateway.inference import ModelRepository
 from gateway.slides import Slide, find_tissue, plan_tiles
 from gateway.slides.phantom import write_phantom
 from tests.training.features.conftest import Compute
@@ -22,6 +24,8 @@ from training.features.job import Job
 from training.pathbench.encoders import build
 
 pytestmark = pytest.mark.training
+
+REPOSITORY = Path(__file__).parents[3] / "model_repository"
 
 
 def both(out: Path) -> dict[str, files.Features]:
@@ -203,6 +207,21 @@ def test_two_jobs_do_not_fill_one_folder(slides: Path, compute: Compute, tmp_pat
     job.work.mkdir(parents=True)
     with locked_folder(job.work), pytest.raises(FeaturesInvalid, match="Another process fills"):
         compute(slides, tmp_path / "out")
+
+
+def test_a_served_model_gives_what_its_graph_gives(slides: Path, compute: Compute, tmp_path: Path) -> None:
+    assert compute(slides / "a", tmp_path / "out", encoder="tile_encoder").written == 1
+    (features,) = both(tmp_path / "out").values()
+    with Slide.open(sorted((slides / "a").glob("*.dcm"))) as slide:
+        picture = slide.read_level(0)
+    x, y = next((x, y) for x, y in features.coords_N2 if x + 224 <= picture.shape[1] and y + 224 <= picture.shape[0])
+    engine = onnx_runtime((REPOSITORY / "tile_encoder" / "1" / "model.onnx").read_bytes())
+    (due,) = engine({"image": picture[None, y : y + 224, x : x + 224]})["embedding"]
+    row = features.coords_N2.tolist().index([x, y])
+    np.testing.assert_array_equal(features.features_ND[row], due)
+    card = ModelRepository(REPOSITORY).card("tile_encoder")
+    assert features.record.checksum == card.version.engine_sha256
+    assert (features.record.tile_px, features.record.tile_um) == (224, 112.0)
 
 
 def test_a_model_that_is_no_encoder_is_refused(slides: Path, compute: Compute, tmp_path: Path) -> None:

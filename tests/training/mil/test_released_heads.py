@@ -1,0 +1,45 @@
+"""The runs behind the served slide heads: whole, of licensed data only, and the figures that the docs show."""
+
+from pathlib import Path
+
+import pytest
+
+from training.mil.evaluate import HEAD
+from training.mil.page import page
+from training.runs import open_run, read_toml
+
+pytestmark = pytest.mark.training
+
+ROOT = Path(__file__).parents[3]
+RELEASED = ROOT / "training" / "released"
+MODELS = sorted(path.parent.name for path in RELEASED.glob("*/recipe.toml") if read_toml(path).get("system") == "mil")
+
+
+def test_there_is_a_head_with_attention() -> None:
+    assert "slide_abmil" in MODELS
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_released_runs_are_whole(model: str) -> None:
+    run = open_run(RELEASED / model)
+    assert (RELEASED / model / "recipe.toml").read_bytes() == (ROOT / f"training/recipes/{run.name}.toml").read_bytes()
+    assert run.manifest["git_changed_files"] == 0
+    assert run.recipe["publish"]["model"] == model
+    assert {entry["tier"] for entry in run.manifest["data"]} == {"A"}
+    encoder = open_run(RELEASED / "tile_encoder")
+    assert run.manifest["starts_from"]["encoder"]["weights_sha256"] == encoder.weights_sha256
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_labels_that_mean_nothing_teach_nothing(model: str) -> None:
+    rows = open_run(RELEASED / model).metrics["rows"]
+    shuffled, head = rows["control: shuffled labels"]["AUROC"], rows[HEAD]["AUROC"]
+    assert shuffled["low"] <= 0.5 <= shuffled["high"]
+    assert head["low"] > 0.5
+    assert head["low"] < head["value"] < head["high"]
+
+
+def test_the_page_is_made_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    folders = [Path("training/released") / model for model in MODELS]
+    assert (ROOT / "docs/slide-heads.md").read_text(encoding="utf-8") == page(folders)
