@@ -30,7 +30,7 @@ TILES, WIDTH, TRAINED_ON = 6, 12, 80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is simulated. The defaults take some two minutes on one idle core."""
+    """How much is simulated. The defaults take about a minute on one idle core."""
 
     simulations: int = 400
     resamples: int = 400
