@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from training.pathbench.encoders.errors import EncoderInvalid
+
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -28,7 +30,14 @@ class Transform:
     std: tuple[float, float, float] | None = None
 
     def __call__(self, image_HWC: np.ndarray) -> Tensor:
-        """(H,W,3) uint8 RGB to (3,side,side) float32, or to (side,side,3) uint8 where the network scales itself."""
+        """(H,W,3) uint8 RGB to (3,side,side) float32, or to (side,side,3) uint8 where the network scales itself.
+
+        Raises EncoderInvalid for anything else than such an image.
+        """
+        if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[2] != 3 or 0 in image_HWC.shape:
+            raise EncoderInvalid(
+                f"An encoder takes tiles (height, width, 3) of uint8 RGB, not {image_HWC.dtype} {image_HWC.shape}."
+            )
         pixels_HWC = self._resized(image_HWC)
         if self.mean is None or self.std is None:
             return torch.from_numpy(pixels_HWC)

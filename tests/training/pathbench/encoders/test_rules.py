@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from training.nn.vit import Tokens, ViT, ViTConfig, initialise
+from training.pathbench.encoders import EncoderInvalid
 from training.pathbench.encoders.functions import colour_histogram, lbp
 from training.pathbench.encoders.networks import TokenEmbedder
 from training.pathbench.encoders.transforms import Transform
@@ -73,6 +74,21 @@ def test_a_tile_of_the_right_size_is_only_scaled() -> None:
     found = Transform(side_px=56, fit="squash", interpolation="bicubic", resize_px=56, **IMAGENET)(image)
     due = (torch.from_numpy(image).float() / 255 - torch.tensor(IMAGENET["mean"])) / torch.tensor(IMAGENET["std"])
     assert torch.allclose(found, due.permute(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [
+        np.zeros((8, 8, 3), np.float32),
+        np.zeros((3, 8, 8), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((0, 8, 3), np.uint8),
+    ],
+    ids=["float", "channels first", "grey", "empty"],
+)
+def test_what_is_no_tile_is_refused(tile: np.ndarray) -> None:
+    with pytest.raises(EncoderInvalid, match=r"takes tiles \(height, width, 3\) of uint8 RGB"):
+        Transform(side_px=8, fit="squash", interpolation="bicubic", resize_px=8)(tile)
 
 
 def test_the_string_tells_transforms_apart() -> None:
