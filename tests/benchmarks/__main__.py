@@ -17,6 +17,7 @@ from tests.benchmarks import (
     bench_objects,
     bench_orders,
     bench_pull,
+    bench_training,
     bench_triton,
 )
 from tests.benchmarks.rows import Row, publish
@@ -55,6 +56,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
+        ("a step of self-distillation", bench_training.measure),
         ("annotations and the PDF", bench_annotations.measure),
         ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
     ]

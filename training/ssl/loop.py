@@ -2,7 +2,6 @@
 
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -53,30 +52,31 @@ class Loop:
         self.done = self._checkpoints.load(state)
         self._restore_scaler(state)
 
+    def steps(self) -> Steps:
+        """The views of this process's steps. Raises RunInvalid where the processes cannot share the batch."""
+        grid = self._method.student["backbone"].grid(self._recipe.crops.global_px)
+        try:
+            return Steps(self._corpus, self._recipe, grid, rank=self._world.rank, processes=self._world.size)
+        except ValueError as error:
+            raise RunInvalid(f"The processes do not fit the recipe: {error}.") from None
+
     def train(self, last: int) -> None:
         """On to `last` iterations done in all. Raises RunInvalid where the loss is no longer finite, DataMissing where
         too many tiles cannot be read."""
-        grid = self._method.student["backbone"].grid(self._recipe.crops.global_px)
-        try:
-            steps = Steps(self._corpus, self._recipe, grid, rank=self._world.rank, processes=self._world.size)
-        except ValueError as error:
-            raise RunInvalid(f"The processes do not fit the recipe: {error}.") from None
-        start_s = time.monotonic()
-        for iteration, views in self._views(steps, last):
-            figures = self._step(views, iteration)
-            self.done = iteration + 1
-            if iteration % self._recipe.log_every == 0 or self.done == last:
-                seconds = time.monotonic() - start_s
-                self._log("step", iteration=iteration, **figures, seconds=round(seconds, 3))
-                self._watch(iteration)
+        for views in batches(self.steps(), self.done, last, self._recipe.data.workers):
+            self.advance(views)
             if self.done % self._recipe.checkpoints.every == 0 or self.done == last:
                 self._checkpoints.save(self.done, self._state())
             self._export()
-            start_s = time.monotonic()
 
-    def _views(self, steps: Steps, last: int) -> Iterator[tuple[int, Views]]:
-        made = batches(steps, self.done, last, self._recipe.data.workers)
-        return enumerate((views.to(self._world.device) for views in made), self.done)
+    def advance(self, views: Views) -> None:
+        """One iteration, logged where the recipe says so."""
+        iteration, start_s = self.done, time.monotonic()
+        figures = self._step(views.to(self._world.device), iteration)
+        self.done += 1
+        if iteration % self._recipe.log_every == 0 or self.done == self._recipe.iterations:
+            self._log("step", iteration=iteration, **figures, seconds=round(time.monotonic() - start_s, 3))
+            self._watch(iteration)
 
     def _step(self, views: Views, iteration: int) -> dict[str, dict[str, float]]:
         """One iteration; its losses, its settings, and its gradients' norms before clipping."""

@@ -12,8 +12,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from training.errors import TrainingError
@@ -88,9 +88,8 @@ class Steps(Dataset[Views]):
         indices, skipped = [], []
         for place, row in enumerate(self._mine):
             position = iteration * recipe.data.batch + row
-            index, tile_HWC = self._read(position, skipped)
+            index, tile = self._read(position, skipped)
             indices.append(index)
-            tile = Image.fromarray(tile_HWC)
             rng = self._rng(_CROPS, position)
             for number in range(2):
                 view = random_crop(tile, crops.global_px, crops.global_scale, rng)
@@ -155,9 +154,9 @@ def _as_it_is(views: Views) -> Views:
     return views
 
 
-def random_crop(tile: Image.Image, side_px: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+def random_crop(tile_HWC: np.ndarray, side_px: int, scale: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
     """(side,side,3): a random part of the tile of an aspect from 3/4 to 4/3, resized by antialiased bicubic."""
-    width, height = tile.size
+    height, width = tile_HWC.shape[:2]
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(-_LOG_ASPECT, _LOG_ASPECT))
@@ -166,9 +165,11 @@ def random_crop(tile: Image.Image, side_px: int, scale: tuple[float, float], rng
             break
     else:
         w = h = min(height, width)
-    top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-    part = tile.crop((left, top, left + w, top + h))
-    return np.asarray(part.resize((side_px, side_px), Image.Resampling.BICUBIC))
+    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    part_1CHW = torch.from_numpy(tile_HWC[top : top + h, left : left + w]).permute(2, 0, 1)[None]
+    # The same values as Pillow's filter, but for rounding, in a third of its time.
+    side_1CHW = functional.interpolate(part_1CHW, (side_px, side_px), mode="bicubic", antialias=True)
+    return np.ascontiguousarray(side_1CHW[0].permute(1, 2, 0).numpy())
 
 
 def augmented(crop_HWC: np.ndarray, augment: Augment, place: int, rng: np.random.Generator) -> np.ndarray:
