@@ -202,8 +202,9 @@ def test_an_analysis_that_is_not_there(client: Any, wrong_id: str) -> None:
 
 def test_the_catalogue_says_what_the_server_can_do(api: Api) -> None:
     catalogue = api.catalogue()
-    [protocol] = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
-    assert protocol.name == "tissue-classification"
+    protocol, of_slides = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
+    assert (protocol.name, of_slides.name) == ("tissue-classification", "slide-classification")
+    assert list(of_slides.models) == ["tile_encoder", "slide_abmil"]
     assert protocol.settings["tissue.min_share"].default == 0.25
     assert not protocol.settings["operating_point.min_probability"].HasField("default")
     assert protocol.cards["tissue_classification"]["name"] == "tissue_classification"

@@ -88,9 +88,9 @@ def add_version(
 
 
 def two_versions(target: Path) -> Path:
-    """A copy of the committed models, with a second version of the head that answers adipose tissue everywhere, and of
-    the ensemble with it."""
-    repository = shutil.copytree(Settings().model_repository, target)
+    """A copy of the committed models but the slide heads, with a second version of the tissue head that answers adipose
+    tissue everywhere, and of the ensemble with it."""
+    repository = shutil.copytree(Settings().model_repository, target, ignore=shutil.ignore_patterns("slide_*"))
     add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
     add_version(repository, "tissue_classification", steps={"tissue_head": "tissue_head-v2"})
     return repository
