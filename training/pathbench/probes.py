@@ -187,7 +187,8 @@ def retrieval(train: Labelled, tests: Sequence[np.ndarray], classes: int, settin
     demand_classes(train.labels_N, "training")
     scaling = Scaling.of(train.features_ND)
     if settings.retrieval == "released":
-        scaling = Scaling(train.features_ND.mean(0), 1 / train.features_ND.std(0, ddof=1))
+        with np.errstate(divide="ignore"):
+            scaling = Scaling(train.features_ND.mean(0), 1 / train.features_ND.std(0, ddof=1))
     gallery_MD = scaling(train.features_ND).astype(np.float64)
     k = min(classes, len(gallery_MD))
     weights_K = 1 - 0.1 * np.arange(k)

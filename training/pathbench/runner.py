@@ -251,6 +251,7 @@ def _key(job: Job, cohort: Cohort) -> dict[str, Any]:
         "model": meta.id,
         "encoder": meta.checksum,
         "transform": meta.transform,
+        "profile": meta.profile,
         "pretraining": [*meta.pretraining, *meta.inherits_from],
         "task": job.task,
         "probe": job.probe,

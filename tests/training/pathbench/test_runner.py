@@ -88,7 +88,7 @@ def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path) -> N
         predictions = np.load(place / "runs" / "pathbench" / "cells" / str(record.predictions))
         assert predictions["probabilities_RNC"].shape == (len(record.values), record.items, 2)
 
-    added = ["gpfm-ssl-small", "lbp"]  # the first of which has no run here
+    added = ["gpfm-ssl-small", "random-vit"]  # the first of which has no run here
     assert command.main(["update", str(recipe(place, "colour-histogram", *added)), "--out", str(out)]) == 0
     after, second = cells(place), json.loads((out / "pathbench.json").read_text())
     assert {name: after[name] for name in before} == before
@@ -103,13 +103,13 @@ def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path) -> N
     # Published cells count where the cells' folder is gone: nothing but the controls is computed again.
     shutil.rmtree(place / "runs" / "pathbench")
     (place / "runs" / "pathbench").mkdir()
-    assert command.main(["update", str(recipe(place, "colour-histogram", "lbp")), "--out", str(out)]) == 0
+    assert command.main(["update", str(recipe(place, "colour-histogram", "random-vit")), "--out", str(out)]) == 0
     assert not cells(place)
     assert json.loads((out / "pathbench.json").read_text())["records"] == second["records"]
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(place: Path) -> None:
-    arguments = [str(recipe(place, "colour-histogram", "lbp")), "--out", str(place / "results")]
+    arguments = [str(recipe(place, "colour-histogram", "random-vit")), "--out", str(place / "results")]
     process = subprocess.Popen(
         [sys.executable, "-m", "training.pathbench", "run", *arguments], stderr=subprocess.DEVNULL, env={**os.environ}
     )
@@ -131,7 +131,7 @@ def _wait(done: Callable[[], bool]) -> None:
 
 
 def test_two_runs_at_once_share_the_cells(place: Path) -> None:
-    path = recipe(place, "colour-histogram", "lbp")
+    path = recipe(place, "colour-histogram", "random-vit")
     other = subprocess.Popen(
         [sys.executable, "-m", "training.pathbench", "run", str(path), "--out", str(place / "other")],
         stderr=subprocess.DEVNULL,
@@ -140,7 +140,7 @@ def test_two_runs_at_once_share_the_cells(place: Path) -> None:
     assert command.main(["run", str(path), "--out", str(place / "results")]) == 0
     assert other.wait(120) == 0
     assert sorted(computed(place)) == sorted(
-        (model, probe) for model in ("colour-histogram", "lbp") for probe in ("linear", "knn", "retrieval")
+        (model, probe) for model in ("colour-histogram", "random-vit") for probe in ("linear", "knn", "retrieval")
     )
     texts = [(place / name / "pathbench.json").read_text() for name in ("results", "other")]
     assert texts[0] == texts[1]
