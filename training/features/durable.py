@@ -16,7 +16,7 @@ from training.features.record import CODE
 _QUEUE = "features"
 _AT_ONCE = 2
 """Shards that a process has in hand: while one ends, the next one keeps the encoder busy."""
-_POLL_S = 0.1
+_POLL_S = 0.25
 _UNFINISHED = ("PENDING", "ENQUEUED")
 
 

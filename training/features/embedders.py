@@ -64,6 +64,7 @@ class _Triton:
         card, document = repository.card(folder), repository.document(folder)
         licences = {entry["licence"] for entry in (*document["data"], *document["pretraining"])}
         self._folder, self._engine, self._loop = folder, engine, loop
+        self._asked: set[Future[np.ndarray]] = set()
         self.mpp, self.width = card.mpp, document["embedding_size"]
         self.record = Record(
             encoder=folder,
@@ -79,7 +80,15 @@ class _Triton:
         )
 
     def submit(self, images_BHWC: np.ndarray) -> "Future[np.ndarray]":
-        return asyncio.run_coroutine_threadsafe(self._answer(images_BHWC), self._loop)
+        answer = asyncio.run_coroutine_threadsafe(self._answer(images_BHWC), self._loop)
+        self._asked.add(answer)
+        answer.add_done_callback(self._asked.discard)
+        return answer
+
+    def cancel(self) -> None:
+        """Let nobody wait for an answer that will not come."""
+        for answer in list(self._asked):
+            answer.cancel()
 
     async def _answer(self, images_BHWC: np.ndarray) -> np.ndarray:
         answers = await self._engine.infer(self._folder, {"image": images_BHWC})
@@ -97,9 +106,11 @@ def _triton(folder: str, settings: Settings) -> Iterator[Embedder]:
     opening = TritonEngine.open(settings, (folder,))
     try:
         engine = asyncio.run_coroutine_threadsafe(opening.__aenter__(), loop).result()
+        embedder = _Triton(folder, repository, engine, loop)
         try:
-            yield _Triton(folder, repository, engine, loop)
+            yield embedder
         finally:
+            embedder.cancel()
             asyncio.run_coroutine_threadsafe(opening.__aexit__(None, None, None), loop).result()
     finally:
         loop.call_soon_threadsafe(loop.stop)

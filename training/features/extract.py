@@ -63,7 +63,6 @@ def extract(slide: Slide, plan: TilePlan, shard: Shard, embedder: Embedder) -> N
             raise CorruptFrame("A frame of the slide is read at one time and not at another. Check its disk.")
     said = {"tiles": tiles_M[~bad_M].tolist(), "unreadable": tiles_M[bad_M].tolist()}
     with disk_errors():
-        shard.folder.mkdir(parents=True, exist_ok=True)
         with written_whole(shard.features) as file:
             np.save(file, features_MD)
         with written_whole(shard.tiles) as file:

@@ -5,7 +5,6 @@ order of the grid; `unreadable` (U,2) int64, the corners of tiles that could not
 what was read of the slide are attributes. A slide without tissue has N = 0 and says so in the attribute `remark`.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from gateway.operations.disk import disk_errors, written_whole
 from training.features.errors import FeaturesInvalid
 from training.features.record import Record
 
@@ -70,27 +70,17 @@ def write(
     coords_N2: np.ndarray,
     unreadable_U2: np.ndarray,
 ) -> None:
-    """Write a file; `rows` gives the features (B,D) block by block, in the order of the coordinates."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with h5py.File(part, "w") as file:
-            features = file.create_dataset("features", (len(coords_N2), width), "<f4")
-            first = 0
-            for block_BD in rows:
-                features[first : first + len(block_BD)] = block_BD
-                first += len(block_BD)
-            file.create_dataset("coords", data=coords_N2.astype("<i8").reshape(-1, 2))
-            file.create_dataset("unreadable", data=unreadable_U2.astype("<i8").reshape(-1, 2))
-            for name, value in {**record.attributes(), **slide}.items():
-                file.attrs[name] = value
-        handle = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a file; `rows` gives the features (B,D) block by block, as the coordinates stand. Raises DiskFull."""
+    with disk_errors(), written_whole(path) as whole, h5py.File(whole.name, "w") as file:
+        features = file.create_dataset("features", (len(coords_N2), width), "<f4")
+        first = 0
+        for block_BD in rows:
+            features[first : first + len(block_BD)] = block_BD
+            first += len(block_BD)
+        file.create_dataset("coords", data=coords_N2.astype("<i8").reshape(-1, 2))
+        file.create_dataset("unreadable", data=unreadable_U2.astype("<i8").reshape(-1, 2))
+        for name, value in {**record.attributes(), **slide}.items():
+            file.attrs[name] = value
 
 
 def gathered(parts: Sequence[np.ndarray], order_N: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,5 +1,6 @@
 """One process's part in a job: its slides, its encoder, and the shards that it takes from the queue."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from training.features.extract import Shard, extract
 from training.features.slides import Planned, SlideFolder, plan_slide
 
 _PLANS = 4
+_UNEXPECTED = "An unexpected error ended the work on a part of the slide: see what its process printed, then run again."
 
 
 class Job(BaseModel):
@@ -48,17 +50,7 @@ class Job(BaseModel):
         return self.parts(series) / "failed.txt"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Hand:
-    """A process at work: what it knows of the slides, and the queue."""
-
-    slides: SlideFolder
-    embedder: Embedder
-    queue: ShardQueue
-    plan: "Plan"
-
-
-class Plan:
+class Plans:
     """Plans of the last few slides; the same in every process, as it depends on the slide and the encoder alone."""
 
     def __init__(self, slides: SlideFolder, embedder: Embedder) -> None:
@@ -74,25 +66,39 @@ class Plan:
             return plan_slide(slide, self._embedder.mpp, self._embedder.record.tile_px)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Hand:
+    """A process at work: what it knows of the slides, and the queue."""
+
+    slides: SlideFolder
+    embedder: Embedder
+    queue: ShardQueue
+    plans: Plans
+
+
 @contextmanager
 def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
     """Take shards of a job until the block ends. Raises PathserveError where slides or encoder cannot be used."""
     slides = SlideFolder(job.slides)
     with open_embedder(job.encoder, settings, job.options) as embedder:
-        plan = Plan(slides, embedder)
+        plans = Plans(slides, embedder)
 
         def work(series: str, first: int) -> None:
             shard = Shard(series, first, job.parts(series))
             if any(path.is_file() for path in (shard.tiles, job.failure(series), job.result(series))):
                 return
+            shard.folder.mkdir(parents=True, exist_ok=True)
             try:
-                planned = plan(series)
+                planned = plans(series)
                 assert planned.plan is not None, "a slide without tissue has no shards"
                 with slides.open(series) as slide:
                     extract(slide, planned.plan, shard, embedder)
-            except PathserveError as error:
+            except Exception as error:  # a shard that only ended in an error would be waited for without end
+                detail = error.detail if isinstance(error, PathserveError) else _UNEXPECTED
+                if detail is _UNEXPECTED:
+                    logging.exception("a part of the slide %s ended in an unexpected error", series)
                 with disk_errors(), written_whole(job.failure(series)) as file:
-                    file.write(error.detail.encode())
+                    file.write(detail.encode())
 
         with queue(job.work, index, work) as shards:
-            yield Hand(slides, embedder, shards, plan)
+            yield Hand(slides, embedder, shards, plans)

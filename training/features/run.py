@@ -21,7 +21,7 @@ from training.features.extract import Shard, shards
 from training.features.job import Hand, Job, at_work
 from training.features.slides import Planned
 
-_LOOK_S = 0.05
+_LOOK_S = 0.1
 _RESTARTS = 3
 
 
@@ -95,6 +95,8 @@ def _folder(job: Job) -> Iterator[None]:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 with disk_errors(), written_whole(job.file) as file:
                     file.write(text)
+            for path in job.work.glob("*/failed.txt"):  # before anybody looks for it: failures of an earlier try
+                path.unlink()
             yield
     except BlockingIOError:
         raise FeaturesInvalid("Another process fills this output folder. Wait for it, or choose another.") from None
@@ -129,9 +131,8 @@ def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], None]]
 
 def _begin(job: Job, hand: Hand, series: str, waiting: list[_Open], progress: Progress) -> None:
     """Plan a slide and put its shards into the queue."""
-    job.failure(series).unlink(missing_ok=True)
     try:
-        planned = hand.plan(series)
+        planned = hand.plans(series)
     except PathserveError as error:
         _fail(job, series, error.detail, progress)
         return
