@@ -104,7 +104,7 @@ test: packages setup setup-training setup-tensorrt setup-import lint
 
 packages:
 	@missing=
-	for package in orthanc orthanc-dicomweb dcmtk dicom3tools nginx libturbojpeg0 postgresql; do
+	for package in orthanc orthanc-dicomweb dcmtk dicom3tools nginx libturbojpeg0 postgresql chromium; do
 	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then
