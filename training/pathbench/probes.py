@@ -146,7 +146,7 @@ def _logistic(
 def knn(
     train: Labelled, validation: Labelled, tests: Sequence[np.ndarray], classes: int, settings: Neighbours
 ) -> Answers:
-    """Votes of the nearest training items, weighted by cosine (arXiv 1805.01978, sec. 3.4); k by the validation part."""
+    """Votes of the nearest items, weighted by cosine (arXiv 1805.01978, sec. 3.4); k by the validation part."""
     demand_classes(train.labels_N, "training")
     most = min(max(settings.k), len(train.labels_N))
     choices = sorted({min(k, most) for k in settings.k})
