@@ -59,10 +59,10 @@ def test_the_architecture_comes_to_the_published_counts_and_shapes(name: str) ->
 
 @pytest.mark.parametrize("name", SHAPES.values())
 def test_two_images_give_two_vectors_alone_and_together(name: str) -> None:
-    """With one block of each published transformer, whole networks where they are small."""
+    """With one block, its feed-forward cut, of each published transformer, whole networks where they are small."""
     card = read_card(name)
     if isinstance(card.architecture, Vit):
-        card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"depth": 1})})
+        card = card.model_copy(update={"architecture": card.architecture.model_copy(update={"depth": 1, "mlp": 64})})
     network = networks.network_of(name, card).eval()
     networks.initialise(network, seed=0)
     pixels = torch.stack([card.transform("pb")(image) for image in TILE])
