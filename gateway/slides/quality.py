@@ -15,11 +15,13 @@ _ACROSS = 8
 WIDTH = 1 + _ACROSS * _ACROSS
 """Figures a tile: its focus, then the colours of `_ACROSS`² of its pixels, each as r + 256 g + 65536 b (whole numbers
 below 2²⁴, which float32 holds exactly)."""
+_ENOUGH_TILES = 8192
+"""From so many tiles on more pixels change no figure, and memory must not grow with the slide."""
 VERSION = "1"
 """Of the rows' layout and meaning: rows of another version are not used."""
 BLURRED = 0.03
-"""Focus below which a tile is out of focus. At 0.5 µm a pixel, 99 % of the tiles of two sharp H&E slides (two scanners)
-lie above 0.045; behind a Gaussian blur of 0.75 µm their medians are 0.02, of 1 µm 90 % lie below 0.025."""
+"""Focus below which a tile is out of focus. At 0.5 µm a pixel, 0.5 % and none of the tiles of two sharp H&E slides (two
+scanners, 1,834 and 53 tiles) lie below; behind a Gaussian blur of 0.75 µm 97 and 58 %, of 1 µm 100 and 96 %."""
 
 
 def measure(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -37,8 +39,8 @@ def measure(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def colours(rows_NF: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The pixels that the rows keep, (P, 3) uint8 RGB."""
-    packed_P = rows_NF[:, 1:].astype(np.uint32).reshape(-1, 1)
+    """The pixels that the rows keep, (P, 3) uint8 RGB; of many rows those of evenly spaced ones."""
+    packed_P = rows_NF[:: max(1, len(rows_NF) // _ENOUGH_TILES), 1:].astype(np.uint32).reshape(-1, 1)
     return np.asarray(packed_P >> np.array([0, 8, 16], np.uint32) & 255, np.uint8)
 
 
