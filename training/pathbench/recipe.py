@@ -50,6 +50,7 @@ class Bags(_Part):
     hidden: int = 512
     attention: int = 128
     transmil_dim: int = 512
+    transmil_seeds: tuple[int, ...] = tuple(range(10))
     dropout: float = 0.25
 
 

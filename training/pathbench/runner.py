@@ -259,7 +259,7 @@ def _key(job: Job, cohort: Cohort) -> dict[str, Any]:
         "split": job.material.split.sha256,
         "data": job.material.sha256,
         "config": config_digest(job.card, sections.get(job.probe, recipe.bags)),
-        "seeds": list(recipe.seeds),
+        "seeds": list(job.seeds),
         "bootstrap": recipe.bootstrap,
         "seed": recipe.seed,
         "code": _code(kind),

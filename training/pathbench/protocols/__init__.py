@@ -39,6 +39,13 @@ class Job:
     encoder: Encoder
     cache: FeatureCache
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The training repetitions: the recipe's, but where a costly probe has fewer of its own."""
+        if self.card.kind == "segmentation":
+            return self.recipe.dense.seeds
+        return self.recipe.bags.transmil_seeds if self.probe == "transmil" else self.recipe.seeds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Outcome:

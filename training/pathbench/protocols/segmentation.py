@@ -39,9 +39,9 @@ def evaluate(job: Job) -> list[Outcome]:
     def fitted(rate: float, seed: int) -> tuple[float, torch.nn.Linear]:
         return _fit(cells_ND, targets_NK, *validation, settings, rate, seed)
 
-    tried = {rate: fitted(rate, settings.seeds[0]) for rate in settings.rates}
+    tried = {rate: fitted(rate, job.seeds[0]) for rate in settings.rates}
     rate = max(settings.rates, key=lambda each: tried[each][0])
-    layers = [tried[rate][1], *(fitted(rate, seed)[1] for seed in settings.seeds[1:])]
+    layers = [tried[rate][1], *(fitted(rate, seed)[1] for seed in job.seeds[1:])]
     outcomes = []
     for cohort in material.cohorts:
         test_NhwD, test_M, skipped_test = _maps(job, cohort.dataset, cohort.indices_M)

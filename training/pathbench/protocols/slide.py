@@ -36,7 +36,7 @@ def evaluate(job: Job) -> list[Outcome]:
     classes = 2 if _composition(job) else len(material.dataset.classes)
     train_bags, validation_bags = _tensors(train, scaling), _tensors(validation, scaling)
     scores: list[list[np.ndarray]] = [[] for _ in tests]
-    for seed in job.recipe.seeds:
+    for seed in job.seeds:
         head = fit(job.probe, train_bags, validation_bags, classes, job.recipe.bags, seed)
         for place, (test, _) in enumerate(tests):
             scores[place].append(predict(head, _tensors(test, scaling))[0])
