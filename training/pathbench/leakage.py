@@ -125,25 +125,6 @@ def require_disjoint(dataset: Dataset, split: Split) -> None:
         )
 
 
-def require_training_rows(split: Split, index_K: np.ndarray, what: str) -> None:
-    """Raises LeakageRefused where `what` was to be fitted on items outside the training part."""
-    outside = int(np.count_nonzero(split.parts_N[index_K] != "train"))
-    if outside:
-        raise LeakageRefused(
-            f"The {what} would be fitted on {outside} item(s) outside the training part of {split.dataset}. "
-            "Fit on training items only."
-        )
-
-
-def require_split(split: Split, sha256: str) -> None:
-    """Raises LeakageRefused where a result was made on another split than this one."""
-    if split.sha256 != sha256:
-        raise LeakageRefused(
-            f"The result was made on another split of {split.dataset} (sha256 {sha256[:12]}, now {split.sha256[:12]}). "
-            "Run it again on this split."
-        )
-
-
 def _judge(
     learner: Learner,
     who: str,

@@ -11,10 +11,10 @@ from tests.training.data import made
 from training.data.common import Source
 from training.data.dataset import PATIENT_UNKNOWN, Dataset, load
 from training.data.seen import Seen
-from training.data.split import Split, held_out
+from training.data.split import Split, digest, held_out
 from training.errors import LeakageRefused
 from training.pathbench import leakage
-from training.pathbench.leakage import Origin, board, require_disjoint, require_split, require_training_rows, status
+from training.pathbench.leakage import Origin, board, require_disjoint, status
 from training.runs import Pretraining, Run, RunWriter, runs_folder
 
 pytestmark = pytest.mark.training
@@ -204,17 +204,8 @@ def test_what_published_weights_were_trained_on_counts(oral: Dataset, split: Spl
     assert status(Origin(run="tuned"), oral, split).status == "overlap"
 
 
-# 4. Everything fitted is fitted on training rows.
-
-
-def test_fitting_on_other_rows_is_refused(split: Split) -> None:
-    require_training_rows(split, split.indices("train"), "mean of the features")
-    everything = np.arange(len(split.parts_N))
-    with pytest.raises(LeakageRefused, match=r"The mean of the features would be fitted on \d+ item"):
-        require_training_rows(split, everything, "mean of the features")
-
-
-# 5. The test part is read once, after selection: tests of the bench's sealed labels hold that.
+# 4. Everything fitted is fitted on training rows: test_survival_protocol.py (components, bins), test_probes.py.
+# 5. The test part is read once, after selection: test_protocols.py.
 
 # 7. Near-duplicates and exact copies do not stand on two sides.
 
@@ -239,13 +230,16 @@ def test_near_duplicates_on_two_sides_are_refused(tmp_path: Path, monkeypatch: p
         require_disjoint(dataset, replace(found, parts_N=parts_N))
 
 
-# 8. Results of another split are refused.
+# 8. Results of another split are refused: test_leaderboard.py; here, another split has another digest.
 
 
-def test_a_result_of_another_split_is_refused(oral: Dataset, split: Split) -> None:
-    require_split(split, held_out(load("oral")).sha256)
-    with pytest.raises(LeakageRefused, match="another split of oral"):
-        require_split(split, held_out(oral.merge({"any": list(oral.classes)})).sha256)
+def test_another_split_or_task_has_another_digest(oral: Dataset, split: Split) -> None:
+    again = load("oral")
+    assert held_out(again).sha256 == split.sha256
+    assert held_out(oral.merge({"any": list(oral.classes)})).sha256 != split.sha256
+    parts_N = split.parts_N.copy()
+    parts_N[oral.groups_N == oral.groups_N[0]] = "test" if parts_N[0] == "train" else "train"
+    assert digest(oral, split.groups_N, parts_N) != split.sha256
 
 
 def test_reasons_name_no_file(oral: Dataset, split: Split) -> None:
