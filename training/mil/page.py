@@ -14,16 +14,17 @@ from training.files import write_atomic
 from training.mil.evaluate import HEAD, SCORES
 from training.runs import read_json, read_toml
 
+_KINDS = {
+    "abmil": "Attention pooling (arXiv 1802.04712): logits, and attention by tile, which sums to 1. The order of the "
+    "tiles does not count.",
+    "transmil": "TransMIL (arXiv 2106.00908), with the exact number of tiles in the graph: logits. The order of the "
+    "tiles counts: row-major, as of the grid.",
+}
+
 _INTRODUCTION = """# Slide heads
 
 Research use, not a medical device. A slide head takes the embeddings of all tiles under a slide's tissue (a *bag*) and
-answers one question of the slide: does it show adenocarcinoma of colon or rectum? Two are served, on the embeddings of
-`tile_encoder`:
-
-| model | network | gives | order of tiles |
-|---|---|---|---|
-| `slide_abmil` | attention pooling (arXiv 1802.04712) | logits, and attention by tile (sum 1) | does not count |
-| `slide_transmil` | TransMIL (arXiv 2106.00908), exact N in the graph | logits | counts: row-major grid order |
+answers one question of the slide: does it show adenocarcinoma of colon or rectum?
 
 **No public slide labels are used here: the slides are composed.** A composed slide is a bag of real colorectal tiles
 (CRC-VAL-HE-7K, CC BY 4.0, 224 px at 0.5 µm per pixel), 1 to 4,000 of them; half of the slides hold tiles of
@@ -60,6 +61,8 @@ def _section(folder: Path) -> list[str]:
     controls = recipe.get("control_splits", recipe.get("splits", 5))
     lines = [
         f"## {recipe['publish']['model']}",
+        "",
+        _KINDS[recipe["head"]],
         "",
         f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
         f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread; "
