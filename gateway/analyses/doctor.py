@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from gateway.analyses.ledger import Ledger
+from gateway.analyses.protocols import PROTOCOLS
 from gateway.operations import doctor as operations_doctor
 from gateway.operations.certificates import still_valid
 from gateway.operations.doctor import Finding
-from gateway.operations.errors import PathserveError, StateError
+from gateway.operations.errors import ModelNotLoaded, PathserveError, StateError
 from gateway.operations.settings import Settings
 from gateway.operations.settings import settings as load_settings
 from gateway.operations.state import prepare_state
@@ -60,6 +61,7 @@ def _database(settings: Settings) -> Iterable[Finding]:
 
 
 def _choices(settings: Settings) -> Iterable[Finding]:
+    from gateway.analyses.pins import Pins
     from gateway.analyses.served import ModelState, Wanted
     from gateway.inference import ModelRepository
 
@@ -81,6 +83,14 @@ def _choices(settings: Settings) -> Iterable[Finding]:
         more = f"; version {pending.version} waits for a worker" if pending else ""
         more += f"; version {refused.version} was refused: {refused.reason}" if refused else ""
         yield f"serving {model}", True, f"version {card.version.version}{more}"
+    for protocol in PROTOCOLS.values():
+        try:
+            pins = Pins.choose(protocol, wanted.choices, repository)
+            yield f"protocol {protocol.name}", True, f"served by {', '.join(pins.folders.values())}"
+        except ModelNotLoaded as error:  # a site need not have every protocol
+            yield f"protocol {protocol.name}", True, f"not available: {error.detail}"
+        except PathserveError as error:
+            yield f"protocol {protocol.name}", False, error.detail
     if worker is not None and worker.alive(datetime.now(UTC)):
         # What only the worker can know: whether a model answers its golden inputs as it should.
         for item in worker.models:

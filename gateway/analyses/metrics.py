@@ -15,6 +15,12 @@ TURNAROUND_SECONDS = Histogram(
     ["pipeline", "priority", "state"],
     buckets=(1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600, 14400),
 )
+BAG_SECONDS = Histogram(
+    "bag_duration_seconds",
+    "Time of a slide's model for one bag, with what its evidence takes",
+    ["model", "evidence"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
 DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")
 TURNS = Counter("turns_total", "Turns that workers began at a stage of an analysis", ["stage"])
 TURNS_LOST = Counter("turns_lost_total", "Turns that another worker had taken over, or whose analysis had ended")

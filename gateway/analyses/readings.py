@@ -17,8 +17,8 @@ MOSTLY_BLURRED = 0.25
 """Far from sharp slides, of whose tiles under 1 % are below `quality.BLURRED`, and from blurred ones (over half)."""
 PEN_MM2 = 1.0
 STAIN_OD = (0.12, 0.6)
-"""Mean optical density of either stain. Groups of ten images from five public sets of H&E lie in 0.15 to 0.50, as do two
-public slides; faded to a quarter of their density these fall below, doubled they exceed it."""
+"""Mean optical density of either stain. Groups of ten images from five public sets of H&E lie in 0.15 to 0.50, as do
+two public slides; faded to a quarter of their density these fall below, doubled they exceed it."""
 FAR_DEG = 25.0
 """Groups of images from one laboratory lie within 3° of their mean; the medians of four other sets from 11° to 22°."""
 

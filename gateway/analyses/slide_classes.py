@@ -4,6 +4,7 @@ Per tile, Triton's `tile_encoder` gives an embedding; the slide half here makes 
 `slide_transmil`) classifies. The bag's answer lies on disk like the tiles' rows: no step is done twice.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from gateway.analyses.bags import BagAnswer, ask, picked
 from gateway.analyses.intended_use import Use, compare
+from gateway.analyses.metrics import BAG_SECONDS
 from gateway.analyses.planned import Planned
 from gateway.analyses.readings import box_of, corner_um, findings_of, reading_of
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
@@ -99,7 +101,9 @@ class WholeSlideClassification:
         await bag.answers.compute(engine, progress=progress, cancelled=cancelled)
         if bag.too_small or BagAnswer.load(bag.path, bag.of) is not None:
             return
+        begun = time.perf_counter()
         answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine)
+        BAG_SECONDS.labels(task.card.name, answer.evidence).observe(time.perf_counter() - begun)
         answer.save(bag.path, bag.of)
 
     def outcome(self, task: SlideTask) -> SlideOutcome:

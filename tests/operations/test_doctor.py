@@ -10,6 +10,7 @@ from gateway.analyses import doctor as analyses_doctor
 from gateway.operations.doctor import Finding, examine
 from gateway.operations.errors import ArchiveUnavailable
 from gateway.operations.settings import Settings
+from tests.support.bags import add_slide_head, without_slide_heads
 
 
 def well() -> Iterator[Finding]:
@@ -55,3 +56,25 @@ def test_what_the_real_doctor_finds(
     assert "ok   state: writable" in lines
     assert "ok   database: the ledger opens" in lines
     assert any(line.startswith("FAIL models") for line in lines)
+
+
+def test_a_protocol_whose_models_do_not_belong_together_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = without_slide_heads(Settings().model_repository, tmp_path / "models")
+    found = Settings(state=tmp_path / "state", model_repository=repository)
+    monkeypatch.setattr(analyses_doctor, "load_settings", lambda: found)
+
+    def said() -> str:
+        analyses_doctor.doctor()
+        lines = capsys.readouterr().out.splitlines()
+        [line] = [line for line in lines if "protocol slide-classification" in line]
+        return line
+
+    assert said().startswith("ok   protocol slide-classification: not available: There is no model slide_abmil")
+    add_slide_head(repository)
+    assert said() == "ok   protocol slide-classification: served by tile_encoder, slide_abmil"
+    add_slide_head(repository, encoder={"model": "tile_encoder", "weights_sha256": "9" * 64})
+    assert said().startswith(
+        "FAIL protocol slide-classification: The model slide_abmil version 1 was trained on another"
+    )
