@@ -204,7 +204,7 @@ def test_what_published_weights_were_trained_on_counts(oral: Dataset, split: Spl
     assert status(Origin(run="tuned"), oral, split).status == "overlap"
 
 
-# 4. Everything fitted is fitted on training rows: test_survival_protocol.py (components, bins), test_probes.py.
+# 4. Everything fitted is fitted on training rows: test_survival_protocol.py (components, bins).
 # 5. The test part is read once, after selection: test_protocols.py.
 
 # 7. Near-duplicates and exact copies do not stand on two sides.
