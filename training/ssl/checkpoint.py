@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class Checkpoints:
             _demand_same(newest.name, held, state)
             with _alone():
                 dcp.load(state, checkpoint_id=newest)
-        except (OSError, EOFError, dcp.CheckpointException) as error:
+        except (OSError, EOFError, UnpicklingError, dcp.CheckpointException) as error:
             raise WeightsInvalid(
                 f"The checkpoint {newest.name} cannot be read whole. Remove its folder and resume from the one before."
             ) from error

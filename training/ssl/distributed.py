@@ -59,7 +59,7 @@ def joined() -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     try:
         yield World(distributed.get_rank(), size, device)
     finally:

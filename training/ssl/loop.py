@@ -92,14 +92,16 @@ class Loop:
         self._optimiser.zero_grad()
         self._scaler.scale(total).backward()
         self._scaler.unscale_(self._optimiser)
-        norms = optimiser.clip(method, self._recipe.optim)
+        norms = {name: float(norm) for name, norm in optimiser.clip(method, self._recipe.optim).items()}
+        if not self._scaler.is_enabled():  # a scaler leaves such a step out by itself
+            self._demand_finite({f"gradient of {name}": norm for name, norm in norms.items()}, iteration)
         self._scaler.step(self._optimiser)
         self._scaler.update()
         ema.follow(method.teacher, method.student, settings.momentum)
         return {
             "losses": losses,
             "settings": asdict(settings) | {"temp": method.temperature(iteration)},
-            "norms": {name: float(norm) for name, norm in norms.items()},
+            "norms": norms,
         }
 
     def _agreed(self, terms: dict[str, Tensor], total: Tensor, views: Views, iteration: int) -> dict[str, float]:
@@ -110,14 +112,17 @@ class Loop:
         if skipped:
             self._note_unreadable(views.skipped, iteration)
         found = dict(zip([*terms, "loss"], values, strict=True))
-        broken = [name for name, value in found.items() if not np.isfinite(value)]
+        self._demand_finite({f"loss {name}": value for name, value in found.items()}, iteration)
+        return found | {f"{name}_display": found[name] / 2 for name in _HALVED if name in found}
+
+    def _demand_finite(self, values: dict[str, float], iteration: int) -> None:
+        broken = [name for name, value in values.items() if not np.isfinite(value)]
         if broken:
             self._log("not finite", iteration=iteration, names=broken)
             raise RunInvalid(
-                f"The loss {broken[0]} is no longer finite at iteration {iteration}. The last checkpoint is whole: "
+                f"The {broken[0]} is no longer finite at iteration {iteration}. The last checkpoint is whole: "
                 "lower optim.base_lr, or take launch.precision = fp32, and begin another run."
             )
-        return found | {f"{name}_display": found[name] / 2 for name in _HALVED if name in found}
 
     def _note_unreadable(self, mine: tuple[str, ...], iteration: int) -> None:
         new = {name for names in self._world.gather(mine) for name in names} - self._unreadable

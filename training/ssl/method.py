@@ -109,13 +109,12 @@ class SelfDistillation(nn.Module):
         dino, ibot, count = self._dino, self._ibot, self._crops.local_count
         assert dino is not None  # the caller asked
         targets = self.targets = self._targets(globals_GCHW, views.mask_GN, self.temperature(iteration))
-        cls_RD = [student.cls_BD]
+        small_LD = masked_MD = student.cls_BD[:0]
         if count:
-            cls_RD.append(self.student["backbone"](normalise(views.locals_LHWC, self.scale)).cls_BD)
-        masked_MD = student.patches_BND[views.mask_GN] if ibot is not None else student.cls_BD[:0]
-        z_GK, z_LK, z_MK = self._heads(
-            self.student, student.cls_BD, torch.cat(cls_RD[1:] or [masked_MD[:0]]), masked_MD
-        )
+            small_LD = self.student["backbone"](normalise(views.locals_LHWC, self.scale)).cls_BD
+        if ibot is not None:
+            masked_MD = student.patches_BND[views.mask_GN]
+        z_GK, z_LK, z_MK = self._heads(self.student, student.cls_BD, small_LD, masked_MD)
         weight = dino.weight
         found = {"dino_global": weight * losses.dino_global(targets.q_GK, z_GK, count, dino.student_temp)}
         if count:

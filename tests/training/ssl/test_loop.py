@@ -139,16 +139,21 @@ def test_a_harmed_checkpoint_is_named_and_the_one_before_still_serves(tmp_path: 
     assert begin(tmp_path / "run").done == 2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_harms_anything(tmp_path: Path) -> None:
-    loop = begin(tmp_path / "run")
+@pytest.mark.parametrize("what", ["loss dino_global", "gradient of backbone"])
+def test_what_is_not_finite_stops_the_run_before_it_harms_anything(tmp_path: Path, what: str) -> None:
+    loop = begin(tmp_path / "run", "checkpoints.every=1")
     loop.train(2)
     expected = weights(loop)
-    with torch.no_grad():
-        loop._method.student["backbone"].cls_token.fill_(torch.nan)
-    with pytest.raises(RunInvalid, match="no longer finite at iteration 2"):
+    token = loop._method.student["backbone"].cls_token
+    if what.startswith("loss"):
+        with torch.no_grad():
+            token.fill_(torch.nan)
+    else:
+        token.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(RunInvalid, match=f"The {what} is no longer finite at iteration 2"):
         loop.train(4)
     assert events(tmp_path / "run", "not finite")[0]["iteration"] == 2
-    resumed = begin(tmp_path / "run")
+    resumed = begin(tmp_path / "run", "checkpoints.every=1")
     assert resumed.done == 2
     assert all(torch.equal(value, expected[name]) for name, value in weights(resumed).items())
 
