@@ -33,6 +33,14 @@ def test_ensemble_says_what_its_head_says() -> None:
         assert ensemble[key] == head[key]
 
 
+@pytest.mark.parametrize("name", [name for name, card in CARDS.items() if "encoder" in card])
+def test_heads_belong_to_the_committed_encoder(name: str) -> None:
+    encoder = CARDS[name]["encoder"]
+    assert CARDS[encoder["model"]]["digests"]["weights_sha256"] == encoder["weights_sha256"]
+    for key in ("mpp", "tile_px"):
+        assert CARDS[name][key] == CARDS[encoder["model"]][key]
+
+
 def test_every_operating_point_says_its_band() -> None:
     bands = {name: [point["band"] for point in card["operating_points"]] for name, card in CARDS.items()}
     assert {name for name, found in bands.items() if found} == {name for name, card in CARDS.items() if card["labels"]}
@@ -52,3 +60,11 @@ def test_only_a_lower_precision_may_have_a_wide_golden_tolerance() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(card, SCHEMA)
     jsonschema.validate(card | {"precision": "bf16", "target": "cpu"}, SCHEMA)
+
+
+def test_stain_reference_is_two_directions() -> None:
+    reference = {"haematoxylin": [0.65, 0.7, 0.29], "eosin": [0.22, 0.8, 0.56], "origin": "Measured for a test."}
+    card = copy.deepcopy(CARDS["tile_encoder"]) | {"stain_reference": reference}
+    jsonschema.validate(card, SCHEMA)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(card | {"stain_reference": reference | {"eosin": [0.22, 0.8]}}, SCHEMA)
