@@ -19,6 +19,8 @@ PEN_MM2 = 1.0
 STAIN_OD = (0.12, 0.6)
 """Mean optical density of either stain. Groups of ten images from five public sets of H&E lie in 0.15 to 0.50, as do
 two public slides; faded to a quarter of their density these fall below, doubled they exceed it."""
+_TILES_ENOUGH = 16
+"""Of fewer tiles the pixels may be too few for figures, however well they are stained."""
 FAR_DEG = 25.0
 """Groups of images from one laboratory lie within 3° of their mean; the medians of four other sets from 11° to 22°."""
 
@@ -81,6 +83,8 @@ def findings_of(task: SlideTask, reading: SlideReading) -> tuple[Finding, ...]:
     if reading.stain_figures is not None:
         for key, text in _of_stain(reading.stain_figures):
             add(FindingKind.QUALITY, key, text)
+    elif "HE" in task.card.intended_use.stains and reading.stain == "HE" and reading.tiles_read >= _TILES_ENOUGH:
+        add(FindingKind.QUALITY, "stain-faint", "The tissue is too faintly stained for its stains to be measured.")
     if task.order.region is not None:
         add(FindingKind.SETTING, "region-only", "Only the region named in the order was read.")
     return tuple(found)
