@@ -5,6 +5,7 @@ state. Processes talk by gloo on CPUs and by NCCL on GPUs.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ def share(method: SelfDistillation, launch: Launch, world: World) -> Forward:
         return method
     if launch.strategy == "ddp":
         return DistributedDataParallel(method, broadcast_buffers=False)
+    # Tokens are views of one tensor, which nothing changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(world.device.type, (world.size,))
     dtype = DTYPES[launch.precision]
     policy = MixedPrecisionPolicy(param_dtype=None if dtype == torch.float32 else dtype, reduce_dtype=torch.float32)

@@ -145,7 +145,8 @@ class Loop:
         optim = self._recipe.optim
         if alarm and iteration >= optim.warmup_epochs * optim.epoch_iterations:
             self._log("collapse", iteration=iteration, alarm=alarm)
-            print(f"Iteration {iteration}: {alarm}.", file=sys.stderr)
+            if self._run is not None:
+                print(f"Iteration {iteration}: {alarm}.", file=sys.stderr)
 
     def _export(self) -> None:
         """The teacher's weights on the way, in a file of their own."""
