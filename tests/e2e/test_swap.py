@@ -40,7 +40,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 2 answers adipose tissue everywhere. Version 3 is sealed well, but its engine does not give the answers
     that its golden.npz knows: only a replay can tell."""
     made = tmp_path_factory.mktemp("models") / "repository"
-    shutil.copytree(Settings().model_repository, made)
+    shutil.copytree(Settings().model_repository, made, ignore=shutil.ignore_patterns("slide_*"))
     for version, by in (("2", 30.0), ("3", 60.0)):
         head = add_version(made, "tissue_head", version, change=lambda model, by=by: shifted(model, by))
         ensemble = add_version(made, MODEL, version, steps={"tissue_head": head.name})
