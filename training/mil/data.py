@@ -15,16 +15,7 @@ from training.errors import DataMissing
 from training.mil.recipe import Slides
 from training.tissue.data import VIEWS
 
-_TEST, _VALIDATION = 0.3, 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Indices of the tiles of each part; near-duplicates (groups) never lie in two."""
-
-    train_N: np.ndarray
-    validation_N: np.ndarray
-    test_N: np.ndarray
+_TEST = 0.3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,23 +36,41 @@ class ComposedSlide:
         return rows
 
 
-def split_tiles(labels_N: np.ndarray, groups_N: np.ndarray, seed: int) -> Parts:
-    """Of each class about half of the groups for training, a fifth for validation, the rest for test.
+def split_tiles(labels_N: np.ndarray, groups_N: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the tiles for training and for test: of each class about 70 % of the groups, and the others.
 
-    A group is whole; its first tile says to which class it counts. Raises DataMissing for a class of fewer than three.
+    A group is whole; its first tile says to which class it counts. Raises DataMissing for a class of one group.
     """
+    test: list[np.ndarray] = []
+    for members in _shuffled_groups(labels_N, groups_N, seed):
+        count = max(1, round(_TEST * len(members)))
+        if count == len(members):
+            raise DataMissing("A class has one group of tiles only and cannot stand on both sides of a split.")
+        test.append(members[:count])
+    in_test_N = np.isin(groups_N, np.concatenate(test))
+    return np.flatnonzero(~in_test_N), np.flatnonzero(in_test_N)
+
+
+def folds_of(labels_N: np.ndarray, groups_N: np.ndarray, part_M: np.ndarray, count: int, seed: int) -> list[np.ndarray]:
+    """Some of the tiles in `count` folds, groups whole and each class in every fold.
+
+    Raises DataMissing for a class of fewer groups than folds.
+    """
+    held: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for members in _shuffled_groups(labels_N[part_M], groups_N[part_M], seed):
+        if len(members) < count:
+            raise DataMissing("A class has fewer groups of tiles than the recipe has inner folds.")
+        for fold, groups in zip(held, np.array_split(members, count), strict=True):
+            fold.append(groups)
+    return [part_M[np.isin(groups_N[part_M], np.concatenate(fold))] for fold in held]
+
+
+def _shuffled_groups(labels_N: np.ndarray, groups_N: np.ndarray, seed: int) -> Iterator[np.ndarray]:
+    """Class by class, its groups in random order."""
     rng = np.random.default_rng(seed)
     groups, firsts = np.unique(groups_N, return_index=True)
-    parts: tuple[list[np.ndarray], ...] = ([], [], [])
     for label in np.unique(labels_N):
-        members = rng.permutation(groups[labels_N[firsts] == label])
-        test, validation = (max(1, round(share * len(members))) for share in (_TEST, _VALIDATION))
-        if test + validation >= len(members):
-            raise DataMissing("A class has too few groups of tiles to have one in every part of a split.")
-        for part, chosen in zip(parts, np.split(members, [-test - validation, -test]), strict=True):
-            part.append(chosen)
-    train_N, validation_N, test_N = (np.flatnonzero(np.isin(groups_N, np.concatenate(part))) for part in parts)
-    return Parts(train_N, validation_N, test_N)
+        yield rng.permutation(groups[labels_N[firsts] == label])
 
 
 def compose(

@@ -20,7 +20,6 @@ from training.mil.recipe import SlideHeadRecipe
 from training.statistics import Figure, macro_auroc
 
 HEAD = "slide head"
-SERVED = "served weights (first split)"
 _PLANTED_TILES = (2, 64)
 """Least and greatest size of the slides with a single tile of the target."""
 
@@ -37,7 +36,7 @@ class Answers:
     """What a head said of its test slides: probabilities (N,2); of each slide its label, size and share of the target;
     whether it was answered at the operating point; and of the slides with one planted tile, whether it was attended to
     most (P,) (empty without attention). `point` is the operating point, and the share of right answers there on the
-    validation slides."""
+    slides of its inner folds."""
 
     probabilities_NC: np.ndarray
     labels_N: np.ndarray
@@ -176,15 +175,14 @@ def _draw(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def summary(
-    recipe: SlideHeadRecipe, tiles: Dataset, width: int, rows: Mapping[str, Sequence[Answers]]
+    recipe: SlideHeadRecipe, tiles: Dataset, width: int, rows: Mapping[str, Sequence[Answers]], point: OperatingPoint
 ) -> dict[str, Any]:
-    """metrics.json: all rows, the served weights alone, kinds of slides, planted tiles."""
+    """metrics.json: all rows, kinds of slides, planted tiles; `point` is the served head's."""
     count, seed, head = recipe.bootstrap, recipe.seed, rows[HEAD]
     figures = {
         name: {score: asdict(figure(SCORES[score], splits, count, seed)) for score in SCORES}
         for name, splits in rows.items()
     }
-    figures[SERVED] = {score: asdict(figure(SCORES[score], head[:1], count, seed)) for score in SCORES}
     result: dict[str, Any] = {
         "grouping": tiles.grouping,
         "tiles": len(tiles.labels_N),
@@ -197,9 +195,9 @@ def summary(
         "auroc_by_split": {name: [round(answers.auroc, 4) for answers in splits] for name, splits in rows.items()},
         "kinds_of_slides": _kinds(head),
         "operating_point": {
-            "min_probability": float(head[0].point[0]),
+            "min_probability": point.min_probability,
             "aim": recipe.accuracy_when_answered,
-            "reached": round(float(head[0].point[1]), 4),
+            "reached": round(point.reached, 4),
         },
     }
     if len(head[0].planted_first_P):

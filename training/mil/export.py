@@ -6,13 +6,13 @@ import numpy as np
 
 from training.errors import RecipeInvalid
 from training.graphs import Dim, Graph, TensorSpec
-from training.mil.evaluate import HEAD, SERVED
+from training.mil.evaluate import HEAD
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.checkpoints import load_state, read_weights
 from training.runs import Run, parse_recipe
 
-_SHOWN = (HEAD, SERVED, "mean pooling")
+_SHOWN = (HEAD, "mean pooling")
 
 
 def declare(run: Run) -> Graph:
@@ -21,7 +21,7 @@ def declare(run: Run) -> Graph:
         raise RecipeInvalid(f"The run {run.path.name} is of the stage {stage!r}, which serves nothing.")
     recipe = parse_recipe(SlideHeadRecipe, run.recipe)
     width, labels = run.metrics["feature_size"], recipe.publish.labels
-    network = SlideHead(recipe.head, width, len(labels))
+    network = SlideHead(recipe.head, width, len(labels), recipe.hidden)
     load_state(network, read_weights(run.weights_path), run.name)
     tiles = Dim("tiles", 1, min(500, recipe.greatest_bag // 2), recipe.greatest_bag)
     outputs = [TensorSpec("logits", "FP32", (1, len(labels)))]
@@ -47,7 +47,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
     # A label counts as supported where its slides are called rightly above chance with the whole interval.
     recalls = [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")]
     supported = [recall["low"] > 1 / len(publish.labels) for recall in recalls]
-    point, slides = metrics["operating_point"], metrics["slides"]
+    point = metrics["operating_point"]
     sets = sorted({(entry["dataset"], entry["licence"], entry["tier"]) for entry in sources})
     return {
         "title": publish.title,
@@ -96,7 +96,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
                 "name": "answer",
                 "min_probability": point["min_probability"],
                 "origin": f"The least step of 0.05, up to 0.95, at which {point['aim']:.0%} of the answers on "
-                f"{slides['validation']} slides composed of validation tiles were right; {point['reached']:.0%} were. "
+                f"slides composed of held-out tiles (inner folds) were right; {point['reached']:.0%} were. "
                 "Patients unknown.",
             }
         ],

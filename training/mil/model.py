@@ -14,9 +14,9 @@ class SlideHead(nn.Module):
     calibrated probability.
     """
 
-    def __init__(self, kind: HeadKind, width: int, classes: int) -> None:
+    def __init__(self, kind: HeadKind, width: int, classes: int, hidden: int = 512) -> None:
         super().__init__()
-        self.network = build_head(kind, width, classes)
+        self.network = build_head(kind, width, classes, hidden)
 
     @property
     def explains(self) -> bool:

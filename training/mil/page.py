@@ -32,13 +32,14 @@ adenocarcinoma epithelium, on a share that is log-uniform from 2 % to all, one a
 other classes, cancer-associated stroma among them, in proportions that differ from slide to slide. Each tile stands in
 one of its eight orientations, in training with mild stain jitter too, and in random order.
 
-**There are 70 tiles in all, ten a class, of unknown patients.** A split gives five tiles of adenocarcinoma to training,
-two to validation and three to test (near-duplicates stay together), so a test slide, however large, shows at most three
-different tumour tiles. The figures say that the machinery works; they say nothing of real slides.
+**There are 70 tiles in all, ten a class, of unknown patients.** A split gives seven tiles of adenocarcinoma to training
+and three to test (near-duplicates stay together), so a test slide, however large, shows at most three different tumour
+tiles. The figures say that the machinery works; they say nothing of real slides.
 
 `[low, high]` is the 95 % interval of a bootstrap in two stages: splits of the tiles are drawn, then slides within each.
-Seeds are splits: each has its own tiles, slides and weights; the first one is served. Weights, epoch, temperature and
-operating point are chosen on training and validation tiles; test tiles are read once.
+Seeds are splits: each has its own tiles, slides and weights. The number of epochs, the temperature and the operating
+point are chosen on inner folds of the training tiles; test tiles are read once. The served head was then trained on all
+tiles in the same way, so that no tile is left to measure it on: the figures are those of the heads of the splits.
 """
 
 
@@ -77,10 +78,10 @@ def _section(folder: Path) -> list[str]:
             for name, row in metrics["rows"].items()
         ),
         "",
-        "At the operating point a slide is answered where its top probability is at least "
-        f"{point['min_probability']:.2f} (served head; the least step of 0.05, up to 0.95, at which {point['aim']:.0%} "
-        f"of the answers on {slides['validation']} validation slides were right; {point['reached']:.0%} were). What is "
-        "not answered counts as missed in the last two columns.",
+        "At the operating point a slide is answered where its top probability is high enough: the least step of 0.05 "
+        f"between 0.50 and 0.95 at which {point['aim']:.0%} of the answers on slides of held-out tiles (inner folds) "
+        f"are right, 0.95 if there is none. The served head's is {point['min_probability']:.2f}, where "
+        f"{point['reached']:.0%} were right. What is not answered counts as missed in the last two columns.",
         "",
         f"AUROC by split, {HEAD}: {', '.join(f'{value:.2f}' for value in metrics['auroc_by_split'][HEAD])}.",
         "",

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 HeadKind = Literal["abmil", "transmil", "mean", "max"]
 
 
-def build_head(kind: HeadKind, width: int, classes: int) -> nn.Module:
-    """A head of `width`-wide features with fresh weights at the published sizes."""
-    return {"abmil": ABMIL, "transmil": TransMIL, "mean": MeanPool, "max": MaxPool}[kind](width, classes)
+def build_head(kind: HeadKind, width: int, classes: int, hidden: int = 512) -> nn.Module:
+    """A head of `width`-wide features with fresh weights, at the published sizes but for what `hidden` says."""
+    return {"abmil": ABMIL, "transmil": TransMIL, "mean": MeanPool, "max": MaxPool}[kind](width, classes, hidden)
 
 
 class ABMIL(nn.Module):

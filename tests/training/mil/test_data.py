@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.errors import DataMissing
-from training.mil.data import compose, one_slide, split_tiles
+from training.mil.data import compose, folds_of, one_slide, split_tiles
 from training.mil.recipe import Slides
 
 pytestmark = pytest.mark.training
@@ -14,20 +14,25 @@ TARGET = 3
 SLIDES = Slides(train=4, validation=4, test=4, planted=1, most_training_tiles=64, most_tiles=200, least_share=0.05)
 
 
-def test_a_split_keeps_groups_whole_and_every_class_in_every_part() -> None:
+def test_a_split_keeps_groups_whole_and_every_class_in_both_parts() -> None:
     groups = np.arange(40) // 2
-    parts = split_tiles(LABELS, groups, seed=1)
-    indices = [parts.train_N, parts.validation_N, parts.test_N]
-    assert np.array_equal(np.sort(np.concatenate(indices)), np.arange(40))
-    held = [set(groups[part].tolist()) for part in indices]
-    assert not held[0] & held[1] | held[0] & held[2] | held[1] & held[2]
-    assert all(set(LABELS[part]) == {0, 1, 2, 3} for part in indices)
-    assert not np.array_equal(parts.test_N, split_tiles(LABELS, groups, seed=2).test_N)
+    train, test = split_tiles(LABELS, groups, seed=1)
+    assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(40))
+    assert not set(groups[train]) & set(groups[test])
+    assert set(LABELS[train]) == set(LABELS[test]) == {0, 1, 2, 3}
+    assert not np.array_equal(test, split_tiles(LABELS, groups, seed=2)[1])
+    folds = folds_of(LABELS, groups, train, 3, seed=1)
+    assert np.array_equal(np.sort(np.concatenate(folds)), train)
+    assert all(set(LABELS[fold]) == {0, 1, 2, 3} for fold in folds)
+    assert not set(groups[folds[0]]) & set(groups[folds[1]])
 
 
-def test_a_class_of_two_groups_cannot_be_split() -> None:
-    with pytest.raises(DataMissing, match="too few groups"):
-        split_tiles(np.array([0, 0, 0, 1, 1]), np.arange(5), seed=0)
+def test_a_class_of_too_few_groups_cannot_be_split() -> None:
+    labels = np.array([0, 0, 0, 1])
+    with pytest.raises(DataMissing, match="one group of tiles only"):
+        split_tiles(labels, np.arange(4), seed=0)
+    with pytest.raises(DataMissing, match="fewer groups of tiles than the recipe has inner folds"):
+        folds_of(LABELS, np.arange(40) // 5, np.arange(40), 3, seed=0)
 
 
 def test_half_of_the_slides_hold_the_target_on_the_share_that_was_drawn() -> None:

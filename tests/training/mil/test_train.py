@@ -9,7 +9,7 @@ from exporters.card import build_card, digests_of
 from training.errors import RecipeInvalid
 from training.graphs import declare
 from training.mil import evaluate, page, train
-from training.mil.evaluate import HEAD, SERVED, Answers, OperatingPoint, figure, operating_point
+from training.mil.evaluate import HEAD, Answers, OperatingPoint, figure, operating_point
 from training.runs import Run
 
 pytestmark = pytest.mark.training
@@ -23,6 +23,9 @@ SMALL = {
     "most_training_tiles": 12,
     "most_tiles": 40,
     "epochs": 2,
+    "splits": 2,
+    "control_splits": 1,
+    "inner_folds": 3,
 }
 
 
@@ -32,7 +35,7 @@ def small(text: str) -> str:
     for line in text.splitlines():
         key = line.partition(" = ")[0]
         lines.append(f"{key} = {SMALL[key]}" if key in SMALL else line)
-    return "\n".join(lines).replace('head = "', 'splits = 2\ncontrol_splits = 1\nbootstrap = 20\nhead = "', 1)
+    return "\n".join(lines).replace('head = "', 'bootstrap = 20\nhead = "', 1)
 
 
 @pytest.fixture
@@ -67,7 +70,6 @@ def test_a_run_stopped_half_way_gives_the_same_bits(
 def _holds_what_the_page_and_the_card_say(run: Run) -> None:
     assert set(run.metrics["rows"]) == {
         HEAD,
-        SERVED,
         "mean pooling",
         "control: shuffled labels",
         "control: random encoder",
