@@ -40,10 +40,10 @@ class Optimiser(_Part):
 class SlideHeadRecipe(Recipe):
     """`encoder` is the recipe whose run gives the features, `encoder_model` the model that serves it.
 
-    `hidden` is the width inside the head; TransMIL has half as many landmarks. `target` is the class of tile that makes a slide positive. `splits` is how often tiles are split anew and a head is
-    trained and measured; the controls and baselines are trained on the first `control_splits` of them. The served head
-    is trained on all tiles, in the same way.
-    `greatest_bag` is the number of rows up to which the served graph is proven.
+    `hidden` is the width inside the head; TransMIL has half as many landmarks. `target` is the class of tile that makes
+    a slide positive. `splits` is how often tiles are split anew and a head is trained and measured; the controls and
+    baselines are trained on the first `control_splits` of them. The served head is trained on all tiles, in the same
+    way. `greatest_bag` is the number of rows up to which the served graph is proven.
     """
 
     stage: Literal["head"]

@@ -14,12 +14,12 @@ from training.nn.mil import HeadKind
 
 pytestmark = pytest.mark.training
 
-WIDTH, TILES = 32, Dim("tiles", 1, 64, 5000)
+WIDTH, HIDDEN, TILES = 32, 64, Dim("tiles", 1, 64, 5000)
 
 
 def graph_of(kind: HeadKind) -> Graph:
     torch.manual_seed(3)
-    head = SlideHead(kind, WIDTH, 2).eval()
+    head = SlideHead(kind, WIDTH, 2, HIDDEN).eval()
     outputs = [TensorSpec("logits", "FP32", (1, 2))]
     return Graph(
         model=f"slide_{kind}",
@@ -60,7 +60,7 @@ def test_attention_is_a_share_and_one_tile_has_all_of_it() -> None:
 def test_standardisation_and_temperature_are_folded_in(kind: HeadKind) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    head = SlideHead(kind, WIDTH, 2).eval()
+    head = SlideHead(kind, WIDTH, 2, HIDDEN).eval()
     mean, deviation = rng.normal(size=WIDTH).astype(np.float32), rng.uniform(0.1, 3, WIDTH).astype(np.float32)
     raw = synthetic_bag(20, WIDTH, 1)[0]
     with torch.inference_mode():
