@@ -8,6 +8,7 @@ defined, is drawn again and counted.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.stats import rankdata
@@ -196,8 +197,14 @@ def replicates(
     else:
         drawn = _one_by_one(scores, groups_N, labels_N, count, seed)
     if drawn.redrawn > 0.05 * count:
-        _log.warning("%d resamples beside %d were drawn again: few groups hold a class", drawn.redrawn, count)
+        _warn(drawn.redrawn, count)
     return drawn
+
+
+@cache
+def _warn(redrawn: int, count: int) -> None:
+    """Once for the same draws, which every encoder, probe and pair of a cohort has."""
+    _log.warning("%d resamples beside %d were drawn again: few groups hold a class", redrawn, count)
 
 
 def _one_by_one(

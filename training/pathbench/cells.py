@@ -16,7 +16,12 @@ from training.files import json_bytes, sha256_bytes, write_atomic
 from training.pathbench.protocols import Outcome
 from training.pathbench.records import Record, cell_name, read_record, write_record
 
-_SHARED = ("training.pathbench.protocols", "training.pathbench.material", "training.pathbench.probes")
+_SHARED = (
+    "training.pathbench.protocols",
+    "training.pathbench.material",
+    "training.pathbench.probes",
+    "training.statistics",
+)
 _CODE = {
     "tile": ("training.pathbench.protocols.tile",),
     "slide": ("training.pathbench.protocols.slide", "training.pathbench.bags", "training.nn.mil"),

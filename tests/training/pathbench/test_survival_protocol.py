@@ -7,7 +7,7 @@ import pytest
 
 from training.data.tcga import SurvivalTable
 from training.errors import TaskInvalid
-from training.pathbench.protocols.survival import evaluate, mean_c_index, principal_components
+from training.pathbench.protocols.survival import evaluate, mean_c_index, optimism, principal_components
 from training.pathbench.recipe import Survival
 
 pytestmark = pytest.mark.training
@@ -40,6 +40,7 @@ def test_a_planted_signal_is_found_and_the_test_part_is_read_once() -> None:
     assert np.mean(outcome.values) == pytest.approx(outcome.figure.value)
     assert (outcome.test_reads, outcome.optimistic, outcome.items, outcome.groups) == (1, False, 150, 15)
     assert 0.5 < outcome.also["last_epoch"] < 1
+    assert "as in released code, it would be 0." in outcome.notes[0]
     again = evaluate(table(2.0), SETTINGS, replicates=100, seed=0)
     assert again.values == outcome.values
 
@@ -86,6 +87,28 @@ def test_a_resample_without_a_pair_in_a_fold_says_nothing_of_it() -> None:
     outcome = evaluate(table(2.0, sites=3), SETTINGS, replicates=50, seed=0)
     assert outcome.figure is not None
     assert outcome.figure.low <= outcome.figure.value <= outcome.figure.high
+
+
+def test_a_fold_that_says_nothing_is_refused() -> None:
+    """One site, one fold: its only death is the last one seen, and no two of its patients can be compared."""
+    base = table(2.0, sites=3)
+    inside = np.flatnonzero(base.sites_N == "site 0")
+    events = base.event_N.copy()
+    events[inside] = False
+    events[inside[base.months_N[inside].argmax()]] = True
+    outcome = evaluate(replace(base, event_N=events), SETTINGS, replicates=20, seed=0)
+    assert outcome.figure is None
+    assert "no two comparable patients" in outcome.refused
+
+
+def test_the_gap_to_the_released_protocol_is_judged_by_fold() -> None:
+    """Patients' outcomes dealt out: the gap is the difference of both protocols, with folds as units."""
+    base = table(0.0, count=90)
+    nested = mean_c_index(base, SETTINGS, 0)
+    released = mean_c_index(base, SETTINGS.model_copy(update={"protocol": "released"}), 0)
+    gap = optimism(np.full((3, 2), nested), base, SETTINGS, 0)
+    assert gap.value == pytest.approx(released - nested)
+    assert gap.low < gap.value < gap.high
 
 
 def test_one_hospital_in_the_training_folds_is_refused() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from training.data.dataset import Dataset
+from training.errors import TaskInvalid
 from training.pathbench.material import Cohort, Sealed, join_windows, shares, unreadable_notes, windows
 from training.pathbench.probes import Scaling
 from training.pathbench.protocols import Job, Outcome
@@ -35,6 +36,8 @@ def evaluate(job: Job) -> list[Outcome]:
     targets = [shares(mask, categories, height, width) for mask in _masks(dataset, train_M)]
     targets_NK = np.stack(targets).reshape(-1, categories + 1)
     validation = scaling(validation_NhwD), _masks(dataset, validation_M)
+    if not any(mask.any() for mask in validation[1]):
+        raise TaskInvalid(f"The validation part of {dataset.name} holds no marked region to choose by. Split again.")
 
     def fitted(rate: float, seed: int) -> tuple[float, torch.nn.Linear]:
         return _fit(cells_ND, targets_NK, *validation, settings, rate, seed)
