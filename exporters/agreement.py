@@ -24,7 +24,7 @@ from exporters.targets import Engine
 from exporters.tiles import LABELLED, TileSet
 from gateway.inference import ModelRepository
 from training.data import crc9
-from training.data.common import near_duplicate_groups
+from training.data.hashes import near_duplicate_groups
 from training.graphs import Arrays, Graph
 from training.statistics import balanced_accuracy, difference, figure, resamples
 

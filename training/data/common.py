@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from training.data.hashes import near_duplicate_groups as near_duplicate_groups
 from training.errors import DataMissing
 from training.files import sha256_bytes
 

@@ -87,9 +87,8 @@ def _text(results: Results, boards: dict[str, Any]) -> str:
         if not cells:
             continue
         lines += ["", f"## {board['title']}"]
-        if board["ranking"] and name != "survival":
-            ranks = sorted(board["ranking"]["mean_rank"].items(), key=lambda item: item[1])
-            lines += ["", *_table(("encoder", "mean rank"), [(model, f"{rank:.2f}") for model, rank in ranks])]
+        if name != "survival":
+            lines += _ranks(board)
         for place in dict.fromkeys((record.task, record.cohort, record.probe, record.metric) for record in cells):
             lines += ["", "### {}, {}: {} ({})".format(*place), "", *_cells(cells, place)]
     lines += ["", "## Negative controls", ""]
@@ -100,6 +99,28 @@ def _text(results: Results, boards: dict[str, Any]) -> str:
     lines += ["", "## Not run", ""]
     lines += _table(("encoder", "task", "reason"), [(each.model, each.task, each.reason) for each in results.not_run])
     return "\n".join([*lines, ""])
+
+
+def _ranks(board: dict[str, Any]) -> list[str]:
+    """Mean ranks and what may be concluded: of the models with every row, then of all on the rows that all have."""
+    lines = []
+    for title, ranking in (("Ranks", board["ranking"]), ("Ranks on the rows that all encoders have", board["common"])):
+        if not ranking:
+            continue
+        bounds = ranking["mean_rank_95"]
+        lines += ["", f"### {title}", ""]
+        lines += _table(
+            ("encoder", "mean rank", "95 % interval over tasks"),
+            [
+                (model, f"{mean:.2f}", "{:.2f} to {:.2f}".format(*bounds[model]) if bounds else "one task only")
+                for model, mean in sorted(ranking["mean_rank"].items(), key=lambda item: item[1])
+            ],
+        )
+        said = dict.fromkeys(each["statement"] for each in (ranking, ranking["task_balanced"]))
+        lines += ["", " On task averages: ".join(said)]
+    if board["not_ranked"]:
+        lines += ["", "Not ranked with the others, for want of a row: " + ", ".join(sorted(board["not_ranked"])) + "."]
+    return lines
 
 
 def _cells(cells: Sequence[Record], place: tuple[str, str, str, str]) -> list[str]:
