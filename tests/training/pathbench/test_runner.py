@@ -125,7 +125,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(place: Path) -> None:
 
 
 def _wait(done: Callable[[], bool]) -> None:
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300  # for a machine that others use as well
     while not done() and time.monotonic() < limit:
         time.sleep(0.005)
 
@@ -138,7 +138,7 @@ def test_two_runs_at_once_share_the_cells(place: Path) -> None:
         env={**os.environ},
     )
     assert command.main(["run", str(path), "--out", str(place / "results")]) == 0
-    assert other.wait(120) == 0
+    assert other.wait(300) == 0
     assert sorted(computed(place)) == sorted(
         (model, probe) for model in ("colour-histogram", "random-vit") for probe in ("linear", "knn", "retrieval")
     )
