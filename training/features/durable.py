@@ -5,18 +5,23 @@ in hand is put back into the queue.
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.operations.errors import DiskFull
+from training.features.errors import FeaturesInvalid
 from training.features.record import CODE
 
 _QUEUE = "features"
 _AT_ONCE = 2
 """Shards that a process has in hand: while one ends, the next one keeps the encoder busy."""
 _POLL_S = 0.25
+_END_S = 0.05
 _UNFINISHED = ("PENDING", "ENQUEUED")
 
 
@@ -39,8 +44,12 @@ class ShardQueue:
 
     def take_back(self, executor: str | None = None) -> None:
         """Put what a dead executor (None: any) had in hand back into the queue."""
-        for each in DBOS.list_workflows(status="PENDING", executor_id=executor, load_input=False, load_output=False):
+        for each in _in_hand(executor):
             DBOS.resume_workflow(each.workflow_id, queue_name=_QUEUE)
+
+
+def _in_hand(executor: str | None) -> list[WorkflowStatus]:
+    return DBOS.list_workflows(status="PENDING", executor_id=executor, load_input=False, load_output=False)
 
 
 def executor_of(index: int) -> str:
@@ -49,7 +58,10 @@ def executor_of(index: int) -> str:
 
 @contextmanager
 def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterator[ShardQueue]:
-    """Take part in the queue whose database lies in `folder`: this process does shards with `work(series, first)`."""
+    """Take part in the queue whose database lies in `folder`: this process does shards with `work(series, first)`.
+
+    Raises DiskFull, FeaturesInvalid where the database cannot be used.
+    """
     config = DBOSConfig(
         name="pathserve-features",
         system_database_url=f"sqlite:///{folder / 'queue.db'}",
@@ -60,7 +72,7 @@ def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterato
         log_level="ERROR",
     )
     DBOS(config=config)
-    logging.getLogger("dbos").setLevel(logging.ERROR)
+    logging.getLogger("dbos").setLevel(logging.CRITICAL)
     shards = ShardQueue(work)
     try:
         DBOS.launch()
@@ -68,5 +80,14 @@ def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterato
             _QUEUE, worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_S, on_conflict="always_update"
         )
         yield shards
+        while _in_hand(executor_of(index)):
+            time.sleep(_END_S)
+    except SQLAlchemyError as error:
+        if "full" in str(error):
+            raise DiskFull("No space is left in the output folder: make room there, then run again.") from None
+        raise FeaturesInvalid(
+            "The job's queue in the output folder cannot be used. Run again; if that does not help, remove the folder "
+            ".features there."
+        ) from None
     finally:
         DBOS.destroy(destroy_registry=True)

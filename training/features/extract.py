@@ -1,5 +1,6 @@
 """Features of a shard: some neighbouring tiles of one slide's plan, from the frame pipeline through the encoder."""
 
+import io
 import json
 from collections import deque
 from collections.abc import Iterator
@@ -64,7 +65,9 @@ def extract(slide: Slide, plan: TilePlan, shard: Shard, embedder: Embedder) -> N
     said = {"tiles": tiles_M[~bad_M].tolist(), "unreadable": tiles_M[bad_M].tolist()}
     with disk_errors():
         with written_whole(shard.features) as file:
-            np.save(file, features_MD)
+            npy = io.BytesIO()  # NumPy's own writing to a full disk does not tell that it is full
+            np.save(npy, features_MD)
+            file.write(npy.getbuffer())
         with written_whole(shard.tiles) as file:
             file.write(json.dumps(said).encode())
 

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import PathserveError
+from gateway.operations.errors import DiskFull, PathserveError, StateError
 from gateway.operations.settings import Settings
 from training.features.durable import ShardQueue, queue
 from training.features.embedders import Embedder, Options, open_embedder
@@ -68,12 +68,18 @@ class Plans:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hand:
-    """A process at work: what it knows of the slides, and the queue."""
+    """A process at work: what it knows of the slides, and the queue; `troubles` that no shard gets round, if any."""
 
     slides: SlideFolder
     embedder: Embedder
     queue: ShardQueue
     plans: Plans
+    troubles: list[PathserveError] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises the first of the troubles."""
+        if self.troubles:
+            raise self.troubles[0]
 
 
 @contextmanager
@@ -82,23 +88,34 @@ def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
     slides = SlideFolder(job.slides)
     with open_embedder(job.encoder, settings, job.options) as embedder:
         plans = Plans(slides, embedder)
+        troubles: list[PathserveError] = []
 
         def work(series: str, first: int) -> None:
             shard = Shard(series, first, job.parts(series))
             if any(path.is_file() for path in (shard.tiles, job.failure(series), job.result(series))):
                 return
-            shard.folder.mkdir(parents=True, exist_ok=True)
             try:
-                planned = plans(series)
+                with disk_errors():
+                    shard.folder.mkdir(parents=True, exist_ok=True)
+                _work(shard)
+            except (DiskFull, StateError) as error:  # not the slide's fault
+                troubles.append(error)
+                raise
+
+        def _work(shard: Shard) -> None:
+            try:
+                planned = plans(shard.series)
                 assert planned.plan is not None, "a slide without tissue has no shards"
-                with slides.open(series) as slide:
+                with slides.open(shard.series) as slide:
                     extract(slide, planned.plan, shard, embedder)
+            except (DiskFull, StateError):
+                raise
             except Exception as error:  # a shard that only ended in an error would be waited for without end
                 detail = error.detail if isinstance(error, PathserveError) else _UNEXPECTED
                 if detail is _UNEXPECTED:
-                    logging.exception("a part of the slide %s ended in an unexpected error", series)
-                with disk_errors(), written_whole(job.failure(series)) as file:
+                    logging.exception("a part of the slide %s ended in an unexpected error", shard.series)
+                with disk_errors(), written_whole(job.failure(shard.series)) as file:
                     file.write(detail.encode())
 
         with queue(job.work, index, work) as shards:
-            yield Hand(slides, embedder, shards, plans)
+            yield Hand(slides, embedder, shards, plans, troubles)

@@ -75,7 +75,9 @@ def run(
                 tell(progress)
             while waiting:
                 time.sleep(_LOOK_S)
-                look_after()
+                hand.check()
+                if look_after():
+                    _put(hand, waiting)
                 _gather(job, hand, waiting, progress)
                 tell(progress)
     shutil.rmtree(job.work)
@@ -103,22 +105,25 @@ def _folder(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], None]]:
-    """Processes 1, 2 … of the job. The function looks after them: one that died is started again a few times, and what
-    it had in hand is put back."""
+def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], bool]]:
+    """Processes 1, 2 … of the job. The function looks after them, true where one has died: it is started again a few
+    times, and what it had in hand is put back."""
     command = [sys.executable, "-m", "training.features.worker", str(job.out)]
     running = {index: subprocess.Popen([*command, str(index)]) for index in range(1, workers)}
     restarts = dict.fromkeys(running, 0)
 
-    def look_after() -> None:
+    def look_after() -> bool:
+        died = False
         for index, process in list(running.items()):
             if process.poll() is None:
                 continue
+            died = True
             hand.queue.take_back(executor_of(index))
             del running[index]
             if restarts[index] < _RESTARTS:
                 restarts[index] += 1
                 running[index] = subprocess.Popen([*command, str(index)])
+        return died
 
     try:
         yield look_after
@@ -138,10 +143,16 @@ def _begin(job: Job, hand: Hand, series: str, waiting: list[_Open], progress: Pr
         return
     parts = shards(series, planned.plan, job.parts(series)) if planned.plan is not None else ()
     progress.known_tiles += len(planned.plan or ())
-    for shard in parts:
-        if not shard.tiles.is_file():
-            hand.queue.put(series, shard.first)
     waiting.append(_Open(series, planned, parts))
+    _put(hand, waiting[-1:])
+
+
+def _put(hand: Hand, slides: list[_Open]) -> None:
+    """Put the shards of some slides that have no part yet, and are in nobody's hand, into the queue."""
+    for slide in slides:
+        for shard in slide.shards:
+            if not shard.tiles.is_file():
+                hand.queue.put(slide.series, shard.first)
 
 
 def _gather(job: Job, hand: Hand, waiting: list[_Open], progress: Progress) -> None:

@@ -17,9 +17,10 @@ def main(out: Path, index: int) -> int:
     parent = os.getppid()
     job = Job.model_validate_json((Job(slides=out, encoder="", out=out).file).read_bytes())
     try:
-        with at_work(job, settings(), index):
+        with at_work(job, settings(), index) as hand:
             while os.getppid() == parent:
                 time.sleep(_LOOK_S)
+                hand.check()
     except PathserveError as error:
         print(error.detail, file=sys.stderr)
         return 1

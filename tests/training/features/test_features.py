@@ -1,12 +1,15 @@
 """Slides to feature files: the contract of the files, and what damaged slides, kills and other encoders do to them."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -14,6 +17,7 @@ import pytest
 
 from exporters.gates import onnx_runtime
 from gateway.inference import ModelRepository
+from gateway.operations.errors import DiskFull
 from gateway.slides import Slide, find_tissue, plan_tiles
 from gateway.slides.phantom import write_phantom
 from tests.training.features.conftest import Compute
@@ -121,6 +125,27 @@ def test_a_killed_job_goes_on_where_it_stopped(
     assert computed
     assert not {(path.parent.name, int(path.stem)) for path in done} & set(computed)
     for series, features in both(out).items():
+        np.testing.assert_array_equal(features.features_ND, both(whole)[series].features_ND)
+
+
+def test_a_full_disk_ends_the_job_and_not_the_slide(
+    slides: Path, whole: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, asked = extract.written_whole, []
+
+    def full_at_the_third(target: Path) -> AbstractContextManager[BinaryIO]:
+        asked.append(target)
+        if len(asked) == 3:
+            raise OSError(errno.ENOSPC, "full")
+        return written(target)
+
+    monkeypatch.setattr(extract, "written_whole", full_at_the_third)
+    with pytest.raises(DiskFull):
+        compute(slides, tmp_path / "out")
+    assert not list(tmp_path.glob("out/.features/*/failed.txt"))
+    progress = compute(slides, tmp_path / "out")
+    assert (progress.written + progress.kept, progress.failed) == (2, {})
+    for series, features in both(tmp_path / "out").items():
         np.testing.assert_array_equal(features.features_ND, both(whole)[series].features_ND)
 
 
