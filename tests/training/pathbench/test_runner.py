@@ -18,6 +18,7 @@ from training.errors import ResultInvalid
 from training.pathbench import __main__ as command
 from training.pathbench import runner, tasks
 from training.pathbench.cells import Cells, code_version
+from training.pathbench.encoders import cards
 from training.pathbench.records import load_records, read_record
 from training.pathbench.results import published
 
@@ -73,7 +74,7 @@ def computed(place: Path) -> list[tuple[str, str]]:
     return [(line["model"], line["probe"]) for line in map(json.loads, lines)]
 
 
-def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path) -> None:
+def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = place / "results"
     assert command.main(["run", str(recipe(place, "colour-histogram")), "--out", str(out)]) == 0
     before, first = cells(place), json.loads((out / "pathbench.json").read_text())
@@ -88,7 +89,8 @@ def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path) -> N
         predictions = np.load(place / "runs" / "pathbench" / "cells" / str(record.predictions))
         assert predictions["probabilities_RNC"].shape == (len(record.values), record.items, 2)
 
-    added = ["gpfm-ssl-small", "random-vit"]  # the first of which has no run here
+    _register(place / "registry", "seventh", "random-vit.toml", monkeypatch)
+    added = ["gpfm-ssl-small", "seventh"]  # the first of which has no run here
     assert command.main(["update", str(recipe(place, "colour-histogram", *added)), "--out", str(out)]) == 0
     after, second = cells(place), json.loads((out / "pathbench.json").read_text())
     assert {name: after[name] for name in before} == before
@@ -103,9 +105,18 @@ def test_a_bench_end_to_end_and_an_update_that_adds_an_encoder(place: Path) -> N
     # Published cells count where the cells' folder is gone: nothing but the controls is computed again.
     shutil.rmtree(place / "runs" / "pathbench")
     (place / "runs" / "pathbench").mkdir()
-    assert command.main(["update", str(recipe(place, "colour-histogram", "random-vit")), "--out", str(out)]) == 0
+    assert command.main(["update", str(recipe(place, "colour-histogram", "seventh")), "--out", str(out)]) == 0
     assert not cells(place)
     assert json.loads((out / "pathbench.json").read_text())["records"] == second["records"]
+
+
+def _register(folder: Path, name: str, like: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file and one line, in a copy of the registry."""
+    shutil.copytree(cards.FOLDER / "cards", folder / "cards")
+    shutil.copy(folder / "cards" / like, folder / "cards" / f"{name}.toml")
+    lines = (cards.FOLDER / "registry.toml").read_text(encoding="utf-8")
+    (folder / "registry.toml").write_text(f'{lines}{name} = "{name}.toml"\n', encoding="utf-8")
+    monkeypatch.setattr(cards, "FOLDER", folder)
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(place: Path) -> None:
