@@ -17,18 +17,18 @@ from training.features.embedders import Embedder
 from training.features.errors import FeaturesInvalid
 from training.features.slides import unreadable
 
-SHARD_TILES = 512
-"""What a kill costs at most, a slide and a worker."""
 _REQUEST_TILES = 32
 _IN_FLIGHT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Tiles `first` … of a slide's plan, and where its part lies while the slide is not whole."""
+    """Tiles `first` … `end` - 1 of a slide's plan (as many as there are), and where its part lies while the slide is
+    not whole."""
 
     series: str
     first: int
+    end: int
     folder: Path
 
     @property
@@ -45,16 +45,12 @@ class Shard:
         return self.folder / f"{self.name}.json"
 
 
-def shards(series: str, plan: TilePlan, folder: Path) -> tuple[Shard, ...]:
-    return tuple(Shard(series, first, folder) for first in range(0, len(plan), SHARD_TILES))
-
-
 def extract(slide: Slide, plan: TilePlan, shard: Shard, embedder: Embedder) -> None:
     """Compute a shard and write its part, tiles that cannot be read left out and named.
 
     Raises SlideError, InferenceError, FeaturesInvalid, DiskFull.
     """
-    tiles_M = np.arange(shard.first, min(shard.first + SHARD_TILES, len(plan)))
+    tiles_M = np.arange(shard.first, min(shard.end, len(plan)))
     bad_M = np.zeros(len(tiles_M), bool)
     features_MD = _features(slide, plan.part(tiles_M), embedder)
     if features_MD is None:

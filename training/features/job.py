@@ -22,7 +22,8 @@ _UNEXPECTED = "An unexpected error ended the work on a part of the slide: see wh
 
 
 class Job(BaseModel):
-    """What to compute, the same for all its processes. `work` is the job's own folder, in the output folder."""
+    """What to compute, the same for all its processes. `work` is the job's own folder, in the output folder;
+    `shard_tiles` what a kill costs at most, a slide and a worker."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,6 +31,7 @@ class Job(BaseModel):
     encoder: str
     out: Path
     options: Options = Options()
+    shard_tiles: int = 512
 
     @property
     def work(self) -> Path:
@@ -44,6 +46,9 @@ class Job(BaseModel):
 
     def parts(self, series: str) -> Path:
         return self.work / series
+
+    def shard(self, series: str, first: int) -> Shard:
+        return Shard(series, first, first + self.shard_tiles, self.parts(series))
 
     def failure(self, series: str) -> Path:
         """The sentence about why a slide cannot be done, once a shard has failed."""
@@ -91,7 +96,7 @@ def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
         troubles: list[PathserveError] = []
 
         def work(series: str, first: int) -> None:
-            shard = Shard(series, first, job.parts(series))
+            shard = job.shard(series, first)
             if any(path.is_file() for path in (shard.tiles, job.failure(series), job.result(series))):
                 return
             try:

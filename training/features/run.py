@@ -17,7 +17,7 @@ from gateway.operations.settings import Settings
 from training.features import files
 from training.features.durable import executor_of
 from training.features.errors import FeaturesInvalid
-from training.features.extract import Shard, shards
+from training.features.extract import Shard
 from training.features.job import Hand, Job, at_work
 from training.features.slides import Planned
 
@@ -141,8 +141,9 @@ def _begin(job: Job, hand: Hand, series: str, waiting: list[_Open], progress: Pr
     except PathserveError as error:
         _fail(job, series, error.detail, progress)
         return
-    parts = shards(series, planned.plan, job.parts(series)) if planned.plan is not None else ()
-    progress.known_tiles += len(planned.plan or ())
+    count = len(planned.plan or ())
+    progress.known_tiles += count
+    parts = tuple(job.shard(series, first) for first in range(0, count, job.shard_tiles))
     waiting.append(_Open(series, planned, parts))
     _put(hand, waiting[-1:])
 

@@ -8,7 +8,6 @@ import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from training.features import extract
 from training.features.embedders import Options
 from training.features.job import Job
 from training.features.run import Progress, run
@@ -33,12 +32,11 @@ def own_slides(slides: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compute:
+def compute(tmp_path: Path) -> Compute:
     """Run a job in this process, in shards of a few tiles."""
-    monkeypatch.setattr(extract, "SHARD_TILES", 4)
 
     def compute(slides: Path, out: Path, encoder: str = "colour-histogram", workers: int = 1) -> Progress:
-        job = Job(slides=slides, encoder=encoder, out=out, options=NATIVE)
+        job = Job(slides=slides, encoder=encoder, out=out, options=NATIVE, shard_tiles=4)
         return run(job, Settings(state=tmp_path / "state"), workers)
 
     return compute

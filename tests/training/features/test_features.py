@@ -18,11 +18,12 @@ import pytest
 from exporters.gates import onnx_runtime
 from gateway.inference import ModelRepository
 from gateway.operations.errors import DiskFull
-from gateway.slides import Slide, find_tissue, plan_tiles
+from gateway.slides import Slide, TilePlan, find_tissue, plan_tiles
 from gateway.slides.phantom import write_phantom
-from tests.training.features.conftest import Compute
+from tests.training.features.conftest import NATIVE, Compute
 from training.features import extract, files
 from training.features.__main__ import main
+from training.features.embedders import Embedder
 from training.features.errors import FeaturesInvalid, FeaturesMixed
 from training.features.job import Job
 from training.pathbench.encoders import build
@@ -76,7 +77,20 @@ def test_the_file_says_how_it_was_made(whole: Path) -> None:
             assert file.attrs["field_px"] == round(meta.field_um / file.attrs["level_0_mpp"])
 
 
-def test_any_number_of_workers_gives_the_same_bits(slides: Path, whole: Path, compute: Compute, tmp_path: Path) -> None:
+def test_any_number_of_workers_gives_the_same_bits(
+    slides: Path, whole: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, extracted, deadline = set(), extract.extract, time.monotonic() + 120
+
+    def after_the_other(slide: Slide, plan: TilePlan, shard: extract.Shard, embedder: Embedder) -> None:
+        """This process computes nothing until the other one has."""
+        own.add(shard.tiles)
+        while not set(shard.folder.parent.glob("*/*.json")) - own:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        extracted(slide, plan, shard, embedder)
+
+    monkeypatch.setattr("training.features.job.extract", after_the_other)
     progress = compute(slides, tmp_path / "out", workers=2)
     assert (progress.written, progress.failed) == (2, {})
     for series, features in both(tmp_path / "out").items():
@@ -95,14 +109,14 @@ def test_a_killed_job_goes_on_where_it_stopped(
     slides: Path, whole: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    job = Job(slides=slides, encoder="colour-histogram", out=out)
+    job = Job(slides=slides, encoder="colour-histogram", out=out, options=NATIVE, shard_tiles=4)
     slow = (
-        "import sys, time; from training.features import extract, __main__; whole = extract._features;"
+        "import sys, time; from pathlib import Path; from gateway.operations.settings import settings;"
+        "from training.features import extract, job, run; whole = extract._features;"
         "extract._features = lambda *given: (time.sleep(0.5), whole(*given))[1];"
-        "extract.SHARD_TILES = 4; __main__.main(sys.argv[1:])"
+        "run.run(job.Job.model_validate_json(sys.argv[1]), settings(), 1)"
     )
-    arguments = ["--slides", str(slides), "--encoder", "colour-histogram", "--out", str(out), "--profile", "native"]
-    process = subprocess.Popen([sys.executable, "-c", slow, *arguments])
+    process = subprocess.Popen([sys.executable, "-c", slow, job.model_dump_json()])
     try:
         deadline = time.monotonic() + 120
         while len(done := sorted(job.work.glob("*/*.json"))) < 1:
