@@ -12,6 +12,7 @@ from tests.benchmarks import (
     bench_analyze,
     bench_annotations,
     bench_engines,
+    bench_features,
     bench_frames,
     bench_memory,
     bench_objects,
@@ -57,6 +58,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("a step of self-distillation", bench_training.measure),
+        ("feature extraction", lambda: bench_features.measure(work / "features", phantom(28_000))),
         ("annotations and the PDF", bench_annotations.measure),
         ("memory", lambda: bench_memory.measure(work / "memory", phantom(20_000), phantom(80_000))),
     ]

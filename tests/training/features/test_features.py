@@ -261,6 +261,11 @@ def test_a_served_model_gives_what_its_graph_gives(slides: Path, compute: Comput
     card = ModelRepository(REPOSITORY).card("tile_encoder")
     assert features.record.checksum == card.version.engine_sha256
     assert (features.record.tile_px, features.record.tile_um) == (224, 112.0)
+    # The same weights by PyTorch, as a registered encoder.
+    assert compute(slides / "a", tmp_path / "registered", encoder="tile-encoder").written == 1
+    (registered,) = both(tmp_path / "registered").values()
+    np.testing.assert_array_equal(registered.coords_N2, features.coords_N2)
+    np.testing.assert_allclose(registered.features_ND, features.features_ND, rtol=1e-3, atol=1e-3)
 
 
 def test_a_model_that_is_no_encoder_is_refused(slides: Path, compute: Compute, tmp_path: Path) -> None:
