@@ -49,7 +49,7 @@ def recorded(path: Path, checksum: str, toolkit: str) -> dict[str, Any] | None:
     try:
         document = json.loads(path.read_bytes())
         record: dict[str, Any] = document["records"][f"{checksum}/{toolkit}"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return record
 
@@ -96,8 +96,8 @@ def verify(encoder: Encoder, path: Path) -> None:
         record = {**found, **_first_test(encoder), "tools": _tools()}
         _write(path, f"{meta.checksum}/{meta.toolkit}", record)
         return
-    gap = max(_gap(found[name], held[name]) for name in ("first", "mean", "std", "norm"))
-    if gap > TOLERANCE:
+    gap = float(np.max([_gap(found[name], held[name]) for name in ("first", "mean", "std", "norm")]))
+    if not gap <= TOLERANCE:
         changed = [
             f"{name} {held['tools'][name]} → {now}" for name, now in _tools().items() if held["tools"][name] != now
         ]

@@ -6,6 +6,7 @@ folder), one folder an id, with the digest that the person has pinned.
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def demand_licence(encoder_id: str, card: Card, *, accepted: bool) -> None:
 def weights_file(encoder_id: str, card: Card) -> Path:
     """The one weights file of an id's folder. Raises EncoderMissing with what to fetch and where to put it."""
     folder = weights_folder() / encoder_id
-    files = sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES) if folder.is_dir() else []
+    files = sorted(path for path in folder.glob("*") if path.suffix in _SUFFIXES and path.is_file())
     if len(files) == 1:
         return files[0]
     if files:
@@ -70,7 +71,7 @@ def verified_digest(encoder_id: str, card: Card, path: Path) -> str:
             f"{path.name} of {encoder_id} has the sha256 {digest}, which its card does not name. Compare it with where "
             f"you fetched the file, and write it into {PIN} beside it."
         )
-    if pin.read_text(encoding="utf-8").split()[:1] != [digest]:
+    if pin.read_bytes().split()[:1] != [digest.encode()]:
         raise EncoderInvalid(
             f"{path.name} of {encoder_id} differs from the digest that is pinned in {PIN}. Fetch it again."
         )
@@ -83,17 +84,36 @@ def _md5(path: Path) -> str:
 
 
 def read_tensors(encoder_id: str, card: Card, path: Path) -> dict[str, Tensor]:
-    """A fetched file's tensors under the network's own names. Raises EncoderInvalid where it cannot be read."""
+    """A fetched file's tensors under the network's own names.
+
+    Of a pickle only tensors and plain containers are read, never code. Raises EncoderInvalid where it cannot be read,
+    or claims more values than it has bytes for.
+    """
     try:
         if path.suffix == ".safetensors":
-            tensors = load_file(path)
+            content = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and safetensors raise a dozen classes
+            if zipfile.is_zipfile(path):
+                _demand_stored(path)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = plain_names(content, card.weights.layout)
+        if not all(isinstance(key, str) for key in tensors):
+            raise TypeError("keys that are no names")
+        claimed = sum(value.numel() for value in tensors.values())
+        if claimed > path.stat().st_size:  # no published file has values of less than one byte
+            raise ValueError("more values than bytes")
+        return {key: value.float() for key, value in tensors.items()}
+    except Exception as error:  # pickle, zip and safetensors raise a dozen classes, and content of another form more
         raise EncoderInvalid(
             f"{path.name} of {encoder_id} cannot be read as weights ({type(error).__name__}). Fetch it again."
         ) from None
-    return {key: value.float() for key, value in plain_names(tensors, card.weights.layout).items()}
+
+
+def _demand_stored(path: Path) -> None:
+    """PyTorch never packs its archives: what unpacks to more than the file has bytes is no weights file."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("packed content")
 
 
 def load_fetched(encoder_id: str, card: Card, network: nn.Module, path: Path) -> None:

@@ -1,6 +1,8 @@
 """Weights that are not what they are taken for are caught, each by its own sentence."""
 
 import json
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +157,66 @@ def test_a_file_that_is_no_weights_is_refused(tiny: Path) -> None:
     tiny.unlink()
     (tiny.parent / "sha256.txt").write_text(sha256_file(tiny.with_suffix(".pth")))
     with pytest.raises(EncoderInvalid, match="cannot be read as weights"):
+        build("tiny", accept_licence=True)
+
+
+class Runs:
+    """A pickle that runs code where it is trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.path), "w")
+
+
+def _code(path: Path) -> None:
+    torch.save({"cls_token": Runs(path.parent / "ran")}, path)
+
+
+def _claim(path: Path) -> None:
+    """Ten billion values in four bytes: float() would make 40 GB of them."""
+    torch.save({"cls_token": torch.zeros(1, dtype=torch.float16).expand(10_000_000_000)}, path)
+
+
+def _bomb(path: Path) -> None:
+    torch.save({"cls_token": torch.zeros(1_000_000)}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        _code,
+        _claim,
+        _bomb,
+        lambda path: torch.save([1, 2], path),
+        lambda path: torch.save({"cls_token": 3}, path),
+        lambda path: torch.save({7: torch.zeros(1)}, path),
+        lambda path: path.write_bytes((10 * 2**30).to_bytes(8, "little") + b"{}"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["plain", "dinov2-teacher"])
+def test_a_hostile_file_is_refused(register, tiny: Path, write: Callable[[Path], None], layout: str) -> None:
+    register(TINY.replace('hub = "somebody/tiny"', f'layout = "{layout}", hub = "somebody/tiny"'))
+    tiny.unlink()
+    path = tiny.with_suffix(".bin")
+    write(path)
+    (path.parent / "sha256.txt").write_text(sha256_file(path))
+    with pytest.raises((EncoderInvalid, WeightsInvalid), match=r"cannot be read as weights|lack|hold"):
+        build("tiny", accept_licence=True)
+    assert not (path.parent / "ran").exists()
+
+
+@pytest.mark.parametrize("put", [Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_what_is_no_file_is_no_weights(tiny: Path, put: Callable[[Path], None]) -> None:
+    tiny.unlink()
+    put(tiny.with_suffix(".pt"))
+    with pytest.raises(EncoderMissing):
         build("tiny", accept_licence=True)
 
 
