@@ -192,7 +192,8 @@ class RunWriter:
         seen: Seen | None = None,
     ) -> Run:
         """Write metrics and, last, the manifest; remove `work/`. A run that learns from images says by `seen` which
-        groups and pictures they were: the bench's leakage rules read it."""
+        groups and pictures they were: the bench's leakage rules read it. What the runs that it starts from were made
+        of is written down as `inherited`, since their licences bind it and their folders may be gone."""
         cpu_s = round(time.process_time() - self._cpu_start_s, 1)
         write_atomic(self.path / "metrics.json", json_bytes({**metrics, "cpu_s": cpu_s}))
         manifest = {
@@ -209,12 +210,23 @@ class RunWriter:
                 role: {"recipe": run.name, "weights_sha256": run.weights_sha256}
                 for role, run in (starts_from or {}).items()
             },
+            "inherited": {key: _united(starts_from or {}, key) for key in ("data", "pretraining")},
             **({"seen": seen.record()} if seen else {}),
             "tools": {"python": platform.python_version()} | {name: metadata.version(name) for name in _TOOLS},
         }
         write_atomic(self.path / "manifest.json", json_bytes(manifest))
         shutil.rmtree(self.work)
         return open_run(self.path)
+
+
+def _united(parents: Mapping[str, Run], key: str) -> list[dict[str, Any]]:
+    """The parents' own entries and those that they have inherited, each once."""
+    entries = [
+        entry
+        for run in parents.values()
+        for entry in (*run.manifest[key], *run.manifest.get("inherited", {}).get(key, ()))
+    ]
+    return list({tuple(entry.items()): entry for entry in entries}.values())
 
 
 def _git_state() -> tuple[str, int]:

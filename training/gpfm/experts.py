@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,13 +130,23 @@ def _check(expert: Expert, crop_px: int) -> None:
 
 def licences_of(run: Run) -> tuple[str, ...]:
     """The licences of all data and weights that a run was made from, through the runs that it starts from."""
-    found = {entry["licence"] for made in ancestry(run) for entry in made.manifest["data"]}
-    found |= {entry["licence"] for made in ancestry(run) for entry in made.manifest["pretraining"]}
-    return tuple(sorted(found))
+    return tuple(sorted({entry["licence"] for key in ("data", "pretraining") for entry in origins(run, key)}))
 
 
-def ancestry(run: Run) -> Iterator[Run]:
-    """The run, and every run that its weights come from. Raises RunInvalid where one is gone or was trained again."""
+def origins(run: Run, key: str) -> list[dict[str, Any]]:
+    """The manifest's `data` or `pretraining`, with those of every run that the weights come from, each once.
+
+    Raises RunInvalid for a run of before manifests said what they inherit, where one of those is gone or was trained
+    again.
+    """
+    if "inherited" in run.manifest:
+        entries = [*run.manifest[key], *run.manifest["inherited"][key]]
+    else:
+        entries = [entry for made in _ancestry(run) for entry in made.manifest[key]]
+    return list({tuple(entry.items()): entry for entry in entries}.values())
+
+
+def _ancestry(run: Run) -> Iterator[Run]:
     yield run
     for role, origin in run.manifest["starts_from"].items():
         parent = find_run(origin["recipe"])
@@ -144,7 +155,7 @@ def ancestry(run: Run) -> Iterator[Run]:
                 f"The run {run.name} was made with {role} from another run of {origin['recipe']} than the one that is "
                 "here. Restore that run, or train again what was made from it."
             )
-        yield from ancestry(parent)
+        yield from _ancestry(parent)
 
 
 def heads(kd: Distillation, width: int) -> nn.ModuleDict:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.errors import RecipeInvalid
-from training.gpfm.experts import ancestry
+from training.gpfm.experts import origins
 from training.gpfm.model import ImageEncoder, network_of, recipe_of
 from training.graphs import Graph, TensorSpec
 from training.runs import Run
@@ -79,13 +79,7 @@ def declare(run: Run) -> Graph:
 
 def _card(run: Run, publish: Published) -> dict[str, Any]:
     """The texts of a card. Data and pretraining are those of the run and of every expert and start behind it."""
-    made = list(ancestry(run))
-    files = {
-        (entry["dataset"], entry["licence"], entry["tier"], entry["file"])
-        for each in made
-        for entry in each.manifest["data"]
-    }
-    pretraining = {tuple(entry.items()): entry for each in made for entry in each.manifest["pretraining"]}
+    files = {(entry["dataset"], entry["licence"], entry["tier"], entry["file"]) for entry in origins(run, "data")}
     sets = sorted({entry[:3] for entry in files})
     return {
         "title": publish.title,
@@ -107,6 +101,6 @@ def _card(run: Run, publish: Published) -> dict[str, Any]:
             }
             for dataset, licence, tier in sets
         ],
-        "pretraining": list(pretraining.values()),
+        "pretraining": origins(run, "pretraining"),
         "metrics": [],
     }

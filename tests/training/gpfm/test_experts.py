@@ -16,6 +16,7 @@ from training.gpfm.experts import Expert, Regression, licences_of, open_expert, 
 from training.gpfm.losses import cosine, patches, resize_grid
 from training.gpfm.recipe import DistillRecipe, ExpertSettings
 from training.gpfm.train import read
+from training.graphs import declare
 from training.nn.vit import Tokens
 from training.runs import Run, open_run
 from training.ssl import ema
@@ -156,10 +157,25 @@ def test_licences_are_those_of_all_that_a_run_was_made_from(
     runs = tmp_path / "runs"
     shutil.copytree(gpfm_folder / "runs", runs, ignore=shutil.ignore_patterns("cache"))
     monkeypatch.setenv("PATHSERVE_RUNS", str(runs))
-    manifest = json.loads((runs / "text" / "manifest.json").read_text())
-    manifest["data"][0]["licence"] = "CC BY 4.0"
-    (runs / "text" / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(runs / "text")
+    assert licences_of(open_run(runs / "student")) == ("CC0",)
+    assert declare(open_run(runs / "student")).card["data"] == declare(student).card["data"]
+    manifest = json.loads((runs / "student" / "manifest.json").read_text())
+    manifest["inherited"]["data"][0]["licence"] = "CC BY 4.0"
+    (runs / "student" / "manifest.json").write_text(json.dumps(manifest))
     assert licences_of(open_run(runs / "student")) == ("CC BY 4.0", "CC0")
+
+
+def test_a_run_that_does_not_say_what_it_inherits_needs_its_parents(
+    student: Run, gpfm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(gpfm_folder / "runs", runs, ignore=shutil.ignore_patterns("cache"))
+    monkeypatch.setenv("PATHSERVE_RUNS", str(runs))
+    manifest = json.loads((runs / "student" / "manifest.json").read_text())
+    del manifest["inherited"]
+    (runs / "student" / "manifest.json").write_text(json.dumps(manifest))
+    assert licences_of(open_run(runs / "student")) == licences_of(student)
     shutil.rmtree(runs / "text")
     with pytest.raises(RunInvalid, match="no run of the recipe text"):
         licences_of(open_run(runs / "student"))
@@ -188,7 +204,26 @@ def test_agreement_tells_a_learned_head_from_a_fresh_one_and_from_shuffled_tiles
         own = fitted.heads["tissue"](tokens.cls_BD)
         (1 - F.cosine_similarity(own - own.mean(0), target_GD - mean_D).mean()).backward()
         optimiser.step()
-    found = agreement((backbone, fitted), (backbone, fresh), tiles(48), seed=1)["experts"]["tissue"]["cls"]
+    groups_K = np.repeat(np.arange(16), 3)
+    found = agreement((backbone, fitted), (backbone, fresh), tiles(48), groups_K, seed=1)["experts"]["tissue"]["cls"]
     assert found["centred"] > 0.5
     assert found["centred"] > found["centred_start"] + 0.3
+    low, high = found["centred_gain_interval"]
+    assert 0.2 < low < found["centred_gain"] < high
     assert abs(found["centred_shuffled"]) < 0.15
+    assert found["void"] == (abs(found["centred_shuffled"]) > 0.1)
+
+
+def test_agreement_is_void_where_the_shuffled_control_agrees_too(recipe: DistillRecipe) -> None:
+    """Two tiles that are each other's shuffled partner and the same: the control knows what the student knows."""
+    opened = open_experts(recipe.kd, SIDE)[:1]
+    kd = recipe.kd.model_copy(update={"experts": recipe.kd.experts[:1]})
+    backbone = SelfDistillation(recipe).student["backbone"].eval()
+    heads = Regression(kd, opened, 16, seed=1)
+    tiles = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)).repeat(2, 1, 1, 1)
+    found = agreement((backbone, heads), (backbone, heads), tiles, np.array(["a", "a"]), seed=1)
+    patch = found["experts"]["tissue"]["patch"]
+    assert patch["centred_shuffled"] == patch["centred"]
+    assert patch["void"] == (abs(patch["centred"]) > 0.1)
+    assert patch["centred_gain"] == 0
+    assert "centred_interval" not in patch
