@@ -10,6 +10,7 @@ import torch
 
 from training.data import crc9
 from training.errors import RecipeInvalid, RunInvalid
+from training.graphs import Graph, TensorSpec, declare
 from training.runs import RunWriter, find_run, open_run, runs_folder
 from training.tissue import evaluate, train
 from training.tissue.recipe import Training
@@ -43,6 +44,7 @@ def scratch_recipe(tmp_path: Path) -> Path:
     head, rest = text.split("[training]")
     publish = rest[rest.index("[publish]") :]
     path = tmp_path / "recipe.toml"
+    publish = publish.replace("tile_px = 224", "tile_px = 48")
     path.write_text(head + SCRATCH + "\n" + publish, encoding="utf-8")
     return path
 
@@ -54,6 +56,7 @@ def head_recipe(tmp_path: Path) -> Path:
     probe = SCRATCH[SCRATCH.index("[probe]") :]
     text = text.replace('encoder = "tissue-encoder-small"', 'encoder = "tissue-encoder-scratch"')
     path = tmp_path / "head.toml"
+    text = text.replace("tile_px = 224", "tile_px = 48")
     path.write_text(text.replace("[ensemble]", f"{probe}\n[ensemble]"), encoding="utf-8")
     return path
 
@@ -71,6 +74,9 @@ def test_recipes_lead_to_whole_run_folders(small_data: Path, scratch_recipe: Pat
         "recipe": "tissue-encoder-scratch",
         "weights_sha256": encoder.weights_sha256,
     }
+    (seen,) = head.metrics["encoder_has_seen"][:1]
+    assert seen.startswith("tissue-encoder-scratch has seen 28 of 28 groups (patient-unknown)")
+    assert any(seen in limit for limit in declare(head).card["limits"])
     rows = head.metrics["rows"]
     assert list(rows) == [
         "head",
@@ -195,3 +201,36 @@ def _finished() -> Path:
     writer = RunWriter(runs_folder() / "small", b'name = "small"\n' + b"#" * 30, resume=False)
     writer.weights_path.write_bytes(b"weights" * 10)
     return writer.finish(metrics={"rows": {"a": 1}, "filler": "x" * 30}, seed=1).path
+
+
+class Sides(torch.nn.Module):
+    """Says how wide its tiles are."""
+
+    def forward(self, image_BHWC: torch.Tensor) -> torch.Tensor:
+        assert image_BHWC.dtype == torch.uint8
+        return torch.full((len(image_BHWC), 3), float(image_BHWC.shape[1]))
+
+
+@pytest.mark.parametrize(
+    ("mpp", "side_px", "given_px"), [(0.5, 48, 48), (1.0, 24, 24), (1.0, 112, None), (0.5, 224, None)]
+)
+def test_a_head_s_encoder_is_given_its_own_scale(
+    small_data: Path, mpp: float, side_px: int, given_px: int | None
+) -> None:
+    tiles = crc9.load()  # 48 px at 0.5 µm/px
+    graph = Graph(
+        model="tile_encoder",
+        kind="encoder",
+        network=Sides(),
+        inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
+        outputs=(TensorSpec("embedding", "FP32", (3,)),),
+        samples=lambda sizes: {},
+        card={"title": "Sides", "mpp": mpp, "tile_px": side_px},
+    )
+    if given_px is None:
+        with pytest.raises(RecipeInvalid, match=f"takes {side_px} px at {mpp:g} µm/px; the tiles are"):
+            train._on_tiles(graph, tiles)
+    else:
+        embedded = train.embed(train._on_tiles(graph, tiles), tiles, 1, 1)
+        assert embedded.shape == (28, 1, 3)
+        assert (embedded == given_px).all()

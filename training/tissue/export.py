@@ -11,8 +11,6 @@ from training.runs import Run, parse_recipe
 from training.tissue.model import EMBEDDING, TileEncoder, TissueHead
 from training.tissue.recipe import EncoderRecipe, HeadRecipe, Published
 
-_EMBEDDING = TensorSpec("embedding", "FP32", (EMBEDDING,))
-
 
 def declare(run: Run) -> Graph:
     """The graph of a finished run. Raises RecipeInvalid, WeightsInvalid."""
@@ -33,7 +31,7 @@ def _encoder(run: Run, recipe: EncoderRecipe) -> Graph:
         kind="encoder",
         network=network.eval(),
         inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
-        outputs=(_EMBEDDING,),
+        outputs=(TensorSpec("embedding", "FP32", (EMBEDDING,)),),
         samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
         card=_card(run, recipe.publish, "probe") | {"embedding_size": EMBEDDING},
     )
@@ -41,8 +39,10 @@ def _encoder(run: Run, recipe: EncoderRecipe) -> Graph:
 
 def _head(run: Run, recipe: HeadRecipe) -> Graph:
     labels = recipe.publish.labels
-    network = TissueHead(len(labels))
-    load_state(network, read_weights(run.weights_path), run.name)
+    tensors = read_weights(run.weights_path)
+    width = tensors["linear.weight"].shape[1] if "linear.weight" in tensors else EMBEDDING
+    network = TissueHead(len(labels), width)
+    load_state(network, tensors, run.name)
     encoder = recipe.ensemble.steps[0] if recipe.ensemble else "tile_encoder"
     point, recall = run.metrics["operating_point"], run.metrics["recall"]
     # A class counts as supported where its cross-validated recall is above chance with its whole interval.
@@ -52,6 +52,10 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
         f"The class {label.exploratory.display} is not supported: the interval of its recall reaches down to chance."
         for label, supported in zip(labels, shown, strict=True)
         if not supported
+    ]
+    card["limits"] += [
+        f"Its figures are likely too high, for its encoder has not been apart from the tiles: {reason}."
+        for reason in run.metrics.get("encoder_has_seen", ())
     ]
     card |= {
         "labels": [
@@ -72,9 +76,9 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
         model=recipe.publish.model,
         kind="head",
         network=network.eval(),
-        inputs=(_EMBEDDING,),
+        inputs=(TensorSpec("embedding", "FP32", (width,)),),
         outputs=(TensorSpec("logits", "FP32", (len(labels),)),),
-        samples=lambda sizes: {"embedding": synthetic_embeddings(sizes["batch"], recipe.seed)},
+        samples=lambda sizes: {"embedding": synthetic_embeddings(sizes["batch"], recipe.seed, width)},
         card=card,
         needs={encoder: run.manifest["starts_from"]["encoder"]["weights_sha256"]},
         ensemble=Ensemble(**recipe.ensemble.model_dump()) if recipe.ensemble else None,
@@ -142,8 +146,8 @@ def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:
     return np.stack(tiles)
 
 
-def synthetic_embeddings(count: int, seed: int) -> np.ndarray:
-    """(N,1584) float32, not negative and right-skewed, as most of an embedding is."""
-    return np.stack(
-        [np.random.default_rng((seed, index)).exponential(0.4, EMBEDDING) for index in range(count)]
-    ).astype(np.float32)
+def synthetic_embeddings(count: int, seed: int, width: int = EMBEDDING) -> np.ndarray:
+    """(N,width) float32, not negative and right-skewed, as most of an embedding is."""
+    return np.stack([np.random.default_rng((seed, index)).exponential(0.4, width) for index in range(count)]).astype(
+        np.float32
+    )

@@ -22,14 +22,20 @@ class TileEncoder(nn.Module):
         self.network = EfficientNetLite0()
 
     def forward(self, image_BHWC: Tensor) -> Tensor:
-        x_BCHW = (image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE
-        last_BCHW, *middle = self.network(x_BCHW)
+        last_BCHW, *middle = self._maps(image_BHWC)
         pooled = [last_BCHW.mean(dim=(2, 3))]
         for map_BCHW in middle:
             mean_BC = map_BCHW.mean(dim=(2, 3))
             gap_BCHW = map_BCHW - mean_BC[:, :, None, None]
             pooled += [mean_BC, ((gap_BCHW * gap_BCHW).mean(dim=(2, 3)) + 1e-6).sqrt()]
         return torch.cat(pooled, dim=1)
+
+    def dense(self, image_BHWC: Tensor) -> Tensor:
+        """The last feature map, (B,h,w,1280)."""
+        return self._maps(image_BHWC)[0].permute(0, 2, 3, 1)
+
+    def _maps(self, image_BHWC: Tensor) -> list[Tensor]:
+        return self.network((image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE)
 
 
 class TissueHead(nn.Module):

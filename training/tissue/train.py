@@ -13,16 +13,20 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gateway.operations.errors import PathserveError
 from training.data import crc9
 from training.data.dataset import Dataset
 from training.data.seen import Seen
+from training.data.split import Split, joined_groups
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
+from training.graphs import Graph, declare
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
 from training.nn.efficientnet_lite import WIDTH, initialise
+from training.pathbench import leakage
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 from training.tissue import evaluate
 from training.tissue.data import VIEWS, colour_statistics, view, views
@@ -162,8 +166,45 @@ def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -
     return view(crop, int(rng.integers(16)), rng)
 
 
-def embed(encoder: TileEncoder, tiles: Dataset, seed: int, count: int) -> np.ndarray:
-    """(N,V,1584) float32: the embeddings of every tile's first `count` views."""
+class Resized(nn.Module):
+    """An encoder of another input side, on tiles that show the same field; averaged over the source, as the gateway
+    reads them."""
+
+    def __init__(self, network: nn.Module, side_px: int) -> None:
+        super().__init__()
+        self.network, self.side_px = network, side_px
+
+    def forward(self, image_BHWC: Tensor) -> Tensor:
+        x_BCHW = image_BHWC.permute(0, 3, 1, 2).float()
+        size = (self.side_px, self.side_px)
+        resized = F.interpolate(x_BCHW, size, mode="bicubic", antialias=True, align_corners=False)
+        return self.network(resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+
+
+def _on_tiles(graph: Graph, tiles: Dataset) -> nn.Module:
+    """The served encoder, for tiles of the data set's scale. Raises RecipeInvalid where it wants another field."""
+    mpp, side_px, tile_px = float(graph.card["mpp"]), int(graph.card["tile_px"]), tiles.read(0).shape[0]
+    found_px = round(tile_px * tiles.mpp / mpp)
+    if found_px != side_px:
+        raise RecipeInvalid(
+            f"The encoder “{graph.card['title']}” takes {side_px} px at {mpp:g} µm/px; the tiles are {found_px} px at "
+            "that scale. Serve it at the tiles' field, or take other tiles."
+        )
+    return graph.network if side_px == tile_px else Resized(graph.network, side_px)
+
+
+def _demand_same_tile(recipe: HeadRecipe, graph: Graph) -> None:
+    """The head's card says what tile is read for it. Raises RecipeInvalid where its encoder wants another one."""
+    mpp, tile_px = float(graph.card["mpp"]), int(graph.card["tile_px"])
+    if (recipe.publish.mpp, recipe.publish.tile_px) != (mpp, tile_px):
+        raise RecipeInvalid(
+            f"The head's tiles are {recipe.publish.tile_px} px at {recipe.publish.mpp:g} µm/px, those of its encoder "
+            f"{tile_px} px at {mpp:g}. Write mpp = {mpp:g} and tile_px = {tile_px} into the recipe's section publish."
+        )
+
+
+def embed(encoder: nn.Module, tiles: Dataset, seed: int, count: int) -> np.ndarray:
+    """(N,V,D) float32: the embeddings of every tile's first `count` views."""
     encoder.eval()
     embedded = []
     with torch.inference_mode():
@@ -186,14 +227,15 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
     """The head on its frozen encoder, its figures, its baseline and its controls."""
     tiles = crc9.load()
     base = find_run(recipe.encoder)
+    graph = declare(base)
+    _demand_same_tile(recipe, graph)
+    encoder = _on_tiles(graph, tiles)
     run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
-    encoder = TileEncoder()
-    load_state(encoder, read_weights(base.weights_path), base.name)
     features_NVD = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))
 
     choice = choose(features_NVD, tiles.labels_N, tiles.groups_N, recipe.probe, recipe.seed)
     (linear,) = fit(features_NVD[:, : VIEWS[choice.augmentation]], tiles.labels_N, (choice.penalty,))
-    head = TissueHead(len(tiles.classes))
+    head = TissueHead(len(tiles.classes), features_NVD.shape[-1])
     load_state(
         head,
         {
@@ -214,8 +256,9 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         run, "random", lambda: embed(random_encoder(tiles, recipe.seed), tiles, recipe.seed, control.views)
     )
     runs["control: random encoder"] = _validate(random_NVD, tiles, control, recipe.seed)
-    runs["ablation: last feature map only"] = _validate(features_NVD[..., :WIDTH], tiles, recipe.probe, recipe.seed)
-    runs["ablation: middle maps only"] = _validate(features_NVD[..., WIDTH:], tiles, recipe.probe, recipe.seed)
+    if isinstance(encoder, TileEncoder):
+        runs["ablation: last feature map only"] = _validate(features_NVD[..., :WIDTH], tiles, recipe.probe, recipe.seed)
+        runs["ablation: middle maps only"] = _validate(features_NVD[..., WIDTH:], tiles, recipe.probe, recipe.seed)
     run.log("validated", part="baseline, random encoder, ablations")
     shuffled = np.random.default_rng(recipe.seed).permutation(tiles.labels_N)
     shuffled_RNC, _ = cross_validate(lambda train_N: features_NVD, shuffled, tiles.groups_N, control, recipe.seed)
@@ -229,6 +272,10 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         "temperature": round(choice.temperature, 4),
     }
     metrics["operating_point"] = evaluate.operating_point(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
+    # Cross-validation keeps the head from its test tiles, not an encoder that was trained on them.
+    measured = Split(tiles.name, np.full(len(tiles), "test"), joined_groups(tiles), "")
+    if reasons := leakage.status(leakage.Origin(run=base.name), tiles, measured).reasons:
+        metrics["encoder_has_seen"] = list(reasons)
     return run.finish(
         metrics=metrics,
         seed=recipe.seed,

@@ -10,7 +10,7 @@ from training.nn import efficientnet_lite, resnet, swin, vit
 from training.pathbench.encoders.cards import Card, Vit
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.functions import FUNCTIONS
-from training.tissue.model import MEAN, SCALE, TileEncoder
+from training.tissue.model import TileEncoder
 
 
 def mean_over_places(x_BND: Tensor) -> Tensor:
@@ -60,11 +60,6 @@ class LiteEmbedder(TileEncoder):
     def __init__(self, network: efficientnet_lite.EfficientNetLite) -> None:
         super().__init__()
         self.network = network
-
-    def dense(self, image_BHWC: Tensor) -> Tensor:
-        """The last map, (B,h,w,1280)."""
-        scaled_BCHW = (image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE
-        return self.network(scaled_BCHW)[0].permute(0, 2, 3, 1)
 
 
 class FunctionEmbedder(nn.Module):
