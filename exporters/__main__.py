@@ -25,6 +25,9 @@ def main(arguments: list[str] | None = None) -> int:
     building.add_argument(
         "--accept-licence", action="store_true", help="the licence of encoder:ID was read and allows it"
     )
+    building.add_argument(
+        "--field-um", type=float, metavar="UM", help="the field of encoder:ID's tiles; default: its publisher's"
+    )
     building.add_argument("--out", type=Path, required=True, metavar="REPOSITORY")
     rebuilding = commands.add_parser("rebuild", help="build all released runs; replace only what is not as built")
     rebuilding.add_argument("released", type=Path, help="the folder of the released runs")
@@ -49,11 +52,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(chosen: argparse.Namespace) -> None:
     if chosen.command == "build":
         repository = chosen.out.resolve()
-        folders = build(chosen.run, repository, chosen.target, chosen.precision, accept_licence=chosen.accept_licence)
+        folders = build(
+            chosen.run,
+            repository,
+            chosen.target,
+            chosen.precision,
+            accept_licence=chosen.accept_licence,
+            field_um=chosen.field_um,
+        )
         for folder in folders:
             print(chosen.out / folder)
-        for licence in _licences(repository / folders[0]):
-            print(f"The weights are under: {licence}", file=sys.stderr)
+        for line in _licences(repository / folders[0]):
+            print(line, file=sys.stderr)
     elif chosen.command == "rebuild":
         for folder in rebuild(chosen.released, chosen.out.resolve()):
             print(chosen.out / folder)
@@ -65,8 +75,14 @@ def _run(chosen: argparse.Namespace) -> None:
 
 
 def _licences(folder: Path) -> list[str]:
-    """Those of the weights that a built model started from."""
-    return sorted({entry["licence"] for entry in read_json(folder / "card.json")["pretraining"]})
+    """What binds a built model: the licences of the weights and of the data that it was made from."""
+    card = read_json(folder / "card.json")
+    weights = {
+        f"{entry['licence']} ({entry['package']}, trained on {entry['trained_on']})" for entry in card["pretraining"]
+    }
+    data = sorted({entry["licence"] for entry in card["data"]})
+    lines = [f"It comes from weights under: {entry}" for entry in sorted(weights)]
+    return lines + ([f"It was trained on data under: {'; '.join(data)}"] if data else [])
 
 
 if __name__ == "__main__":

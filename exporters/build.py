@@ -52,18 +52,20 @@ def build(
     precision: str | None = None,
     *,
     accept_licence: bool = False,
+    field_um: float | None = None,
     random_weights: bool = False,
 ) -> list[str]:
     """Build a run's model for a target, and its ensembles, into `repository`; the folders that were written.
 
-    `source` is a run folder or `encoder:<id>`, for which `accept_licence` says that a person read its licence.
+    `source` is a run folder or `encoder:<id>`, for which `accept_licence` says that a person read its licence, and
+    `field_um` what field its tiles show, if not its publisher's.
     `random_weights` lets tests build an encoder that nobody trained. Raises TrainingError for a run that cannot be
     used, ExportError, GateFailed (with RUN/gate-failed.json written).
     """
     torch.set_num_threads(1)  # as the engines are served, and so that figures do not depend on the number of cores
     target = target_named(target_name)
     precision = precision_of(target, precision)
-    run = _open(source, accept_licence=accept_licence)
+    run = _open(source, field_um, accept_licence=accept_licence)
     if run.recipe.get("weights") == RANDOM and not random_weights:
         raise ExportError(
             f"The weights of {run.name} are random: nobody trained them, so nobody may be served by them."
@@ -117,9 +119,11 @@ def _demand_no_less(repository: Path, model: ModelFolder) -> None:
         )
 
 
-def _open(source: Path, *, accept_licence: bool) -> Run:
+def _open(source: Path, field_um: float | None, *, accept_licence: bool) -> Run:
     if source.name.startswith(_ENCODER):
-        return as_run(source.name.removeprefix(_ENCODER), accept_licence=accept_licence)
+        return as_run(source.name.removeprefix(_ENCODER), field_um=field_um, accept_licence=accept_licence)
+    if field_um is not None:
+        raise ExportError("A run's recipe says what field its tiles show. Only encoder:ID takes another one.")
     return open_run(source)
 
 

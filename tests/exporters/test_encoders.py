@@ -83,7 +83,7 @@ def test_an_encoder_takes_the_tile_encoder_s_place_under_a_refitted_head(
     assert command.main(arguments) == 0
     said = capsys.readouterr()
     assert said.out.splitlines() == [f"{repository}/tile_encoder-v2"]
-    assert said.err == "The weights are under: Tiny-1.0\n"
+    assert said.err == "It comes from weights under: Tiny-1.0 (somebody/tiny, trained on nothing)\n"
     models = ModelRepository(repository)
     models.check("tile_encoder-v2")
     gates = json.loads((repository / "tile_encoder-v2" / "gate.json").read_bytes())["gates"]

@@ -7,7 +7,7 @@ from torch import nn
 
 from training.graphs import Graph
 from training.pathbench.encoders import networks, selftest, weights
-from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, licences_of, read_card
+from training.pathbench.encoders.cards import FIXED_FIELD_UM, Card, Profile, Toolkit, licences_of, read_card, registered
 from training.pathbench.encoders.encoder import Encoder, EncoderMeta
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.transforms import Transform
@@ -89,14 +89,23 @@ def _loaded(encoder_id: str, card: Card, network: nn.Module, toolkit: Toolkit, p
 
 
 def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder:
-    """An encoder of ours: the graph that is served, which scales pixels itself."""
-    side_px, manifest = int(graph.card["tile_px"]), run.manifest
+    """An encoder of ours: the graph that is served, which scales pixels itself. Its licences are those of its card, and
+    of all data and weights that the graph's card names: it may be used only as all of them allow."""
+    side_px, origins = int(graph.card["tile_px"]), graph.card["pretraining"]
     transform = Transform(side_px=side_px, fit="squash", interpolation="bicubic", resize_px=side_px)
-    sets = {entry["trained_on"] for entry in manifest["pretraining"]} | {entry["dataset"] for entry in manifest["data"]}
-    licences = {card.licence, *(entry["licence"] for entry in manifest["pretraining"])}
+    sets = {entry["trained_on"] for entry in origins} | {entry["dataset"] for entry in graph.card["data"]}
+    experts = {entry["package"] for entry in origins} & set(registered())
+    parents = {parent: read_card(parent) for parent in sorted({*card.inherits_from, *experts})}
+    licences = {card.licence, *(entry["licence"] for entry in (*origins, *graph.card["data"]))}
+    about = _of_card(card) | {
+        "inherits_from": tuple(parents),
+        "gated": card.gated or any(parent.gated for parent in parents.values()),
+        "commercial_ok": card.commercial_ok and all(parent.commercial_ok for parent in parents.values()),
+        "derivatives_ok": card.derivatives_ok and all(parent.derivatives_ok for parent in parents.values()),
+    }
     meta = EncoderMeta(
         **said,
-        **_of_card(card),
+        **about,
         dim=int(graph.outputs[0].shape[0]),
         checksum=run.weights_sha256,
         licences=tuple(sorted(licences)),

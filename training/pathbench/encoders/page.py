@@ -45,21 +45,38 @@ are never resized without a word: a table of another size is another architectur
 
 ## Serve
 
-    python -m exporters build encoder:ID [--accept-licence] --target onnx --out REPOSITORY
+    python -m exporters build encoder:ID [--accept-licence] [--field-um UM] --target onnx --out REPOSITORY
 
 makes a run folder `encoder-<id>-<digest>` in `PATHSERVE_RUNS` and builds it through the gates of every run
 ([engines.md](engines.md)) as a version of `tile_encoder`. The served tile is the network's own input side, at the scale
 that makes it show the publisher's field (column `µm/px`): the gateway's one resampling takes the place of the
-publisher's, and nothing is resized in the graph. The licences of the weights and of all that they inherit from stand in
-the model's card and are printed. Random weights and functions are built into no repository. An encoder whose weights
-are more than 2 GiB as fp32 (ViT-H and larger: 631 M parameters and more) does not fit into one ONNX file and is
-refused.
-Heads are only right on the weights that they were fitted on, so they are fitted anew, each on its own encoder.
+publisher's, and nothing is resized in the graph. `--field-um` serves it on tiles of another field, because the tiles
+that there are labels for show it (ours: 112 µm); its card then says so. The licences of the weights and of all that
+they inherit from stand in the model's card and are printed. Random weights and functions are built into no repository.
+An encoder whose weights are more than 2 GiB as fp32 (ViT-H and larger: 631 M parameters and more) does not fit into one
+ONNX file and is refused.
+Heads are only right on the weights that they were fitted on, so they are fitted anew, each on its own encoder:
+
+1. Write the run's name into `encoder` of a copy of `training/recipes/tissue-head-small.toml`, and the encoder's tile
+   into its `[publish]`; `python -m training.tissue.train COPY`. Slide heads likewise
+   ([slide-heads.md](slide-heads.md)).
+2. `python -m exporters build RUN --target onnx --out REPOSITORY`: the encoder first, then the heads; or copy the runs
+   to `training/released/` and call `make engines`.
+
+The head's tiles are cross-validated. Where the encoder itself was trained on them, its figures are too high: the run
+says so (`encoder_has_seen` in `metrics.json`), and so do the limits in the head's card.
 
 ## Ours, and the floor
 
 """
 _PUBLISHED = """
+An encoder of ours is under its own licence and those of all data and weights that it was made from, be it by training,
+as a start or as an expert: its run's manifest lists them (`data`, `pretraining`, `inherited`), its card and
+`encoder.meta` unite them, and it may be used only as all of them allow. ImageNet-1k, from which `lite0`, `lite1` and
+what starts from them come, gives its pictures for research that earns nothing; the packages' authors put the weights
+under Apache-2.0. Whoever does not want to rely on that begins from scratch (`tissue-encoder-scratch`, `gpfm-ssl-small`)
+and distils from no expert that started there.
+
 ## Published
 
 Parameters of networks that can be built are counted by test, and their shapes compared with the published ones.

@@ -7,6 +7,7 @@ gateway's one resampling takes the place of the publisher's, and there is no res
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from training.graphs import Graph, TensorSpec
@@ -26,12 +27,16 @@ MODEL = "tile_encoder"
 
 
 class ServedRecipe(Recipe):
-    """The recipe of a run that only brings an encoder's weights into a run folder."""
+    """The recipe of a run that only brings an encoder's weights into a run folder.
+
+    `field_um`: the field that its tiles show where it is served, if that is not its publisher's.
+    """
 
     stage: Literal["encoder"]
     encoder: str
     weights: Literal["published", "random"]
     checksum: str
+    field_um: float | None = Field(default=None, gt=0)
 
 
 class ServedEncoder(nn.Module):
@@ -52,15 +57,25 @@ class ServedEncoder(nn.Module):
         return self.network(x_BHWC.permute(0, 3, 1, 2))
 
 
-def as_run(encoder_id: str, *, random_init: bool = False, seed: int = 0, accept_licence: bool = False) -> Run:
+def as_run(
+    encoder_id: str,
+    *,
+    field_um: float | None = None,
+    random_init: bool = False,
+    seed: int = 0,
+    accept_licence: bool = False,
+) -> Run:
     """The run of an encoder of ours; else a run folder in PATHSERVE_RUNS that holds the encoder's weights.
 
-    The folder's name carries the weights' digest, so it is made once. `random_init` makes one of random weights, which
-    says so and is built into no repository but a test's.
+    The folder's name carries the weights' digest, so it is made once. `field_um` serves it on tiles of another field
+    than its publisher's, so that it fits the tiles that there are labels for. `random_init` makes one of random
+    weights, which says so and is built into no repository but a test's.
     Raises as `build` does, and EncoderInvalid for a function, which has no graph.
     """
     card = read_card(encoder_id)
     if card.weights.source == "run":
+        if field_um is not None:
+            raise EncoderInvalid(f"{encoder_id} is a run of ours: its recipe says what field its tiles show.")
         return weights.load_run(encoder_id, card)[0]
     if card.weights.source == "none":
         raise EncoderInvalid(f"{encoder_id} is a function without weights: it cannot be served.")
@@ -74,10 +89,11 @@ def as_run(encoder_id: str, *, random_init: bool = False, seed: int = 0, accept_
     )
     meta = encoder.meta
     name = f"encoder-{encoder_id}-{RANDOM if meta.random else meta.checksum[:12]}"
+    name += f"-{field_um:g}um" if field_um is not None else ""
     recipe = (
         f'name = "{name}"\nsystem = "pathbench"\nstage = "encoder"\nseed = {seed}\nencoder = "{encoder_id}"\n'
         f'weights = "{RANDOM if meta.random else "published"}"\nchecksum = "{meta.checksum}"\n'
-    )
+    ) + (f"field_um = {field_um:g}\n" if field_um is not None else "")
     folder = runs_folder() / name
     if (folder / "manifest.json").is_file():
         return open_run(folder)
@@ -119,13 +135,13 @@ def declare(run: Run) -> Graph:
         inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
         outputs=(TensorSpec("embedding", "FP32", (card.dim,)),),
         samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
-        card=_texts(card, run, side_px) | {"embedding_size": card.dim},
+        card=_texts(card, run, side_px, recipe.field_um) | {"embedding_size": card.dim},
     )
 
 
-def _texts(card: Card, run: Run, side_px: int) -> dict[str, Any]:
+def _texts(card: Card, run: Run, side_px: int, chosen_um: float | None) -> dict[str, Any]:
     """The texts of its card in the repository."""
-    field_um = card.field_um
+    field_um = chosen_um or card.field_um
     assert field_um is not None
     drawn = run.recipe["weights"] == RANDOM
     licences = sorted({entry["licence"] for entry in run.manifest["pretraining"]})
@@ -135,6 +151,8 @@ def _texts(card: Card, run: Run, side_px: int) -> dict[str, Any]:
         "Nothing was measured with this server: see the bench for what its embedding tells.",
         *(f"Licence of the weights and of what they inherit from: {licence}." for licence in licences),
     ]
+    if field_um != card.field_um:
+        limits.insert(1, f"Its publisher shows it {card.field_um:g} µm a tile; it is served on another field here.")
     if drawn:
         limits.insert(0, "Its weights are random: it has learned nothing, and its embedding means nothing.")
     return {
