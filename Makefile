@@ -121,12 +121,13 @@ bench: setup setup-training
 	.venv/bin/python -m tests.benchmarks
 
 ## What takes too long for `make test`: damaged slides and archives, hostile requests at both doors, and 50 kills under
-## 200 orders. At most 40 minutes.
-campaign: setup
+## 200 orders; and whole vision transformers through the exporter. At most 45 minutes.
+campaign: setup setup-training
 	.venv/bin/python -m tests.fuzz campaign --cases 600 --seed 1
 	.venv/bin/python -m tests.grpc.fuzz --cases 5000 --seed 1
 	.venv/bin/python -m tests.http.rogue --max-examples 10 --seed 7
 	.venv/bin/python -m tests.faults.campaign --kills 50 --analyses 200 --database postgresql --write
+	.venv-training/bin/python -m tests.exporters.vits b s
 
 ## Rebuild every model of model_repository from the released runs, and the page of them.
 engines: setup setup-training
