@@ -6,6 +6,7 @@ follow each other are left out in turn, and a group weighs as much as the answer
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gateway.analyses.slide_half import Engine, ServedModel
 from gateway.domain.report import EvidenceSource
 from gateway.inference.contract import Contract
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import InferenceError, ModelRefused
+from gateway.operations.errors import Cancelled, InferenceError, ModelRefused
 
 OCCLUDED_GROUPS = 48
 """Calls by occlusion, at most: each sees nearly the whole bag."""
@@ -66,10 +67,12 @@ async def ask(
     features_MD: npt.NDArray[np.float32],
     xy_um_M2: npt.NDArray[np.float32],
     engine: Engine,
+    *,
+    cancelled: Callable[[], bool],
 ) -> BagAnswer:
     """Put a bag through the slide's model. `xy_um_M2`: the tiles' centres, µm from the slide image's top left corner.
 
-    Raises InferenceError; ModelRefused where the model asks for what is not known here.
+    Raises InferenceError; Cancelled, between two calls; ModelRefused where the model asks for what is not known here.
     """
     contract = model.contract
     if strange := sorted({spec.name for spec in contract.inputs} - _TAKEN):
@@ -78,8 +81,13 @@ async def ask(
         )
 
     async def outputs(kept_M: npt.NDArray[np.bool_] | None = None) -> dict[str, npt.NDArray[Any]]:
+        if cancelled():
+            raise Cancelled("The analysis was cancelled.")
         features, xy_um = (features_MD, xy_um_M2) if kept_M is None else (features_MD[kept_M], xy_um_M2[kept_M])
-        return await engine.infer(model.folder, _batch(contract, features, xy_um), deadline_s=DEADLINE_S)
+        given = await engine.infer(model.folder, _batch(contract, features, xy_um), deadline_s=DEADLINE_S)
+        if not all(np.isfinite(array).all() for array in given.values()):
+            raise InferenceError(f"The model {model.folder} answered with what is no finite number.")
+        return given
 
     answer = await outputs()
     probabilities_C = _softmax(answer["logits"])
@@ -87,6 +95,8 @@ async def ask(
         raise InferenceError(f"The model {model.folder} answers with another number of classes than its card has.")
     if "attention" in answer:
         weights_M = np.maximum(answer["attention"].astype(np.float64).reshape(-1), 0)
+        if len(weights_M) != len(features_MD):
+            raise InferenceError(f"The model {model.folder} attends to another number of tiles than it was given.")
         return BagAnswer(probabilities_C, _shares(weights_M), EvidenceSource.ATTENTION)
     top = int(probabilities_C.argmax())
     least = (model.card.tiles or (1, 1))[0]

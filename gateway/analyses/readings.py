@@ -16,6 +16,7 @@ COARSER_TOLERANCE = 1.02
 MOSTLY_BLURRED = 0.25
 """Far from sharp slides, of whose tiles under 1 % are below `quality.BLURRED`, and from blurred ones (over half)."""
 PEN_MM2 = 1.0
+"""Set by judgement: about a dot of a felt pen."""
 STAIN_OD = (0.12, 0.6)
 """Mean optical density of either stain. Groups of ten images from five public sets of H&E lie in 0.15 to 0.50, as do
 two public slides; faded to a quarter of their density these fall below, doubled they exceed it."""

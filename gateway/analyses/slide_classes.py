@@ -23,7 +23,7 @@ from gateway.domain.model import ModelCard
 from gateway.domain.report import Finding, FindingKind, SlideClass, SlideClassification, TopTile
 from gateway.domain.slide import Level
 from gateway.domain.tables import finding_code
-from gateway.operations.errors import ModelRefused, StateError
+from gateway.operations.errors import ModelRefused, RowsOutdated
 from gateway.reports import AttentionMap, attention_map, thumbnail_jpeg
 from gateway.slides import Slide, TilePlan, stream_tiles
 
@@ -70,7 +70,7 @@ class _Bag:
         return {**self.answers.belongs_to, **model, "bag": len(self.picked_M)}
 
     def features(self) -> npt.NDArray[np.float32]:
-        """The tiles' embeddings (M, D). Raises StateError."""
+        """The tiles' embeddings (M, D). Raises RowsOutdated."""
         rising_M = np.sort(self.picked_M)
         return self.answers.answers(rising_M)[np.searchsorted(rising_M, self.picked_M)]
 
@@ -102,7 +102,7 @@ class WholeSlideClassification:
         if bag.too_small or BagAnswer.load(bag.path, bag.of) is not None:
             return
         begun = time.perf_counter()
-        answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine)
+        answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine, cancelled=cancelled)
         BAG_SECONDS.labels(task.card.name, answer.evidence).observe(time.perf_counter() - begun)
         answer.save(bag.path, bag.of)
 
@@ -125,9 +125,9 @@ class WholeSlideClassification:
             return SlideOutcome(level=plan.grid.level, reading=reading, findings=(*common, few), pictures=pictures)
         answer = BagAnswer.load(bag.path, bag.of)
         if answer is None:
-            raise StateError(
+            raise RowsOutdated(
                 "The stored answer of the slide's model does not belong to this analysis: a model was changed while it "
-                "ran. Order the analysis again."
+                "ran. It is computed anew."
             )
         relative_M = (answer.weights_M / answer.weights_M.max()).astype(np.float32)
         top = _top(answer.weights_M)
@@ -258,4 +258,5 @@ def _pictures_of(slide: Slide, plan: TilePlan, tiles_K: npt.NDArray[np.int64]) -
     order = np.argsort(tiles_K)
     few = plan.part(tiles_K[order])
     images = [image for batch in stream_tiles(slide, few, batch=TOP_TILES) for image in batch.images_BHWC]
-    return {f"top-tile-{rank + 1}": thumbnail_jpeg(image) for rank, image in zip(order.tolist(), images, strict=True)}
+    pictures = {rank: thumbnail_jpeg(image) for rank, image in zip(order.tolist(), images, strict=True)}
+    return {f"top-tile-{rank + 1}": pictures[rank] for rank in sorted(pictures)}

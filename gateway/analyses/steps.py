@@ -31,7 +31,7 @@ from gateway.domain.model import ModelVersion
 from gateway.domain.order import Order
 from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.disk import disk_errors, sync_files, sync_folder, written_whole
-from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, SlideError
+from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged, RowsOutdated, SlideError
 from gateway.operations.settings import Settings
 from gateway.reports import SlideSource, write_all
 from gateway.reports import keep as keep_headers
@@ -196,13 +196,17 @@ class CaseRun:
     async def report(self) -> dict[str, Any]:
         """Build the report once and write every encoding of it, all or nothing, to `folder/artifacts`.
 
-        Where a model was changed since the tiles were computed, they are computed again, by what serves now. Raises
-        DiskFull, SlideError, ModelChanged, Cancelled, and what `infer` raises.
+        Where a model was changed since the tiles were computed, or an earlier release computed them, they are computed
+        again, by what serves now. Raises DiskFull, SlideError, ModelChanged, Cancelled, and what `infer` raises.
         """
         if not self.artifacts.exists():
             if await asyncio.to_thread(self._pins) is None:
                 await self.infer()
-            await self._with_frames(lambda: asyncio.to_thread(self._report))
+            try:
+                await self._with_frames(lambda: asyncio.to_thread(self._report))
+            except RowsOutdated:
+                await self.infer()
+                await self._with_frames(lambda: asyncio.to_thread(self._report))
         return {"artifacts": sorted(path.name for path in self.artifacts.iterdir())}
 
     def _report(self) -> None:

@@ -14,6 +14,7 @@ from gateway.analyses import tiles
 from gateway.analyses.batches import REQUEST_TILES, run_batches
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.analyses.tiles import TileStore
+from gateway.operations.errors import InferenceError
 from gateway.slides import TilePlan, quality, stream_tiles
 
 _FILE = "tiles.bin"
@@ -40,7 +41,10 @@ class TileAnswers:
                 engine.infer(self.task.eye.folder, {"image": images_BHWC}),
                 asyncio.to_thread(quality.measure, images_BHWC),
             )
-            return np.concatenate([answer[self.output], figures_BF], axis=1)
+            found_BC = answer[self.output]
+            if not np.isfinite(found_BC).all():
+                raise InferenceError(f"The model {self.task.eye.folder} answered with what is no finite number.")
+            return np.concatenate([found_BC, figures_BF], axis=1)
 
         with TileStore.open(
             self.task.folder / _FILE, belongs_to=self.belongs_to, width=self.width + quality.WIDTH
@@ -52,11 +56,11 @@ class TileAnswers:
             await run_batches(batches, rows, store, progress=progress, cancelled=cancelled)
 
     def answers(self, picked_M: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.float32]:
-        """The model's answers (N, width), or those of the tiles `picked_M` (rising). Raises StateError."""
+        """The model's answers (N, width), or those of the tiles `picked_M` (rising). Raises RowsOutdated."""
         return self._load(slice(self.width), picked_M)[0]
 
     def figures(self) -> tuple[npt.NDArray[np.float32], int]:
-        """The quality figures (N, quality.WIDTH), and the number of frames that were missing. Raises StateError."""
+        """The quality figures (N, quality.WIDTH), and the number of frames that were missing. Raises RowsOutdated."""
         return self._load(slice(self.width, None))
 
     @property

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.operations.disk import disk_errors
-from gateway.operations.errors import StateError
+from gateway.operations.errors import RowsOutdated
 
 _PREFIX = struct.Struct("<II")
 _MISSING = struct.Struct("<I")
@@ -95,7 +95,7 @@ def load(
     """The outputs of a finished slide of `rows` tiles, and the number of frames missing under them: float32, all rows
     and columns, or `columns` of the rows `picked_M` (rising). No more than these is held in memory.
 
-    Raises StateError where they belong to anything else, or are not all there.
+    Raises RowsOutdated where they belong to anything else, or are not all there.
     """
     wanted_M = np.arange(rows) if picked_M is None else picked_M
     taken = np.empty((len(wanted_M), len(range(*columns.indices(width)))), np.float32)
@@ -110,9 +110,9 @@ def load(
             missing += _MISSING.unpack_from(payload)[0]
             done += len(values_BC)
     if not mine or done != rows:
-        raise StateError(
+        raise RowsOutdated(
             "The stored tile outputs do not belong to the slide and model of this analysis: one of them was changed "
-            "while it ran. Order the analysis again."
+            "while it ran. They are computed anew."
         )
     return taken, missing
 

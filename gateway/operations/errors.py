@@ -282,6 +282,12 @@ class FramesNotFetched(StateError):
     reason, title, retryable = "frames-not-fetched", "Frames not fetched", True
 
 
+class RowsOutdated(StateError):
+    """What was computed of a slide belongs to another model, plan or release, or is not all there: it is done anew."""
+
+    reason, title, retryable = "rows-outdated", "Stored answers outdated", True
+
+
 @dataclass(frozen=True, slots=True)
 class Rim:
     """How an error looks at the rim: HTTP status (RFC 9110), gRPC status name."""
@@ -328,6 +334,7 @@ _RIM: dict[type[PathserveError], Rim] = {
     DatabaseUnavailable: Rim(503, "UNAVAILABLE"),
     DiskFull: Rim(507, "RESOURCE_EXHAUSTED"),
     FramesNotFetched: Rim(503, "UNAVAILABLE"),
+    RowsOutdated: Rim(503, "UNAVAILABLE"),
 }
 
 

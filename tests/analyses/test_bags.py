@@ -13,7 +13,7 @@ from gateway.analyses.slide_half import ServedModel
 from gateway.domain.report import EvidenceSource
 from gateway.inference import ModelRepository
 from gateway.inference.contract import TensorSpec
-from gateway.operations.errors import InferenceError, ModelRefused
+from gateway.operations.errors import Cancelled, InferenceError, ModelRefused
 from gateway.operations.settings import Settings
 from tests.support.bags import LABELS, add_slide_head, without_slide_heads
 
@@ -50,6 +50,10 @@ def bag(tiles: int) -> tuple[np.ndarray, np.ndarray]:
     return features, np.arange(2 * tiles, dtype=np.float32).reshape(tiles, 2)
 
 
+def never() -> bool:
+    return False
+
+
 def mean_of_the_first(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Sure of class 1 as long as the tile with a 1 is there."""
     return {"logits": np.array([[0, 9 * batch["features"][0, :, 0].max(), 0]], np.float32)}
@@ -57,7 +61,7 @@ def mean_of_the_first(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 async def test_attention_becomes_parts_of_a_whole(head: ServedModel) -> None:
     engine = Engine(lambda batch: {"logits": np.zeros((1, 3)), "attention": np.array([[2.0, 0, 6.0]])})
-    answer = await ask(head, *bag(3), engine)
+    answer = await ask(head, *bag(3), engine, cancelled=never)
     assert answer.weights_M.tolist() == [0.25, 0, 0.75]
     assert answer.evidence is EvidenceSource.ATTENTION
     assert answer.probabilities_C == pytest.approx([1 / 3] * 3)
@@ -67,7 +71,7 @@ async def test_attention_becomes_parts_of_a_whole(head: ServedModel) -> None:
 async def test_without_attention_what_is_missed_weighs(head: ServedModel) -> None:
     engine = Engine(mean_of_the_first)
     tiles = 5 * OCCLUDED_GROUPS
-    answer = await ask(head, *bag(tiles), engine)
+    answer = await ask(head, *bag(tiles), engine, cancelled=never)
     assert answer.evidence is EvidenceSource.OCCLUSION
     assert len(engine.batches) == 1 + OCCLUDED_GROUPS
     assert answer.weights_M[:5] == pytest.approx([0.2] * 5)
@@ -75,16 +79,23 @@ async def test_without_attention_what_is_missed_weighs(head: ServedModel) -> Non
     assert {batch["features"].shape for batch in engine.batches[1:]} == {(1, tiles - 5, WIDTH)}
 
 
+async def test_a_cancelled_analysis_asks_no_more(head: ServedModel) -> None:
+    engine = Engine(mean_of_the_first)
+    with pytest.raises(Cancelled):
+        await ask(head, *bag(9), engine, cancelled=lambda: len(engine.batches) == 3)
+    assert len(engine.batches) == 3
+
+
 async def test_one_tile_weighs_all_whichever_way(head: ServedModel) -> None:
     for answered in (mean_of_the_first, lambda batch: mean_of_the_first(batch) | {"attention": np.zeros((1, 1))}):
         engine = Engine(answered)
-        answer = await ask(head, *bag(1), engine)
+        answer = await ask(head, *bag(1), engine, cancelled=never)
         assert answer.weights_M.tolist() == [1.0]
         assert len(engine.batches) == 1
 
 
 async def test_where_nothing_is_missed_all_weigh_the_same(head: ServedModel) -> None:
-    answer = await ask(head, *bag(4), Engine(lambda batch: {"logits": np.array([[0, 1, 0]])}))
+    answer = await ask(head, *bag(4), Engine(lambda batch: {"logits": np.array([[0, 1, 0]])}), cancelled=never)
     assert answer.weights_M.tolist() == [0.25] * 4
 
 
@@ -93,7 +104,7 @@ async def test_places_and_a_mask_are_given_where_they_are_asked_for(head: Served
     model = replace(head, contract=replace(head.contract, inputs=(*head.contract.inputs, *more)))
     engine = Engine(mean_of_the_first)
     features, xy_um = bag(3)
-    await ask(model, features, xy_um, engine)
+    await ask(model, features, xy_um, engine, cancelled=never)
     np.testing.assert_array_equal(engine.batches[0]["xy_um"][0], xy_um)
     np.testing.assert_array_equal(engine.batches[0]["mask"], np.ones((1, 3), np.int64))
     assert engine.batches[0]["mask"].dtype == np.int64
@@ -104,12 +115,26 @@ async def test_what_no_gateway_has_is_refused(head: ServedModel) -> None:
     more = TensorSpec("gamma", "FP32", (1, 8))
     model = replace(head, contract=replace(head.contract, inputs=(*head.contract.inputs, more)))
     with pytest.raises(ModelRefused, match="asks for gamma"):
-        await ask(model, *bag(3), Engine(mean_of_the_first))
+        await ask(model, *bag(3), Engine(mean_of_the_first), cancelled=never)
 
 
 async def test_another_number_of_classes_is_an_error(head: ServedModel) -> None:
     with pytest.raises(InferenceError, match="another number of classes"):
-        await ask(head, *bag(3), Engine(lambda batch: {"logits": np.zeros((1, len(LABELS) + 1))}))
+        await ask(head, *bag(3), Engine(lambda batch: {"logits": np.zeros((1, len(LABELS) + 1))}), cancelled=never)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"logits": np.array([[0, np.nan, 0]])}, "no finite number"),
+        ({"logits": np.zeros((1, 3)), "attention": np.array([[1, np.inf, 0]])}, "no finite number"),
+        ({"logits": np.zeros((1, 3)), "attention": np.ones((1, 2))}, "another number of tiles"),
+    ],
+    ids=["logits", "attention", "too few"],
+)
+async def test_an_answer_that_means_nothing_is_an_error(head: ServedModel, answer: dict[str, Any], words: str) -> None:
+    with pytest.raises(InferenceError, match=words):
+        await ask(head, *bag(3), Engine(lambda batch: answer), cancelled=never)
 
 
 def test_a_large_slide_is_thinned_out_evenly() -> None:

@@ -1,5 +1,6 @@
 """The slide half of `slide-classification`, on the committed slide with a small encoder and small heads; no Triton."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from gateway.domain.codes import Code
 from gateway.domain.order import Order, RegionUm, SlideReference, Specimen
 from gateway.domain.report import EvidenceSource, FindingKind
 from gateway.inference import ModelRepository
-from gateway.operations.errors import Cancelled, ModelRefused, ModelsUnfit, StateError
+from gateway.operations.errors import Cancelled, InferenceError, ModelRefused, ModelsUnfit, RowsOutdated
 from gateway.operations.settings import Settings
 from gateway.slides import Slide
 from tests.support.bags import OnnxEngine, add_slide_head, shrink_encoder, without_slide_heads
@@ -269,6 +270,41 @@ async def test_goes_on_where_it_was_ended(cmu_slide: Path, models: Path, folder:
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+class _NeverAnswers:
+    """An engine that keeps every request until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.asked = self.cancelled = 0
+
+    async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> dict[str, Any]:
+        self.asked += 1
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        raise AssertionError("it was answered")
+
+
+async def test_cancelling_ends_what_the_engine_has_in_hand(cmu_slide: Path, models: Path, tmp_path: Path) -> None:
+    engine, half = _NeverAnswers(), WholeSlideClassification()
+    with opened(cmu_slide, models, tmp_path) as task, pytest.raises(Cancelled):
+        await half.infer(task, half.plan(task), engine, progress=lambda done: None, cancelled=lambda: engine.asked > 0)
+    assert engine.asked == engine.cancelled == 1
+
+
+async def test_an_embedding_that_is_no_number_is_an_error(
+    cmu_slide: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    class Broken:
+        async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> dict[str, Any]:
+            answer = await engine.infer(model, batch)
+            return {name: np.where(np.arange(array.shape[-1]) == 0, np.nan, array) for name, array in answer.items()}
+
+    with opened(cmu_slide, models, tmp_path) as task, pytest.raises(InferenceError, match="no finite number"):
+        await run(task, Broken())
+
+
 async def test_an_answer_of_another_head_is_not_taken(
     cmu_slide: Path, models: Path, engine: OnnxEngine, folder: Path
 ) -> None:
@@ -279,7 +315,10 @@ async def test_an_answer_of_another_head_is_not_taken(
         version = replace(model.card.version, engine_sha256="f" * 64)
         return replace(model, card=replace(model.card, version=version))
 
-    with opened(cmu_slide, models, folder, change=exchanged) as task, pytest.raises(StateError, match="changed while"):
+    with (
+        opened(cmu_slide, models, folder, change=exchanged) as task,
+        pytest.raises(RowsOutdated, match="changed while"),
+    ):
         WholeSlideClassification().outcome(task)
 
 

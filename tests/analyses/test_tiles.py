@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.analyses.tiles import TileStore, load
-from gateway.operations.errors import StateError
+from gateway.operations.errors import RowsOutdated
 
 KEY = {"plan": "p", "engine": "e"}
 
@@ -55,7 +55,7 @@ def test_flipped_byte_is_not_believed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
-    with pytest.raises(StateError):
+    with pytest.raises(RowsOutdated):
         load(path, belongs_to=KEY, width=3, rows=8)
     with TileStore.open(path, belongs_to=KEY, width=3) as store:
         assert store.done == 4
@@ -66,7 +66,7 @@ def test_outputs_of_another_plan_or_engine_are_not_taken(tmp_path: Path, other: 
     path = tmp_path / "t.bin"
     with TileStore.open(path, belongs_to=KEY, width=3) as store:
         store.append(rows(4))
-    with pytest.raises(StateError, match="changed while it ran"):
+    with pytest.raises(RowsOutdated, match="changed while it ran"):
         load(path, belongs_to=other, width=3, rows=4)
     assert len(load(path, belongs_to=KEY, width=3, rows=4)[0]) == 4  # reading threw nothing away
     with TileStore.open(path, belongs_to=other, width=3) as store:
@@ -77,9 +77,9 @@ def test_outputs_that_are_not_all_there(tmp_path: Path) -> None:
     path = tmp_path / "t.bin"
     with TileStore.open(path, belongs_to=KEY, width=3) as store:
         store.append(rows(4))
-    with pytest.raises(StateError):
+    with pytest.raises(RowsOutdated):
         load(path, belongs_to=KEY, width=3, rows=5)
-    with pytest.raises(StateError):
+    with pytest.raises(RowsOutdated):
         load(tmp_path / "nothing.bin", belongs_to=KEY, width=3, rows=5)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gateway.analyses.ledger import Ledger
@@ -16,6 +17,7 @@ from gateway.analyses.pins import Pins, serving
 from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed
 from gateway.analyses.steps import CaseRun
+from gateway.analyses.tiles import TileStore
 from gateway.archive import FolderArchive
 from gateway.domain.analysis import State
 from gateway.domain.order import Order
@@ -413,6 +415,21 @@ async def test_where_a_version_vanished_all_tiles_are_computed_anew(
         assert [pins.folders[MODEL] for pins in case.noted] == [f"{MODEL}-v2", MODEL]
     finally:
         shutil.copytree(twice / second.name, second)
+
+
+@pytest.mark.triton
+async def test_rows_of_an_earlier_release_are_computed_anew(case: Case) -> None:
+    """The gateway was upgraded between the steps: rows held less before."""
+    for step in ("fetch", "infer"):
+        await case.step(step)
+    [rows] = case.folder.glob("tiles/*/tiles.bin")
+    whole = rows.read_bytes()
+    rows.unlink()
+    with TileStore.open(rows, belongs_to={"plan": "as before"}, width=9) as store:
+        store.append(np.zeros((4, 9), np.float32))
+    await case.step("report")
+    assert case.report() == FIRST
+    assert rows.read_bytes() == whole
 
 
 @pytest.mark.triton
