@@ -299,7 +299,7 @@ def _classified(classes: SlideClassification) -> dict[str, Any]:
                 f"{tile.y_um:.0f}",
                 f"{tile.size_um:.0f}",
                 wording.probability(tile.attention),
-                wording.percent(tile.share),
+                wording.percent(tile.share, digits=2),
             ]
             for rank, tile in enumerate(classes.top_tiles, 1)
         ],

@@ -18,7 +18,7 @@ RESEARCH_USE = "Research use only, not a medical device."
 PRELIMINARY = "Preliminary and unsigned: no person has confirmed this report."
 EXPLORATORY = (
     "Exploratory result. A slide lies outside what the model was measured for: "
-    "its map shows similarity of appearance only; it names no diagnosis and supports none."
+    "what is drawn and counted shows similarity of appearance only; it names no diagnosis and supports none."
 )
 UNCERTAIN = "Uncertain"
 
@@ -36,7 +36,7 @@ ATTENTION_PICTURES = (
     _THUMBNAIL,
     (
         "attention-map",
-        "Weight of each tile in the answer: pale yellow least, dark red most",
+        "Weight of each tile: pale yellow least, dark red most; it shows where the model looked, not what is there",
         "The slide in grey with the tiles coloured by their weight; the heaviest are listed in the table below",
     ),
 )
@@ -179,12 +179,15 @@ def answer(classes: SlideClassification) -> str:
 
 def weights(classes: SlideClassification) -> str:
     """What the tiles' weights are, and of how many tiles."""
-    return f"The model saw {classes.bag} of {classes.tiles} tiles. {_SOURCES[classes.evidence]}"
+    even = f"{percent(1 / classes.bag, digits=2)} %"
+    return (
+        f"The model saw {classes.bag} of {classes.tiles} tiles; an even share is {even}. {_SOURCES[classes.evidence]}"
+    )
 
 
 def tile_title(rank: int, tile: TopTile) -> str:
     """A tile's caption."""
-    return f"{rank}: {percent(tile.share)} % of the weights"
+    return f"{rank}: {percent(tile.share, digits=2)} % of the weights"
 
 
 def area(value_mm2: float) -> str:
@@ -192,9 +195,9 @@ def area(value_mm2: float) -> str:
     return f"{value_mm2:.2f}" if value_mm2 == 0 or value_mm2 >= 0.01 else f"{value_mm2:.4f}"
 
 
-def percent(share: float) -> str:
+def percent(share: float, *, digits: int = 1) -> str:
     """A share (0..1) in % as it is printed."""
-    return f"{share * 100:.1f}"
+    return f"{share * 100:.{digits}f}"
 
 
 def probability(value: float | None) -> str:

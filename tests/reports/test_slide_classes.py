@@ -192,7 +192,7 @@ def test_all_encodings_say_the_same(case: tuple[Report, SlideSource]) -> None:
         group = groups[f"slide-1/top-tile-{rank}"]
         assert group["attention"] == tile.attention
         assert group["attention-share"] == tile.share * 100
-        assert f"{rank}: {wording.percent(tile.share)} % of the weights" in page
+        assert f"{rank}: {wording.percent(tile.share, digits=2)} % of the weights" in page
     seen, stain = report.slides[0].quality, report.slides[0].stain_figures
     assert seen is not None
     assert stain is not None
