@@ -102,6 +102,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
         ],
         "feature_size": metrics["feature_size"],
         "tiles": [tiles.min, tiles.max],
+        "composed": True,
     }
 
 

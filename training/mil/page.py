@@ -63,7 +63,7 @@ def _section(folder: Path) -> list[str]:
     lines = [
         f"## {recipe['publish']['model']}",
         "",
-        _KINDS[recipe["head"]],
+        f"{_KINDS[recipe['head']]} Width {recipe.get('hidden', 512)} (published: 512).",
         "",
         f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
         f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread; "

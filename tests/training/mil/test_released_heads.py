@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.inference import ModelRepository
 from training.mil.evaluate import HEAD
 from training.mil.page import page
 from training.runs import open_run, read_toml
@@ -28,6 +29,7 @@ def test_released_runs_are_whole(model: str) -> None:
     assert {entry["tier"] for entry in run.manifest["data"]} == {"A"}
     encoder = open_run(RELEASED / "tile_encoder")
     assert run.manifest["starts_from"]["encoder"]["weights_sha256"] == encoder.weights_sha256
+    assert ModelRepository(ROOT / "model_repository").card(model).composed
 
 
 @pytest.mark.parametrize("model", MODELS)

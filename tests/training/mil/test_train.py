@@ -92,6 +92,7 @@ def _holds_what_the_page_and_the_card_say(run: Run) -> None:
         encoder={"model": encoder, "weights_sha256": weights_sha256},
     )
     assert "composed" in card["limits"][0]
+    assert card["composed"] is True
     assert f"AUROC by split, {HEAD}" in page.page([run.path])
 
 
