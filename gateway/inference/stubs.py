@@ -42,6 +42,21 @@ def living_stubs(server_pid: int, directory: Path) -> tuple[Stub, ...]:
     return tuple(found)
 
 
+def wanted_s(pid: int) -> float:
+    """The CPU time that a process's threads have used, and the time that they stood in line for a core; s.
+
+    What waits for an event wants nothing; what is kept from computing by others wants it all the time. Linux counts
+    both (proc_pid_schedstat: nanoseconds on a core, nanoseconds on a run queue).
+    """
+    wanted_ns = 0
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                on_core, in_line, _ = (task / "schedstat").read_text().split()
+                wanted_ns += int(on_core) + int(in_line)
+    return wanted_ns / 1e9
+
+
 def dead_children(server_pid: int) -> frozenset[int]:
     """The server's zombies: it never waits for a stub while its model is loaded."""
     with contextlib.suppress(psutil.Error, ValueError):

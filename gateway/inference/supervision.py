@@ -18,12 +18,15 @@ from gateway.inference.served import Served
 LOOK_PERIOD_S = 1.0
 # A server that answers neither of two questions within this time hangs.
 SERVER_DEADLINE_S = 4.0
-# A model that answered nothing for this long is asked for a golden row, which takes at most this long.
+# A model that answered nothing for this long is asked for a golden row. One that has not answered after this long is
+# looked at each second: it hangs once none of its processes wants to compute.
 QUIET_S = 4.0
 CANARY_DEADLINE_S = 3.0
+# A model that computes, or waits for a core, for this long is asked again later, so that the others are asked as well.
+PATIENCE_S = 30.0
 # A process whose model was unloaded, and that computes nothing, may take this long to leave.
 LEAVE_S = 3.0
-# A process that lives, owes an answer and has used less CPU time than this meanwhile, hangs; a busy one uses more.
+# Processes that live, owe an answer and have wanted less CPU time than this meanwhile, hang; busy ones want more.
 _IDLE_CPU_S = 0.05
 
 log = structlog.get_logger(__name__)
@@ -109,19 +112,45 @@ class Supervisor:
         if served.lock.locked() or not self._fleet.tends(served):
             return
         generation = served.generation
-        before = {stub.pid: stub.cpu_s for stub in await self._fleet.link.stubs(served.folder)}
+        canary = asyncio.create_task(replay.canary(contract, golden, self._fleet.link.ask, PATIENCE_S))
         try:
-            await replay.canary(contract, golden, self._fleet.link.ask, CANARY_DEADLINE_S)
+            hangs = await self._hangs(served, canary)
+            if not hangs:
+                await canary
         except CallFailed as failure:
             log.warning("inference.canary_failed", model=served.folder, trouble=failure.trouble.value)
             if failure.trouble is Trouble.DEAD_STUB:
                 self._heal(served, generation, "dead")
-            elif failure.trouble is Trouble.DEADLINE and any(
-                stub.cpu_s - before.get(stub.pid, 0.0) < _IDLE_CPU_S
-                for stub in await self._fleet.link.stubs(served.folder)
-                if (stub.pid, stub.started_s) not in self._fleet.link.leaving
-            ):
+        else:
+            if hangs:
+                log.warning("inference.canary_failed", model=served.folder, trouble=Trouble.DEADLINE.value)
                 self._heal(served, generation, "hung")
+        finally:
+            canary.cancel()
+            await asyncio.wait({canary})
+
+    async def _hangs(self, served: Served, canary: asyncio.Task[None]) -> bool:
+        """Wait until a canary has ended (False), or until it owes an answer and no process of the model wants to
+        compute (True): however slow a model is, and however busy the machine, it works as long as one does.
+        """
+        patience_s = CANARY_DEADLINE_S
+        while True:
+            before = await self._demands(served)
+            await asyncio.wait({canary}, timeout=patience_s)
+            if canary.done():
+                return False
+            after = await self._demands(served)
+            if after and all(demand - before.get(key, 0.0) < _IDLE_CPU_S for key, demand in after.items()):
+                return True
+            patience_s = LOOK_PERIOD_S
+
+    async def _demands(self, served: Served) -> dict[tuple[int, float], float]:
+        """What each process of a model has wanted of the CPU so far, those that leave aside; s."""
+        link = self._fleet.link
+        here = [(stub.pid, stub.started_s) for stub in await link.stubs(served.folder)]
+        return {
+            (pid, started_s): stubs.wanted_s(pid) for pid, started_s in here if (pid, started_s) not in link.leaving
+        }
 
     async def _dismiss(self) -> None:
         """End processes of unloaded models that have nothing to do and do not leave.

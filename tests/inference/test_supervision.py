@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from prometheus_client import REGISTRY
 
 from gateway.inference import TritonEngine, embedded, link, supervision
 from gateway.inference.embedded import read_record
-from gateway.inference.stubs import Stub, living_stubs
+from gateway.inference.stubs import Stub, living_stubs, wanted_s
 from gateway.operations.settings import Settings
 from tests.support.models import seal
 
@@ -69,17 +70,18 @@ class TritonPythonModel:
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """encoder, twin (two instances), head, the ensemble `both`, slow, sticky, which can be made to hang; late and
-    pair (two instances), which take their time to load and answer nothing."""
+    """encoder, twin (two instances), head, the ensemble `both`, slow, heavy (two instances), sticky, which can be made
+    to hang; late and pair (two instances), which take their time to load and answer nothing."""
     folder = tmp_path_factory.mktemp("fragile")
     for name, count in (("encoder", 1), ("twin", 2), ("sticky", 1)):
         models.write_encoder(folder, name, count=count, golden=True)
     models.write_head(folder, "head")
     models.write_ensemble(folder, "both", "encoder", "head")
-    slow = models.write_slow(folder, "slow")
-    tiles = models.slow_tiles(1, 0)
-    np.savez(slow / "golden.npz", image=tiles, **{"expected.embedding": models.direct(slow, tiles)})
-    seal(slow)
+    for name, count, turns in (("slow", 1, 0), ("heavy", 2, 20)):
+        slow = models.write_slow(folder, name, count=count)
+        tiles = models.slow_tiles(1, turns)
+        np.savez(slow / "golden.npz", image=tiles, **{"expected.embedding": models.direct(slow, tiles)})
+        seal(slow)
     models.write_encoder(folder, "late")
     models.write_encoder(folder, "pair", count=2)
     for name, backend in (("sticky", "sticky"), ("late", "late"), ("pair", "late")):
@@ -192,6 +194,46 @@ async def test_a_busy_model_is_not_taken_for_one_that_hangs(
     assert (await owner.infer("slow", {"image": models.slow_tiles(1, 150)}))["embedding"][0, 0] == 150.0
     (after,) = _stubs(owner, "slow")
     assert before.pid == after.pid
+
+
+async def test_a_model_that_needs_longer_than_the_canary_has_is_not_taken_for_one_that_hangs(
+    owner: TritonEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two processes one computes both canaries, as one batch, and the other has nothing to do."""
+    served = [status.folder for status in owner.status()]
+    await owner.serve([*served, "heavy"])
+    before = _stubs(owner, "heavy")
+    monkeypatch.setattr(supervision, "QUIET_S", 0.3)
+    monkeypatch.setattr(supervision, "CANARY_DEADLINE_S", 0.1)
+    client = owner._link.client
+    answered = (await client.answered())["heavy"]
+    for _ in range(100):
+        await asyncio.sleep(0.2)
+        if (await client.answered())["heavy"] >= answered + 4:
+            break
+    assert (await client.answered())["heavy"] >= answered + 4, "it was not asked"
+    assert [stub.pid for stub in _stubs(owner, "heavy")] == [stub.pid for stub in before]
+    assert _deaths("heavy", "hung") == 0
+    await owner.serve(served)
+
+
+async def test_what_stands_in_line_for_a_core_wants_to_compute() -> None:
+    """Beside a process of more weight on the same core it gets a seventieth of it."""
+    core = min(os.sched_getaffinity(0))
+    endless = f"import os; os.sched_setaffinity(0, [{core}]); os.nice({{}})\nwhile True: pass"
+    commands = [endless.format(19), endless.format(0), "import time; time.sleep(60)"]
+    started = [psutil.Popen([sys.executable, "-c", command]) for command in commands]
+    try:
+        await asyncio.sleep(0.5)
+        before = [wanted_s(process.pid) for process in started]
+        await asyncio.sleep(1.0)
+        starved, _, asleep = (wanted_s(process.pid) - was for process, was in zip(started, before, strict=True))
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    assert starved > 0.5
+    assert asleep < 0.05
 
 
 async def test_a_server_that_hangs_is_restarted_and_no_request_fails(
