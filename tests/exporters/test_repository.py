@@ -14,7 +14,7 @@ from training.files import sha256_file
 
 pytestmark = pytest.mark.training
 
-MODELS = ("slide_abmil", "tile_encoder", "tissue_classification", "tissue_head")
+MODELS = ("slide_abmil", "slide_transmil", "tile_encoder", "tissue_classification", "tissue_head")
 DIAGNOSIS = re.compile(r"carcinoma|cancer|tumou?r|malign|benign|normal|neoplas|mucosa|dysplas|diagnos", re.IGNORECASE)
 
 
@@ -31,7 +31,7 @@ def test_it_holds_the_models_and_the_gateway_takes_them() -> None:
         assert models.golden(model) is not None
 
 
-@pytest.mark.parametrize("model", ["slide_abmil", "tile_encoder", "tissue_head"])
+@pytest.mark.parametrize("model", ["slide_abmil", "slide_transmil", "tile_encoder", "tissue_head"])
 def test_every_digest_leads_back_to_the_run(model: str) -> None:
     run, digests, provenance = RELEASED / model, read(model, "card.json")["digests"], read(model, "provenance.json")
     assert digests["engine_sha256"] == sha256_file(REPOSITORY / model / "1" / "model.onnx")
@@ -44,7 +44,7 @@ def test_every_digest_leads_back_to_the_run(model: str) -> None:
     assert provenance["onnx_sha256"] == digests["engine_sha256"]
 
 
-@pytest.mark.parametrize("model", ["slide_abmil", "tile_encoder", "tissue_head"])
+@pytest.mark.parametrize("model", ["slide_abmil", "slide_transmil", "tile_encoder", "tissue_head"])
 def test_every_network_has_passed_its_gates(model: str) -> None:
     gate = read(model, "gate.json")
     assert (gate["state"], gate["passed"], gate["reduced"]) == ("APPROVED", True, False)
