@@ -72,19 +72,21 @@ def validation(name: str, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarra
     return np.array(tiles, np.uint8), np.array(labels, np.int64)
 
 
-def unseen(limit: int, names: Sequence[str] = ()) -> np.ndarray:
+def unseen(limit: int, names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
     """About `limit` middle tiles (K,224,224,3) uint8 of the validation parts of the free H&E sets among `names` (none:
-    of all), the sets having equal shares as far as they go. No run learns from these parts. Raises DataMissing."""
+    of all), the sets having equal shares as far as they go; and the group of each (K,). No run learns from these parts.
+    Raises DataMissing."""
     sets = [load(name) for name in NAMES if not names or name in names]
     sets = [dataset for dataset in sets if dataset.tier == "A" and dataset.stain == "HE"]
-    tiles = []
+    tiles, groups = [], []
     for dataset in sets:
         chosen = held_out(dataset, allow_missing=True).indices("validation")
         step = max(len(chosen) * len(sets) // limit, 1)
         tiles += [middle(dataset.read(int(index))) for index in chosen[::step]]
+        groups += [f"{dataset.name} {dataset.groups_N[index]}" for index in chosen[::step]]
     if not tiles:
         raise DataMissing("The recipe's sets have no validation part to measure on. Name a set that has one.")
-    return np.array(tiles, np.uint8)
+    return np.array(tiles, np.uint8), np.array(groups)
 
 
 def middle(image_HWC: np.ndarray) -> np.ndarray:

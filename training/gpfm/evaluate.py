@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from training.gpfm.experts import Expert, Regression
 from training.gpfm.losses import resize_grid
 from training.ssl.model import Backbone, normalise
+from training.statistics import bootstrap
 
 TILES = 256
 _MOST_SHUFFLED = 0.1
@@ -21,6 +22,7 @@ def agreement(
     student: tuple[Backbone, Regression],
     start: tuple[Backbone, Regression],
     crops_KHWC: Tensor,
+    groups_K: np.ndarray,
     seed: int,
 ) -> dict[str, Any]:
     """How near the student's regression is to each expert, by name and by "cls" and "patch".
@@ -28,7 +30,8 @@ def agreement(
     `cosine` is the mean over held-out crops (K,H,W,3 uint8); `start` that of the student and heads before the first
     step; `shuffled` that against the expert's view of another crop. All views of an expert share a large mean, so each
     is given once more with the means over the crops taken off both sides (`centred…`): there, telling nothing is 0.
-    `void`: the shuffled control is not near 0, so that the figure says nothing.
+    `centred_gain` is what was learned, centred less centred_start. `…_interval`: 95 %, over resamples of the crops'
+    groups; absent where there is one group. `void`: the shuffled control is not near 0, so the figure says nothing.
     """
     now, before, found = _regress(*student, crops_KHWC), _regress(*start, crops_KHWC), {}
     order_K = _derangement(len(crops_KHWC), seed)
@@ -37,16 +40,21 @@ def agreement(
         found[name] = {}
         for part, target_KND in _targets(expert, crops_KHWC, now[name]).items():
             own_KND, first_KND = now[name][part], before[name][part]
-            entry = {
-                "cosine": _cosine(own_KND, target_KND),
-                "start": _cosine(first_KND, target_KND),
-                "shuffled": _cosine(own_KND, target_KND[order_K]),
-                "centred": _cosine(_centred(own_KND), _centred(target_KND)),
-                "centred_start": _cosine(_centred(first_KND), _centred(target_KND)),
-                "centred_shuffled": _cosine(_centred(own_KND), _centred(target_KND)[order_K]),
+            own_centred, target_centred = _centred(own_KND), _centred(target_KND)
+            centred_K = _cosines(own_centred, target_centred)
+            first_K = _cosines(_centred(first_KND), target_centred)
+            shuffled = _mean(_cosines(own_centred, target_centred[order_K]))
+            found[name][part] = {
+                **_with_interval("cosine", _cosines(own_KND, target_KND), groups_K),
+                "start": _mean(_cosines(first_KND, target_KND)),
+                "shuffled": _mean(_cosines(own_KND, target_KND[order_K])),
+                **_with_interval("centred", centred_K, groups_K),
+                "centred_start": _mean(first_K),
+                **_with_interval("centred_gain", centred_K - first_K, groups_K),
+                "centred_shuffled": shuffled,
+                "void": not abs(shuffled) <= _MOST_SHUFFLED,
             }
-            found[name][part] = entry | {"void": abs(entry["centred_shuffled"]) > _MOST_SHUFFLED}
-    return {"tiles": len(crops_KHWC), "experts": found}
+    return {"tiles": len(crops_KHWC), "groups": len(np.unique(groups_K)), "experts": found}
 
 
 def licences(experts: Sequence[Expert]) -> list[dict[str, Any]]:
@@ -84,8 +92,20 @@ def _centred(x_KND: Tensor) -> Tensor:
     return x_KND - x_KND.mean((0, 1))
 
 
-def _cosine(one_KND: Tensor, other_KND: Tensor) -> float:
-    return round(float(F.cosine_similarity(one_KND, other_KND, dim=-1).mean()), 4)
+def _cosines(one_KND: Tensor, other_KND: Tensor) -> np.ndarray:
+    """(K,): the mean of a crop's tokens."""
+    return F.cosine_similarity(one_KND, other_KND, dim=-1).mean(1).numpy()
+
+
+def _mean(values_K: np.ndarray) -> float:
+    return round(float(values_K.mean()), 4)
+
+
+def _with_interval(name: str, values_K: np.ndarray, groups_K: np.ndarray) -> dict[str, Any]:
+    if len(np.unique(groups_K)) < 2:
+        return {name: _mean(values_K)}
+    found = bootstrap(lambda index: float(values_K[index].mean()), groups_K)
+    return {name: round(found.value, 4), f"{name}_interval": [round(found.low, 4), round(found.high, 4)]}
 
 
 def _derangement(count: int, seed: int) -> Tensor:

@@ -4,11 +4,15 @@ Both are deliberately small and different from each other and from the student (
 origin); their heads and the text side are thrown away.
 """
 
+from pathlib import Path
+from pickle import UnpicklingError
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.errors import WeightsInvalid
 from training.gpfm.data import Labelled, labelled, resized, validation
 from training.gpfm.model import ImageEncoder
 from training.gpfm.recipe import ContrastiveRecipe, SupervisedRecipe
@@ -134,10 +138,7 @@ def fit(run: RunWriter, recipe: ExpertRecipe, learner: Learner, tiles: Labelled,
     rate = Schedule(training.rate, 0.0, training.iterations, training.warmup)
     done = 0
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=True)
-        learner.load_state_dict(saved["learner"])
-        optimiser.load_state_dict(saved["optimiser"])
-        done = saved["done"]
+        done = _restore(checkpoint, learner, optimiser)
     last = training.iterations if stop_after is None else min(training.iterations, done + stop_after)
     learner.train()
     for iteration in range(done, last):
@@ -160,6 +161,19 @@ def fit(run: RunWriter, recipe: ExpertRecipe, learner: Learner, tiles: Labelled,
             torch.save(state, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
     return last == training.iterations
+
+
+def _restore(checkpoint: Path, learner: Learner, optimiser: torch.optim.Optimizer) -> int:
+    """The iterations that were done. Raises WeightsInvalid."""
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+        learner.load_state_dict(saved["learner"])
+        optimiser.load_state_dict(saved["optimiser"])
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+        raise WeightsInvalid(
+            "The run's checkpoint cannot be read whole, or is of another network. Begin the run anew in another folder."
+        ) from error
+    return int(saved["done"])
 
 
 def _validate(learner: Learner, tiles: Labelled, recipe: ExpertRecipe) -> dict[str, dict[str, float]]:

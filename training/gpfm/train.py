@@ -25,6 +25,7 @@ from training.gpfm.model import STAGES, AnyRecipe, network_of, read_start
 from training.gpfm.recipe import DistillRecipe, SslRecipe
 from training.runs import Pretraining, Run, RunWriter, find_run, read_toml, runs_folder
 from training.ssl import train as ssl
+from training.ssl.checkpoint import occupy
 from training.ssl.method import SelfDistillation
 from training.ssl.model import Backbone
 from training.ssl.recipe import read_recipe
@@ -62,7 +63,8 @@ def train(
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     run = RunWriter(out or runs_folder() / recipe.name, text, resume=resume)
-    return labelled.train(recipe, run, stop_after)
+    with occupy(run.work):
+        return labelled.train(recipe, run, stop_after)
 
 
 def read(path: Path, changes: Sequence[str] = ()) -> tuple[AnyRecipe, bytes]:
@@ -132,8 +134,10 @@ def _agreement(
     if start is not None:
         ssl.load_start(first, start)
     heads = Regression(recipe.kd, experts, teacher.width, recipe.seed)
-    crops_KHWC = torch.from_numpy(resized(unseen(TILES, recipe.data.sets), recipe.crops.global_px))
-    return agreement((teacher.cpu(), regression.cpu()), (first.student["backbone"], heads), crops_KHWC, recipe.seed)
+    tiles_KHWC, groups_K = unseen(TILES, recipe.data.sets)
+    crops_KHWC = torch.from_numpy(resized(tiles_KHWC, recipe.crops.global_px))
+    students = (teacher.cpu(), regression.cpu()), (first.student["backbone"], heads)
+    return agreement(*students, crops_KHWC, groups_K, recipe.seed)
 
 
 def _dry_run(path: Path, changes: Sequence[str]) -> int:

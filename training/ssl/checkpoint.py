@@ -4,20 +4,21 @@ Written with torch's distributed checkpoint format: each process writes what it 
 reads it. Random streams need no state: they follow from seed and iteration.
 """
 
+import fcntl
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import distributed
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from training.errors import WeightsInvalid
+from training.errors import RunInvalid, WeightsInvalid
 from training.ssl.distributed import World
 
 
@@ -28,15 +29,22 @@ class Checkpoints:
         self._folder, self._keep, self._world = folder, keep, world
 
     def save(self, done: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint, whole or not at all, and remove the oldest beyond those to keep."""
+        """Write a checkpoint, whole or not at all, and remove the oldest beyond those to keep. Raises RunInvalid where
+        it cannot be written."""
         final = self._folder / f"{done:08d}"
         partial = final.with_suffix(".new")
         if self._world.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._wait()
-        with _alone():
-            dcp.save(state, checkpoint_id=partial)
+        try:
+            with _alone():
+                dcp.save(state, checkpoint_id=partial)
+        except (OSError, RuntimeError, dcp.CheckpointException) as error:
+            raise RunInvalid(
+                f"The checkpoint {final.name} cannot be written: the disk may be full. "
+                "Make room and go on with --resume from the one before."
+            ) from error
         self._wait()
         if self._world.rank == 0:
             shutil.rmtree(final, ignore_errors=True)
@@ -71,6 +79,21 @@ class Checkpoints:
     def _wait(self) -> None:
         if self._world.size > 1:
             distributed.barrier()
+
+
+def occupy(work: Path) -> IO[bytes]:
+    """Keep a run's folder of work to this process for as long as what is returned is open. Raises RunInvalid where
+    another process trains in it: both would write the same checkpoints."""
+    file = (work / "lock").open("ab")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise RunInvalid(
+            f"The run folder {work.parent.name} is in use by another process. Wait for its end, or choose another "
+            "folder with --out."
+        ) from None
+    return file
 
 
 @contextmanager

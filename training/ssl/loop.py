@@ -140,7 +140,7 @@ class Loop:
         signs = self._method.signs()
         if signs is None:
             return
-        self._log("teacher", iteration=iteration, signs=asdict(signs))
+        self._log("teacher", iteration=iteration, signs=signs.record())
         alarm = signs.alarm()
         optim = self._recipe.optim
         if alarm and iteration >= optim.warmup_epochs * optim.epoch_iterations:

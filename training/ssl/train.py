@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +22,7 @@ from training.data.corpus import HE_SETS, HE_SLIDES, he_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
 from training.ssl import ema
+from training.ssl.checkpoint import occupy
 from training.ssl.distributed import World, joined
 from training.ssl.loop import Loop
 from training.ssl.method import SelfDistillation, Term
@@ -101,14 +103,14 @@ def run(
     if start is None and recipe.start is not None:
         parents["student"] = find_run(recipe.start)
         start = read_weights(parents["student"].weights_path)
-    with joined() as world:
+    with joined() as world, ExitStack() as held:
         tiles = corpus if corpus is not None else he_corpus(recipe.data.sets or (*HE_SETS, *HE_SLIDES))
         method = SelfDistillation(recipe)
         if terms is not None:
             method.terms.update(terms(method.student["backbone"]))
         if start is not None:
             load_start(method, start)
-        writer = _writer(world, recipe, text, out, resume)
+        writer = _writer(world, recipe, text, out, resume, held)
         loop = Loop(method, recipe, tiles, writer, world)
         last = recipe.iterations if stop_after is None else min(recipe.iterations, loop.done + stop_after)
         loop.train(last)
@@ -160,13 +162,14 @@ def figures(log: Path) -> dict[str, Any]:
 
 
 def _writer(
-    world: World, recipe: SelfDistillationRecipe, text: bytes, out: Path | None, resume: bool
+    world: World, recipe: SelfDistillationRecipe, text: bytes, out: Path | None, resume: bool, held: ExitStack
 ) -> RunWriter | None:
-    """The run's writer in the first process; the others fail with it."""
+    """The run's writer in the first process, whose folder is its own until `held` closes; the others fail with it."""
     writer, failure = None, None
     if world.rank == 0:
         try:
             writer = RunWriter(out or runs_folder() / recipe.name, text, resume=resume)
+            held.enter_context(occupy(writer.work))
         except PathserveError as error:
             failure = error
     failure = world.gather(failure)[0]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 _CHECKOUT = Path(__file__).resolve().parents[3]
+# Read when imported: tests that make a data folder of their own change the environment later.
+_DATA = Path(os.environ.get("PATHSERVE_DATA") or _CHECKOUT.parent / "shared" / "data")
 
 
 def case(name: str) -> dict[str, Any]:
     """One case of cases.json. Skips where the folder is absent."""
-    data = Path(os.environ.get("PATHSERVE_DATA") or _CHECKOUT.parent / "shared" / "data")
-    path = data.parent / "specs" / "golden" / "cases.json"
+    path = _DATA.parent / "specs" / "golden" / "cases.json"
     if not path.is_file():
         pytest.skip("the golden numbers are not beside the data")
     return json.loads(path.read_text(encoding="utf-8"))[name]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -90,7 +91,7 @@ def test_a_step_is_logged_with_all_that_belongs_to_it(tmp_path: Path) -> None:
     assert not second["settings"]["last_layer_frozen"]
     assert set(first["norms"]) == {"backbone", "head"}
     assert set(events(tmp_path / "run", "teacher")[0]["signs"]) == {
-        "entropy", "used_entropy", "deviation", "effective_rank",
+        "entropy", "used_entropy", "most_entropy", "sharpness", "information", "uniform", "deviation", "effective_rank",
     }  # fmt: skip
 
 
@@ -137,6 +138,21 @@ def test_a_harmed_checkpoint_is_named_and_the_one_before_still_serves(tmp_path: 
     (newest / ".metadata").unlink()
     newest.rmdir()
     assert begin(tmp_path / "run").done == 2
+
+
+def test_a_full_disk_ends_in_a_sentence_and_the_checkpoint_before_serves(tmp_path: Path) -> None:
+    loop = begin(tmp_path / "run", "checkpoints.every=1")
+    loop.train(1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(RunInvalid, match="checkpoint 00000002 cannot be written"):
+            loop.train(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert begin(tmp_path / "run", "checkpoints.every=1").done == 1
 
 
 @pytest.mark.parametrize("what", ["loss dino_global", "gradient of backbone"])

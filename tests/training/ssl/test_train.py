@@ -1,5 +1,7 @@
 """From a recipe to a whole run folder, stopped on the way or not, and from another run's weights."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from training.ssl.method import SelfDistillation
 from training.ssl.recipe import SelfDistillationRecipe, read_recipe
 
 pytestmark = pytest.mark.training
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,21 @@ def test_a_run_in_two_sittings_gives_the_same_weights(finished: Run, tmp_path: P
     assert run is not None
     assert run.weights_sha256 == finished.weights_sha256
     assert run.metrics["training"] == finished.metrics["training"]
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path: Path) -> None:
+    recipe, text = small_recipe(tmp_path)
+    assert train.run(recipe, text, tmp_path / "run", corpus=SmallCorpus(), stop_after=1) is None
+    script = "import sys; from pathlib import Path; from training.ssl.checkpoint import occupy\n"
+    script += "lock = occupy(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path / "run" / "work")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunInvalid, match="run is in use by another process"):
+            train.run(recipe, text, tmp_path / "run", corpus=SmallCorpus(), resume=True, stop_after=1)
+        other.kill()
+    assert train.run(recipe, text, tmp_path / "run", corpus=SmallCorpus(), resume=True, stop_after=1) is None
 
 
 def test_a_recipe_starts_from_the_run_that_it_names(
