@@ -155,8 +155,11 @@ class RunWriter:
             raise RunInvalid(f"The run folder {path.name} is not empty. Say --resume, or choose another with --out.")
         if present and (path / "recipe.toml").is_file() and (path / "recipe.toml").read_bytes() != recipe_text:
             raise RunInvalid(f"The run folder {path.name} was begun with another recipe. Choose another with --out.")
+        if (path / "manifest.json").is_file():
+            raise RunInvalid(f"The run {path.name} is finished: there is nothing to resume. Choose another with --out.")
         self.work.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.toml", recipe_text)
+        self._mend_log()
         self._cpu_start_s = time.process_time() - self._spent_s()
         self._git_commit, self._git_changed_files = _git_state()
 
@@ -168,6 +171,12 @@ class RunWriter:
     @property
     def weights_path(self) -> Path:
         return self.path / "weights.safetensors"
+
+    def _mend_log(self) -> None:
+        """Cut off a last line that a killed process did not finish."""
+        log = self.path / "log.jsonl"
+        if log.is_file() and (text := log.read_bytes()) and not text.endswith(b"\n"):
+            write_atomic(log, text[: text.rfind(b"\n") + 1])
 
     def _spent_s(self) -> float:
         """CPU time of the run's earlier processes, as far as they logged it."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from training.errors import TrainingError
@@ -83,6 +85,17 @@ def calibration_error(probabilities_NC: np.ndarray, labels_N: np.ndarray, bins: 
     gap = (probabilities_NC.argmax(1) == labels_N).astype(float) - top
     index = np.minimum((top * bins).astype(int), bins - 1)
     return float(sum(abs(gap[index == bin_].sum()) for bin_ in range(bins)) / len(top))
+
+
+def best_temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
+    """The temperature of least log loss (Guo et al., arXiv 1706.04599) between 1/20 and 20, and that loss."""
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(logits_NC / np.exp(log_temperature), axis=1)
+        return -float(scaled[np.arange(len(labels_N)), labels_N].mean())
+
+    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    return float(np.exp(found.x)), float(found.fun)
 
 
 def _auroc_of_weights(runs_RNC: np.ndarray, labels_N: np.ndarray, weights_BN: np.ndarray) -> np.ndarray:

@@ -344,7 +344,8 @@ def test_self_test_runs_every_stage_that_needs_no_gpu(tmp_path: Path) -> None:
 
 def test_flow_of_the_stages_that_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row that a GPU would give, with torch's compilers and CUDA graphs left out: nothing is skipped or fails."""
-    from training.tissue.model import TileEncoder, TissueHead
+    from training.nn.tile_encoder import TileEncoder
+    from training.tissue.model import TissueHead
 
     torch.manual_seed(0)
     networks = [network.eval().requires_grad_(False) for network in (TileEncoder(), TissueHead(7))]

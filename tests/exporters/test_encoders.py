@@ -17,12 +17,13 @@ from tests.training.pathbench.encoders.conftest import TINY, fetch, learned
 from training.files import json_bytes, sha256_file
 from training.graphs import declare
 from training.nn.checkpoints import load_state, save_weights
+from training.nn.tile_encoder import EMBEDDING
 from training.pathbench.encoders import EncoderInvalid, LicenceNotAccepted, cards
 from training.pathbench.encoders import build as built
 from training.pathbench.encoders.served import as_run
+from training.publish import synthetic_tiles
 from training.runs import Run, RunWriter, open_run
-from training.tissue.export import synthetic_tiles
-from training.tissue.model import EMBEDDING, TissueHead
+from training.tissue.model import TissueHead
 from training.tissue.probe import fit
 
 pytestmark = pytest.mark.training

@@ -9,8 +9,8 @@ from tests.training.small_data import TILE_PX, read_manifest, write_manifest
 from training.data import crc9
 from training.data.common import data_root
 from training.data.hashes import near_duplicate_groups
+from training.data.views import colour_statistics, view, views
 from training.errors import DataMissing
-from training.tissue.data import colour_statistics, view, views
 
 pytestmark = pytest.mark.training
 

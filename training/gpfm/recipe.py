@@ -4,9 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.publish import Published
 from training.runs import Recipe
 from training.ssl.recipe import Augment, Checkpoints, Crops, Dino, Part, SelfDistillationRecipe, ViTNetwork
-from training.tissue.recipe import Published
 
 
 class ExpertSettings(Part):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from training.data.views import VIEWS
 from training.errors import DataMissing
 from training.mil.recipe import Slides
-from training.tissue.data import VIEWS
 
 _TEST = 0.3
 

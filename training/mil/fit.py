@@ -16,7 +16,7 @@ from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.mil import HeadKind
 from training.runs import RunWriter
-from training.tissue.probe import best_temperature
+from training.statistics import best_temperature
 
 _CLASSES = 2
 

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from training.publish import Published
 from training.runs import Recipe
-from training.tissue.recipe import Published
 
 
 class _Part(BaseModel):

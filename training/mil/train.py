@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_limits
 from gateway.operations.errors import PathserveError
 from training.data import crc9
 from training.data.dataset import Dataset
+from training.data.views import VIEWS
+from training.embedding import cached, embed, random_encoder
 from training.errors import RecipeInvalid
 from training.graphs import declare
 from training.mil import evaluate
@@ -25,8 +27,6 @@ from training.mil.fit import Task, fit_head
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.checkpoints import round_to_fp16, save_weights
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
-from training.tissue.data import VIEWS
-from training.tissue.train import cached, embed, random_encoder
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from training.nn.efficientnet_lite import WIDTH, EfficientNetLite0
 from training.nn.efficientnet_lite import initialise as initialise_lite0
+from training.nn.pretrained import load_lite0
 from training.nn.vit import Tokens, ViT, ViTConfig
 from training.nn.vit import initialise as initialise_vit
 from training.runs import Pretraining
 from training.ssl.recipe import CnnNetwork, ViTNetwork
-from training.tissue.pretrained import load_lite0
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of the channels in units of 0–255."""

@@ -7,9 +7,11 @@ import numpy as np
 from training.errors import RecipeInvalid
 from training.graphs import Ensemble, Graph, TensorSpec
 from training.nn.checkpoints import load_state, read_weights
+from training.nn.tile_encoder import EMBEDDING, TileEncoder
+from training.publish import Published, synthetic_tiles
 from training.runs import Run, parse_recipe
-from training.tissue.model import EMBEDDING, TileEncoder, TissueHead
-from training.tissue.recipe import EncoderRecipe, HeadRecipe, Published
+from training.tissue.model import TissueHead
+from training.tissue.recipe import EncoderRecipe, HeadRecipe
 
 
 def declare(run: Run) -> Graph:
@@ -124,26 +126,6 @@ def _card(run: Run, publish: Published, row: str) -> dict[str, Any]:
             for score, figure in scores.items()
         ],
     }
-
-
-def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:
-    """(N,side,side,3) uint8: smooth pink and violet clouds with dark dots, a stand-in for H&E that needs no data."""
-    rows, columns = np.mgrid[0:side_px, 0:side_px] / side_px
-    tiles = []
-    for index in range(count):
-        rng = np.random.default_rng((seed, index))
-        cloud = sum(
-            np.cos(2 * np.pi * (u * rows + v * columns + phase)) / (1 + u + v)
-            for u, v, phase in zip(rng.integers(0, 6, 9), rng.integers(0, 6, 9), rng.random(9), strict=True)
-        )
-        violet = (1 / (1 + np.exp(-3 * cloud)))[..., None]
-        tile = violet * rng.uniform((90, 50, 130), (150, 100, 180)) + (1 - violet) * rng.uniform(
-            (200, 120, 170), (245, 210, 230)
-        )
-        for row, column in rng.integers(0, side_px, (40, 2)):
-            tile[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = (70, 40, 110)
-        tiles.append(np.clip(np.rint(tile), 0, 255).astype(np.uint8))
-    return np.stack(tiles)
 
 
 def synthetic_embeddings(count: int, seed: int, width: int = EMBEDDING) -> np.ndarray:

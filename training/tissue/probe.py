@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
-from training.tissue.data import VIEWS
+from training.data.views import VIEWS
+from training.statistics import best_temperature
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Indices of the training tiles to the views' features of all tiles, (N,V,D) float32; view 0 is the tile itself.
@@ -110,17 +110,6 @@ def choose(
                 best = loss, Choice(augmentation, penalty, temperature, logits_NC)
     assert best is not None, "a protocol names at least one augmentation that needs one view only"
     return best[1]
-
-
-def best_temperature(logits_NC: np.ndarray, labels_N: np.ndarray) -> tuple[float, float]:
-    """The temperature of least log loss (Guo et al., arXiv 1706.04599) between 1/20 and 20, and that loss."""
-
-    def loss(log_temperature: float) -> float:
-        scaled = log_softmax(logits_NC / np.exp(log_temperature), axis=1)
-        return -float(scaled[np.arange(len(labels_N)), labels_N].mean())
-
-    found = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    return float(np.exp(found.x)), float(found.fun)
 
 
 def cross_validate(

@@ -4,43 +4,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from training.publish import Published
 from training.runs import Recipe
 from training.tissue.probe import Protocol
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Coded(_Part):
-    """A coded concept."""
-
-    code: str
-    scheme: str
-    display: str
-
-
-class LabelText(_Part):
-    """One class: how it is named inside the intended use, how outside it, and its colour on the map."""
-
-    code: Coded
-    exploratory: Coded
-    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
-
-
-class Published(_Part):
-    """The served model that comes of the recipe, for its card."""
-
-    model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
-    title: str
-    mpp: float = Field(gt=0)
-    tile_px: int = Field(gt=0)
-    statement: str
-    organs: tuple[Coded, ...]
-    specimen_types: tuple[Coded, ...] = ()
-    stains: tuple[str, ...]
-    limits: tuple[str, ...]
-    labels: tuple[LabelText, ...] = ()
 
 
 class EnsembleText(_Part):

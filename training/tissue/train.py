@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from threadpoolctl import threadpool_limits
-from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gateway.operations.errors import PathserveError
@@ -21,21 +20,21 @@ from training.data import crc9
 from training.data.dataset import Dataset
 from training.data.seen import Seen
 from training.data.split import Split, joined_groups
+from training.data.views import VIEWS, colour_statistics, view
+from training.embedding import cached, embed, on_tiles, random_encoder, settle_batch_norms
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
 from training.graphs import Graph, declare
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
 from training.nn.efficientnet_lite import WIDTH, initialise
+from training.nn.pretrained import load_lite0
+from training.nn.tile_encoder import EMBEDDING, TileEncoder
 from training.pathbench import leakage
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 from training.tissue import evaluate
-from training.tissue.data import VIEWS, colour_statistics, view, views
-from training.tissue.model import EMBEDDING, TileEncoder, TissueHead
-from training.tissue.pretrained import load_lite0
+from training.tissue.model import TissueHead
 from training.tissue.probe import Protocol, choose, cross_validate, fit
 from training.tissue.recipe import EncoderRecipe, HeadRecipe, Training
-
-_CHUNK = 16
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,33 +165,6 @@ def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -
     return view(crop, int(rng.integers(16)), rng)
 
 
-class Resized(nn.Module):
-    """An encoder of another input side, on tiles that show the same field; averaged over the source, as the gateway
-    reads them."""
-
-    def __init__(self, network: nn.Module, side_px: int) -> None:
-        super().__init__()
-        self.network, self.side_px = network, side_px
-
-    def forward(self, image_BHWC: Tensor) -> Tensor:
-        x_BCHW = image_BHWC.permute(0, 3, 1, 2).float()
-        size = (self.side_px, self.side_px)
-        resized = F.interpolate(x_BCHW, size, mode="bicubic", antialias=True, align_corners=False)
-        return self.network(resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
-
-
-def _on_tiles(graph: Graph, tiles: Dataset) -> nn.Module:
-    """The served encoder, for tiles of the data set's scale. Raises RecipeInvalid where it wants another field."""
-    mpp, side_px, tile_px = float(graph.card["mpp"]), int(graph.card["tile_px"]), tiles.read(0).shape[0]
-    found_px = round(tile_px * tiles.mpp / mpp)
-    if found_px != side_px:
-        raise RecipeInvalid(
-            f"The encoder “{graph.card['title']}” takes {side_px} px at {mpp:g} µm/px; the tiles are {found_px} px at "
-            "that scale. Serve it at the tiles' field, or take other tiles."
-        )
-    return graph.network if side_px == tile_px else Resized(graph.network, side_px)
-
-
 def _demand_same_tile(recipe: HeadRecipe, graph: Graph) -> None:
     """The head's card says what tile is read for it. Raises RecipeInvalid where its encoder wants another one."""
     mpp, tile_px = float(graph.card["mpp"]), int(graph.card["tile_px"])
@@ -203,33 +175,13 @@ def _demand_same_tile(recipe: HeadRecipe, graph: Graph) -> None:
         )
 
 
-def embed(encoder: nn.Module, tiles: Dataset, seed: int, count: int) -> np.ndarray:
-    """(N,V,D) float32: the embeddings of every tile's first `count` views."""
-    encoder.eval()
-    embedded = []
-    with torch.inference_mode():
-        for index in range(len(tiles)):
-            images = torch.from_numpy(views(tiles.read(index), count, np.random.default_rng((seed, index))).copy())
-            embedded.append(torch.cat([encoder(part) for part in images.split(_CHUNK)]).numpy())
-    return np.stack(embedded)
-
-
-def cached(run: RunWriter, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """An array that an interrupted run need not compute again."""
-    path = run.work / f"{name}.safetensors"
-    if not path.is_file():
-        save_file({"array": torch.from_numpy(compute())}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    return load_file(path)["array"].numpy()
-
-
 def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: bool) -> Run:
     """The head on its frozen encoder, its figures, its baseline and its controls."""
     tiles = crc9.load()
     base = find_run(recipe.encoder)
     graph = declare(base)
     _demand_same_tile(recipe, graph)
-    encoder = _on_tiles(graph, tiles)
+    encoder = on_tiles(graph, tiles)
     run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
     features_NVD = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))
 
@@ -292,27 +244,6 @@ def _validate(features_NVD: np.ndarray, tiles: Dataset, protocol: Protocol, seed
 def _colour_baseline(tiles: Dataset, protocol: Protocol, seed: int) -> np.ndarray:
     colour_NVD = np.stack([colour_statistics(image) for image in tiles.images()])[:, None]
     return _validate(colour_NVD, tiles, protocol, seed)
-
-
-def random_encoder(tiles: Dataset, seed: int) -> TileEncoder:
-    """Random weights; batch norms set to the tiles' own statistics (no label is used), else it answers a constant."""
-    encoder = TileEncoder()
-    initialise(encoder.network, torch.Generator().manual_seed(seed))
-    settle_batch_norms(encoder, tiles.images())
-    return encoder
-
-
-def settle_batch_norms(encoder: TileEncoder, images_NHWC: np.ndarray) -> None:
-    """Set every batch norm's statistics to their mean over whole tiles; after few steps the running ones lag behind."""
-    for module in encoder.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
-    encoder.train()
-    with torch.no_grad():
-        for images in torch.from_numpy(images_NHWC).split(_CHUNK):
-            encoder(images)
-    encoder.eval()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from training.nn import efficientnet_lite, resnet, swin, vit
+from training.nn.tile_encoder import TileEncoder
 from training.pathbench.encoders.cards import Card, Vit
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.functions import FUNCTIONS
-from training.tissue.model import TileEncoder
 
 
 def mean_over_places(x_BND: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from training.pathbench.encoders.cards import Card, read_card
 from training.pathbench.encoders.encoder import Encoder
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.transforms import Transform
+from training.publish import synthetic_tiles
 from training.runs import Pretraining, Recipe, Run, RunWriter, open_run, parse_recipe, runs_folder
-from training.tissue.export import synthetic_tiles
 
 RANDOM = "random"
 MODEL = "tile_encoder"

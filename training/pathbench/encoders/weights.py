@@ -18,12 +18,12 @@ from training.files import sha256_bytes, sha256_file
 from training.graphs import Graph, declare
 from training.nn.checkpoints import load_state
 from training.nn.efficientnet_lite import EfficientNetLite0
+from training.nn.pretrained import load_lite0, load_lite1
 from training.pathbench.encoders import functions
 from training.pathbench.encoders.cards import Card
 from training.pathbench.encoders.errors import EncoderInvalid, EncoderMissing, LicenceNotAccepted
 from training.pathbench.encoders.layouts import plain_names
 from training.runs import Pretraining, Run, find_run, runs_folder
-from training.tissue.pretrained import load_lite0, load_lite1
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 PIN = "sha256.txt"

@@ -1,0 +1,59 @@
+"""What every served model of ours says of itself: the texts of its card, and inputs that stand in for real tiles."""
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Coded(_Part):
+    """A coded concept."""
+
+    code: str
+    scheme: str
+    display: str
+
+
+class LabelText(_Part):
+    """One class: how it is named inside the intended use, how outside it, and its colour on the map."""
+
+    code: Coded
+    exploratory: Coded
+    color: str = Field(pattern=r"^#[0-9a-f]{6}$")
+
+
+class Published(_Part):
+    """The served model that comes of the recipe, for its card."""
+
+    model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    title: str
+    mpp: float = Field(gt=0)
+    tile_px: int = Field(gt=0)
+    statement: str
+    organs: tuple[Coded, ...]
+    specimen_types: tuple[Coded, ...] = ()
+    stains: tuple[str, ...]
+    limits: tuple[str, ...]
+    labels: tuple[LabelText, ...] = ()
+
+
+def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:
+    """(N,side,side,3) uint8: smooth pink and violet clouds with dark dots, a stand-in for H&E that needs no data."""
+    rows, columns = np.mgrid[0:side_px, 0:side_px] / side_px
+    tiles = []
+    for index in range(count):
+        rng = np.random.default_rng((seed, index))
+        cloud = sum(
+            np.cos(2 * np.pi * (u * rows + v * columns + phase)) / (1 + u + v)
+            for u, v, phase in zip(rng.integers(0, 6, 9), rng.integers(0, 6, 9), rng.random(9), strict=True)
+        )
+        violet = (1 / (1 + np.exp(-3 * cloud)))[..., None]
+        tile = violet * rng.uniform((90, 50, 130), (150, 100, 180)) + (1 - violet) * rng.uniform(
+            (200, 120, 170), (245, 210, 230)
+        )
+        for row, column in rng.integers(0, side_px, (40, 2)):
+            tile[max(row - 3, 0) : row + 4, max(column - 3, 0) : column + 4] = (70, 40, 110)
+        tiles.append(np.clip(np.rint(tile), 0, 255).astype(np.uint8))
+    return np.stack(tiles)
