@@ -62,7 +62,8 @@ def open_served(root: Path, device: torch.device) -> Served:
     """Raises Unusable where definition, weights or card are missing or do not fit."""
     sys.path.insert(0, str(root))
     try:
-        from training.tissue.model import TileEncoder, TissueHead
+        from training.nn.tile_encoder import TileEncoder
+        from training.tissue.model import TissueHead
     except ImportError as error:
         raise Unusable(f"the torch definition cannot be imported: {error}") from None
     paths = {name: root / "training" / "released" / name / "weights.safetensors" for name in (ENCODER, HEAD)}

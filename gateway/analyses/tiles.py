@@ -100,6 +100,8 @@ def load(
     wanted_M = np.arange(rows) if picked_M is None else picked_M
     taken = np.empty((len(wanted_M), len(range(*columns.indices(width)))), np.float32)
     done = missing = 0
+    if not path.exists():
+        raise _outdated()
     with disk_errors(), path.open("rb") as file:
         records = _records(file)
         mine = next(records, None) == _header(belongs_to, width)
@@ -110,11 +112,15 @@ def load(
             missing += _MISSING.unpack_from(payload)[0]
             done += len(values_BC)
     if not mine or done != rows:
-        raise RowsOutdated(
-            "The stored tile outputs do not belong to the slide and model of this analysis: one of them was changed "
-            "while it ran. They are computed anew."
-        )
+        raise _outdated()
     return taken, missing
+
+
+def _outdated() -> RowsOutdated:
+    return RowsOutdated(
+        "The stored tile outputs do not belong to the slide and model of this analysis: one of them was changed "
+        "while it ran. They are computed anew."
+    )
 
 
 def _header(belongs_to: Mapping[str, str], width: int) -> bytes:

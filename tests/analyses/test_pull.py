@@ -235,7 +235,7 @@ async def test_the_plan_is_made_once(
         looked.append(slide)
         return find_tissue(slide)
 
-    monkeypatch.setattr("gateway.analyses.classification.find_tissue", counted)
+    monkeypatch.setattr("gateway.analyses.planned.find_tissue", counted)
     await run_of(TISSUE).fetch()
     await run_of(TISSUE).fetch()
     assert len(looked) == 1

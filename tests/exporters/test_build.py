@@ -113,12 +113,12 @@ def _nan(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def _narrow(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["linear.weight"] = tensors["linear.weight"][:, :1024].contiguous()
+    tensors["linear.weight"] = tensors["linear.weight"][:5].contiguous()
 
 
 @pytest.mark.parametrize(
     ("harm", "sentence"),
-    [(_nan, "NaN or infinite values in linear.bias"), (_narrow, r"at linear.weight: shape \(7, 1024\)")],
+    [(_nan, "NaN or infinite values in linear.bias"), (_narrow, r"at linear.weight: shape \(5, 1584\)")],
     ids=["nan", "another-architecture"],
 )
 def test_weights_that_no_training_should_leave_are_refused(
@@ -129,6 +129,15 @@ def test_weights_that_no_training_should_leave_are_refused(
     save_file(tensors, head_folder / "weights.safetensors")
     seal(head_folder)
     with pytest.raises(WeightsInvalid, match=sentence):
+        build(head_folder, repository)
+
+
+def test_head_of_another_embedding_is_refused(head_folder: Path, repository: Path) -> None:
+    tensors = load_file(head_folder / "weights.safetensors")
+    tensors["linear.weight"] = tensors["linear.weight"][:, :1024].contiguous()
+    save_file(tensors, head_folder / "weights.safetensors")
+    seal(head_folder)
+    with pytest.raises(ExportError, match=r"takes embedding as FP32 \[1024\], and a model before it FP32 \[1584\]"):
         build(head_folder, repository)
 
 

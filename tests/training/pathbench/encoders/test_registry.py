@@ -110,7 +110,7 @@ def test_licences_are_the_union_of_what_is_inherited() -> None:
     [
         ("lite0", 1584, (7, 7, 1280)),
         ("lite1", 1584, (8, 8, 1280)),
-        ("tile-encoder", 1584, None),
+        ("tile-encoder", 1584, (7, 7, 1280)),
         ("random-vit", 128, (8, 8, 128)),
         ("colour-histogram", 512, None),
         ("lbp", 54, None),
