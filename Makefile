@@ -10,8 +10,8 @@ SLIDE ?= tests/data/cmu_small_he
 KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
-# These start whole servers, and kill them.
-SERVER_TESTS := tests/e2e tests/faults
+# These start whole servers, and kill them, or send them what is damaged.
+SERVER_TESTS := tests/e2e tests/faults tests/fuzz tests/archive
 # The doors, and who may come in.
 DOOR_TESTS := tests/grpc tests/http tests/operations
 
@@ -127,6 +127,7 @@ campaign: setup setup-training
 	.venv/bin/python -m tests.grpc.fuzz --cases 5000 --seed 1
 	.venv/bin/python -m tests.http.rogue --max-examples 10 --seed 7
 	.venv/bin/python -m tests.faults.campaign --kills 50 --analyses 200 --database postgresql --write
+	PATHSERVE_TEST_SWAP_ORDERS=200 .venv/bin/python -m pytest -q tests/e2e/test_swap.py
 	.venv-training/bin/python -m tests.exporters.vits b s
 
 ## Rebuild every model of model_repository from the released runs, and the page of them.
