@@ -1,5 +1,8 @@
 """What every served model of ours says of itself: the texts of its card, and inputs that stand in for real tiles."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,6 +40,34 @@ class Published(_Part):
     stains: tuple[str, ...]
     limits: tuple[str, ...]
     labels: tuple[LabelText, ...] = ()
+
+
+def card_texts(publish: Published, data: Iterable[Mapping[str, Any]], pretraining: Iterable[Any]) -> dict[str, Any]:
+    """What every card says: titles and intended use of the recipe, and the sets and weights that the run learned from.
+    `data` are a manifest's entries; a file that several runs read counts once."""
+    files = {(entry["dataset"], entry["licence"], entry["tier"], entry["file"]) for entry in data}
+    return {
+        "title": publish.title,
+        "mpp": publish.mpp,
+        "tile_px": publish.tile_px,
+        "intended_use": {
+            "statement": publish.statement,
+            "organs": [code.model_dump() for code in publish.organs],
+            "specimen_types": [code.model_dump() for code in publish.specimen_types],
+            "stains": list(publish.stains),
+        },
+        "limits": list(publish.limits),
+        "data": [
+            {
+                "dataset": dataset,
+                "licence": licence,
+                "tier": tier,
+                "files": sum(file[:3] == (dataset, licence, tier) for file in files),
+            }
+            for dataset, licence, tier in sorted({file[:3] for file in files})
+        ],
+        "pretraining": list(pretraining),
+    }
 
 
 def synthetic_tiles(count: int, side_px: int, seed: int) -> np.ndarray:

@@ -1,7 +1,5 @@
 """What the gpfm system's runs serve: a tile encoder, be it a student, its baseline or one of our own experts."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +9,7 @@ from training.gpfm.experts import origins
 from training.gpfm.model import ImageEncoder, network_of, recipe_of
 from training.graphs import Graph, TensorSpec
 from training.nn.tile_encoder import EMBEDDING, MEAN, SCALE, TileEncoder
-from training.publish import Published, synthetic_tiles
+from training.publish import card_texts, synthetic_tiles
 from training.runs import Run
 from training.ssl.model import CnnBackbone
 
@@ -72,34 +70,6 @@ def declare(run: Run) -> Graph:
         inputs=(TensorSpec("image", "UINT8", (publish.tile_px, publish.tile_px, 3)),),
         outputs=(TensorSpec("embedding", "FP32", (size,)),),
         samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], publish.tile_px, recipe.seed)},
-        card=_card(run, publish) | {"embedding_size": size},
+        card=card_texts(publish, origins(run, "data"), origins(run, "pretraining"))
+        | {"metrics": [], "embedding_size": size},
     )
-
-
-def _card(run: Run, publish: Published) -> dict[str, Any]:
-    """The texts of a card. Data and pretraining are those of the run and of every expert and start behind it."""
-    files = {(entry["dataset"], entry["licence"], entry["tier"], entry["file"]) for entry in origins(run, "data")}
-    sets = sorted({entry[:3] for entry in files})
-    return {
-        "title": publish.title,
-        "mpp": publish.mpp,
-        "tile_px": publish.tile_px,
-        "intended_use": {
-            "statement": publish.statement,
-            "organs": [code.model_dump() for code in publish.organs],
-            "specimen_types": [code.model_dump() for code in publish.specimen_types],
-            "stains": list(publish.stains),
-        },
-        "limits": list(publish.limits),
-        "data": [
-            {
-                "dataset": dataset,
-                "licence": licence,
-                "tier": tier,
-                "files": sum(entry[:3] == (dataset, licence, tier) for entry in files),
-            }
-            for dataset, licence, tier in sets
-        ],
-        "pretraining": origins(run, "pretraining"),
-        "metrics": [],
-    }

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
+from training import command
 from training.errors import RecipeInvalid
 from training.files import sha256_file
 from training.gpfm import labelled, plan
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.dry_run:
         return _dry_run(chosen.recipe, chosen.set)
-    return ssl.report(
+    return command.report(
         lambda: train(chosen.recipe, chosen.out, resume=chosen.resume, stop_after=chosen.iterations, changes=chosen.set)
     )
 
@@ -145,7 +146,7 @@ def _dry_run(path: Path, changes: Sequence[str]) -> int:
         recipe, _ = read(path, changes)
         print(plan.describe(recipe))
 
-    return ssl.report(describe)
+    return command.report(describe)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from training.mil.evaluate import HEAD
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.checkpoints import load_state, read_weights
+from training.publish import card_texts
 from training.runs import Run, parse_recipe
 
 _SHOWN = (HEAD, "mean pooling")
@@ -43,38 +44,18 @@ def declare(run: Run) -> Graph:
 
 def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
     """The texts of the card: from the recipe, the run's figures and its manifest."""
-    publish, metrics, sources = recipe.publish, run.metrics, run.manifest["data"]
+    publish, metrics = recipe.publish, run.metrics
     # A label counts as supported where its slides are called rightly above chance with the whole interval.
     recalls = [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")]
     supported = [recall["low"] > 1 / len(publish.labels) for recall in recalls]
     point = metrics["operating_point"]
-    sets = sorted({(entry["dataset"], entry["licence"], entry["tier"]) for entry in sources})
-    return {
-        "title": publish.title,
-        "mpp": publish.mpp,
-        "tile_px": publish.tile_px,
-        "intended_use": {
-            "statement": publish.statement,
-            "organs": [code.model_dump() for code in publish.organs],
-            "specimen_types": [code.model_dump() for code in publish.specimen_types],
-            "stains": list(publish.stains),
-        },
+    return card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
         "limits": list(publish.limits)
         + [
             f"The label {label.exploratory.display} is not supported: its recall's interval reaches down to chance."
             for label, shown in zip(publish.labels, supported, strict=True)
             if not shown
         ],
-        "data": [
-            {
-                "dataset": dataset,
-                "licence": licence,
-                "tier": tier,
-                "files": sum(entry["dataset"] == dataset for entry in sources),
-            }
-            for dataset, licence, tier in sets
-        ],
-        "pretraining": run.manifest["pretraining"],
         "metrics": [
             {
                 "classifier": row,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.data import crc9
 from training.data.dataset import Dataset
 from training.data.views import VIEWS
@@ -32,20 +32,9 @@ from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, run
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 0, or 1 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m training.mil.train", description=__doc__)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
-    parser.add_argument("--out", type=Path, help="run folder; default: the recipe's name in PATHSERVE_RUNS")
+    command.add_arguments(parser)
     chosen = parser.parse_args(arguments)
-    try:
-        run = train(chosen.recipe, chosen.out, resume=chosen.resume)
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The run folder cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    print(run.path)
-    return 0
+    return command.report(lambda: train(chosen.recipe, chosen.out, resume=chosen.resume))
 
 
 def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -> Run:

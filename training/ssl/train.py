@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gateway.operations.errors import PathserveError
+from training import command
 from training.data.corpus import HE_SETS, HE_SLIDES, he_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.ssl.train", description=__doc__)
     add_arguments(parser)
     chosen = parser.parse_args(arguments)
-    return report(
+    return command.report(
         lambda: run(
             *read_recipe(SelfDistillationRecipe, chosen.recipe, chosen.set),
             chosen.out,
@@ -50,28 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that every self-distillation's command line has."""
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--resume", action="store_true", help="continue a run that was interrupted")
-    parser.add_argument("--out", type=Path, help="run folder; default: the recipe's name in PATHSERVE_RUNS")
+    command.add_arguments(parser)
     parser.add_argument("--iterations", type=int, metavar="N", help="stop after N more iterations, to resume later")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: optim.clip=1"
     )
-
-
-def report(train: Callable[[], Run | None]) -> int:
-    """Run a training for a command line: where its run folder is on stdout, or one sentence on stderr and status 1."""
-    try:
-        finished = train()
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The run folder cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    if finished is not None:
-        print(finished.path)
-    return 0
 
 
 def run(

@@ -8,7 +8,7 @@ from training.errors import RecipeInvalid
 from training.graphs import Ensemble, Graph, TensorSpec
 from training.nn.checkpoints import load_state, read_weights
 from training.nn.tile_encoder import EMBEDDING, TileEncoder
-from training.publish import Published, synthetic_tiles
+from training.publish import Published, card_texts, synthetic_tiles
 from training.runs import Run, parse_recipe
 from training.tissue.model import TissueHead
 from training.tissue.recipe import EncoderRecipe, HeadRecipe
@@ -90,28 +90,7 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
 def _card(run: Run, publish: Published, row: str) -> dict[str, Any]:
     """The texts of a card: from the recipe, the run's figures and its manifest."""
     metrics, manifest = run.metrics, run.manifest
-    sets = sorted({(entry["dataset"], entry["licence"], entry["tier"]) for entry in manifest["data"]})
-    return {
-        "title": publish.title,
-        "mpp": publish.mpp,
-        "tile_px": publish.tile_px,
-        "intended_use": {
-            "statement": publish.statement,
-            "organs": [code.model_dump() for code in publish.organs],
-            "specimen_types": [code.model_dump() for code in publish.specimen_types],
-            "stains": list(publish.stains),
-        },
-        "limits": list(publish.limits),
-        "data": [
-            {
-                "dataset": dataset,
-                "licence": licence,
-                "tier": tier,
-                "files": sum(entry["dataset"] == dataset for entry in manifest["data"]),
-            }
-            for dataset, licence, tier in sets
-        ],
-        "pretraining": manifest["pretraining"],
+    return card_texts(publish, manifest["data"], manifest["pretraining"]) | {
         "metrics": [
             {
                 "classifier": name,
