@@ -10,7 +10,7 @@ from exporters.model_folder import read_json
 from exporters.page import page
 from exporters.rebuild import rebuild
 from exporters.versions import PRECISIONS, TARGETS
-from gateway.operations.errors import PathserveError
+from training import command
 from training.files import write_atomic
 
 
@@ -38,15 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     paging = commands.add_parser("page", help="write the table of a repository's models")
     paging.add_argument("repository", type=Path)
     paging.add_argument("--out", type=Path, required=True, metavar="FILE")
-    try:
-        _run(parser.parse_args(arguments))
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The repository cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    return 0
+    chosen = parser.parse_args(arguments)
+    return command.status(lambda: _run(chosen), "The repository")
 
 
 def _run(chosen: argparse.Namespace) -> None:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.operations.errors import PathserveError
 from gateway.slides import Slide, find_tissue, plan_tiles, stream_tiles
+from training import command
 from training.data.common import Source, data_root, read_image
 from training.data.dataset import Dataset, load
 from training.data.dsb2018 import PURPLE
@@ -231,15 +231,7 @@ def describe(corpus: Corpus) -> str:
 
 def main() -> int:
     """Exit status 0, or 1 with one sentence on stderr."""
-    try:
-        print(describe(he_corpus()))
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The corpus cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    return 0
+    return command.status(lambda: print(describe(he_corpus())), "The corpus")
 
 
 if __name__ == "__main__":

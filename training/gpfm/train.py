@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from training import command
 from training.errors import RecipeInvalid
@@ -24,6 +23,7 @@ from training.gpfm.evaluate import TILES, agreement, licences
 from training.gpfm.experts import Expert, Regression, open_experts
 from training.gpfm.model import STAGES, AnyRecipe, network_of, read_start
 from training.gpfm.recipe import DistillRecipe, SslRecipe
+from training.repeatable import repeatable
 from training.runs import Pretraining, Run, RunWriter, find_run, read_toml, runs_folder
 from training.ssl import train as ssl
 from training.ssl.checkpoint import occupy
@@ -60,9 +60,7 @@ def train(
         return ssl.run(recipe, text, out, resume=resume, stop_after=stop_after)
     if isinstance(recipe, DistillRecipe):
         return distill(recipe, text, out, resume=resume, stop_after=stop_after)
-    threadpool_limits(1)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    repeatable()
     run = RunWriter(out or runs_folder() / recipe.name, text, resume=resume)
     with occupy(run.work):
         return labelled.train(recipe, run, stop_after)

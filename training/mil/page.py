@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.errors import RunInvalid
 from training.files import write_atomic
 from training.mil.evaluate import HEAD, SCORES
@@ -110,15 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
-    try:
-        write_atomic(chosen.out, page(chosen.runs).encode())
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The page cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    return 0
+    return command.status(lambda: write_atomic(chosen.out, page(chosen.runs).encode()), "The page")
 
 
 if __name__ == "__main__":

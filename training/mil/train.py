@@ -10,8 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
-from threadpoolctl import threadpool_limits
 
 from training import command
 from training.data import crc9
@@ -26,6 +24,7 @@ from training.mil.evaluate import Answers
 from training.mil.fit import Task, fit_head
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.checkpoints import round_to_fp16, save_weights
+from training.repeatable import repeatable
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 
 
@@ -39,9 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -> Run:
     """Run a recipe to a finished run folder. Raises TrainingError."""
-    threadpool_limits(1)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    repeatable()
     values = read_toml(recipe_path)
     if (stage := values.get("stage")) != "head":
         raise RecipeInvalid(f"The recipe names the stage {stage!r}; the mil system has the stage head.")

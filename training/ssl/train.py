@@ -14,13 +14,13 @@ from statistics import mean
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from gateway.operations.errors import PathserveError
 from training import command
 from training.data.corpus import HE_SETS, HE_SLIDES, he_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
+from training.repeatable import repeatable
 from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
 from training.ssl import ema
 from training.ssl.checkpoint import occupy
@@ -79,10 +79,8 @@ def run(
     without, those of the run that `recipe.start` names, if any. `evaluate` gives further figures of the finished
     backbone. None: stopped after `stop_after` iterations, or not the writing process. Raises TrainingError.
     """
-    threadpool_limits(1)
-    torch.set_num_threads(1)
     # On a GPU some of the networks' backward passes have no deterministic form.
-    torch.use_deterministic_algorithms(not torch.cuda.is_available())
+    repeatable(deterministic=not torch.cuda.is_available())
     parents = dict(starts_from or {})
     if start is None and recipe.start is not None:
         parents["student"] = find_run(recipe.start)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.data.dataset import Dataset
 from training.errors import RunInvalid
 from training.files import write_atomic
@@ -171,17 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args(arguments)
-    try:
+
+    def write() -> None:
         text = page(chosen.runs)
         chosen.out.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(chosen.out, text.encode())
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"The page cannot be written: {error.strerror}.", file=sys.stderr)
-        return 1
-    return 0
+
+    return command.status(write, "The page")
 
 
 if __name__ == "__main__":

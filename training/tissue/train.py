@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
 from training import command
@@ -30,6 +29,7 @@ from training.nn.efficientnet_lite import WIDTH, initialise
 from training.nn.pretrained import load_lite0
 from training.nn.tile_encoder import EMBEDDING, TileEncoder
 from training.pathbench import leakage
+from training.repeatable import repeatable
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 from training.tissue import evaluate
 from training.tissue.model import TissueHead
@@ -47,9 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -> Run:
     """Run a recipe to a finished run folder. Raises TrainingError."""
-    threadpool_limits(1)
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+    repeatable()
     values = read_toml(recipe_path)
     stage = values.get("stage")
     if stage == "encoder":

@@ -97,7 +97,10 @@ def test_a_step_is_logged_with_all_that_belongs_to_it(tmp_path: Path) -> None:
 
 def test_only_the_last_checkpoints_stay(tmp_path: Path) -> None:
     begin(tmp_path / "run", "checkpoints.keep=2").train(6)
-    assert sorted(path.name for path in (tmp_path / "run/work/checkpoints").iterdir()) == ["00000004", "00000006"]
+    assert sorted(path.name for path in (tmp_path / "run" / "work" / "checkpoints").iterdir()) == [
+        "00000004",
+        "00000006",
+    ]
 
 
 def test_teachers_are_exported_on_the_way(tmp_path: Path) -> None:
@@ -129,7 +132,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_its_first_difference
 
 def test_a_harmed_checkpoint_is_named_and_the_one_before_still_serves(tmp_path: Path) -> None:
     begin(tmp_path / "run").train(4)
-    newest = tmp_path / "run/work/checkpoints/00000004"
+    newest = tmp_path / "run" / "work" / "checkpoints" / "00000004"
     (part,) = newest.glob("*.distcp")
     part.write_bytes(part.read_bytes()[:1000])
     with pytest.raises(WeightsInvalid, match="checkpoint 00000004 cannot be read"):
