@@ -14,16 +14,12 @@ import numpy as np
 from training.data.dataset import PATIENT_UNKNOWN
 from training.errors import TrainingError
 from training.pathbench import statistics
+from training.pathbench.protocols import METRICS
 from training.pathbench.ranking import Ranking, Row, Scores, balanced, cliques, conclusions, mean_and_interval, rank
 from training.pathbench.records import Record
-from training.statistics import RunsScore, balanced_accuracy, macro_auroc, macro_f1
+from training.statistics import RunsScore, macro_auroc
 
 BOARDS = {"main": "Main board", "flagged": "Flagged board", "survival": "Survival board"}
-PAIRED_SCORES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "macro_auroc": macro_auroc,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-}
 
 
 class BoardRefused(TrainingError):
@@ -195,7 +191,7 @@ def _pairs(best: str, cells: list[Record], rows: tuple[Row, ...], folder: Path) 
             for cell in cells
             if row_of(cell) == row
             and cell.predictions
-            and cell.metric in PAIRED_SCORES
+            and cell.metric in METRICS
             and (folder / cell.predictions).is_file()
         }
         if best in known and len(known) > 1:
@@ -205,7 +201,7 @@ def _pairs(best: str, cells: list[Record], rows: tuple[Row, ...], folder: Path) 
 
 def _differences(best: str, files: dict[str, Path], row: Row) -> list[dict[str, Any]]:
     """A seed is a repetition, no patient: each is scored, and the scores are averaged within a resample of groups."""
-    score = PAIRED_SCORES[row.metric.split(": ")[1]]
+    score = METRICS[row.metric.split(": ")[1]]
     loaded = {model: _load(path) for model, path in files.items()}
     _, labels_N, groups_N = loaded[best]
     for _, labels, groups in loaded.values():
