@@ -54,28 +54,17 @@ def tissue_map(
     (width, height). `rows_N`, `columns_N`: grid positions of the N tiles; `classes_N`: their class index, or
     UNCERTAIN (-1), which is drawn grey and hatched. `colors`: class index -> #RRGGBB.
     """
-    height, width = thumbnail_HW3.shape[:2]
-    classes_GG = np.full((grid.rows, grid.columns), _NOTHING, dtype=np.int32)
-    classes_GG[rows_N, columns_N] = classes_N
-    level_width, level_height = level_size_px
-    row_H = tile_under(height, level_height, grid.field_px, grid.rows)
-    column_W = tile_under(width, level_width, grid.field_px, grid.columns)
-    class_HW = np.where(
-        (row_H[:, None] >= 0) & (column_W[None, :] >= 0), classes_GG[row_H[:, None], column_W[None, :]], _NOTHING
-    )
-
-    base_HW3 = np.repeat((thumbnail_HW3.astype(np.float32) @ _LUMA)[..., None], 3, axis=2)
+    class_HW = _under_pixels(thumbnail_HW3, grid, rows_N, columns_N, classes_N, level_size_px)
+    base_HW3 = _in_grey(thumbnail_HW3)
     drawn_HW3 = base_HW3.copy()
     for index, color in colors.items():
         _blend(drawn_HW3, base_HW3, class_HW == index, np.array(_rgb(color), dtype=np.float32))
     uncertain_HW = class_HW == UNCERTAIN
     _blend(drawn_HW3, base_HW3, uncertain_HW, _GREY)
-    y_H1, x_1W = np.ogrid[:height, :width]
+    y_H1, x_1W = np.ogrid[: class_HW.shape[0], : class_HW.shape[1]]
     _blend(drawn_HW3, base_HW3, uncertain_HW & ((x_1W + y_H1) % _HATCH_PX < 2), _HATCH)
     drawn_HW3[_edges(class_HW)] *= 0.75
-    # Full colour, though a palette would halve the file: quantising puts specks of one class's colour into another.
-    # For such pictures zlib's level 3 packs closer than the default and costs a tenth of `optimize`.
-    return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", compress_level=3)
+    return _map_png(drawn_HW3)
 
 
 def attention_map(thumbnail_HW3: Rgb, grid: TileGrid, attention: AttentionMap, level_size_px: tuple[int, int]) -> bytes:
@@ -83,18 +72,13 @@ def attention_map(thumbnail_HW3: Rgb, grid: TileGrid, attention: AttentionMap, l
 
     `thumbnail_HW3` and `level_size_px` as in `tissue_map`. Tiles that weigh nothing are tinted too: they were read.
     """
-    height, width = thumbnail_HW3.shape[:2]
-    step_GG = np.full((grid.rows + 1, grid.columns + 1), -1, dtype=np.int32)  # index -1 finds nothing there
-    step_GG[attention.rows_N, attention.columns_N] = np.rint(attention.attention_N * (_HEAT_STEPS - 1))
-    level_width, level_height = level_size_px
-    row_H = tile_under(height, level_height, grid.field_px, grid.rows)
-    column_W = tile_under(width, level_width, grid.field_px, grid.columns)
-    step_HW = step_GG[row_H[:, None], column_W[None, :]]
-    base_HW3 = np.repeat((thumbnail_HW3.astype(np.float32) @ _LUMA)[..., None], 3, axis=2)
-    read_HW = step_HW >= 0
+    step_N = np.rint(attention.attention_N * (_HEAT_STEPS - 1)).astype(np.int32)
+    step_HW = _under_pixels(thumbnail_HW3, grid, attention.rows_N, attention.columns_N, step_N, level_size_px)
+    base_HW3 = _in_grey(thumbnail_HW3)
     drawn_HW3 = base_HW3.copy()
-    drawn_HW3[read_HW] = base_HW3[read_HW] * (1 - _OPACITY) + _HEAT_S3[step_HW[read_HW]] * _OPACITY
-    return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", compress_level=3)
+    read_HW = step_HW != _NOTHING
+    _blend(drawn_HW3, base_HW3, read_HW, _HEAT_S3[step_HW[read_HW]])
+    return _map_png(drawn_HW3)
 
 
 def picture(role: str, file: str, data: bytes, series: str) -> Picture:
@@ -113,8 +97,33 @@ def picture(role: str, file: str, data: bytes, series: str) -> Picture:
     )
 
 
-def _blend(drawn_HW3: Floats, base_HW3: Floats, where_HW: npt.NDArray[np.bool_], color_3: Floats) -> None:
-    drawn_HW3[where_HW] = base_HW3[where_HW] * (1 - _OPACITY) + color_3 * _OPACITY
+def _under_pixels(
+    thumbnail_HW3: Rgb, grid: TileGrid, rows_N: Tiles, columns_N: Tiles, values_N: Tiles, level_size_px: tuple[int, int]
+) -> Tiles:
+    """The value of the tile under each of the thumbnail's pixels, _NOTHING where none was read; (H, W)."""
+    height, width = thumbnail_HW3.shape[:2]
+    level_width, level_height = level_size_px
+    row_H = tile_under(height, level_height, grid.field_px, grid.rows)
+    column_W = tile_under(width, level_width, grid.field_px, grid.columns)
+    # One row and column more than the grid has: index -1 finds nothing there.
+    values_GG = np.full((grid.rows + 1, grid.columns + 1), _NOTHING, dtype=np.int32)
+    values_GG[rows_N, columns_N] = values_N
+    return values_GG[np.ix_(row_H, column_W)]
+
+
+def _in_grey(thumbnail_HW3: Rgb) -> Floats:
+    return np.repeat((thumbnail_HW3.astype(np.float32) @ _LUMA)[..., None], 3, axis=2)
+
+
+def _blend(drawn_HW3: Floats, base_HW3: Floats, where_HW: npt.NDArray[np.bool_], color: Floats) -> None:
+    """`color`: (3,), or (K, 3) for each of the K pixels."""
+    drawn_HW3[where_HW] = base_HW3[where_HW] * (1 - _OPACITY) + color * _OPACITY
+
+
+def _map_png(drawn_HW3: Floats) -> bytes:
+    # Full colour, though a palette would halve the file: quantising puts specks of one class's colour into another.
+    # For such pictures zlib's level 3 packs closer than the default and costs a tenth of `optimize`.
+    return _encode(np.rint(drawn_HW3).astype(np.uint8), "PNG", compress_level=3)
 
 
 def _edges(class_HW: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
