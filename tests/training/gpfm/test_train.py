@@ -120,7 +120,7 @@ def test_what_a_run_serves(name: str, student: Run, experts: dict[str, Run]) -> 
         dense_BHWC = graph.network.dense(image_BHWC)
     assert embedding_BD.shape == (2, graph.card["embedding_size"])
     assert not torch.equal(embedding_BD[0], embedding_BD[1])
-    assert dense_BHWC.shape == (2, 4, 4, 16) if name == "student" else (2, 2, 2, 12)
+    assert dense_BHWC.shape == ((2, 4, 4, 16) if name == "student" else (2, 2, 2, 12))
     assert [entry["dataset"] for entry in graph.card["data"]] == ["synthetic"]
     if name == "text":
         torch.testing.assert_close(embedding_BD.norm(dim=1), torch.ones(2))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from training.ssl import masks
 from training.ssl.masks import Blocks, sample
 
 
@@ -25,18 +26,13 @@ def test_masked_crops_lie_anywhere_in_the_batch() -> None:
 
 def test_one_block_alone_is_a_rectangle() -> None:
     for seed in range(20):
-        blocks = Blocks(share=1.0, least=0.2, most=0.2, min_patches=51, max_patches=51)
-        mask = sample(np.random.default_rng(seed), 1, 16, blocks).reshape(16, 16)
-        first = _first_block(mask)
-        assert 1 <= first <= 51
-
-
-def _first_block(mask: np.ndarray) -> int:
-    """The patches of the largest rectangle of masked ones that begins at the first masked patch."""
-    top, left = np.argwhere(mask)[0]
-    width = int(np.argmin(np.append(mask[top, left:], False)))
-    rows = mask[top:, left : left + width].all(1)
-    return width * int(np.argmin(np.append(rows, False)))
+        mask = np.zeros((16, 16), bool)
+        found = masks._add_block(np.random.default_rng(seed), mask, 20, 60)
+        rows, columns = mask.any(1), mask.any(0)
+        assert np.array_equal(mask, np.outer(rows, columns))
+        assert all(np.ptp(np.flatnonzero(line)) + 1 == line.sum() for line in (rows, columns))
+        assert 0.2 < rows.sum() / columns.sum() < 5  # 0.3 to 1/0.3 before rounding
+        assert 12 <= found == mask.sum() <= 60
 
 
 def test_no_share_masks_nothing_and_a_seed_repeats() -> None:
