@@ -1,5 +1,6 @@
 """One result of the bench: an encoder on a task's cohort, as a file that names all that it depends on."""
 
+import io
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -74,10 +75,9 @@ def write_record(folder: Path, record: Record, predictions: dict[str, np.ndarray
     """The cell's files, predictions first: a record that can be read is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None and record.predictions is not None:
-        temporary = folder / f".{record.predictions}"
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **predictions)
-        temporary.replace(folder / record.predictions)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **predictions)
+        write_atomic(folder / record.predictions, buffer.getvalue())
     write_atomic(folder / f"{record.cell}.json", json_bytes(asdict(record)))
 
 
@@ -90,9 +90,3 @@ def read_record(path: Path) -> Record:
     if record.cell != path.stem:
         raise ResultInvalid(f"The result {path.name} is not the cell of its name. Remove it and run the bench again.")
     return record
-
-
-def load_records(folder: Path) -> list[Record]:
-    """All records of a folder of cells, by model, task and cohort. Raises ResultInvalid."""
-    records = [read_record(path) for path in sorted(folder.glob("*.json"))]
-    return sorted(records, key=lambda r: (r.board, r.task, r.probe, r.cohort, r.model))

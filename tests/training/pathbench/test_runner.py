@@ -19,7 +19,7 @@ from training.pathbench import __main__ as command
 from training.pathbench import runner, tasks
 from training.pathbench.cells import Cells, code_version
 from training.pathbench.encoders import cards
-from training.pathbench.records import load_records, read_record
+from training.pathbench.records import read_record
 from training.pathbench.results import published
 
 pytestmark = pytest.mark.training
@@ -170,9 +170,7 @@ def test_an_unreadable_image_is_counted_and_named(place: Path, data: Path) -> No
     assert "00_0.jpg" in (place / "runs" / "pathbench" / "log.jsonl").read_text()
 
 
-def test_a_task_that_its_data_do_not_fill_is_not_run(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_that_its_data_do_not_fill_is_not_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cards from another folder: one whose set is not here, and one whose cohort is empty."""
     folder = place / "tasks"
     folder.mkdir()
@@ -194,7 +192,7 @@ def test_a_damaged_cell_is_refused_by_name(place: Path) -> None:
     assert store.find({"a": 2}) is None
     (folder / "0123.json").write_text("{")
     with pytest.raises(ResultInvalid, match=r"0123\.json cannot be read"):
-        load_records(folder)
+        read_record(folder / "0123.json")
     (folder / "0123.json").write_text("{}")
     with pytest.raises(ResultInvalid, match="cannot be read"):
         read_record(folder / "0123.json")
