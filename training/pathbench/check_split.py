@@ -112,23 +112,18 @@ def read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, str]]]:
 
 
 def _csv_rows(path: Path, columns: list[str], lines: Iterator[list[str]]) -> Iterator[Mapping[str, str]]:
-    number = 0
-    while True:
-        number += 1
-        try:
-            values = next(lines)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise SplitInvalid(f"Row {number} of the table {path.name} is not CSV: {error}.") from None
-        if not values:
-            number -= 1
-            continue
-        if len(values) != len(columns):
-            raise SplitInvalid(
-                f"Row {number} of the table {path.name} has {len(values)} values for {len(columns)} columns. Mend it."
-            )
-        yield dict(zip(columns, values, strict=True))
+    number = 1
+    try:
+        for values in filter(None, lines):
+            if len(values) != len(columns):
+                raise SplitInvalid(
+                    f"Row {number} of the table {path.name} has {len(values)} values for {len(columns)} columns. "
+                    "Mend it."
+                )
+            yield dict(zip(columns, values, strict=True))
+            number += 1
+    except csv.Error as error:
+        raise SplitInvalid(f"Row {number} of the table {path.name} is not CSV: {error}.") from None
 
 
 def _unique(path: Path, header: list[str]) -> list[str]:
