@@ -23,10 +23,10 @@ from training.pathbench.cells import code_version, config_digest
 from training.pathbench.encoders import Encoder, EncoderInvalid, selftest
 from training.pathbench.leakage import Origin
 from training.pathbench.material import Material
-from training.pathbench.probes import Labelled, linear
+from training.pathbench.probes import linear
 from training.pathbench.protocols import Job
 from training.pathbench.protocols.survival import mean_c_index
-from training.pathbench.protocols.tile import embedded
+from training.pathbench.protocols.tile import labelled
 from training.pathbench.recipe import BenchRecipe
 from training.pathbench.records import cell_name
 from training.pathbench.results import Control
@@ -137,23 +137,20 @@ def shuffled_labels(job: Job, *, tasks: int) -> Control:
     """
     material, dataset = job.material, job.material.dataset
     test_M = np.concatenate([cohort.indices_M for cohort in material.cohorts if cohort.split is material.split])
-    parts = [embedded(job, dataset, indices_M) for indices_M in (material.train_M, material.validation_M, test_M)]
-    labels = [
-        dataset.labels_N[indices_M[readable_M]]
-        for indices_M, (_, readable_M, _) in zip((material.train_M, material.validation_M, test_M), parts, strict=True)
-    ]
-    (train_MD, _, _), (validation_MD, _, _), (test_MD, _, _) = parts
-    ends = np.cumsum([len(each) for each in labels])[:2]
+    parts = [labelled(job, dataset, indices_M)[0] for indices_M in (material.train_M, material.validation_M, test_M)]
+    train, validation, test = parts
+    labels_N = np.concatenate([part.labels_N for part in parts])
+    ends = np.cumsum([len(part.labels_N) for part in parts])[:2]
     areas: list[float] = []
     for seed in range(_TRIES):
-        mixed = np.random.default_rng((job.recipe.seed, seed)).permutation(np.concatenate(labels))
+        mixed = np.random.default_rng((job.recipe.seed, seed)).permutation(labels_N)
         train_N, validation_N, test_N = np.split(mixed, ends)
         if min(len(np.unique(each)) for each in (train_N, validation_N, test_N)) < 2:
             continue
         answers = linear(
-            Labelled(train_MD, train_N),
-            Labelled(validation_MD, validation_N),
-            [test_MD],
+            replace(train, labels_N=train_N),
+            replace(validation, labels_N=validation_N),
+            [test.features_ND],
             len(dataset.classes),
             job.recipe.linear,
             (seed,),
