@@ -165,10 +165,10 @@ def conclusions(scores: Scores, ties: Ties = "average") -> dict[str, Any]:
     mean rank with each other one's over the places, Holm-corrected over the family of these comparisons.
     """
     ranking = rank(scores, ties)
-    mean = ranking.by_mean()
+    mean, firsts = ranking.by_mean(), dict(zip(ranking.models, ranking.firsts.tolist(), strict=True))
     found: dict[str, Any] = {
         **mean_and_interval(ranking),
-        "n_first": {model: int(ranking.firsts[ranking.models.index(model)]) for model in mean},
+        "n_first": {model: firsts[model] for model in mean},
         "tasks": len(ranking.places),
         "friedman_chi2": None,
         "friedman_p": None,

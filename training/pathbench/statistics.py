@@ -102,9 +102,10 @@ def paired_bootstraps(
     """`paired_bootstrap` of one model against each of several, all on the same resamples."""
     drawn = replicates([first, *others.values()], groups_N, labels_N, count, seed)
     every, found = np.arange(len(groups_N)), {}
+    value = first(every)
     for column, (name, other) in enumerate(others.items(), 1):
         gaps_B = drawn.scores_BK[:, 0] - drawn.scores_BK[:, column]
-        bounds = interval(first(every) - other(every), gaps_B)
+        bounds = interval(value - other(every), gaps_B)
         p = 2 * min(np.mean(gaps_B <= 0), np.mean(gaps_B >= 0))
         found[name] = Difference(bounds.value, bounds.low, bounds.high, float(np.clip(p, 1 / (count + 1), 1)))
     return found
