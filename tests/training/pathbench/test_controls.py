@@ -1,20 +1,18 @@
-"""The controls see the faults they are for, also when the fault is in the bench; a void run publishes nothing."""
+"""The controls see the faults they are for, also when the fault is in the bench."""
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.training.data import made
-from training.errors import RecipeInvalid, ResultInvalid, TaskInvalid
-from training.pathbench import controls, encoders, results
+from training.errors import RecipeInvalid, TaskInvalid
+from training.pathbench import controls, encoders
 from training.pathbench.cache import FeatureCache
 from training.pathbench.material import gather
 from training.pathbench.protocols import Job
 from training.pathbench.recipe import BenchRecipe, Controls, Linear
-from training.pathbench.results import Control, Results
 from training.pathbench.tasks import TaskCard
 from training.statistics import macro_auroc
 
@@ -86,15 +84,6 @@ def test_wrong_normalisation_is_refused_and_the_right_one_is_not(job: Job) -> No
 def test_a_leaked_split_and_a_seen_test_part_are_caught(job: Job) -> None:
     assert controls.leaked_split("oral", job.material).caught
     assert controls.seen_test_part("oral", job.material).caught
-
-
-def test_a_void_run_publishes_nothing(tmp_path: Path) -> None:
-    missed = Control("shuffled labels", "oral", "AUC 0.7", "an interval that covers 0.5", caught=False)
-    with pytest.raises(
-        ResultInvalid, match=r"void and nothing was published: .*shuffled labels.* on oral gave AUC 0\.7"
-    ):
-        results.publish(Results("r", (), (), (missed,)), tmp_path / "cells", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_the_interval_is_students() -> None:

@@ -23,7 +23,9 @@ def test_the_text_ranks_all_on_the_rows_that_all_have(tmp_path: Path) -> None:
 
 
 def test_a_control_that_was_not_caught_publishes_nothing(tmp_path: Path) -> None:
-    missed = Control("leaked split", "oral", "accepted", "refused", caught=False)
-    with pytest.raises(ResultInvalid, match="nothing was published"):
+    missed = Control("shuffled labels", "oral", "AUC 0.7", "an interval that covers 0.5", caught=False)
+    with pytest.raises(
+        ResultInvalid, match=r"void and nothing was published: .*shuffled labels.* on oral gave AUC 0\.7"
+    ):
         publish(Results("made", tuple(records()), (), (missed,)), tmp_path / "cells", tmp_path / "out")
     assert not (tmp_path / "out").exists()
