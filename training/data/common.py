@@ -1,6 +1,7 @@
 """Where the data lies, and what MANIFEST.csv says of each file."""
 
 import csv
+import io
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -85,18 +86,25 @@ def read_source(root: Path, source: Source, tiers: str = "A") -> bytes:
         data = (root / path).read_bytes()
     except OSError:
         raise DataMissing(f"{path} is named in MANIFEST.csv but cannot be read. Fetch the data again.") from None
-    if sha256_bytes(data) != source.sha256:
-        raise DataMissing(f"{path} differs from its sha256 in MANIFEST.csv. Fetch the data again.")
+    _require_same(data, source)
     return data
 
 
 def read_table(root: Path, path: str) -> list[dict[str, str]]:
-    """A label table's rows. Raises DataMissing."""
+    """A label table's rows. Raises DataMissing where it is absent, or differs from the row that MANIFEST.csv has for
+    it."""
     try:
-        with (root / path).open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+        data = (root / path).read_bytes()
     except OSError:
         raise DataMissing(f"The data folder holds no {path}. Fetch the data again.") from None
+    if path in manifest(root):
+        _require_same(data, manifest(root)[path])
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
+
+
+def _require_same(data: bytes, source: Source) -> None:
+    if sha256_bytes(data) != source.sha256:
+        raise DataMissing(f"{source.file} differs from its sha256 in MANIFEST.csv. Fetch the data again.")
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:

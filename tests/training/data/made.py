@@ -42,6 +42,11 @@ class Made:
             writer.writeheader()
             writer.writerows(rows)
 
+    def vouch(self, path: str, label: str = "", group: str = "", tier: str = "A") -> None:
+        """A row of MANIFEST.csv for a file that is there."""
+        entry = (path, "made", label, group, sha256_file(self.root / path), "CC0", tier)
+        self.rows.append(dict(zip(COLUMNS, entry, strict=True)))
+
     def finish(self) -> Path:
         self.table("MANIFEST.csv", self.rows)
         return self.root
@@ -49,8 +54,7 @@ class Made:
     def _add(self, path: str, data: bytes, label: str, group: str, tier: str) -> None:
         (self.root / path).parent.mkdir(parents=True, exist_ok=True)
         (self.root / path).write_bytes(data)
-        entry = (path, "made", label, group, sha256_file(self.root / path), "CC0", tier)
-        self.rows.append(dict(zip(COLUMNS, entry, strict=True)))
+        self.vouch(path, label, group, tier)
 
 
 def oral(made: Made, groups: int = 20, each: int = 2) -> None:

@@ -107,6 +107,17 @@ def test_rows_that_cannot_be_trusted_are_refused(
         load("oral")
 
 
+def test_a_changed_label_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, table = Made(tmp_path), "he_oral/labels.csv"
+    oral(folder, groups=2)
+    folder.vouch(table)
+    monkeypatch.setenv("PATHSERVE_DATA", str(folder.finish()))
+    assert len(load("oral")) == 4
+    (tmp_path / table).write_text((tmp_path / table).read_text().replace("100x", "400x", 1))
+    with pytest.raises(DataMissing, match=r"labels\.csv differs from its sha256"):
+        load("oral")
+
+
 @pytest.mark.parametrize("harm", [b"no picture", None], ids=["no JPEG", "cut off"])
 def test_a_damaged_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: bytes | None) -> None:
     folder = Made(tmp_path)
