@@ -7,7 +7,7 @@ which "other" nuclei are most: three parts of a split by field cannot hold them.
 
 import numpy as np
 
-from training.data.common import data_root, manifest, read_mask
+from training.data.common import data_root, read_mask
 from training.data.dataset import Dataset, groups_of, images_of, masks_of
 
 CATEGORIES = ("other nucleus", "inflammatory cell", "epithelial nucleus", "spindle-shaped nucleus")
@@ -18,13 +18,11 @@ _FEWEST = 5
 
 def load() -> Dataset:
     """All patches, sorted by file name. Raises DataMissing."""
-    root, rows = data_root(), manifest(data_root())
     sources = images_of("seg_consep")
-    masks = masks_of(sources)
+    masks, instances = masks_of(sources), masks_of(sources, "instances")
     strata_N = np.full(len(sources), -1, np.int64)
-    for place, mask in enumerate(masks):
-        instances = read_mask(root, rows[mask.file.replace("/masks/", "/instances/")])
-        counts = nuclei(read_mask(root, mask), instances)
+    for place, (mask, instance) in enumerate(zip(masks, instances, strict=True)):
+        counts = nuclei(read_mask(data_root(), mask), read_mask(data_root(), instance))
         if counts.sum() >= _FEWEST:
             strata_N[place] = counts.argmax()
     return Dataset(

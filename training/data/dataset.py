@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from training.data.common import (
     require_tier,
     sources_under,
 )
-from training.data.hashes import JOIN_BITS, difference_hash, joined, near_pairs
+from training.data.hashes import alike, difference_hash
 from training.errors import DataMissing, TaskInvalid
 
 NAMES = (
@@ -87,7 +88,7 @@ class Dataset:
 
     def hashes(self) -> np.ndarray:
         """(N,) uint64: the perceptual hash of each item's whole image."""
-        return np.array([_hash(data_root(), source) for source in self.sources], np.uint64)
+        return _hashes(self.sources)
 
     def read(self, index: int) -> np.ndarray:
         """Item `index`, (H,W,3) uint8 RGB. Raises DataMissing."""
@@ -141,10 +142,10 @@ def images_of(folder: str, tiers: str = "A") -> list[Source]:
     return sources
 
 
-def masks_of(sources: Sequence[Source]) -> tuple[Source, ...]:
-    """The category mask beside each image (`masks/*.png`). Raises DataMissing."""
+def masks_of(sources: Sequence[Source], kind: Literal["masks", "instances"] = "masks") -> tuple[Source, ...]:
+    """The mask beside each image (`masks/*.png` of categories, `instances/*.png`). Raises DataMissing."""
     rows = manifest(data_root())
-    paths = [source.file.replace("/images/", "/masks/").rsplit(".", 1)[0] + ".png" for source in sources]
+    paths = [source.file.replace("/images/", f"/{kind}/").rsplit(".", 1)[0] + ".png" for source in sources]
     absent = [path for path in paths if path not in rows]
     if absent:
         raise DataMissing(f"MANIFEST.csv does not name {absent[0]}. Fetch the data again.")
@@ -161,8 +162,7 @@ def groups_of(sources: Sequence[Source]) -> np.ndarray:
 
 def groups_by_likeness(sources: Sequence[Source]) -> np.ndarray:
     """(N,) str: near-duplicates together, named by their first file, for sets that do not tell their patients."""
-    hashes_N = np.array([_hash(data_root(), source) for source in sources], np.uint64)
-    numbers_N = joined(len(hashes_N), near_pairs(hashes_N, hashes_N, JOIN_BITS))
+    numbers_N = alike(_hashes(sources))
     first = np.unique(numbers_N, return_index=True)[1]
     return np.array([Path(sources[first[number]].file).stem for number in numbers_N])
 
@@ -190,6 +190,10 @@ def cut(image: np.ndarray, box_4: np.ndarray) -> np.ndarray:
 def _decoded(root: Path, source: Source) -> np.ndarray:
     """The last images that boxes were cut from: neighbours in a set's order are cut from one image."""
     return read_image(root, source, "AB")
+
+
+def _hashes(sources: Sequence[Source]) -> np.ndarray:
+    return np.array([_hash(data_root(), source) for source in sources], np.uint64)
 
 
 @lru_cache(maxsize=1 << 14)

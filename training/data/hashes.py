@@ -57,10 +57,14 @@ def joined(count: int, pairs_P2: np.ndarray) -> np.ndarray:
     return np.unique([root(place) for place in range(count)], return_inverse=True)[1].astype(np.int64)
 
 
-def near_duplicate_groups(images: Iterable[np.ndarray], bits: int = JOIN_BITS) -> np.ndarray:
-    """Group numbers (N,) int64 of images that are one another's near-duplicates (transitive)."""
-    hashes_N = np.array([difference_hash(image) for image in images], np.uint64)
-    return joined(len(hashes_N), near_pairs(hashes_N, hashes_N, bits))
+def alike(hashes_N: np.ndarray) -> np.ndarray:
+    """Group numbers (N,) int64 of pictures that are one another's near-duplicates (transitive)."""
+    return joined(len(hashes_N), near_pairs(hashes_N, hashes_N, JOIN_BITS))
+
+
+def near_duplicate_groups(images: Iterable[np.ndarray]) -> np.ndarray:
+    """`alike` of images."""
+    return alike(np.array([difference_hash(image) for image in images], np.uint64))
 
 
 def _edges(length: int, parts: int) -> np.ndarray:
