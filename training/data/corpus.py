@@ -20,7 +20,7 @@ import numpy as np
 
 from gateway.slides import Slide, find_tissue, plan_tiles, stream_tiles
 from training import command
-from training.data.common import Source, data_root, read_image
+from training.data.common import Source, data_root, read_image, require_tier
 from training.data.dataset import Dataset, load
 from training.data.dsb2018 import PURPLE
 from training.data.seen import Seen
@@ -131,10 +131,7 @@ def _set(dataset: Dataset) -> _Part:
         items.setdefault(dataset.sources[index], set()).add(int(dataset.strata_N[index]))
         groups[dataset.sources[index]] = str(dataset.groups_N[index])
     for source in items:
-        if source.tier != "A":
-            raise DataMissing(
-                f"The set {dataset.name} is of tier {source.tier}; an encoder's corpus is of tier A only."
-            )
+        require_tier(source, "A")
     return _Part(
         dataset.name,
         tuple(items),
