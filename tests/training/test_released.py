@@ -12,7 +12,11 @@ pytestmark = pytest.mark.training
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "training" / "released"
 SCRATCH = ROOT / "docs" / "results" / "tissue-encoder-scratch"
-MODELS = ("tile_encoder", "tissue_head")
+MODELS = sorted(path.parent.name for path in RELEASED.glob("*/recipe.toml"))
+
+
+def test_the_served_models_are_released() -> None:
+    assert {"tile_encoder", "tissue_head", "slide_abmil"} <= set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -32,7 +36,7 @@ def test_only_licensed_data_went_in(model: str) -> None:
 
 
 def test_the_head_is_of_the_released_encoder() -> None:
-    encoder, head = (open_run(RELEASED / model) for model in MODELS)
+    encoder, head = (open_run(RELEASED / model) for model in ("tile_encoder", "tissue_head"))
     assert head.manifest["starts_from"]["encoder"]["weights_sha256"] == encoder.weights_sha256
 
 
