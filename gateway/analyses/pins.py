@@ -37,8 +37,8 @@ class Pins:
     @classmethod
     def choose(cls, protocol: Protocol, choices: Choices, repository: ModelRepository) -> Self:
         """What serves now. Raises ModelNotLoaded where there is no such model, ModelRefused, ModelsUnfit."""
-        chosen = [_stand_in(protocol.alternatives(model), choices, repository) for model in protocol.models]
-        pins = cls.of({model: folder_of(model, serving(model, choices, repository)) for model in chosen}, repository)
+        chosen = (_chosen(protocol.alternatives(model), choices, repository) for model in protocol.models)
+        pins = cls.of(dict(chosen), repository)
         demand_fit(pins.folders.values(), repository)
         return pins
 
@@ -99,13 +99,15 @@ def demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
             )
 
 
-def _stand_in(models: Sequence[str], choices: Choices, repository: ModelRepository) -> str:
-    """The first of these models that has a version which may serve; the first one where none has."""
+def _chosen(models: Sequence[str], choices: Choices, repository: ModelRepository) -> tuple[str, str]:
+    """The first of these models that has a version which may serve, and that version's folder; the first one where
+    none has. Raises ModelNotLoaded."""
     for model in models:
-        with suppress(PathserveError):
-            if not _falls_short(folder_of(model, serving(model, choices, repository)), repository):
-                return model
-    return models[0]
+        with suppress(ModelNotLoaded):
+            folder = folder_of(model, serving(model, choices, repository))
+            if not _falls_short(folder, repository):
+                return model, folder
+    return models[0], folder_of(models[0], serving(models[0], choices, repository))
 
 
 def _falls_short(folder: str, repository: ModelRepository) -> bool:
