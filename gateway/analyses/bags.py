@@ -6,7 +6,7 @@ follow each other are left out in turn, and a group weighs as much as the answer
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gateway.analyses.probabilities import softmax
 from gateway.analyses.slide_half import Engine, ServedModel
 from gateway.domain.report import EvidenceSource
-from gateway.inference.contract import Contract
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import Cancelled, InferenceError, ModelRefused
 
 OCCLUDED_GROUPS = 48
 """Calls by occlusion, at most: each sees nearly the whole bag."""
 DEADLINE_S = 300.0
-_TAKEN = {"features", "xy_um", "mask"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,23 +73,18 @@ async def ask(
 
     Raises InferenceError; Cancelled, between two calls; ModelRefused where the model asks for what is not known here.
     """
-    contract = model.contract
-    if strange := sorted({spec.name for spec in contract.inputs} - _TAKEN):
-        raise ModelRefused(
-            f"The model {model.folder} asks for {', '.join(strange)}, which the gateway does not have. Promote another."
-        )
 
     async def outputs(kept_M: npt.NDArray[np.bool_] | None = None) -> dict[str, npt.NDArray[Any]]:
         if cancelled():
             raise Cancelled("The analysis was cancelled.")
         features, xy_um = (features_MD, xy_um_M2) if kept_M is None else (features_MD[kept_M], xy_um_M2[kept_M])
-        given = await engine.infer(model.folder, _batch(contract, features, xy_um), deadline_s=DEADLINE_S)
+        given = await engine.infer(model.folder, _batch(model, features, xy_um), deadline_s=DEADLINE_S)
         if not all(np.isfinite(array).all() for array in given.values()):
             raise InferenceError(f"The model {model.folder} answered with what is no finite number.")
         return given
 
     answer = await outputs()
-    probabilities_C = _softmax(answer["logits"])
+    probabilities_C = _probabilities(answer)
     if len(probabilities_C) != len(model.card.labels):
         raise InferenceError(f"The model {model.folder} answers with another number of classes than its card has.")
     if "attention" in answer:
@@ -108,24 +102,27 @@ async def ask(
             break  # nothing may be left out of so small a bag
         kept_M = np.ones(tiles, np.bool_)
         kept_M[group] = False
-        without = _softmax((await outputs(kept_M))["logits"])[top]
-        weights_M[group] = max(0.0, probabilities_C[top] - without) / len(group)
+        without_C = _probabilities(await outputs(kept_M))
+        weights_M[group] = max(0.0, probabilities_C[top] - without_C[top]) / len(group)
     return BagAnswer(probabilities_C, _shares(weights_M), EvidenceSource.OCCLUSION)
 
 
 def _batch(
-    contract: Contract, features_MD: npt.NDArray[np.float32], xy_um_M2: npt.NDArray[np.float32]
+    model: ServedModel, features_MD: npt.NDArray[np.float32], xy_um_M2: npt.NDArray[np.float32]
 ) -> dict[str, npt.NDArray[Any]]:
-    """The bag as the model takes it: only the inputs that it lists."""
-    dtypes = {spec.name: spec.dtype for spec in contract.inputs}
+    """The bag as the model takes it: only the inputs that it lists. Raises ModelRefused."""
+    dtypes = {spec.name: spec.dtype for spec in model.contract.inputs}
     known = {"features": features_MD, "xy_um": xy_um_M2, "mask": np.ones(len(features_MD), np.bool_)}
+    if strange := sorted(dtypes.keys() - known.keys()):
+        raise ModelRefused(
+            f"The model {model.folder} asks for {', '.join(strange)}, which the gateway does not have. Promote another."
+        )
     return {name: np.ascontiguousarray(known[name][None], dtype=dtype) for name, dtype in dtypes.items()}
 
 
-def _softmax(logits_1C: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    logits_C = logits_1C.astype(np.float64).reshape(-1)
-    shifted = np.exp(logits_C - logits_C.max())
-    return np.asarray(shifted / shifted.sum(), np.float64)
+def _probabilities(answer: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+    """(C,), in double precision: by occlusion small differences count."""
+    return softmax(answer["logits"].astype(np.float64).reshape(1, -1)).reshape(-1)
 
 
 def _shares(weights_M: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

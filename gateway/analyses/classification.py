@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.planned import Planned
+from gateway.analyses.probabilities import softmax
 from gateway.analyses.readings import box_of, corner_um, findings_of, reading_of
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.analyses.tile_answers import TileAnswers
@@ -23,7 +24,6 @@ from gateway.slides import Slide, TilePlan
 
 EVIDENCE_PER_CLASS = 3
 MOSTLY_UNCERTAIN = 0.5
-THUMBNAIL_PX = 1024
 
 
 class TissueClassification:
@@ -47,10 +47,9 @@ class TissueClassification:
         planned = Planned.of_task(task)
         plan = planned.plan
         answers = _answers(task, plan)
+        use = compare(task.specimen, task.slide.header, task.card)
+        reading = reading_of(task, planned, use, *answers.figures())
         probabilities_NC = softmax(answers.answers())
-        reading = reading_of(
-            task, planned, use := compare(task.specimen, task.slide.header, task.card), *answers.figures()
-        )
         point = task.operating_point
         top_N = probabilities_NC.argmax(axis=1)
         supported = [label.index for label in task.card.labels if label.supported]
@@ -70,12 +69,6 @@ class TissueClassification:
 
 def _answers(task: SlideTask, plan: TilePlan) -> TileAnswers:
     return TileAnswers(task, plan, "logits", len(task.card.labels))
-
-
-def softmax(logits_NC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities (N, C) of logits (N, C); each row depends on itself only."""
-    shifted = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _tile_map(
@@ -179,7 +172,7 @@ def _findings(tissue: TissueResult) -> tuple[Finding, ...]:
 def _pictures(
     slide: Slide, card: ModelCard, plan: TilePlan, level: Level, classes_N: npt.NDArray[np.int32]
 ) -> dict[str, bytes]:
-    thumbnail_HW3 = slide.thumbnail(THUMBNAIL_PX)
+    thumbnail_HW3 = slide.thumbnail()
     map_png = tissue_map(
         thumbnail_HW3,
         plan.grid,
