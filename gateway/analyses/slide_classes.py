@@ -5,7 +5,7 @@ Per tile, Triton's `tile_encoder` gives an embedding; the slide half here makes 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,6 @@ from gateway.reports import AttentionMap, attention_map, thumbnail_jpeg
 from gateway.slides import Slide, TilePlan, stream_tiles
 
 TOP_TILES = 8
-THUMBNAIL_PX = 1024
 _FILE = "bag.npz"
 
 
@@ -112,7 +111,7 @@ class WholeSlideClassification:
         bag = _Bag.of_task(task, plan)
         use = compare(task.specimen, task.slide.header, task.card)
         reading = reading_of(task, planned, use, *bag.answers.figures())
-        thumbnail_HW3 = task.slide.thumbnail(THUMBNAIL_PX)
+        thumbnail_HW3 = task.slide.thumbnail()
         pictures = {"thumbnail": thumbnail_jpeg(thumbnail_HW3)}
         common = (*use.findings, *findings_of(task, reading))
         level = task.slide.levels[plan.grid.level]
@@ -212,51 +211,41 @@ def _finding(series: str, key: str, text: str) -> Finding:
     return Finding(kind=FindingKind.CONFIDENCE, code=finding_code(key), text=text, series=series)
 
 
-def _findings(classes: SlideClassification, card: ModelCard) -> tuple[Finding, ...]:
-    found = []
+def _findings(classes: SlideClassification, card: ModelCard) -> Iterator[Finding]:
+    series = classes.series
     if card.composed:
-        found.append(
-            _finding(
-                classes.series,
-                "composed-training",
-                "The slide's model was trained and measured on slides that were composed of tiles, never on a whole "
-                "slide: how often it is right on one is not known.",
-            )
+        yield _finding(
+            series,
+            "composed-training",
+            "The slide's model was trained and measured on slides that were composed of tiles, never on a whole "
+            "slide: how often it is right on one is not known.",
         )
-    if classes.answer is None:
-        best = max(classes.classes, key=lambda each: each.probability)
-        if best.supported:
-            found.append(
-                _finding(
-                    classes.series,
-                    "low-confidence",
-                    f"The model's best class has a probability of {best.probability:.2f}, below "
-                    f"{classes.min_probability:.2f}: the slide has no answer.",
-                )
-            )
-        else:
-            found.append(
-                _finding(
-                    classes.series,
-                    "not-supported",
-                    "The model's best class is one that it was not measured for: the slide has no answer.",
-                )
-            )
+    best = max(classes.classes, key=lambda each: each.probability)
+    if not best.supported:
+        yield _finding(
+            series,
+            "not-supported",
+            "The model's best class is one that it was not measured for: the slide has no answer.",
+        )
+    elif classes.answer is None:
+        yield _finding(
+            series,
+            "low-confidence",
+            f"The model's best class has a probability of {best.probability:.2f}, below "
+            f"{classes.min_probability:.2f}: the slide has no answer.",
+        )
     if classes.bag < classes.tiles:
-        found.append(
-            _finding(
-                classes.series,
-                "bag-reduced",
-                f"The slide has {classes.tiles} tiles; the model saw {classes.bag} of them, evenly spaced.",
-            )
+        yield _finding(
+            series,
+            "bag-reduced",
+            f"The slide has {classes.tiles} tiles; the model saw {classes.bag} of them, evenly spaced.",
         )
-    return tuple(found)
 
 
 def _pictures_of(slide: Slide, plan: TilePlan, tiles_K: npt.NDArray[np.int64]) -> Mapping[str, bytes]:
     """The tiles as the model saw them, by role, in this order."""
-    order = np.argsort(tiles_K)
-    few = plan.part(tiles_K[order])
-    images = [image for batch in stream_tiles(slide, few, batch=TOP_TILES) for image in batch.images_BHWC]
-    pictures = {rank: thumbnail_jpeg(image) for rank, image in zip(order.tolist(), images, strict=True)}
-    return {f"top-tile-{rank + 1}": pictures[rank] for rank in sorted(pictures)}
+    rising_K = np.sort(tiles_K)
+    batches = stream_tiles(slide, plan.part(rising_K), batch=TOP_TILES)
+    images = [image for batch in batches for image in batch.images_BHWC]
+    places_K = np.searchsorted(rising_K, tiles_K).tolist()
+    return {f"top-tile-{rank}": thumbnail_jpeg(images[place]) for rank, place in enumerate(places_K, 1)}
