@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.ssl import golden
+from tests.training import golden
 from training.gpfm.losses import cosine, kl_divergence, patches, resize_grid
 
 

@@ -1,47 +1,23 @@
 """The bag heads against the published implementations' numbers, and at the sizes where those break."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.training import golden
 from training.nn.mil import ABMIL, MaxPool, MeanPool, TransMIL, build_head
 
-GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "specs" / "golden" / "cases.json"
 pytestmark = pytest.mark.training
 
 
-def golden(case: str) -> dict[str, Any]:
-    if not GOLDEN.is_file():
-        pytest.skip("the golden numbers are not beside the checkout")
-    return json.loads(GOLDEN.read_text())[case]
-
-
-def sine_data(spec: dict[str, Any]) -> torch.Tensor:
-    i = np.arange(np.prod(spec["shape"]), dtype=np.float64)
-    values = np.sin(spec["f"] * i + spec["ph"]) + 0.5 * np.cos(1.7 * spec["f"] * i)
-    return torch.from_numpy(values.astype(np.float32).reshape(spec["shape"]))
-
-
-def sine_weights(spec: dict[str, Any]) -> dict[str, torch.Tensor]:
-    state = {}
-    for tensor in spec["tensors"]:
-        i = np.arange(np.prod(tensor["shape"]), dtype=np.float64)
-        values = spec["scale"] * np.sin(0.37 * i + 0.11 * tensor["k"] + 0.5)
-        values += tensor["name"].endswith(("norm.weight", "weight_g"))
-        state[tensor["name"]] = torch.from_numpy(values.astype(np.float32).reshape(tensor["shape"]))
-    return state
-
-
 def test_abmil_equals_the_published_numbers() -> None:
-    case = golden("abmil")
+    case = golden.case("abmil")
     head = ABMIL(case["in_dim"], case["classes"], case["hidden"], case["attn"]).eval()
-    head.load_state_dict(sine_weights(case["weights"]))
+    head.load_state_dict(golden.weights(case["weights"]))
     with torch.inference_mode():
-        logits, attention = head.explain(sine_data(case["input"])[None])
+        logits, attention = head.explain(golden.tensor(case["input"])[None])
     expected = case["expected"]
     np.testing.assert_allclose(logits[0], expected["logits"], rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(attention[0, :5], expected["attention_first5"], rtol=1e-4, atol=1e-6)
@@ -49,12 +25,12 @@ def test_abmil_equals_the_published_numbers() -> None:
 
 
 def test_transmil_equals_the_published_numbers() -> None:
-    case = golden("transmil_n50")
+    case = golden.case("transmil_n50")
     head = TransMIL(case["in_dim"], case["classes"], case["dim"]).eval()
     assert sorted(head.state_dict()) == [tensor["name"] for tensor in case["weights"]["tensors"]]
-    head.load_state_dict(sine_weights(case["weights"]))
+    head.load_state_dict(golden.weights(case["weights"]))
     with torch.inference_mode():
-        logits = head(sine_data(case["input"])[None])
+        logits = head(golden.tensor(case["input"])[None])
     np.testing.assert_allclose(logits[0], case["expected"]["logits"], rtol=1e-4, atol=1e-6)
     assert sum(p.numel() for p in head.parameters()) == case["expected"]["n_parameters"]
 

@@ -1,39 +1,26 @@
 """Survival in discrete time: golden numbers, hand-made cases, ties, clamps and undefined concordance."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from tests.training import golden
 from training.errors import TaskInvalid
 from training.nn.survival import bin_edges, bin_of, c_index, ce_loss, nll_loss, risk
 
-GOLDEN = Path(__file__).resolve().parents[4] / "shared" / "specs" / "golden" / "cases.json"
 pytestmark = pytest.mark.training
 
 
-@pytest.fixture(scope="module")
-def cases() -> dict:
-    if not GOLDEN.is_file():
-        pytest.skip("the golden numbers are not beside the checkout")
-    return json.loads(GOLDEN.read_text())
-
-
-def test_nll_equals_the_published_numbers(cases: dict) -> None:
-    case = cases["nll_survival"]
-    i = np.arange(np.prod(case["input"]["shape"]), dtype=np.float64)
-    f, ph = case["input"]["f"], case["input"]["ph"]
-    values = (np.sin(f * i + ph) + 0.5 * np.cos(1.7 * f * i)).astype(np.float32).reshape(case["input"]["shape"])
-    events = torch.tensor(case["censored"]) == 0
+def test_nll_equals_the_published_numbers() -> None:
+    case = golden.case("nll_survival")
+    logits, events = golden.tensor(case["input"]), torch.tensor(case["censored"]) == 0
     for name, expected in case["expected"].items():
-        found = nll_loss(torch.from_numpy(values), torch.tensor(case["bin"]), events, float(name.split("=")[1]))
+        found = nll_loss(logits, torch.tensor(case["bin"]), events, float(name.split("=")[1]))
         assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
-def test_concordance_equals_the_published_number(cases: dict) -> None:
-    case = cases["c_index"]
+def test_concordance_equals_the_published_number() -> None:
+    case = golden.case("c_index")
     risks = np.cos(0.9 * np.arange(40))
     found = c_index(risks, np.array(case["time"]), np.array(case["event"]) == 1)
     assert found == pytest.approx(case["expected"], abs=1e-12)

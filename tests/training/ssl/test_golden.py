@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.training.ssl import golden
+from tests.training import golden
 from training.ssl.heads import ProjHead
 from training.ssl.losses import Centre, cross_entropy, koleo
 from training.ssl.schedules import Schedule
@@ -16,9 +16,7 @@ def near(value: object) -> object:
 def test_projection_head() -> None:
     case = golden.case("distill_head")
     head = ProjHead(case["in_dim"], case["out_dim"], layers=case["mlp_layers"], bottleneck=case["bottleneck"])
-    listed = case["weights"]["tensors"]
-    made = golden.weights([(entry["name"], entry["shape"]) for entry in listed], case["weights"]["scale"])
-    head.load_state_dict(made)
+    head.load_state_dict(golden.weights(case["weights"]))
     out_BK = head(golden.tensor(case["input"])).detach().double()
     expected = case["expected"]
     assert out_BK[0, :8].tolist() == near(expected["row0_first8"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-_CHECKOUT = Path(__file__).resolve().parents[3]
+_CHECKOUT = Path(__file__).resolve().parents[2]
 # Read when imported: tests that make a data folder of their own change the environment later.
 _DATA = Path(os.environ.get("PATHSERVE_DATA") or _CHECKOUT.parent / "shared" / "data")
 
@@ -31,12 +30,12 @@ def tensor(spec: dict[str, Any]) -> Tensor:
     return torch.from_numpy(value.reshape(spec["shape"]).astype(np.float32))
 
 
-def weights(names: Iterable[tuple[str, list[int]]], scale: float) -> dict[str, Tensor]:
-    """The tensors of a module by name and shape; k counts the names in byte order."""
+def weights(spec: dict[str, Any]) -> dict[str, Tensor]:
+    """{scale, tensors: [{name, shape}, …]} as a state; k counts the names in byte order."""
     made = {}
-    for k, (name, shape) in enumerate(sorted(names)):
+    for k, (name, shape) in enumerate(sorted((entry["name"], entry["shape"]) for entry in spec["tensors"])):
         i = np.arange(int(np.prod(shape)), dtype=np.float64)
-        value = scale * np.sin(0.37 * i + 0.11 * k + 0.5)
+        value = spec["scale"] * np.sin(0.37 * i + 0.11 * k + 0.5)
         if name.endswith(("norm.weight", "weight_g")):
             value += 1
         made[name] = torch.from_numpy(value.reshape(shape).astype(np.float32))
