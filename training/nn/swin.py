@@ -6,7 +6,8 @@ those of the published checkpoints.
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from training.nn.vit import Mlp
 
 WIDTH = 768
 _WINDOW = 7
@@ -58,15 +59,6 @@ class WindowAttention(nn.Module):
         return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, W, P, C))
 
 
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Attention within windows, which every second block moves by half a window; then the feed-forward."""
 
@@ -74,7 +66,7 @@ class Block(nn.Module):
         super().__init__()
         self.side, self.shift = side, _WINDOW // 2 if shifted and side > _WINDOW else 0
         self.norm1, self.attn = nn.LayerNorm(width), WindowAttention(width, heads)
-        self.norm2, self.mlp = nn.LayerNorm(width), Mlp(width)
+        self.norm2, self.mlp = nn.LayerNorm(width), Mlp(width, 4 * width)
         self.register_buffer("mask_WPP", _shift_mask(side, self.shift) if self.shift else None, persistent=False)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
