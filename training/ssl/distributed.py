@@ -50,6 +50,12 @@ class World:
         return values
 
 
+def whole(value: Tensor) -> Tensor:
+    """A tensor out of its shards, without its gradient's history; itself where it is not shared out."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return (full_tensor() if full_tensor else value).detach()
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """The world that torchrun's environment describes; without it one process alone. A GPU is taken if there."""

@@ -14,7 +14,7 @@ from training.nn.checkpoints import load_state, round_to_fp16, save_weights
 from training.runs import RunWriter
 from training.ssl import ema, optimiser
 from training.ssl.checkpoint import Checkpoints
-from training.ssl.distributed import DTYPES, World, share
+from training.ssl.distributed import DTYPES, World, share, whole
 from training.ssl.method import SelfDistillation
 from training.ssl.model import CnnBackbone, ViTBackbone, new_backbone
 from training.ssl.recipe import SelfDistillationRecipe
@@ -164,7 +164,7 @@ class Loop:
         they are kept."""
         state = self._method.teacher["backbone"].state_dict()
         backbone = new_backbone(self._recipe.network, masked=self._recipe.ibot is not None)
-        load_state(backbone, {name: _whole(value).cpu() for name, value in state.items()}, "this run")
+        load_state(backbone, {name: whole(value).cpu() for name, value in state.items()}, "this run")
         round_to_fp16(backbone)
         return backbone.eval()
 
@@ -184,9 +184,3 @@ class Loop:
     def _log(self, event: str, **values: Any) -> None:
         if self._run is not None:
             self._run.log(event, **values)
-
-
-def _whole(value: Tensor) -> Tensor:
-    """A tensor out of its shards."""
-    full_tensor = getattr(value, "full_tensor", None)
-    return (full_tensor() if full_tensor else value).detach()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.ssl.distributed import whole
 from training.ssl.method import SelfDistillation
 from training.ssl.recipe import Optim, SelfDistillationRecipe
 from training.ssl.schedules import Schedule
@@ -105,7 +106,7 @@ def clip(method: SelfDistillation, optim: Optim) -> dict[str, Tensor]:
     if optim.clip_distill_heads:
         parts = {**parts, **{f"term_{name}": term for name, term in method.terms.items()}}
     return {
-        name: _whole(nn.utils.clip_grad_norm_(part.parameters(), optim.clip, foreach=True))
+        name: whole(nn.utils.clip_grad_norm_(part.parameters(), optim.clip, foreach=True))
         for name, part in parts.items()
     }
 
@@ -117,9 +118,3 @@ def state(optimiser: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter])
         for name, parameter in trained.items()
         for key, value in optimiser.state[parameter].items()
     }
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """A norm over shards as a plain tensor."""
-    full_tensor = getattr(norm, "full_tensor", None)
-    return full_tensor() if full_tensor else norm

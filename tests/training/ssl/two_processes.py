@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.training.ssl.small import SmallCorpus, small_recipe
 from training.runs import RunWriter
-from training.ssl.distributed import World, joined
+from training.ssl.distributed import World, joined, whole
 from training.ssl.loop import Loop
 from training.ssl.method import SelfDistillation
 
@@ -26,13 +26,8 @@ def trained(folder: Path, world: World, strategy: str, steps: int) -> tuple[Loop
     method = SelfDistillation(recipe)
     loop = Loop(method, recipe, SmallCorpus(), run, world)
     loop.train(loop.done + steps)
-    found = {f"gradient.{name}": whole(value.grad) for name, value in method.trained().items()}
-    return loop, found | {name: whole(value) for name, value in method.state_dict().items()}
-
-
-def whole(value: Tensor) -> Tensor:
-    full_tensor = getattr(value, "full_tensor", None)
-    return (full_tensor() if full_tensor else value).detach().clone()
+    found = {f"gradient.{name}": whole(value.grad).clone() for name, value in method.trained().items()}
+    return loop, found | {name: whole(value).clone() for name, value in method.state_dict().items()}
 
 
 def main() -> None:
