@@ -205,16 +205,8 @@ def _slide(
             for words in (wording.ATTENTION_PICTURES if classified else wording.TISSUE_PICTURES)
         ],
         "tiles": [
-            _picture(
-                report,
-                slide.series,
-                f"top-tile-{rank}",
-                wording.tile_title(rank, tile),
-                "The tile as the model saw it",
-                pictures,
-                images,
-            )
-            for rank, tile in enumerate(classified.top_tiles if classified else (), 1)
+            _picture(report, slide.series, *words, pictures, images)
+            for words in (wording.tile_pictures(classified) if classified else ())
         ],
     }
 

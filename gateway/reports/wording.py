@@ -11,7 +11,6 @@ from gateway.domain.report import (
     SignedAmendment,
     SlideClassification,
     SlideReading,
-    TopTile,
 )
 
 RESEARCH_USE = "Research use only, not a medical device."
@@ -185,9 +184,13 @@ def weights(classes: SlideClassification) -> str:
     )
 
 
-def tile_title(rank: int, tile: TopTile) -> str:
-    """A tile's caption."""
-    return f"{rank}: {percent(tile.share, digits=2)} % of the weights"
+def tile_pictures(classes: SlideClassification) -> list[tuple[str, str, str]]:
+    """The pictures of the tiles that weigh most, as `TISSUE_PICTURES`."""
+    shares = [percent(tile.share, digits=2) for tile in classes.top_tiles]
+    return [
+        (f"top-tile-{rank}", f"{rank}: {share} % of the weights", "The tile as the model saw it")
+        for rank, share in enumerate(shares, 1)
+    ]
 
 
 def area(value_mm2: float) -> str:
