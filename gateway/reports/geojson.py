@@ -1,7 +1,7 @@
 """Report -> GeoJSON (RFC 7946) as QuPath reads it: the regions of one slide in pixels of the finest level."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -107,15 +107,15 @@ def _top_tile(report: Report, classified: SlideClassification, rank: int, tile: 
         "measurements": {"Attention": tile.attention, "Share of the weights %": tile.share * 100},
         "metadata": {"code": code.code, "scheme": code.scheme, "use": wording.document_title(report)},
     }
+    return _feature(uid, [ring], _json(properties))
+
+
+def _feature(uid: str, rings: Iterable[str], properties: str) -> str:
+    """A polygon of rings with its properties, both encoded; its id is the UUID behind a UID of ours (PS3.5 B.2)."""
     return (
-        f'{{"type":"Feature","id":"{_uuid(uid)}","geometry":{{"type":"Polygon","coordinates":[{ring}]}},'
-        f'"properties":{_json(properties)}}}'
+        f'{{"type":"Feature","id":"{UUID(int=int(uid.rsplit(".", 1)[1]))}",'
+        f'"geometry":{{"type":"Polygon","coordinates":[{",".join(rings)}]}},"properties":{properties}}}'
     )
-
-
-def _uuid(uid: str) -> UUID:
-    """The UUID behind a UID of ours (PS3.5 B.2)."""
-    return UUID(int=int(uid.rsplit(".", 1)[1]))
 
 
 class _Scale:
@@ -162,12 +162,11 @@ class _Class:
 
     def feature(self, region: Region, to_finest: _Scale) -> str:
         uid = derive_uid(self._analysis_id, f"{self._role}/{region.number}")
-        return (
-            f'{{"type":"Feature","id":"{_uuid(uid)}",'
-            f'"geometry":{{"type":"Polygon","coordinates":[{",".join(map(to_finest.ring, region.rings))}]}},'
-            f'"properties":{{"objectType":"annotation","name":{self._name} {region.number}{self._suffix},'
+        properties = (
+            f'{{"objectType":"annotation","name":{self._name} {region.number}{self._suffix},'
             f'"classification":{self._classification},"isLocked":true,'
             f'"measurements":{{"Mean probability":{region.mean_probability},'
             f'"Max probability":{region.max_probability},"Tissue area mm^2":{region.tissue_area_mm2},'
-            f'"Outline area mm^2":{region.area_mm2},"Tiles":{region.tiles}}},"metadata":{self._metadata}}}}}'
+            f'"Outline area mm^2":{region.area_mm2},"Tiles":{region.tiles}}},"metadata":{self._metadata}}}'
         )
+        return _feature(uid, map(to_finest.ring, region.rings), properties)
