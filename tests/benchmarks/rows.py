@@ -3,11 +3,16 @@
 import json
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+_ROOT = Path(__file__).resolve().parents[2]
+TRAINING_PYTHON = _ROOT / ".venv-training" / "bin" / "python"
+"""What needs the packages of training is measured in a process of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,13 @@ class Row:
             return False
         measured = self.value if self.ratio is None else self.ratio
         return measured > self.goal if self.lower_is_better else measured < self.goal
+
+
+def measured_in_training(*arguments: str) -> list[Row]:
+    """The rows that a module (and its arguments) prints as its last line, in JSON."""
+    command = [str(TRAINING_PYTHON), "-m", *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=_ROOT)
+    return [Row(**row) for row in json.loads(result.stdout.splitlines()[-1])]
 
 
 def machine() -> str:
