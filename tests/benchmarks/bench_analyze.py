@@ -61,9 +61,9 @@ async def _measure(work: Path, phantom: Path) -> list[Row]:
 
 async def _analyze(settings: Settings, archive: Archive, folder: Path) -> Cost:
     entries = [entry for study in _studies(settings) for entry in archive.find_series(study)]
-    run = CaseRun(
-        folder.name.lower(), Order(PROTOCOL, case_of(tuple(entries))), folder, settings=settings, archive=archive
-    )
+    order = Order(PROTOCOL, case_of(tuple(entries)))
+    # Nobody ordered: there are no identifiers to compare with the slide's.
+    run = CaseRun(folder.name.lower(), order, folder, settings=settings, archive=archive, released=None)
     clock = Clock()
     await run.fetch()
     summary = await run.infer()

@@ -52,9 +52,9 @@ async def _peaks(work: Path, slides: tuple[Path, ...]) -> list[float]:
 async def _work(work: Path, slide: Path) -> None:
     archive = FolderArchive(slide)
     order = Order("tissue-classification", case_of(archive.entries()))
-    run = CaseRun(
-        slide.name, order, work / f"run-{slide.name}", settings=Settings(state=work / "state"), archive=archive
-    )
+    settings = Settings(state=work / "state")
+    # Nobody ordered: there are no identifiers to compare with the slide's.
+    run = CaseRun(slide.name, order, work / f"run-{slide.name}", settings=settings, archive=archive, released=None)
     await run.fetch()
     await run.infer()
     await run.report()
