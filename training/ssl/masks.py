@@ -2,43 +2,34 @@
 section 3.3; arXiv 2304.07193)."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
+
+from training.ssl.recipe import Ibot
 
 _LOG_ASPECT = math.log(1 / 0.3)
 _TRIES = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Blocks:
-    """`share` of the crops are masked, each in `least` to `most` of its patches, by blocks of `min_patches` to
-    `max_patches` patches and an aspect of 0.3 to 1/0.3."""
-
-    share: float = 0.5
-    least: float = 0.1
-    most: float = 0.5
-    min_patches: int = 4
-    max_patches: int = 128
-
-
-def sample(rng: np.random.Generator, crops: int, grid: int, blocks: Blocks) -> np.ndarray:
-    """(crops, grid²) bool. The masked share runs in equal strata from `least` to `most` over the masked crops, which
-    lie in random places of the batch. A crop may be masked a little less than its stratum asks."""
-    masked = int(blocks.share * crops)
-    strata = np.linspace(blocks.least, blocks.most, masked + 1)
+def sample(rng: np.random.Generator, crops: int, grid: int, ibot: Ibot) -> np.ndarray:
+    """(crops, grid²) bool. `mask_share` of the crops are masked, each in a share of its patches within `mask_ratio`, by
+    blocks of `min_patches` to `max_patches` patches and an aspect of 0.3 to 1/0.3. These shares run in equal strata
+    over the masked crops, which lie in random places of the batch. A crop may be masked a little less than its stratum
+    asks."""
+    masked = int(ibot.mask_share * crops)
+    strata = np.linspace(*ibot.mask_ratio, masked + 1)
     mask_GN = np.zeros((crops, grid * grid), bool)
     for crop in range(masked):
         wanted = int(grid * grid * rng.uniform(strata[crop], strata[crop + 1]))
-        mask_GN[crop] = _crop(rng, grid, wanted, blocks).ravel()
+        mask_GN[crop] = _crop(rng, grid, wanted, ibot).ravel()
     return rng.permutation(mask_GN)
 
 
-def _crop(rng: np.random.Generator, grid: int, wanted: int, blocks: Blocks) -> np.ndarray:
+def _crop(rng: np.random.Generator, grid: int, wanted: int, ibot: Ibot) -> np.ndarray:
     mask, found = np.zeros((grid, grid), bool), 0
     while found < wanted:
-        most = min(wanted - found, blocks.max_patches)
-        new = _add_block(rng, mask, blocks.min_patches, most)
+        most = min(wanted - found, ibot.max_patches)
+        new = _add_block(rng, mask, ibot.min_patches, most)
         if new == 0:
             break
         found += new

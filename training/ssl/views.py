@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from training.errors import TrainingError
-from training.ssl.masks import Blocks, sample
+from training.ssl.masks import sample
 from training.ssl.recipe import Augment, SelfDistillationRecipe
 
 _ORDER, _CROPS, _MASKS, _AGAIN = range(4)
@@ -113,14 +113,7 @@ class Steps(Dataset[Views]):
         ibot = self._recipe.ibot
         if ibot is None:
             return None
-        blocks = Blocks(
-            share=ibot.mask_share,
-            least=ibot.mask_ratio[0],
-            most=ibot.mask_ratio[1],
-            min_patches=ibot.min_patches,
-            max_patches=ibot.max_patches,
-        )
-        mask_GN = sample(self._rng(_MASKS, iteration), 2 * self._recipe.data.batch, self._grid, blocks)
+        mask_GN = sample(self._rng(_MASKS, iteration), 2 * self._recipe.data.batch, self._grid, ibot)
         mask_2BN = mask_GN.reshape(2, self._recipe.data.batch, -1)[:, self._mine.start : self._mine.stop]
         return torch.from_numpy(mask_2BN.reshape(2 * len(self._mine), -1))
 

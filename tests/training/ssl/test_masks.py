@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 
 from training.ssl import masks
-from training.ssl.masks import Blocks, sample
+from training.ssl.masks import sample
+from training.ssl.recipe import Ibot
 
 
 @pytest.mark.parametrize("grid", [8, 16])
 def test_half_of_the_crops_are_masked_between_the_least_and_the_most(grid: int) -> None:
-    mask_GN = sample(np.random.default_rng(0), 64, grid, Blocks())
+    mask_GN = sample(np.random.default_rng(0), 64, grid, Ibot())
     assert mask_GN.shape == (64, grid * grid)
     shares = np.sort(mask_GN.mean(1))
     assert np.count_nonzero(shares) == 32
@@ -19,7 +20,7 @@ def test_half_of_the_crops_are_masked_between_the_least_and_the_most(grid: int) 
 
 def test_masked_crops_lie_anywhere_in_the_batch() -> None:
     rng = np.random.default_rng(1)
-    masked = np.stack([sample(rng, 16, 8, Blocks()).any(1) for _ in range(200)])
+    masked = np.stack([sample(rng, 16, 8, Ibot()).any(1) for _ in range(200)])
     assert masked.mean(0).min() > 0.35
     assert masked.mean(0).max() < 0.65
 
@@ -36,6 +37,6 @@ def test_one_block_alone_is_a_rectangle() -> None:
 
 
 def test_no_share_masks_nothing_and_a_seed_repeats() -> None:
-    assert not sample(np.random.default_rng(0), 8, 8, Blocks(share=0.0)).any()
-    one, other = (sample(np.random.default_rng(5), 8, 8, Blocks()) for _ in range(2))
+    assert not sample(np.random.default_rng(0), 8, 8, Ibot(mask_share=0.0)).any()
+    one, other = (sample(np.random.default_rng(5), 8, 8, Ibot()) for _ in range(2))
     assert np.array_equal(one, other)
