@@ -29,7 +29,6 @@ from training.pathbench import changelog, controls, encoders, leakage, results, 
 from training.pathbench.cache import FeatureCache
 from training.pathbench.cells import Cells, code_version, config_digest
 from training.pathbench.encoders import Encoder
-from training.pathbench.leakage import Leakage
 from training.pathbench.material import INTERNAL, Cohort, Material, gather
 from training.pathbench.protocols import Job, Outcome, survival
 from training.pathbench.recipe import BenchRecipe
@@ -144,7 +143,8 @@ class Bench:
         job = Job(
             task=task, card=card, probe=probe, recipe=recipe, material=material, encoder=encoder, cache=self._cache
         )
-        keys = {cohort.name: _key(job, cohort) for cohort in material.cohorts}
+        cohorts = {cohort.name: cohort for cohort in material.cohorts}
+        keys = {name: _key(job, cohort) for name, cohort in cohorts.items()}
         missing = [name for name, key in keys.items() if self._cells.find(key) is None]
         if missing:
             start = time.monotonic()
@@ -152,11 +152,9 @@ class Bench:
                 outcomes = list(import_module(tasks.KINDS[card.kind]).evaluate(job))
             except TrainingError as error:
                 outcomes = [Outcome(cohort=name, refused=error.detail) for name in keys]
-            by_name = {cohort.name: cohort for cohort in material.cohorts}
             for outcome in outcomes:
                 if outcome.cohort in missing:
-                    cohort = by_name[outcome.cohort]
-                    self._store(outcome, _record(job, outcome, _leakage(job, cohort), keys[cohort.name]))
+                    self._store(outcome, keys[outcome.cohort], _facts(job, cohorts[outcome.cohort]))
             self._say(encoder.meta.id, task, probe, outcomes, time.monotonic() - start)
         for name, key in keys.items():
             self._take(encoder.meta.id, f"{task} ({name}): {probe}", key)
@@ -164,6 +162,11 @@ class Bench:
     def _table(self, task: str, *, wait: bool) -> bool:
         """A survival task's cell; False where another process has it in hand."""
         card, recipe = read_task(task), self._recipe
+        try:
+            table = tcga.load(card.cancer)
+        except TrainingError as error:
+            self._not_run.append(NotRun(survival.MODEL, task, error.detail))
+            return True
         key = {
             "model": survival.MODEL,
             "task": task,
@@ -173,13 +176,8 @@ class Bench:
             "bootstrap": recipe.bootstrap,
             "seed": recipe.seed,
             "code": _code("survival"),
+            "split": sha256_bytes("".join(source.sha256 for source in table.sources).encode()),
         }
-        try:
-            table = tcga.load(card.cancer)
-        except TrainingError as error:
-            self._not_run.append(NotRun(survival.MODEL, task, error.detail))
-            return True
-        key["split"] = sha256_bytes("".join(source.sha256 for source in table.sources).encode())
         with self._cells.claim(_short(f"{survival.MODEL} {task}"), wait=wait) as mine:
             if not mine:
                 return False
@@ -189,17 +187,18 @@ class Bench:
                     outcome = survival.evaluate(table, recipe.survival, replicates=recipe.bootstrap, seed=recipe.seed)
                 except TrainingError as error:
                     outcome = Outcome(cohort=INTERNAL, refused=error.detail)
-                record = _survival_record(task, card, outcome, key)
-                self._store(outcome, record)
+                facts = {"model": survival.MODEL, "type": "survival", "task": task, "organ": card.organ, "probe": "nll"}
+                self._store(outcome, key, {**facts, "board": "survival", "leakage": "clean"})
                 self._say(survival.MODEL, task, "nll", [outcome], time.monotonic() - start)
             self._take(survival.MODEL, task, key)
         return True
 
-    def _store(self, outcome: Outcome, record: Record) -> None:
+    def _store(self, outcome: Outcome, key: dict[str, Any], facts: dict[str, Any]) -> None:
+        """A cell's record, or the sentence why it has none; `facts` say what was measured."""
         if outcome.refused:
-            self._cells.refuse(record.key, outcome.refused)
+            self._cells.refuse(key, outcome.refused)
         else:
-            self._cells.write(record, outcome)
+            self._cells.write(_record(outcome, key, facts), outcome)
 
     def _take(self, model: str, what: str, key: dict[str, Any]) -> None:
         """A finished cell into the results."""
@@ -266,55 +265,41 @@ def _key(job: Job, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _leakage(job: Job, cohort: Cohort) -> Leakage:
-    return leakage.status(job.encoder.meta, cohort.dataset, cohort.split)
-
-
-def _record(job: Job, outcome: Outcome, leak: Leakage, key: dict[str, Any]) -> Record:
+def _facts(job: Job, cohort: Cohort) -> dict[str, Any]:
+    """What was measured, and on which board it may stand."""
+    leak = leakage.status(job.encoder.meta, cohort.dataset, cohort.split)
     composed = job.card.kind == "slide" and not isinstance(job.card.bag, str)
-    return Record(
-        model=job.encoder.meta.id,
-        type=job.card.kind,
-        task=job.task,
-        organ=job.card.organ,
-        probe=job.probe,
-        # Composed bags are a test of heads with a known truth, not a clinical task.
-        board="flagged" if composed else leakage.board(leak, job.material.dataset),
-        leakage=leak.status,
-        reasons=leak.reasons,
-        **_measured(outcome, key),
-    )
-
-
-def _survival_record(task: str, card: TaskCard, outcome: Outcome, key: dict[str, Any]) -> Record:
-    return Record(
-        model=survival.MODEL,
-        type="survival",
-        task=task,
-        organ=card.organ,
-        probe="nll",
-        board="survival",
-        leakage="clean",
-        **_measured(outcome, key),
-    )
-
-
-def _measured(outcome: Outcome, key: dict[str, Any]) -> dict[str, Any]:
-    figure = outcome.figure
     return {
-        "cohort": outcome.cohort,
-        "metric": outcome.metric,
-        "values": outcome.values,
-        "value": figure.value if figure else float("nan"),
-        "low": figure.low if figure else float("nan"),
-        "high": figure.high if figure else float("nan"),
-        "groups": outcome.groups,
-        "items": outcome.items,
-        "grouping": outcome.grouping,
-        "notes": outcome.notes,
-        "also": outcome.also,
-        "optimistic": outcome.optimistic,
-        "test_reads": outcome.test_reads,
-        "key": key,
-        "predictions": f"{cell_name(key)}.npz" if outcome.predictions is not None else None,
+        "model": job.encoder.meta.id,
+        "type": job.card.kind,
+        "task": job.task,
+        "organ": job.card.organ,
+        "probe": job.probe,
+        # Composed bags are a test of heads with a known truth, not a clinical task.
+        "board": "flagged" if composed else leakage.board(leak, job.material.dataset),
+        "leakage": leak.status,
+        "reasons": leak.reasons,
     }
+
+
+def _record(outcome: Outcome, key: dict[str, Any], facts: dict[str, Any]) -> Record:
+    figure = outcome.figure
+    assert figure is not None, "an outcome without a figure is refused"
+    return Record(
+        **facts,
+        cohort=outcome.cohort,
+        metric=outcome.metric,
+        values=outcome.values,
+        value=figure.value,
+        low=figure.low,
+        high=figure.high,
+        groups=outcome.groups,
+        items=outcome.items,
+        grouping=outcome.grouping,
+        notes=outcome.notes,
+        also=outcome.also,
+        optimistic=outcome.optimistic,
+        test_reads=outcome.test_reads,
+        key=key,
+        predictions=f"{cell_name(key)}.npz" if outcome.predictions is not None else None,
+    )
