@@ -46,12 +46,7 @@ def record_path(encoder_id: str, weights: Path | None) -> Path:
 
 def recorded(path: Path, checksum: str, toolkit: str) -> dict[str, Any] | None:
     """The record of these weights under a toolkit's transform, where there is one."""
-    try:
-        document = json.loads(path.read_bytes())
-        record: dict[str, Any] = document["records"][f"{checksum}/{toolkit}"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record
+    return _records(path).get(f"{checksum}/{toolkit}")
 
 
 def prints(network: nn.Module) -> dict[str, bytes]:
@@ -157,10 +152,14 @@ def _tools() -> dict[str, str]:
     return {name: metadata.version(name) for name in _TOOLS}
 
 
-def _write(path: Path, key: str, record: dict[str, Any]) -> None:
+def _records(path: Path) -> dict[str, Any]:
+    """The file's records; none where it is absent or is no such file."""
     try:
-        records = json.loads(path.read_bytes())["records"]
-    except (OSError, ValueError, KeyError):
-        records = {}
+        return dict(json.loads(path.read_bytes())["records"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write(path: Path, key: str, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json_bytes({"schema": SCHEMA, "records": records | {key: record}}))
+    write_atomic(path, json_bytes({"schema": SCHEMA, "records": _records(path) | {key: record}}))
