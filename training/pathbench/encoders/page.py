@@ -176,12 +176,8 @@ def _network(card: Card) -> str:
 
 
 def _input(card: Card) -> str:
-    texts = {}
-    for toolkit, resize in card.transforms.items():
-        size = f"squash to {card.side_px}"
-        if resize.fit == "crop":
-            size = f"shorter side to {resize.resize_px or card.side_px}, centre {card.side_px}"
-        texts[toolkit] = f"{size}, {resize.interpolation}"
+    transforms = {toolkit: card.transform(toolkit) for toolkit in card.transforms}
+    texts = {toolkit: f"{transform.size}, {transform.interpolation}" for toolkit, transform in transforms.items()}
     others = [f"{name}: {text}" for name, text in texts.items() if text != texts["native"]]
     return "; ".join([texts["native"], *others]) + _doubt(card, "transforms")
 

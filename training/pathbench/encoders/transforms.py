@@ -60,11 +60,15 @@ class Transform:
 
     def __str__(self) -> str:
         """What feature files and cells record; equal strings give equal pixels."""
-        size = f"squash to {self.side_px}"
-        if self.fit == "crop":
-            size = f"shorter side to {self.resize_px}, centre {self.side_px}"
         scale = "uint8" if self.mean is None else f"mean {_text(self.mean)} std {_text(self.std)}"
-        return f"{size}; Pillow {self.interpolation}; {scale}"
+        return f"{self.size}; Pillow {self.interpolation}; {scale}"
+
+    @property
+    def size(self) -> str:
+        """How a tile comes to the network's side, in words."""
+        if self.fit == "squash":
+            return f"squash to {self.side_px}"
+        return f"shorter side to {self.resize_px}, centre {self.side_px}"
 
 
 def _text(values: tuple[float, float, float] | None) -> str:
