@@ -18,7 +18,7 @@ from training.pathbench.encoders.cards import Card, read_card
 from training.pathbench.encoders.encoder import Encoder
 from training.pathbench.encoders.errors import EncoderInvalid
 from training.pathbench.encoders.transforms import Transform
-from training.publish import synthetic_tiles
+from training.publish import Published, card_texts, synthetic_tiles
 from training.runs import Pretraining, Recipe, Run, RunWriter, open_run, parse_recipe, runs_folder
 
 RANDOM = "random"
@@ -155,19 +155,15 @@ def _texts(card: Card, run: Run, side_px: int, chosen_um: float | None) -> dict[
         limits.insert(1, f"Its publisher shows it {card.field_um:g} µm a tile; it is served on another field here.")
     if drawn:
         limits.insert(0, "Its weights are random: it has learned nothing, and its embedding means nothing.")
-    return {
-        "title": f"{'Random weights: ' if drawn else ''}{card.title}",
-        "mpp": round(field_um / side_px, 6),
-        "tile_px": side_px,
-        "intended_use": {
-            "statement": f"Turns H&E tiles of {field_um:g} µm into vectors for the heads that were fitted on it. "
-            "Research use, not a medical device.",
-            "organs": [],
-            "specimen_types": [],
-            "stains": ["HE"],
-        },
-        "limits": limits,
-        "data": [],
-        "pretraining": run.manifest["pretraining"],
-        "metrics": [],
-    }
+    publish = Published(
+        model=MODEL,
+        title=f"{'Random weights: ' if drawn else ''}{card.title}",
+        mpp=round(field_um / side_px, 6),
+        tile_px=side_px,
+        statement=f"Turns H&E tiles of {field_um:g} µm into vectors for the heads that were fitted on it. "
+        "Research use, not a medical device.",
+        organs=(),
+        stains=("HE",),
+        limits=tuple(limits),
+    )
+    return card_texts(publish, (), run.manifest["pretraining"]) | {"metrics": []}
