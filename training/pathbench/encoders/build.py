@@ -31,12 +31,12 @@ def build(
     WeightsInvalid (another architecture).
     """
     card = read_card(encoder_id)
-    said: dict[str, Any] = {"id": encoder_id, "profile": profile, "toolkit": toolkit}
+    about = _of_card(card) | {"id": encoder_id, "profile": profile, "toolkit": toolkit}
     if card.weights.source == "run":
         if random_init:
             raise EncoderInvalid(f"{encoder_id} is a run of ours and has no random twin. Use random-vit.")
         run, graph = weights.load_run(encoder_id, card)
-        return _of_run(card, run, graph, said)
+        return _of_run(card, run, graph, about)
     drawn, path = random_init or card.weights.source == "fresh", None
     if card.weights.source == "hub" and not drawn and not card.unverified:
         path = weights.weights_file(encoder_id, card)
@@ -47,22 +47,15 @@ def build(
         checksum = weights.state_digest(network)
     else:
         checksum = _loaded(encoder_id, card, network, toolkit, path)
-    transform = card.transform(toolkit)
-    meta = EncoderMeta(
-        **said,
-        **_of_card(card),
-        dim=card.dim,
-        checksum=checksum,
-        licences=licences_of(card),
-        pretraining=card.pretraining,
-        random=drawn,
-        run=None,
-        transform=str(transform),
-        tile_px=transform.side_px,
-        field_um=FIXED_FIELD_UM if profile == "fixed-fov" else card.field_um,
-        dense=hasattr(network, "dense"),
-    )
-    encoder = Encoder(meta, transform, network.eval())
+    about |= {
+        "dim": card.dim,
+        "checksum": checksum,
+        "licences": licences_of(card),
+        "pretraining": card.pretraining,
+        "random": drawn,
+        "run": None,
+    }
+    encoder = _encoder(network, card.transform(toolkit), card.field_um, about)
     if not random_init:
         selftest.verify(encoder, selftest.record_path(encoder_id, path))
     return encoder
@@ -88,7 +81,7 @@ def _loaded(encoder_id: str, card: Card, network: nn.Module, toolkit: Toolkit, p
     return digest
 
 
-def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder:
+def _of_run(card: Card, run: Run, graph: Graph, about: dict[str, Any]) -> Encoder:
     """An encoder of ours: the graph that is served, which scales pixels itself. Its licences are those of its card, and
     of all data and weights that the graph's card names: it may be used only as all of them allow."""
     side_px, origins = int(graph.card["tile_px"]), graph.card["pretraining"]
@@ -97,29 +90,34 @@ def _of_run(card: Card, run: Run, graph: Graph, said: dict[str, Any]) -> Encoder
     experts = {entry["package"] for entry in origins} & set(registered())
     parents = {parent: read_card(parent) for parent in sorted({*card.inherits_from, *experts})}
     licences = {card.licence, *(entry["licence"] for entry in (*origins, *graph.card["data"]))}
-    about = _of_card(card) | {
+    about |= {
         "inherits_from": tuple(parents),
         "gated": card.gated or any(parent.gated for parent in parents.values()),
         "commercial_ok": card.commercial_ok and all(parent.commercial_ok for parent in parents.values()),
         "derivatives_ok": card.derivatives_ok and all(parent.derivatives_ok for parent in parents.values()),
+        "dim": int(graph.outputs[0].shape[0]),
+        "checksum": run.weights_sha256,
+        "licences": tuple(sorted(licences)),
+        "pretraining": tuple(sorted(sets)),
+        "random": False,
+        "run": run.name,
     }
-    meta = EncoderMeta(
-        **said,
-        **about,
-        dim=int(graph.outputs[0].shape[0]),
-        checksum=run.weights_sha256,
-        licences=tuple(sorted(licences)),
-        pretraining=tuple(sorted(sets)),
-        random=False,
-        run=run.name,
-        transform=str(transform),
-        tile_px=side_px,
-        field_um=FIXED_FIELD_UM if said["profile"] == "fixed-fov" else side_px * float(graph.card["mpp"]),
-        dense=hasattr(graph.network, "dense"),
-    )
-    encoder = Encoder(meta, transform, graph.network.eval())
-    selftest.verify(encoder, selftest.record_path(meta.id, None))
+    encoder = _encoder(graph.network, transform, side_px * float(graph.card["mpp"]), about)
+    selftest.verify(encoder, selftest.record_path(encoder.meta.id, None))
     return encoder
+
+
+def _encoder(network: nn.Module, transform: Transform, native_um: float | None, about: dict[str, Any]) -> Encoder:
+    """`about` is what the network and its transform do not say of themselves; `native_um` its publisher's field."""
+    meta = EncoderMeta(
+        **about,
+        transform=str(transform),
+        dtype="float32",
+        tile_px=transform.side_px,
+        field_um=FIXED_FIELD_UM if about["profile"] == "fixed-fov" else native_um,
+        dense=hasattr(network, "dense"),
+    )
+    return Encoder(meta, transform, network.eval())
 
 
 def _of_card(card: Card) -> dict[str, Any]:
@@ -131,5 +129,4 @@ def _of_card(card: Card) -> dict[str, Any]:
         "derivatives_ok": card.derivatives_ok,
         "inherits_from": card.inherits_from,
         "embedding": card.embedding,
-        "dtype": "float32",
     }
