@@ -15,7 +15,8 @@ from gateway.inference import ModelRepository
 from gateway.inference.contract import TensorSpec
 from gateway.operations.errors import Cancelled, InferenceError, ModelRefused
 from gateway.operations.settings import Settings
-from tests.support.bags import LABELS, add_slide_head, without_slide_heads
+from tests.support.bags import LABELS, add_slide_head
+from tests.support.models import without_slide_heads
 
 WIDTH = 4
 

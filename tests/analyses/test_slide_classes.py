@@ -23,8 +23,8 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import Cancelled, InferenceError, ModelRefused, ModelsUnfit, RowsOutdated
 from gateway.operations.settings import Settings
 from gateway.slides import Slide
-from tests.support.bags import OnnxEngine, add_slide_head, shrink_encoder, without_slide_heads
-from tests.support.models import add_version, read, seal, write
+from tests.support.bags import OnnxEngine, add_slide_head, shrink_encoder
+from tests.support.models import add_version, read, seal, without_slide_heads, write
 
 COLON = Code("71854001", "SCT", "Colon")
 PROTOCOL = protocol_named("slide-classification")

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -16,7 +15,7 @@ from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import PATHSERVE
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
-from tests.support.models import add_version, change_engine, seal, shifted
+from tests.support.models import add_version, change_engine, seal, shifted, without_slide_heads
 from tests.support.triton import loaded
 
 pytestmark = pytest.mark.triton
@@ -40,8 +39,7 @@ def doubled(model: onnx.ModelProto) -> None:
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Version 2 answers adipose tissue everywhere. Version 3 is sealed well, but its engine does not give the answers
     that its golden.npz knows: only a replay can tell."""
-    made = tmp_path_factory.mktemp("models") / "repository"
-    shutil.copytree(Settings().model_repository, made, ignore=shutil.ignore_patterns("slide_*"))
+    made = without_slide_heads(Settings().model_repository, tmp_path_factory.mktemp("models") / "repository")
     for version, by in (("2", 30.0), ("3", 60.0)):
         head = add_version(made, "tissue_head", version, change=lambda model, by=by: shifted(model, by))
         ensemble = add_version(made, MODEL, version, steps={"tissue_head": head.name})

@@ -10,7 +10,8 @@ from gateway.analyses import doctor as analyses_doctor
 from gateway.operations.doctor import Finding, examine
 from gateway.operations.errors import ArchiveUnavailable
 from gateway.operations.settings import Settings
-from tests.support.bags import add_slide_head, without_slide_heads
+from tests.support.bags import add_slide_head
+from tests.support.models import without_slide_heads
 
 
 def well() -> Iterator[Finding]:

@@ -41,12 +41,6 @@ class OnnxEngine:
         return dict(zip(names, session.run(names, dict(batch)), strict=True))
 
 
-def without_slide_heads(source: Path, target: Path) -> Path:
-    """A copy of a repository without any slide head of its own."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("slide_*"))
-    return target
-
-
 def shrink_encoder(repository: Path, width: int = 16) -> None:
     """Put a network of one line in the tile encoder's place: a tile's mean colour, mixed to `width` numbers."""
     folder = repository / "tile_encoder"

@@ -87,10 +87,15 @@ def add_version(
     return folder
 
 
+def without_slide_heads(source: Path, target: Path) -> Path:
+    """A copy of a repository without any slide head of its own."""
+    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("slide_*"))
+
+
 def two_versions(target: Path) -> Path:
     """A copy of the committed models but the slide heads, with a second version of the tissue head that answers adipose
     tissue everywhere, and of the ensemble with it."""
-    repository = shutil.copytree(Settings().model_repository, target, ignore=shutil.ignore_patterns("slide_*"))
+    repository = without_slide_heads(Settings().model_repository, target)
     add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
     add_version(repository, "tissue_classification", steps={"tissue_head": "tissue_head-v2"})
     return repository
