@@ -8,7 +8,7 @@ they inherit from. `clean` is what the evidence says, `overlap` where it says ot
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -23,6 +23,7 @@ from training.pathbench.encoders import read_card
 from training.runs import Run, find_run
 
 Status = Literal["clean", "overlap", "unknown"]
+Finding = tuple[Literal["overlap", "unknown"], str]
 
 OPEN_ENDED = ("openpath", "quilt-1m", "pathasst")
 """Sets gathered from the open web: they may hold any public image. What a card calls undisclosed is treated alike."""
@@ -85,13 +86,11 @@ def status(learner: Learner, dataset: Dataset, split: Split, lookup: Callable[[s
 
     `lookup` gives the encoders that it inherits from. Raises DataMissing, and what `lookup` raises.
     """
+    if learner.random:
+        return Leakage("clean")
     tested = _Tested(dataset, split, np.flatnonzero(split.parts_N != "train"))
-    overlaps: list[str] = []
-    unknowns: list[str] = []
-    if not learner.random:
-        _judge(learner, "it", tested, lookup, overlaps, unknowns, set())
-    kind: Status = "overlap" if overlaps else "unknown" if unknowns else "clean"
-    return Leakage(kind, tuple(dict.fromkeys([*overlaps, *unknowns])))
+    found = sorted(_judge(learner, "it", tested, lookup, set()), key=lambda finding: finding[0])  # overlap first
+    return Leakage(found[0][0] if found else "clean", tuple(dict.fromkeys(reason for _, reason in found)))
 
 
 def board(leakage: Leakage, dataset: Dataset) -> Literal["main", "flagged"]:
@@ -130,31 +129,28 @@ def _judge(
     who: str,
     tested: _Tested,
     lookup: Callable[[str], Learner],
-    overlaps: list[str],
-    unknowns: list[str],
     judged: set[str],
-) -> None:
-    _judge_sets(learner.pretraining, who, tested, overlaps, unknowns)
+) -> Iterator[Finding]:
+    """What speaks against an encoder and all that it inherits from; each run and encoder in `judged` once."""
+    yield from _judge_sets(learner.pretraining, who, tested)
     if learner.run is not None:
-        _judge_run(learner.run, None, tested, overlaps, unknowns, judged)
+        yield from _judge_run(learner.run, None, tested, judged)
     for identifier in learner.inherits_from:
         if identifier not in judged:
             judged.add(identifier)
-            _judge(lookup(identifier), identifier, tested, lookup, overlaps, unknowns, judged)
+            yield from _judge(lookup(identifier), identifier, tested, lookup, judged)
 
 
-def _judge_sets(names: Sequence[str], who: str, tested: _Tested, overlaps: list[str], unknowns: list[str]) -> None:
+def _judge_sets(names: Sequence[str], who: str, tested: _Tested) -> Iterator[Finding]:
     """Public sets by name: one that holds the task's images overlaps; a vague one leaves it open."""
     for name in names:
         if name.casefold() in tested.names:
-            overlaps.append(f"{who} was trained on {name}, which holds the images of {tested.dataset.name}")
+            yield "overlap", f"{who} was trained on {name}, which holds the images of {tested.dataset.name}"
         elif "undisclosed" in name.casefold() or name.casefold() in OPEN_ENDED:
-            unknowns.append(f"{who} was trained on sets that are not known in full ({name})")
+            yield "unknown", f"{who} was trained on sets that are not known in full ({name})"
 
 
-def _judge_run(
-    recipe: str, sha256: str | None, tested: _Tested, overlaps: list[str], unknowns: list[str], judged: set[str]
-) -> None:
+def _judge_run(recipe: str, sha256: str | None, tested: _Tested, judged: set[str]) -> Iterator[Finding]:
     """A run of ours by its manifest, and every run that it started from."""
     key = f"run {recipe} {sha256}"
     if key in judged:
@@ -163,18 +159,18 @@ def _judge_run(
     try:
         run = find_run(recipe)
     except RunInvalid:
-        unknowns.append(f"the run {recipe}, which it comes from, is not there to say what it has seen")
+        yield "unknown", f"the run {recipe}, which it comes from, is not there to say what it has seen"
         return
     if sha256 is not None and run.weights_sha256 != sha256:
-        unknowns.append(f"the run {recipe} was trained again since this encoder started from it")
+        yield "unknown", f"the run {recipe} was trained again since this encoder started from it"
         return
-    _judge_manifest(run, tested, overlaps)
-    _judge_sets([entry["trained_on"] for entry in run.manifest["pretraining"]], recipe, tested, overlaps, unknowns)
+    yield from _judge_manifest(run, tested)
+    yield from _judge_sets([entry["trained_on"] for entry in run.manifest["pretraining"]], recipe, tested)
     for parent in run.manifest["starts_from"].values():
-        _judge_run(parent["recipe"], parent["weights_sha256"], tested, overlaps, unknowns, judged)
+        yield from _judge_run(parent["recipe"], parent["weights_sha256"], tested, judged)
 
 
-def _judge_manifest(run: Run, tested: _Tested, overlaps: list[str]) -> None:
+def _judge_manifest(run: Run, tested: _Tested) -> Iterator[Finding]:
     """By group: those the manifest names, and those of the files it lists (runs of before groups were written down)."""
     dataset, split, index_K = tested.dataset, tested.split, tested.index_K
     seen, files = Seen.read(run.manifest), _files(run.manifest["data"])
@@ -192,14 +188,13 @@ def _judge_manifest(run: Run, tested: _Tested, overlaps: list[str]) -> None:
     shared = np.intersect1d(split.groups_N[seen_N], split.groups_N[index_K])
     if len(shared):
         of = len(np.unique(split.groups_N[index_K]))
-        overlaps.append(
-            f"{run.name} has seen {len(shared)} of {of} groups ({dataset.grouping}) that {dataset.name} is tested on"
-        )
+        seen_of = f"{len(shared)} of {of} groups ({dataset.grouping})"
+        yield "overlap", f"{run.name} has seen {seen_of} that {dataset.name} is tested on"
     hashes_S = np.array([int(text, 16) for text in seen.hashes], np.uint64)
     alike = near_pairs(np.unique(dataset.hashes()[index_K]), hashes_S, SAME_IMAGE_BITS)
     if len(alike):
         count = len(np.unique(alike[:, 0]))
-        overlaps.append(f"{run.name} has seen {count} picture(s) that {dataset.name} is tested on, or near-duplicates")
+        yield "overlap", f"{run.name} has seen {count} picture(s) that {dataset.name} is tested on, or near-duplicates"
 
 
 def _files(entries: Sequence[Mapping[str, Any]]) -> set[str]:
