@@ -11,8 +11,9 @@ from gateway.analyses.readings import findings_of
 from gateway.analyses.slide_half import SlideTask
 from gateway.domain.model import StainReference
 from gateway.domain.report import FindingKind, SlideQuality, SlideReading, StainFigures
+from gateway.operations.settings import Settings
 from gateway.slides.stain import stain_figures
-from tests.analyses.test_slide_classes import models, opened  # noqa: F401
+from tests.analyses.test_slide_classes import opened
 from tests.slides.test_stain import EOSIN, HAEMATOXYLIN, painted
 
 SEEN = SlideQuality(
@@ -28,8 +29,8 @@ STAINED = StainFigures(haematoxylin_od=0.35, eosin_od=0.3, haematoxylin=HAEMATOX
 
 
 @pytest.fixture(scope="module")
-def task(cmu_slide: Path, models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlideTask]:  # noqa: F811
-    with opened(cmu_slide, models, tmp_path_factory.mktemp("task")) as found:
+def task(cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlideTask]:
+    with opened(cmu_slide, Settings().model_repository, tmp_path_factory.mktemp("task")) as found:
         yield found
 
 
