@@ -39,7 +39,7 @@ class Pins:
         """What serves now. Raises ModelNotLoaded where there is no such model, ModelRefused, ModelsUnfit."""
         chosen = (_chosen(protocol.alternatives(model), choices, repository) for model in protocol.models)
         pins = cls.of(dict(chosen), repository)
-        demand_fit(pins.folders.values(), repository)
+        _demand_fit(pins.folders.values(), repository)
         return pins
 
     @classmethod
@@ -79,7 +79,7 @@ def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
     return next((version for version in left if not _falls_short(folder_of(model, version), repository)), left[0])
 
 
-def demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
+def _demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
     """Raise ModelsUnfit where one of these was trained on another encoder than the one among these.
 
     By the weights' digest: the same weights in another precision are the same encoder. Raises ModelNotLoaded,
