@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -79,7 +79,7 @@ class Hand:
     embedder: Embedder
     queue: ShardQueue
     plans: Plans
-    troubles: list[PathserveError] = field(default_factory=list)
+    troubles: list[PathserveError]
 
     def check(self) -> None:
         """Raises the first of the troubles."""

@@ -46,6 +46,10 @@ class _Open:
     planned: Planned
     shards: tuple[Shard, ...]
 
+    @property
+    def missing(self) -> list[Shard]:
+        return [shard for shard in self.shards if not shard.tiles.is_file()]
+
 
 def run(
     job: Job, settings: Settings, workers: int, tell: Callable[[Progress], None] = lambda progress: None
@@ -57,31 +61,28 @@ def run(
     Raises FeaturesMixed (the output folder holds features that were made otherwise), FeaturesInvalid (it is in use),
     and what `at_work` raises.
     """
-    progress = Progress()
     with _folder(job), at_work(job, settings, 0) as hand:
-        record = hand.embedder.record
         for path in sorted(job.out.glob("*.h5")):
-            record.demand_same(files.read_record(path), path.name)
+            hand.embedder.record.demand_same(files.read_record(path), path.name)
         hand.queue.take_back()
-        waiting: list[_Open] = []
+        course = _Course(job, hand)
         with _further(job, hand, workers) as look_after:
-            progress.slides = len(hand.slides.series)
             for series in hand.slides.series:
                 if job.result(series).is_file():
-                    progress.kept += 1
+                    course.progress.kept += 1
                     continue
-                _begin(job, hand, series, waiting, progress)
-                _gather(job, hand, waiting, progress)
-                tell(progress)
-            while waiting:
+                course.begin(series)
+                course.gather()
+                tell(course.progress)
+            while course.waiting:
                 time.sleep(_LOOK_S)
                 hand.check()
                 if look_after():
-                    _put(hand, waiting)
-                _gather(job, hand, waiting, progress)
-                tell(progress)
+                    course.put(course.waiting)
+                course.gather()
+                tell(course.progress)
     shutil.rmtree(job.work)
-    return progress
+    return course.progress
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def _folder(job: Job) -> Iterator[None]:
 def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], bool]]:
     """Processes 1, 2 … of the job. The function looks after them, true where one has died: it is started again a few
     times, and what it had in hand is put back."""
-    command = [sys.executable, "-m", "training.features.worker", str(job.out)]
+    command = [sys.executable, "-m", "training.features.worker", str(job.file)]
     running = {index: subprocess.Popen([*command, str(index)]) for index in range(1, workers)}
     restarts = dict.fromkeys(running, 0)
 
@@ -134,85 +135,88 @@ def _further(job: Job, hand: Hand, workers: int) -> Iterator[Callable[[], bool]]
             process.wait()
 
 
-def _begin(job: Job, hand: Hand, series: str, waiting: list[_Open], progress: Progress) -> None:
-    """Plan a slide and put its shards into the queue."""
-    try:
-        planned = hand.plans(series)
-    except PathserveError as error:
-        _fail(job, series, error.detail, progress)
-        return
-    count = len(planned.plan or ())
-    progress.known_tiles += count
-    parts = tuple(job.shard(series, first) for first in range(0, count, job.shard_tiles))
-    waiting.append(_Open(series, planned, parts))
-    _put(hand, waiting[-1:])
+class _Course:
+    """The slides of a job from their plans to their files, and how far they are."""
 
+    def __init__(self, job: Job, hand: Hand) -> None:
+        self._job, self._hand = job, hand
+        self.waiting: list[_Open] = []
+        self.progress = Progress(slides=len(hand.slides.series))
 
-def _put(hand: Hand, slides: list[_Open]) -> None:
-    """Put the shards of some slides that have no part yet, and are in nobody's hand, into the queue."""
-    for slide in slides:
-        for shard in slide.shards:
-            if not shard.tiles.is_file():
-                hand.queue.put(slide.series, shard.first)
+    def begin(self, series: str) -> None:
+        """Plan a slide and put its shards into the queue."""
+        try:
+            planned = self._hand.plans(series)
+        except PathserveError as error:
+            self._fail(series, error.detail)
+            return
+        count = len(planned.plan or ())
+        self.progress.known_tiles += count
+        shards = tuple(self._job.shard(series, first) for first in range(0, count, self._job.shard_tiles))
+        self.waiting.append(_Open(series, planned, shards))
+        self.put(self.waiting[-1:])
 
+    def put(self, slides: list[_Open]) -> None:
+        """Put the shards of some slides that have no part yet, and are in nobody's hand, into the queue."""
+        for slide in slides:
+            for shard in slide.missing:
+                self._hand.queue.put(slide.series, shard.first)
 
-def _gather(job: Job, hand: Hand, waiting: list[_Open], progress: Progress) -> None:
-    """Write the slides that are complete; drop those that failed."""
-    for slide in list(waiting):
-        if job.failure(slide.series).is_file():
-            _fail(job, slide.series, job.failure(slide.series).read_text(encoding="utf-8"), progress)
-            waiting.remove(slide)
-        elif all(shard.tiles.is_file() for shard in slide.shards):
-            _write(job, hand, slide, progress)
-            waiting.remove(slide)
-            shutil.rmtree(job.parts(slide.series), ignore_errors=True)
-    progress.tiles = progress.known_tiles - sum(
-        len(slide.planned.plan or ()) * sum(not shard.tiles.is_file() for shard in slide.shards) // len(slide.shards)
-        for slide in waiting
-    )
+    def gather(self) -> None:
+        """Write the slides that are complete; drop those that failed."""
+        still, missing_tiles = [], 0
+        for slide in self.waiting:
+            failure = self._job.failure(slide.series)
+            if failure.is_file():
+                self._fail(slide.series, failure.read_text(encoding="utf-8"))
+            elif missing := slide.missing:
+                still.append(slide)
+                missing_tiles += len(slide.planned.plan or ()) * len(missing) // len(slide.shards)
+            else:
+                self._write(slide)
+                shutil.rmtree(self._job.parts(slide.series), ignore_errors=True)
+        self.waiting = still
+        self.progress.tiles = self.progress.known_tiles - missing_tiles
 
+    def _write(self, slide: _Open) -> None:
+        """Put a slide's parts together in row-major order of the grid, whatever order and worker they came in."""
+        said = [json.loads(shard.tiles.read_bytes()) for shard in slide.shards]
+        tiles_N, unreadable_U = (
+            np.array([tile for part in said for tile in part[kind]], np.int64) for kind in ("tiles", "unreadable")
+        )
+        series, planned, embedder = slide.series, slide.planned, self._hand.embedder
+        order_N = np.zeros(0, np.int64)
+        if planned.plan is not None:
+            order_N = np.lexsort((planned.plan.columns_N[tiles_N], planned.plan.rows_N[tiles_N]))
+        parts = [np.load(shard.features, mmap_mode="r") for shard in slide.shards]
+        files.write(
+            self._job.result(series),
+            embedder.record,
+            {
+                "series_uid": series,
+                "field_px": planned.field_px,
+                "mpp": planned.mpp,
+                "level_mpp": planned.level_mpp,
+                "level_0_mpp": planned.level_0_mpp,
+                "remark": planned.remark,
+            },
+            rows=files.gathered(parts, order_N),
+            width=embedder.width,
+            coords_N2=planned.corners(tiles_N[order_N]),
+            unreadable_U2=planned.corners(unreadable_U),
+        )
+        self.progress.written += 1
+        self.progress.unreadable += len(unreadable_U)
+        for x, y in planned.corners(unreadable_U).tolist():
+            self._log("unreadable tile", series, x_px=x, y_px=y)
+        self._log("slide", series, tiles=len(tiles_N), unreadable=len(unreadable_U), remark=planned.remark)
 
-def _write(job: Job, hand: Hand, slide: _Open, progress: Progress) -> None:
-    """Put a slide's parts together in row-major order of the grid, whatever order and worker they came in."""
-    said = [json.loads(shard.tiles.read_bytes()) for shard in slide.shards]
-    tiles_N, unreadable_U = (
-        np.array([tile for part in said for tile in part[kind]], np.int64) for kind in ("tiles", "unreadable")
-    )
-    planned, record = slide.planned, hand.embedder.record
-    order_N = np.zeros(0, np.int64)
-    if planned.plan is not None:
-        order_N = np.lexsort((planned.plan.columns_N[tiles_N], planned.plan.rows_N[tiles_N]))
-    parts = [np.load(shard.features, mmap_mode="r") for shard in slide.shards]
-    files.write(
-        job.result(slide.series),
-        record,
-        {
-            "series_uid": slide.series,
-            "field_px": planned.field_px,
-            "mpp": planned.mpp,
-            "level_mpp": planned.level_mpp,
-            "level_0_mpp": planned.level_0_mpp,
-            "remark": planned.remark,
-        },
-        rows=files.gathered(parts, order_N),
-        width=hand.embedder.width,
-        coords_N2=planned.corners(tiles_N[order_N]),
-        unreadable_U2=planned.corners(unreadable_U),
-    )
-    progress.written += 1
-    progress.unreadable += len(unreadable_U)
-    for x, y in planned.corners(unreadable_U).tolist():
-        _log(job, event="unreadable tile", series=slide.series, x_px=x, y_px=y)
-    _log(
-        job, event="slide", series=slide.series, tiles=len(tiles_N), unreadable=len(unreadable_U), remark=planned.remark
-    )
+    def _fail(self, series: str, detail: str) -> None:
+        self.progress.failed[series] = detail
+        self._log("slide failed", series, detail=detail)
 
-
-def _fail(job: Job, series: str, detail: str, progress: Progress) -> None:
-    progress.failed[series] = detail
-    _log(job, event="slide failed", series=series, detail=detail)
-
-
-def _log(job: Job, **line: object) -> None:
-    with disk_errors(), (job.out / "features.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    def _log(self, event: str, series: str, **values: object) -> None:
+        """One line of features.jsonl."""
+        line = {"event": event, "series": series, **values}
+        with disk_errors(), (self._job.out / "features.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

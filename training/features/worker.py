@@ -1,4 +1,4 @@
-"""A further process of a job: `python -m training.features.worker OUT INDEX`; it ends with the one that started it."""
+"""A further process of a job: `python -m training.features.worker JOB INDEX`; it ends with the one that started it."""
 
 import os
 import sys
@@ -12,10 +12,10 @@ from training.features.job import Job, at_work
 _LOOK_S = 0.5
 
 
-def main(out: Path, index: int) -> int:
-    """Exit status 0, or 1 with one sentence on stderr."""
+def main(file: Path, index: int) -> int:
+    """Work at the job that a file describes. Exit status 0, or 1 with one sentence on stderr."""
     parent = os.getppid()
-    job = Job.model_validate_json((Job(slides=out, encoder="", out=out).file).read_bytes())
+    job = Job.model_validate_json(file.read_bytes())
     try:
         with at_work(job, settings(), index) as hand:
             while os.getppid() == parent:
