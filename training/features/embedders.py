@@ -49,8 +49,9 @@ def open_embedder(name: str, settings: Settings, options: Options) -> Iterator[E
     Raises FeaturesInvalid for a model that is no encoder, ModelNotLoaded, ModelRefused, InferenceUnavailable; and what
     `training.pathbench.encoders.build` raises.
     """
-    if name in ModelRepository(settings.model_repository).folders:
-        with _triton(name, settings) as embedder:
+    repository = ModelRepository(settings.model_repository)
+    if name in repository.folders:
+        with _triton(name, repository, settings) as embedder:
             yield embedder
     else:
         with ThreadPoolExecutor(1, thread_name_prefix="encoder") as thread:
@@ -96,8 +97,7 @@ class _Triton:
 
 
 @contextmanager
-def _triton(folder: str, settings: Settings) -> Iterator[Embedder]:
-    repository = ModelRepository(settings.model_repository)
+def _triton(folder: str, repository: ModelRepository, settings: Settings) -> Iterator[Embedder]:
     if (kind := repository.card(folder).version.kind) != "encoder":
         raise FeaturesInvalid(f"The model {folder} is of the kind {kind}, which gives no features. Name an encoder.")
     loop = asyncio.new_event_loop()
