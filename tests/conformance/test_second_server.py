@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from gateway.archive.cache import FrameCache
 from gateway.operations.errors import ArchiveRefused, SlideNotInArchive
 from gateway.slides import Slide
 from tests.support.orthanc import free_port
+from tests.support.processes import end
 
 _START_S = 30.0
 _CONFIGURATION = """\
@@ -61,12 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
                 time.sleep(0.1)
         yield open_archive(f"dicomweb://127.0.0.1:{http}/dicomweb")
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
 
 
 @pytest.fixture(scope="module")
