@@ -16,7 +16,7 @@ from training.ssl import ema, optimiser
 from training.ssl.checkpoint import Checkpoints
 from training.ssl.distributed import DTYPES, World, share, whole
 from training.ssl.method import SelfDistillation
-from training.ssl.model import CnnBackbone, ViTBackbone, new_backbone
+from training.ssl.model import Backbone, new_backbone
 from training.ssl.recipe import SelfDistillationRecipe
 from training.ssl.views import Corpus, Steps, Views, batches
 
@@ -159,7 +159,7 @@ class Loop:
             folder.mkdir(exist_ok=True)
             save_weights(folder / f"{self.done:08d}.safetensors", teacher)
 
-    def teacher(self) -> ViTBackbone | CnnBackbone:
+    def teacher(self) -> Backbone:
         """The EMA teacher's backbone as a module of its own, whole, in every process; its kernels rounded to fp16 as
         they are kept."""
         state = self._method.teacher["backbone"].state_dict()

@@ -56,7 +56,7 @@ class SelfDistillation(nn.Module):
         self._dino, self._ibot, self._crops = recipe.dino, recipe.ibot, recipe.crops
         backbone = new_backbone(recipe.network, masked=recipe.ibot is not None)
         self.pretraining: tuple[Pretraining, ...] = begin(backbone, recipe.network, generator)
-        self.scale, self.depth = backbone.scale, len(getattr(backbone, "blocks", None) or backbone._blocks)
+        self.scale, self.depth = backbone.scale, backbone.depth
         self.student = nn.ModuleDict({"backbone": backbone})
         self.centres = nn.ModuleDict()
         dino, ibot = recipe.dino, recipe.ibot

@@ -1,7 +1,5 @@
 """The backbones that self-distillation trains: a ViT, or EfficientNet-Lite0, both giving tokens."""
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from training.nn.pretrained import load_lite0
 from training.nn.vit import Tokens, ViT, ViTConfig
 from training.nn.vit import initialise as initialise_vit
 from training.runs import Pretraining
-from training.ssl.recipe import CnnNetwork, ViTNetwork
+from training.ssl.recipe import CnnNetwork, Network, ViTNetwork
 
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of the channels in units of 0–255."""
@@ -20,25 +18,16 @@ LITE: Scale = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 _BN_MOMENTUM = 0.1
 
 
-class Backbone(Protocol):
-    """A torch module: images (B,3,H,W) scaled by `scale`, and masked patches (B,N) or None, to `Tokens`."""
-
-    width: int
-    scale: Scale
-
-    def grid(self, side_px: int) -> int:
-        """Rows of patch tokens that an image of this side has."""
-        ...
-
-    def __call__(self, x_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tokens: ...
-
-
 class ViTBackbone(ViT):
     scale = IMAGENET
 
     @property
     def width(self) -> int:
         return self.config.width
+
+    @property
+    def depth(self) -> int:
+        return self.config.depth
 
     def grid(self, side_px: int) -> int:
         return side_px // self.config.patch_px
@@ -56,6 +45,10 @@ class CnnBackbone(EfficientNetLite0):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = _BN_MOMENTUM  # the published 0.01 is for runs of many thousand steps
 
+    @property
+    def depth(self) -> int:
+        return len(self._blocks)
+
     def grid(self, side_px: int) -> int:
         return -(-side_px // 32)
 
@@ -64,16 +57,19 @@ class CnnBackbone(EfficientNetLite0):
         return Tokens(cells_BND.mean(1), cells_BND[:, :0], cells_BND, cells_BND)
 
 
-def new_backbone(network: ViTNetwork | CnnNetwork, *, masked: bool) -> ViTBackbone | CnnBackbone:
+Backbone = ViTBackbone | CnnBackbone
+"""Images (B,3,H,W), scaled by `scale`, and masked patches (B,N) or None, to `Tokens`; `grid(side_px)`: rows of patch
+tokens that an image of this side has; `depth`: number of blocks."""
+
+
+def new_backbone(network: Network, *, masked: bool) -> Backbone:
     """A backbone whose weights are still to come. `masked`: whether patches can be masked."""
     if isinstance(network, ViTNetwork):
         return ViTBackbone(ViTConfig(mask_token=masked, **network.model_dump(exclude={"arch"})))
     return CnnBackbone()
 
 
-def begin(
-    backbone: ViTBackbone | CnnBackbone, network: ViTNetwork | CnnNetwork, generator: torch.Generator
-) -> tuple[Pretraining, ...]:
+def begin(backbone: Backbone, network: Network, generator: torch.Generator) -> tuple[Pretraining, ...]:
     """Give a backbone its first weights, and say what they came from. Raises DataMissing, WeightsInvalid."""
     if isinstance(backbone, ViTBackbone):
         initialise_vit(backbone, generator)

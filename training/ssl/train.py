@@ -27,11 +27,9 @@ from training.ssl.checkpoint import occupy
 from training.ssl.distributed import World, joined
 from training.ssl.loop import Loop
 from training.ssl.method import SelfDistillation, Term
-from training.ssl.model import CnnBackbone, ViTBackbone
+from training.ssl.model import Backbone
 from training.ssl.recipe import SelfDistillationRecipe, read_recipe
 from training.ssl.views import Corpus
-
-Backbone = ViTBackbone | CnnBackbone
 
 
 def main(arguments: list[str] | None = None) -> int:
