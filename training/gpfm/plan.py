@@ -1,5 +1,7 @@
 """What a recipe would train, told without memory for its weights: parts, FSDP's units, experts."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -31,46 +33,45 @@ def describe(recipe: AnyRecipe) -> str:
     lines += [_count(f"student {name}", part) for name, part in method.student.items()]
     if isinstance(recipe, DistillRecipe):
         lines += [_count(f"distill head {name}", head) for name, head in method.terms["experts"].items()]
-    trained = sum(parameter.numel() for parameter in method.trained().values())
-    averaged = sum(parameter.numel() for parameter in method.teacher.parameters())
-    lines += [f"trained {trained:,}, averaged by the teacher {averaged:,}", *_schedule(recipe)]
-    lines += _units(method, recipe)
+    trained, averaged = _size(method.trained().values()), _size(method.teacher.parameters())
+    lines += [f"trained {trained:,}, averaged by the teacher {averaged:,}", _schedule(recipe)]
+    if recipe.launch.strategy == "fsdp":
+        lines += _units(method, recipe.launch.chunks)
+        state = trained * _BYTES_TRAINED + averaged * 4
+        lines.append(f"state over all processes: {state / 2**30:.1f} GiB, without activations and experts")
     if isinstance(recipe, DistillRecipe):
         lines += [*_beginning(recipe), *_experts(recipe.kd, recipe.crops.global_px)]
     return "\n".join(lines)
 
 
 def _count(name: str, part: nn.Module) -> str:
-    return f"{name}: {sum(parameter.numel() for parameter in part.parameters()):,} parameters"
+    return f"{name}: {_size(part.parameters()):,} parameters"
 
 
-def _schedule(recipe: SelfDistillationRecipe) -> list[str]:
-    optim, batch = recipe.optim, recipe.data.batch
-    peak = optim.base_lr * (batch / 1024) ** 0.5
-    return [
-        f"batch {batch} over all processes, peak rate {peak:.6g}, {recipe.iterations:,} iterations out of a plan of "
-        f"{optim.plan:,}; {recipe.launch.strategy} in {recipe.launch.precision}"
-    ]
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
-def _units(method: SelfDistillation, recipe: SelfDistillationRecipe) -> list[str]:
-    """FSDP's units in the order in which they are wrapped, and the state of one of all processes together."""
-    if recipe.launch.strategy != "fsdp":
-        return []
+def _schedule(recipe: SelfDistillationRecipe) -> str:
+    return (
+        f"batch {recipe.data.batch} over all processes, peak rate {recipe.peak_rate:.6g}, "
+        f"{recipe.iterations:,} iterations out of a plan of {recipe.optim.plan:,}; "
+        f"{recipe.launch.strategy} in {recipe.launch.precision}"
+    )
+
+
+def _units(method: SelfDistillation, chunks: int) -> list[str]:
+    """FSDP's units in the order in which they are wrapped."""
     names = {module: name for name, module in method.named_modules()}
     lines, counted = [], set()
-    for number, unit in enumerate(shards(method, recipe.launch.chunks)):
+    for number, unit in enumerate(shards(method, chunks)):
         own = {parameter for module in unit for parameter in module.parameters()} - counted
         counted |= own
         first, last = names[unit[0]], names[unit[-1]]
         where = first if first == last else f"{first} … {last}"
-        lines.append(f"fsdp unit {number}: {where}, {sum(parameter.numel() for parameter in own):,} parameters")
+        lines.append(f"fsdp unit {number}: {where}, {_size(own):,} parameters")
     left = [name for name, parameter in method.named_parameters() if parameter not in counted]
-    lines += [f"not sharded: {name}" for name in left]
-    trained = sum(parameter.numel() for parameter in method.trained().values())
-    averaged = sum(parameter.numel() for parameter in method.teacher.parameters())
-    state = trained * _BYTES_TRAINED + averaged * 4
-    return [*lines, f"state over all processes: {state / 2**30:.1f} GiB, without activations and experts"]
+    return [*lines, *(f"not sharded: {name}" for name in left)]
 
 
 def _beginning(recipe: DistillRecipe) -> list[str]:

@@ -16,8 +16,6 @@ from training.ssl.schedules import Schedule
 _BLOCK = re.compile(r"\._?blocks\.(\d+)\.")
 _FIRST_LAYER = ("cls_token", "reg_token", "pos_embed", "mask_token", "patch_embed", "_conv_stem", "backbone._bn0")
 _UNDECAYED = ("norm", "gamma", "_bn")
-PEAK_BATCH = 1024
-"""The batch for which a recipe's base rate is meant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +33,7 @@ class Plan:
 
     def __init__(self, recipe: SelfDistillationRecipe) -> None:
         optim, plan = recipe.optim, recipe.optim.plan
-        peak = optim.base_lr * (recipe.data.batch / PEAK_BATCH) ** 0.5
-        self._rate = Schedule(peak, optim.min_lr, plan, optim.warmup_epochs * optim.epoch_iterations)
+        self._rate = Schedule(recipe.peak_rate, optim.min_lr, plan, optim.warmup_epochs * optim.epoch_iterations)
         self._decay = Schedule(*optim.decay, plan)
         self._momentum = Schedule(*recipe.teacher.momentum, plan)
         self._frozen = optim.freeze_last_layer_epochs * optim.epoch_iterations

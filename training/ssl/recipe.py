@@ -7,12 +7,12 @@ import json
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.errors import RecipeInvalid
-from training.runs import Recipe, parse_recipe
+from training.runs import R, Recipe, parse_recipe, read_toml
 
 Range = tuple[float, float]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -120,7 +120,7 @@ class Teacher(Part):
 class Optim(Part):
     """AdamW. An epoch is `epoch_iterations` iterations; `epochs` are the plan that the schedules span.
 
-    The peak rate is base_lr · √(batch / 1024). `extra` are the heads of further loss terms.
+    The peak rate is base_lr · √(batch / 1024). `distill` are the heads of further loss terms.
     """
 
     base_lr: float = Field(gt=0)
@@ -203,6 +203,11 @@ class SelfDistillationRecipe(Recipe):
     launch: Launch = Launch()
     log_every: int = Field(default=10, gt=0)
 
+    @property
+    def peak_rate(self) -> float:
+        """The learning rate after the warm-up: the base rate is meant for a batch of 1024."""
+        return self.optim.base_lr * (self.data.batch / 1024) ** 0.5
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         if self.iterations > self.optim.plan:
@@ -218,25 +223,15 @@ class SelfDistillationRecipe(Recipe):
         return self
 
 
-R = TypeVar("R", bound=Recipe)
-
-
 def read_recipe(kind: type[R], path: Path, overrides: Iterable[str] = ()) -> tuple[R, bytes]:
     """A recipe file as its class, and the text that its run folder keeps.
 
     An override is `section.key=value`, the value as TOML writes it (a bare word is text). Raises RecipeInvalid.
     """
-    try:
-        text = path.read_bytes()
-        values = tomllib.loads(text.decode("utf-8"))
-    except OSError:
-        raise RecipeInvalid(f"The recipe {path.name} cannot be read. Name an existing recipe file.") from None
-    except ValueError as error:
-        raise RecipeInvalid(f"The recipe {path.name} is not valid TOML: {error}.") from None
-    changes = list(overrides)
+    values, changes = read_toml(path), list(overrides)
     for change in changes:
         _override(values, change)
-    return parse_recipe(kind, values), _toml(values) if changes else text
+    return parse_recipe(kind, values), _toml(values) if changes else path.read_bytes()
 
 
 def _override(values: dict[str, Any], change: str) -> None:
