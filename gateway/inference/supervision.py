@@ -114,17 +114,15 @@ class Supervisor:
         generation = served.generation
         canary = asyncio.create_task(replay.canary(contract, golden, self._fleet.link.ask, PATIENCE_S))
         try:
-            hangs = await self._hangs(served, canary)
-            if not hangs:
+            if await self._hangs(served, canary):
+                log.warning("inference.canary_failed", model=served.folder, trouble=Trouble.DEADLINE.value)
+                self._heal(served, generation, "hung")
+            else:
                 await canary
         except CallFailed as failure:
             log.warning("inference.canary_failed", model=served.folder, trouble=failure.trouble.value)
             if failure.trouble is Trouble.DEAD_STUB:
                 self._heal(served, generation, "dead")
-        else:
-            if hangs:
-                log.warning("inference.canary_failed", model=served.folder, trouble=Trouble.DEADLINE.value)
-                self._heal(served, generation, "hung")
         finally:
             canary.cancel()
             await asyncio.wait({canary})
