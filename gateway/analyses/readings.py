@@ -23,7 +23,7 @@ two public slides; faded to a quarter of their density these fall below, doubled
 _TILES_ENOUGH = 16
 """Of fewer tiles the pixels may be too few for figures, however well they are stained."""
 FAR_DEG = 25.0
-"""Groups of images from one laboratory lie within 3° of their mean; the medians of four other sets from 11° to 22°."""
+"""Groups of images from one laboratory lie within 3° of their mean; the medians of four other sets from 11° to 23°."""
 
 
 def reading_of(
