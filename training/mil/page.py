@@ -6,13 +6,11 @@ RUN is a run folder; only its recipe, metrics and manifest are read.
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from training import command
-from training.errors import RunInvalid
 from training.files import write_atomic
 from training.mil.evaluate import HEAD, SCORES
-from training.runs import read_json, read_toml
+from training.pages import interval, score_table, shown
 
 _KINDS = {
     "abmil": "Attention pooling (arXiv 1802.04712): logits, and attention by tile, which sums to 1. The order of the "
@@ -53,30 +51,21 @@ def page(folders: list[Path]) -> str:
 
 
 def _section(folder: Path) -> list[str]:
-    metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
-    recipe = read_toml(folder / "recipe.toml")
-    if recipe.get("system") != "mil":
-        raise RunInvalid(f"The run folder {folder.name} is not one of the mil system. Name one that is.")
+    run = shown(folder, "mil")
+    recipe, metrics = run.recipe, run.metrics
     slides, point = metrics["slides"], metrics["operating_point"]
-    changed = f" (with {count} changed files)" if (count := manifest["git_changed_files"]) else ""
     controls = recipe.get("control_splits", recipe.get("splits", 5))
     lines = [
         f"## {recipe['publish']['model']}",
         "",
         f"{_KINDS[recipe['head']]} Width {recipe.get('hidden', 512)} (published: 512).",
         "",
-        f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
-        f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread; "
+        f"{run.origin}; "
         f"{metrics['splits']} splits ({controls} of the baseline and the controls), {slides['test']} test slides each.",
         "",
         f"    python -m training.mil.train training/recipes/{recipe['name']}.toml",
         "",
-        "| row | " + " | ".join(SCORES) + " |",
-        "|---" * (len(SCORES) + 1) + "|",
-        *(
-            f"| {name} | " + " | ".join(_interval(row[score]) for score in SCORES) + " |"
-            for name, row in metrics["rows"].items()
-        ),
+        *score_table("row", SCORES, metrics["rows"]),
         "",
         "At the operating point a slide is answered where its top probability is high enough: the least step of 0.05 "
         f"between 0.50 and 0.95 at which {point['aim']:.0%} of the answers on slides of held-out tiles (inner folds) "
@@ -90,7 +79,7 @@ def _section(folder: Path) -> list[str]:
         low, high = planted["tiles"]
         lines += [
             f"One tile of adenocarcinoma among {low - 1} to {high - 1} others: attention ranks it first in "
-            f"{_interval(planted)} of {planted['slides']} such slides.",
+            f"{interval(planted)} of {planted['slides']} such slides.",
             "",
         ]
     lines += ["| slides | right | number |", "|---|---|---|"]
@@ -98,10 +87,6 @@ def _section(folder: Path) -> list[str]:
         f"| {name} | {kind['right']:.2f} | {kind['slides']} |" for name, kind in metrics["kinds_of_slides"].items()
     ]
     return lines
-
-
-def _interval(entry: dict[str, Any]) -> str:
-    return f"{entry['value']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -15,9 +15,8 @@ import numpy as np
 
 from training import command
 from training.data.dataset import Dataset
-from training.errors import RunInvalid
 from training.files import write_atomic
-from training.runs import read_json, read_toml
+from training.pages import interval, score_table, shown
 from training.statistics import (
     balanced_accuracy,
     calibration_error,
@@ -119,34 +118,24 @@ def page(folders: list[Path]) -> str:
 
 
 def _section(folder: Path) -> list[str]:
-    metrics, manifest = read_json(folder, "metrics.json"), read_json(folder, "manifest.json")
-    recipe = read_toml(folder / "recipe.toml")
-    if recipe.get("system") != "tissue":
-        raise RunInvalid(f"The run folder {folder.name} is not one of the tissue system. Name one that is.")
+    run = shown(folder, "tissue")
+    recipe, metrics = run.recipe, run.metrics
     protocol = metrics["protocol"]
-    changed = f" (with {count} changed files)" if (count := manifest["git_changed_files"]) else ""
-    rows = [
-        f"| {name} | " + " | ".join(_interval(row[score]) for score in SCORES) + " |"
-        for name, row in metrics["rows"].items()
-    ]
     lines = [
         f"## {recipe['name']}",
         "",
-        f"Recipe `training/recipes/{recipe['name']}.toml`, seed {recipe['seed']}, commit "
-        f"{manifest['git_commit'][:12]}{changed}, {metrics['cpu_s']:.0f} s of CPU time on one thread.",
+        f"{run.origin}.",
         f"{protocol['repeats']} × {protocol['folds']} outer folds, {protocol['inner_folds']} inner folds, "
         f"{metrics['tiles']} tiles in {metrics['groups']} groups.",
         "",
         f"    python -m training.tissue.train training/recipes/{recipe['name']}.toml",
         "",
-        "| classifier | " + " | ".join(SCORES) + " |",
-        "|---" * (len(SCORES) + 1) + "|",
-        *rows,
+        *score_table("classifier", SCORES, metrics["rows"]),
     ]
     for name, gap in metrics["differences"].items():
-        lines += ["", f"Balanced accuracy minus that of {name}, same folds and resamples: {_interval(gap, sign=True)}."]
+        lines += ["", f"Balanced accuracy minus that of {name}, same folds and resamples: {interval(gap, sign=True)}."]
     lines += ["", "| class | recall |", "|---|---|"]
-    lines += [f"| {name} | {_interval(recall)} |" for name, recall in metrics["recall"].items()]
+    lines += [f"| {name} | {interval(recall)} |" for name, recall in metrics["recall"].items()]
     if "operating_point" in metrics:
         point, choice = metrics["operating_point"], metrics["choice"]
         lines += [
@@ -158,11 +147,6 @@ def _section(folder: Path) -> list[str]:
             "was chosen on these same held-out answers, so the last figure is optimistic.",
         ]
     return lines
-
-
-def _interval(entry: dict[str, float], *, sign: bool = False) -> str:
-    plus = "+" if sign else ""
-    return f"{entry['value']:{plus}.2f} [{entry['low']:{plus}.2f}, {entry['high']:{plus}.2f}]"
 
 
 def main(arguments: list[str] | None = None) -> int:
