@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.data.dataset import NAMES, Dataset, load
 from training.data.hashes import JOIN_BITS, joined, near_pairs
 from training.errors import SplitInvalid
@@ -141,16 +141,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.data.split", description=__doc__)
     parser.add_argument("name", choices=NAMES)
     chosen = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         dataset = load(chosen.name)
-        rows = list(table(dataset, held_out(dataset, allow_missing=True)))
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(rows)
-    return 0
+        rows = table(dataset, held_out(dataset, allow_missing=True))
+        csv.writer(sys.stdout, lineterminator="\n").writerows([COLUMNS, *rows])
+
+    return command.status(work, "The table")
 
 
 if __name__ == "__main__":
