@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.data.common import Source
 from training.data.seen import Seen
-from training.errors import RecipeInvalid, RunInvalid
+from training.errors import RecipeInvalid, RunInvalid, TrainingError
 from training.files import json_bytes, sha256_bytes, sha256_file, write_atomic
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,7 @@ class Recipe(BaseModel):
 
 
 R = TypeVar("R", bound=Recipe)
+C = TypeVar("C", bound=BaseModel)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -54,9 +55,24 @@ def parse_recipe(kind: type[R], values: Mapping[str, Any]) -> R:
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeInvalid(f"The recipe's setting {where} is not valid: {first['msg']}.") from None
+        where, what = _first_fault(error)
+        raise RecipeInvalid(f"The recipe's setting {where} is not valid: {what}.") from None
+
+
+def parse_card(kind: type[C], path: Path, name: str, refusal: type[TrainingError]) -> C:
+    """A card's file as its typed class. Raises RecipeInvalid for what is no TOML, and `refusal` where a setting is
+    wrong, with the card's `name` and the setting's."""
+    try:
+        return kind.model_validate(read_toml(path))
+    except ValidationError as error:
+        where, what = _first_fault(error)
+        raise refusal(f"{name} is not valid{where and f' at {where}'}: {what}.") from None
+
+
+def _first_fault(error: ValidationError) -> tuple[str, str]:
+    """The first wrong setting's dotted name, empty where it is no single one, and what is wrong with it."""
+    first = error.errors()[0]
+    return ".".join(str(part) for part in first["loc"]), first["msg"]
 
 
 def runs_folder() -> Path:

@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.nn.vit import ViTConfig
 from training.pathbench.encoders.errors import EncoderInvalid, EncoderMissing
 from training.pathbench.encoders.transforms import Transform
-from training.runs import read_toml
+from training.runs import parse_card, read_toml
 
 FOLDER = Path(__file__).parent
 Toolkit = Literal["native", "pb", "tr"]
@@ -166,11 +166,4 @@ def _registry(folder: Path) -> dict[str, str]:
 
 @cache
 def _card(path: Path) -> Card:
-    try:
-        return Card.model_validate(read_toml(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EncoderInvalid(
-            f"The encoder card {path.name} is not valid{where and f' at {where}'}: {first['msg']}."
-        ) from None
+    return parse_card(Card, path, f"The encoder card {path.name}", EncoderInvalid)

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from training.errors import TaskInvalid
-from training.runs import read_toml
+from training.runs import parse_card, read_toml
 
 FOLDER = Path(__file__).parent
 Kind = Literal["tile", "slide", "segmentation", "survival", "vqa", "report"]
@@ -83,14 +83,7 @@ def read_task(task_id: str, folder: Path = FOLDER) -> TaskCard:
     registry = read_toml(folder / "registry.toml")
     if task_id not in registry:
         raise TaskInvalid(f"There is no task {task_id} in the registry. Its ids are {', '.join(registry)}.")
-    try:
-        card = TaskCard.model_validate(read_toml(folder / str(registry[task_id])))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise TaskInvalid(
-            f"The card of the task {task_id} is not valid{where and f' at {where}'}: {first['msg']}."
-        ) from None
+    card = parse_card(TaskCard, folder / str(registry[task_id]), f"The card of the task {task_id}", TaskInvalid)
     if card.kind not in KINDS:
         raise TaskInvalid(f"The task {task_id} is of the kind {card.kind}, which no protocol fills yet.")
     return card
