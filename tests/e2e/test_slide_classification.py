@@ -1,7 +1,6 @@
 """`slide-classification` end to end: real encoder, small slide heads in a real Triton, a folder and a PACS."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from gateway.operations.errors import ModelNotLoaded, ModelsUnfit, NoTissue
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import Cli
-from tests.support.bags import add_slide_head, without_slide_heads
+from tests.support.bags import add_slide_head
 from tests.support.dciodvfy import needs_dciodvfy, validate
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
-from tests.support.models import without_golden
+from tests.support.models import without_golden, without_slide_heads
 from tests.support.orthanc import Orthanc
 from tests.support.triton import held_triton, rows_computed
 
@@ -49,10 +48,6 @@ def cli(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Cli(state, {"PATHSERVE_MODEL_REPOSITORY": str(repository)})
 
 
-def analyze(cli: Cli, slide: Path, out: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return cli("analyze", "--protocol", "slide-classification", "--slide", slide, "--out", out, *more, **environment)
-
-
 def report_in(out: Path) -> dict[str, Any]:
     return dict(json.loads((out / "report.json").read_text()))
 
@@ -60,7 +55,7 @@ def report_in(out: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def out(cli: Cli, cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    done = analyze(cli, cmu_slide, folder)
+    done = cli("analyze", "--protocol", "slide-classification", "--slide", cmu_slide, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
