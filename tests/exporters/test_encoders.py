@@ -13,7 +13,7 @@ from exporters import __main__ as command
 from exporters.build import build
 from gateway.inference import ModelRepository
 from tests.exporters.conftest import RELEASED, REPOSITORY
-from tests.training.pathbench.encoders.conftest import TINY, fetch, learned
+from tests.training.pathbench.encoders.conftest import TINY, fetch, learned, write_registry
 from training.files import json_bytes, sha256_file
 from training.graphs import declare
 from training.nn.checkpoints import load_state, save_weights
@@ -39,18 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     text = TINY.replace("side_px = 56", "side_px = 224").replace("dim = 64", f"dim = {EMBEDDING}")
     for name, size in SHAPE.items():
         text = text.replace(f"\n{name} = ", f"\n{name} = {size} #")
-    (root / "registry" / "cards").mkdir(parents=True)
-    (root / "registry" / "registry.toml").write_text('tiny = "tiny.toml"\nlbp = "lbp.toml"\n')
-    (root / "registry" / "cards" / "tiny.toml").write_text(text)
-    shutil.copy(cards.FOLDER / "cards" / "lbp.toml", root / "registry" / "cards")
+    write_registry(root / "registry", tiny=text, lbp=(cards.FOLDER / "cards" / "lbp.toml").read_text(encoding="utf-8"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cards, "FOLDER", root / "registry")
         patch.setenv("PATHSERVE_RUNS", str(root / "runs"))
         patch.setenv("PATHSERVE_WEIGHTS", str(root / "weights"))
         fetch(root / "weights", learned(**SHAPE))
-        cards._registry.cache_clear()
         yield root
-    cards._registry.cache_clear()
 
 
 @pytest.fixture(scope="module")

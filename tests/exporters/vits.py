@@ -17,6 +17,7 @@ import torch
 
 from exporters.build import build
 from tests.benchmarks import bench_triton
+from tests.training.pathbench.encoders.conftest import write_registry
 from training.nn.checkpoints import read_weights
 from training.pathbench.encoders import cards
 from training.pathbench.encoders.served import as_run
@@ -54,12 +55,10 @@ mlp = {mlp}
 def measure(size: str, work: Path) -> None:
     """Build one size into a repository of its own, and time it there."""
     width, heads = SIZES[size]
-    (work / "cards").mkdir(parents=True)
-    (work / "registry.toml").write_text(f'vit-{size} = "vit.toml"\n')
-    (work / "cards" / "vit.toml").write_text(CARD.format(size=size, width=width, heads=heads, mlp=4 * width))
+    write_registry(work, vit=CARD.format(size=size, width=width, heads=heads, mlp=4 * width))
     cards.FOLDER = work
     os.environ |= {"PATHSERVE_RUNS": str(work / "runs"), "PATHSERVE_MODEL_REPOSITORY": str(work / "repository")}
-    run, start = as_run(f"vit-{size}"), time.process_time()
+    run, start = as_run("vit"), time.process_time()
     (folder,) = build(run.path, work / "repository", random_weights=True)
     parameters = sum(tensor.numel() for tensor in read_weights(run.weights_path).values())
     gates = json.loads((work / "repository" / folder / "gate.json").read_bytes())["gates"]

@@ -56,11 +56,8 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     """Make a card's text the one entry, `tiny`, of the registry; again, to change it."""
 
     def put(text: str) -> None:
-        (tmp_path / "registry" / "cards").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "registry" / "registry.toml").write_text('tiny = "tiny.toml"\n')
-        (tmp_path / "registry" / "cards" / "tiny.toml").write_text(text)
+        write_registry(tmp_path / "registry", tiny=text)
         cards._card.cache_clear()
-        cards._registry.cache_clear()
 
     monkeypatch.setattr(cards, "FOLDER", tmp_path / "registry")
     return put
@@ -71,6 +68,14 @@ def tiny(register: Callable[[str], None], tmp_path: Path) -> Path:
     """The tiny encoder's weights file, as a person leaves it."""
     register(TINY)
     return fetch(tmp_path / "weights", learned())
+
+
+def write_registry(folder: Path, **texts: str) -> None:
+    """A registry of these cards' texts."""
+    (folder / "cards").mkdir(parents=True, exist_ok=True)
+    (folder / "registry.toml").write_text("".join(f'{name} = "{name}.toml"\n' for name in texts))
+    for name, text in texts.items():
+        (folder / "cards" / f"{name}.toml").write_text(text)
 
 
 def learned(seed: int = 1, **changes: object) -> dict[str, torch.Tensor]:
