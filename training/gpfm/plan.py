@@ -1,5 +1,6 @@
 """What a recipe would train, told without memory for its weights: parts, FSDP's units, experts."""
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -22,7 +23,9 @@ _BYTES_TRAINED = 16
 def describe(recipe: AnyRecipe) -> str:
     """The plan in lines of text. Raises TrainingError."""
     lines = [f"{recipe.name}: system {recipe.system}, stage {recipe.stage}"]
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        # Published weights that a network begins with are compared with it, and then go nowhere.
+        warnings.filterwarnings("ignore", ".*copying from a non-meta parameter")
         if isinstance(recipe, SupervisedRecipe | ContrastiveRecipe):
             dim = recipe.dim if isinstance(recipe, ContrastiveRecipe) else None
             encoder = ImageEncoder(new_backbone(recipe.network, masked=False), dim)

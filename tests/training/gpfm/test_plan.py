@@ -38,6 +38,13 @@ def test_a_plan_of_every_stage_is_told(gpfm_folder: Path, capsys: pytest.Capture
     assert "student backbone" in said
 
 
+def test_a_plan_of_published_weights_is_told_without_a_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train.main([str(FULL.with_name("gpfm-distill-lite0-small.toml")), "--dry-run"]) == 0
+    assert "student backbone: 3,371,008 parameters" in capsys.readouterr().out
+
+
 def test_the_full_recipe_holds_the_published_settings() -> None:
     full = read_toml(FULL)
     experts = {entry["name"]: (entry["dim"], entry["cls"], entry.get("patch")) for entry in full["kd"]["experts"]}
