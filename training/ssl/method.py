@@ -4,7 +4,7 @@ DINOv2 (arXiv 2304.07193, section 4). The student's global crops are masked for 
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,16 +41,13 @@ class Targets:
 
 
 class SelfDistillation(nn.Module):
-    """Student, teacher, heads, centres and further terms; `forward` gives the weighted losses of one step.
+    """Student, teacher, heads and centres; `forward` gives the weighted losses of one step. `terms` holds further ones
+    by name, to be put there before the first step.
 
     Raises DataMissing, WeightsInvalid where a network's published weights are not there.
     """
 
-    def __init__(
-        self,
-        recipe: SelfDistillationRecipe,
-        terms: Mapping[str, Term] | None = None,
-    ) -> None:
+    def __init__(self, recipe: SelfDistillationRecipe) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(recipe.seed)
         self._dino, self._ibot, self._crops = recipe.dino, recipe.ibot, recipe.crops
@@ -74,7 +71,7 @@ class SelfDistillation(nn.Module):
                 outputs = ibot.separate_prototypes or dino.prototypes
                 self.centres["ibot"] = losses.Centre(outputs, dino.centre_momentum)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.terms = nn.ModuleDict(terms or {})
+        self.terms = nn.ModuleDict()
         warmup = recipe.teacher.temp_warmup_epochs * recipe.optim.epoch_iterations
         first, last = recipe.teacher.temp
         self.temperature = Schedule(last, last, recipe.optim.plan, warmup, first)

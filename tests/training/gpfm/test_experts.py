@@ -68,7 +68,8 @@ def test_the_terms_are_the_published_ones(recipe: DistillRecipe) -> None:
 
 def test_gradients_reach_the_student_and_its_heads_alone(recipe: DistillRecipe) -> None:
     opened = open_experts(recipe.kd, SIDE)
-    method = SelfDistillation(recipe, {"experts": Regression(recipe.kd, opened, 16, seed=1)}).train()
+    method = SelfDistillation(recipe).train()
+    method.terms["experts"] = Regression(recipe.kd, opened, 16, seed=1)
     torch.manual_seed(0)
     sum(method(views(), 5).values()).backward()
     moved = {name for name, value in method.trained().items() if value.grad is not None and value.grad.any()}

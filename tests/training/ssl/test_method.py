@@ -35,7 +35,9 @@ class Norm(Term):
 def make(folder: Path, *changes: str, term: Term | None = None) -> tuple[SelfDistillation, Views]:
     recipe, _ = small_recipe(folder, *changes)
     grid = 4 if recipe.network.arch == "vit" else 1
-    method = SelfDistillation(recipe, {"norm": term} if term else {})
+    method = SelfDistillation(recipe)
+    if term is not None:
+        method.terms["norm"] = term
     return method.train(), Steps(SmallCorpus(), recipe, grid)[0]
 
 

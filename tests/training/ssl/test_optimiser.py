@@ -22,6 +22,12 @@ class Heads(Term):
         self.head = ProjHead(16, 4, layers=1, bottleneck=8)
 
 
+def with_heads(recipe: SelfDistillationRecipe) -> SelfDistillation:
+    method = SelfDistillation(recipe)
+    method.terms["extra"] = Heads()
+    return method
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> SelfDistillationRecipe:
     return small_recipe(tmp_path)[0]
@@ -68,7 +74,7 @@ def test_the_published_plan(recipe: SelfDistillationRecipe) -> None:
 
 
 def test_last_layers_stand_still_while_frozen(recipe: SelfDistillationRecipe) -> None:
-    method = SelfDistillation(recipe, {"extra": Heads()})
+    method = with_heads(recipe)
     for also, expected in ((True, {"student.head", "terms.extra.head"}), (False, {"student.head"})):
         optim = recipe.optim.model_copy(update={"freeze_distill_last_layer": also})
         adam = optimiser.make_optimiser(method, optim)
@@ -79,7 +85,7 @@ def test_last_layers_stand_still_while_frozen(recipe: SelfDistillationRecipe) ->
 
 
 def test_every_trained_parameter_is_in_one_group(recipe: SelfDistillationRecipe) -> None:
-    method = SelfDistillation(recipe, {"extra": Heads()})
+    method = with_heads(recipe)
     adam = optimiser.make_optimiser(method, recipe.optim)
     held = [id(value) for group in adam.param_groups for value in group["params"]]
     assert sorted(held) == sorted(id(value) for value in method.trained().values())
@@ -87,7 +93,7 @@ def test_every_trained_parameter_is_in_one_group(recipe: SelfDistillationRecipe)
 
 
 def test_parts_are_clipped_apart_and_distill_heads_only_on_request(recipe: SelfDistillationRecipe) -> None:
-    method = SelfDistillation(recipe, {"extra": Heads()})
+    method = with_heads(recipe)
 
     def norms(optim: Optim) -> dict[str, float]:
         for value in method.trained().values():
