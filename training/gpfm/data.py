@@ -46,14 +46,15 @@ def labelled(sets: Sequence[str]) -> Labelled:
     chosen = [index for index, label in enumerate(corpus.labels) if label]
     if not chosen:
         raise DataMissing(f"No tile of the sets {', '.join(sets)} has a label. Name sets that have.")
-    kinds = sorted({(sets.index(corpus.sets_N[index]), str(corpus.labels[index])) for index in chosen})
+    kinds_N = [(sets.index(corpus.sets_N[index]), str(corpus.labels[index])) for index in chosen]
+    kinds = sorted(set(kinds_N))
     places = {kind: place for place, kind in enumerate(kinds)}
     return Labelled(
         sets=tuple(sets),
         phrases=tuple(phrase for _, phrase in kinds),
         sets_C=np.array([number for number, _ in kinds]),
         images_NHWC=corpus.images_NHWC[chosen],
-        labels_N=np.array([places[sets.index(corpus.sets_N[index]), str(corpus.labels[index])] for index in chosen]),
+        labels_N=np.array([places[kind] for kind in kinds_N]),
         sources=corpus.sources,
         seen=corpus.seen,
     )

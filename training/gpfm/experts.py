@@ -20,17 +20,13 @@ from training.ssl.model import IMAGENET, Scale, begin, new_backbone, normalise
 from training.ssl.recipe import CnnNetwork
 from training.ssl.views import Views
 
-Look = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Scaled crops (G,3,H,W) to class vectors (G,D) and patch tokens (G,N,D), or None."""
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expert:
     """An expert with its weights in place. `licences`: of its weights and of all that they were made from."""
 
     settings: ExpertSettings
-    network: nn.Module
-    look: Look
+    network: ImageEncoder
     scale: Scale
     sha256: str
     licences: tuple[str, ...]
@@ -41,7 +37,7 @@ class Expert:
     def __call__(self, crops_GHWC: Tensor) -> tuple[Tensor, Tensor | None]:
         """Class vectors (G,D) and patch tokens (G,N,D) of uint8 crops: the student's own, at their own size."""
         self.network.to(crops_GHWC.device)
-        cls_GD, patches_GND = self.look(normalise(crops_GHWC, self.scale))
+        cls_GD, patches_GND = self.network(normalise(crops_GHWC, self.scale))
         if self.settings.normalize == "l2":
             cls_GD = F.normalize(cls_GD.float(), dim=-1)
         return cls_GD, patches_GND if self.settings.patch else None
@@ -52,22 +48,14 @@ def open_expert(settings: ExpertSettings, crop_px: int) -> Expert:
     if settings.run is not None:
         run = find_run(settings.run)
         network = network_of(run)
-        scale = network.backbone.scale
-        expert = Expert(settings, network, network, scale, run.weights_sha256, licences_of(run), run=run)
+        expert = Expert(settings, network, network.backbone.scale, run.weights_sha256, licences_of(run), run=run)
     elif settings.package is not None:
         published = CnnNetwork(arch="efficientnet-lite0", start=settings.package)
         backbone = new_backbone(published, masked=False)
         (pretraining,) = begin(backbone, published, torch.Generator())
         network = ImageEncoder(backbone).eval().requires_grad_(False)
-        expert = Expert(
-            settings,
-            network,
-            network,
-            backbone.scale,
-            pretraining.sha256,
-            (pretraining.licence,),
-            pretraining=pretraining,
-        )
+        licences = (pretraining.licence,)
+        expert = Expert(settings, network, backbone.scale, pretraining.sha256, licences, pretraining=pretraining)
     else:
         expert = _registered(settings)
     _check(expert, crop_px)
@@ -80,19 +68,14 @@ def _registered(settings: ExpertSettings) -> Expert:
     from training.pathbench.encoders import build
 
     encoder = build(str(settings.encoder), accept_licence=settings.accept_licence)
-    network, meta = getattr(encoder.network, "network", None), encoder.meta
-    if not isinstance(network, ViT):
+    vit, meta = getattr(encoder.network, "network", None), encoder.meta
+    if not isinstance(vit, ViT):
         raise RecipeInvalid(f"The encoder {meta.id} gives no class and patch tokens. Name a ViT, a run or a package.")
-    network.requires_grad_(False)
-
-    def look(x_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
-        tokens = network(x_BCHW)
-        return tokens.cls_BD, tokens.patches_BND
-
+    network = ImageEncoder(vit).eval().requires_grad_(False)
     sets = ", ".join(meta.pretraining or ("not published",))
     origin = Pretraining(meta.id, "as registered", meta.title, meta.checksum, " and ".join(meta.licences), sets)
     # As published, every expert gets ImageNet's scale, whatever its own transform is.
-    return Expert(settings, network, look, IMAGENET, meta.checksum, tuple(meta.licences), pretraining=origin)
+    return Expert(settings, network, IMAGENET, meta.checksum, tuple(meta.licences), pretraining=origin)
 
 
 def open_experts(kd: Distillation, crop_px: int) -> tuple[Expert, ...]:

@@ -8,7 +8,7 @@ from training.errors import RecipeInvalid
 from training.gpfm.experts import origins
 from training.gpfm.model import ImageEncoder, network_of, recipe_of
 from training.graphs import Graph, TensorSpec
-from training.nn.tile_encoder import EMBEDDING, MEAN, SCALE, TileEncoder
+from training.nn.tile_encoder import EMBEDDING, TileEncoder
 from training.publish import card_texts, synthetic_tiles
 from training.runs import Run
 from training.ssl.model import CnnBackbone
@@ -42,22 +42,14 @@ class VitTileEncoder(nn.Module):
         return (x_BCHW - self.mean_C11) / self.deviation_C11
 
 
-class CnnTileEncoder(TileEncoder):
-    """A CNN student pooled at three depths as the ImageNet encoder is that it started from."""
-
-    def dense(self, image_BHWC: Tensor) -> Tensor:
-        """(B,h,w,1280): the last feature map."""
-        x_BCHW = (image_BHWC.to(torch.float32).permute(0, 3, 1, 2) - MEAN) / SCALE
-        return self.network(x_BCHW)[0].permute(0, 2, 3, 1)
-
-
 def declare(run: Run) -> Graph:
     """The graph of a finished run. Raises RecipeInvalid, RunInvalid, WeightsInvalid."""
     recipe, encoder = recipe_of(run.recipe), network_of(run)
     publish, side_px = recipe.publish, recipe.crops.global_px
     network: nn.Module
     if isinstance(encoder.backbone, CnnBackbone):
-        network, size = CnnTileEncoder(), EMBEDDING
+        # Pooled at three depths, as the ImageNet encoder is that it started from.
+        network, size = TileEncoder(), EMBEDDING
         network.network.load_state_dict(encoder.backbone.state_dict())
     else:
         if publish.tile_px % side_px:

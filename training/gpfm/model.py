@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from training.errors import RecipeInvalid, WeightsInvalid
 from training.gpfm.recipe import ContrastiveRecipe, DistillRecipe, SslRecipe, SupervisedRecipe
 from training.nn.checkpoints import load_state, read_weights
-from training.nn.vit import unchunked
+from training.nn.vit import ViT, unchunked
 from training.runs import Run, parse_recipe
-from training.ssl.model import Backbone, new_backbone
+from training.ssl.model import CnnBackbone, new_backbone
 
 AnyRecipe = SslRecipe | DistillRecipe | SupervisedRecipe | ContrastiveRecipe
 STAGES: dict[str, type[AnyRecipe]] = {
@@ -31,13 +31,13 @@ _RENAMED = ((re.compile(r"\.mlp\.w12\."), ".mlp.fc1."), (re.compile(r"\.mlp\.w3\
 
 
 class ImageEncoder(nn.Module):
-    """Crops (B,3,H,W), scaled as `backbone.scale` says, to a vector (B,D) and patch tokens (B,N,D), or None.
+    """Crops (B,3,H,W), scaled as the backbone wants them, to a vector (B,D) and patch tokens (B,N,D), or None.
 
     With `dim`, the vector is a normalised linear map of the class token (that side of an image-text pair which sees),
     and there are no patch tokens: only the vector was trained.
     """
 
-    def __init__(self, backbone: Backbone, dim: int | None = None) -> None:
+    def __init__(self, backbone: ViT | CnnBackbone, dim: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.projection = None if dim is None else nn.Linear(backbone.width, dim, bias=False)
@@ -54,14 +54,17 @@ class ImageEncoder(nn.Module):
         return self.backbone.width if self.projection is None else self.projection.out_features
 
 
+def kind_of(values: Mapping[str, object]) -> type[AnyRecipe]:
+    """The class of a recipe's stage. Raises RecipeInvalid."""
+    stage = values.get("stage")
+    if str(stage) not in STAGES:
+        raise RecipeInvalid(f"The recipe names the stage {stage!r}; gpfm has the stages {', '.join(STAGES)}.")
+    return STAGES[str(stage)]
+
+
 def recipe_of(values: Mapping[str, object]) -> AnyRecipe:
     """A recipe's values as the class of its stage. Raises RecipeInvalid."""
-    kind = STAGES.get(str(values.get("stage")))
-    if kind is None:
-        raise RecipeInvalid(
-            f"The recipe names the stage {values.get('stage')!r}; gpfm has the stages {', '.join(STAGES)}."
-        )
-    return parse_recipe(kind, values)
+    return parse_recipe(kind_of(values), values)
 
 
 def network_of(run: Run) -> ImageEncoder:

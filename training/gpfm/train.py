@@ -15,13 +15,12 @@ from typing import Any
 import torch
 
 from training import command
-from training.errors import RecipeInvalid
 from training.files import sha256_file
 from training.gpfm import labelled, plan
 from training.gpfm.data import resized, unseen
 from training.gpfm.evaluate import TILES, agreement, licences
 from training.gpfm.experts import Expert, Regression, open_experts
-from training.gpfm.model import STAGES, AnyRecipe, network_of, read_start
+from training.gpfm.model import AnyRecipe, kind_of, network_of, read_start
 from training.gpfm.recipe import DistillRecipe, SslRecipe
 from training.repeatable import repeatable
 from training.runs import Pretraining, Run, RunWriter, find_run, read_toml, runs_folder
@@ -68,10 +67,7 @@ def train(
 
 def read(path: Path, changes: Sequence[str] = ()) -> tuple[AnyRecipe, bytes]:
     """A recipe file, with changes, as the class of its stage; and its text. Raises RecipeInvalid."""
-    stage = read_toml(path).get("stage")
-    if stage not in STAGES:
-        raise RecipeInvalid(f"The recipe names the stage {stage!r}; gpfm has the stages {', '.join(STAGES)}.")
-    return read_recipe(STAGES[stage], path, changes)
+    return read_recipe(kind_of(read_toml(path)), path, changes)
 
 
 def distill(
@@ -79,7 +75,10 @@ def distill(
 ) -> Run | None:
     """Self-distillation with the experts' losses; the run says what it agrees on with each expert."""
     experts = open_experts(recipe.kd, recipe.crops.global_px)
-    start, pretraining = _start(recipe)
+    parents = {f"expert_{expert.settings.name}": expert.run for expert in experts if expert.run is not None}
+    if recipe.start is not None:
+        parents["student"] = find_run(recipe.start)
+    start, pretraining = _start(recipe, parents.get("student"))
     made: list[Regression] = []
 
     def terms(backbone: Backbone) -> dict[str, Regression]:
@@ -89,9 +88,6 @@ def distill(
     def evaluate(teacher: Backbone) -> dict[str, Any]:
         return {"experts": licences(experts), "agreement": _agreement(recipe, experts, start, teacher, made[0])}
 
-    parents = {f"expert_{expert.settings.name}": expert.run for expert in experts if expert.run is not None}
-    if recipe.start is not None:
-        parents["student"] = find_run(recipe.start)
     return ssl.run(
         recipe,
         text,
@@ -106,10 +102,12 @@ def distill(
     )
 
 
-def _start(recipe: DistillRecipe) -> tuple[Mapping[str, torch.Tensor] | None, tuple[Pretraining, ...]]:
-    """The backbone's first weights, if any, and what a file of them is."""
-    if recipe.start is not None:
-        return network_of(find_run(recipe.start)).backbone.state_dict(), ()
+def _start(
+    recipe: DistillRecipe, parent: Run | None
+) -> tuple[Mapping[str, torch.Tensor] | None, tuple[Pretraining, ...]]:
+    """The backbone's first weights, of the run `parent` or of a file, if any; and what the file is."""
+    if parent is not None:
+        return network_of(parent).backbone.state_dict(), ()
     if recipe.start_file is None:
         return None, ()
     path = runs_folder() / recipe.start_file

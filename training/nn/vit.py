@@ -170,6 +170,10 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
+    @property
+    def width(self) -> int:
+        return self.config.width
+
     def forward(self, x_BCHW: Tensor, mask_BN: Tensor | None = None) -> Tokens:
         """`mask_BN` bool: patches whose embedding is replaced by the mask token; they keep their position."""
         x_BTD = self._embed(x_BCHW, mask_BN)

@@ -22,10 +22,6 @@ class ViTBackbone(ViT):
     scale = IMAGENET
 
     @property
-    def width(self) -> int:
-        return self.config.width
-
-    @property
     def depth(self) -> int:
         return self.config.depth
 
