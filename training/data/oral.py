@@ -1,7 +1,8 @@
 """Oral squamous cell carcinoma against normal epithelium: 516 images of 224 px (Rahman et al. 2020), CC0 / CC BY 4.0.
 
 A group is a connected component of overlapping tissue, not a patient: tiles of one patient may lie on both sides of a
-split. One group holds both labels: the set has label noise. The images were resized, so their µm per pixel is unknown.
+split. Joined with its near-duplicates, one group holds both labels: the set has label noise. The images were resized,
+so their µm per pixel is unknown.
 """
 
 import numpy as np
