@@ -4,7 +4,7 @@ Each fits on the training part, chooses on the validation part, and answers for 
 sees: (R,N,C) float32 of class scores that sum to one, R repetitions (seeds; one where there is no chance in it).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
 from training.errors import TaskInvalid
-from training.pathbench.recipe import Linear, Neighbours
+from training.pathbench.recipe import Dense, Linear, Neighbours
 from training.statistics import balanced_accuracy, macro_auroc
 
 
@@ -79,48 +79,68 @@ def linear(
         tests = [scaling(test) for test in tests]
     if settings.optimiser == "lbfgs":
         return _logistic(train, validation, tests, classes, settings)
-    # The rate is chosen with the first seed: a repetition must not differ from another in its settings.
-    tried = [_descend(train, validation, classes, settings, rate, seeds[0]) for rate in settings.rates]
-    best = max(range(len(tried)), key=lambda k: (tried[k][0], -k))
-    rate = settings.rates[best]
-    layers = [tried[best][1], *(_descend(train, validation, classes, settings, rate, seed)[1] for seed in seeds[1:])]
-    scores = [np.stack([_scores(layer, test) for layer in layers]) for test in tests]
+
+    def area(layer: torch.nn.Linear) -> float:
+        return macro_auroc(layer_scores(layer, validation.features_ND), validation.labels_N)
+
+    rate, layers = fit_layers(train.features_ND, train.labels_N, classes, area, settings, seeds, cosine=True)
+    scores = [np.stack([layer_scores(layer, test) for layer in layers]) for test in tests]
     return Answers(scores, {"rate": rate})
 
 
-def _scores(layer: torch.nn.Linear, features_ND: np.ndarray) -> np.ndarray:
+def layer_scores(layer: torch.nn.Linear, inputs_xD: np.ndarray) -> np.ndarray:
+    """(…,C) probabilities of a layer's outputs."""
     with torch.inference_mode():
-        return layer(torch.from_numpy(features_ND)).softmax(1).numpy()
+        return layer(torch.from_numpy(inputs_xD)).softmax(-1).numpy()
 
 
-def _descend(
-    train: Labelled, validation: Labelled, classes: int, settings: Linear, rate: float, seed: int
-) -> tuple[float, torch.nn.Linear]:
-    """The best validation AUC and the layer that had it first."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = torch.nn.Linear(train.features_ND.shape[1], classes)
-    layer.weight.data.normal_(0.0, 0.01, generator=generator)
-    layer.bias.data.zero_()
-    features_ND, labels_N = torch.from_numpy(train.features_ND), torch.from_numpy(train.labels_N)
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=rate, weight_decay=settings.decay)
-    steps = -(-len(labels_N) // settings.batch)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * steps, eta_min=1e-5)
-    best, kept, since = -1.0, {}, 0
-    for _ in range(settings.epochs):
-        for rows in torch.randperm(len(labels_N), generator=generator).split(settings.batch):
-            loss = F.cross_entropy(layer(features_ND[rows]), labels_N[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-        found = macro_auroc(_scores(layer, validation.features_ND), validation.labels_N)
-        since += 1
-        if found > best:
-            best, kept, since = found, {name: value.clone() for name, value in layer.state_dict().items()}, 0
-        if since >= settings.patience:
-            break
-    layer.load_state_dict(kept)
-    return best, layer
+def fit_layers(
+    inputs_ND: np.ndarray,
+    targets_N: np.ndarray,
+    outputs: int,
+    judge: Callable[[torch.nn.Linear], float],
+    settings: Linear | Dense,
+    seeds: Sequence[int],
+    *,
+    cosine: bool,
+) -> tuple[float, list[torch.nn.Linear]]:
+    """AdamW: the rate with the best figure by `judge` (validation, not below 0), the first of equals; its layer a seed.
+
+    `targets_N` are classes (N,) or shares of the outputs (N,C); `cosine` lowers the rate with every step.
+    """
+    inputs, targets = torch.from_numpy(inputs_ND), torch.from_numpy(targets_N)
+    steps = -(-len(inputs) // settings.batch)
+
+    def fitted(rate: float, seed: int) -> tuple[float, torch.nn.Linear]:
+        """The best figure and the layer that had it first."""
+        generator = torch.Generator().manual_seed(seed)
+        layer = torch.nn.Linear(inputs_ND.shape[1], outputs)
+        layer.weight.data.normal_(0.0, 0.01, generator=generator)
+        layer.bias.data.zero_()
+        optimiser = torch.optim.AdamW(layer.parameters(), lr=rate, weight_decay=settings.decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * steps, eta_min=1e-5)
+        best, kept, since = -1.0, {}, 0
+        for _ in range(settings.epochs):
+            for rows in torch.randperm(len(inputs), generator=generator).split(settings.batch):
+                loss = F.cross_entropy(layer(inputs[rows]), targets[rows])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                if cosine:
+                    schedule.step()
+            found = judge(layer)
+            since += 1
+            if found > best:
+                best, kept, since = found, {name: value.clone() for name, value in layer.state_dict().items()}, 0
+            if since >= settings.patience:
+                break
+        layer.load_state_dict(kept)
+        return best, layer
+
+    # The rate is chosen with the first seed: a repetition must not differ from another in its settings.
+    tried = {rate: fitted(rate, seeds[0]) for rate in settings.rates}
+    rate = max(settings.rates, key=lambda each: tried[each][0])
+    return rate, [tried[rate][1], *(fitted(rate, seed)[1] for seed in seeds[1:])]
 
 
 def _logistic(

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from training.data.dataset import Dataset
 from training.errors import TaskInvalid
 from training.pathbench.material import Cohort, Sealed, join_windows, shares, unreadable_notes, windows
-from training.pathbench.probes import Scaling
+from training.pathbench.probes import Scaling, fit_layers, layer_scores
 from training.pathbench.protocols import Job, Outcome
-from training.pathbench.recipe import Dense
 from training.statistics import StatisticsInvalid, bootstrap
 
 _CELLS = 4
@@ -35,20 +33,18 @@ def evaluate(job: Job) -> list[Outcome]:
     height, width = train_NhwD.shape[1:3]
     targets = [shares(mask, categories, height, width) for mask in _masks(dataset, train_M)]
     targets_NK = np.stack(targets).reshape(-1, categories + 1)
-    validation = scaling(validation_NhwD), _masks(dataset, validation_M)
-    if not any(mask.any() for mask in validation[1]):
+    validation_NhwD, masks = scaling(validation_NhwD), _masks(dataset, validation_M)
+    if not any(mask.any() for mask in masks):
         raise TaskInvalid(f"The validation part of {dataset.name} holds no marked region to choose by. Split again.")
 
-    def fitted(rate: float, seed: int) -> tuple[float, torch.nn.Linear]:
-        return _fit(cells_ND, targets_NK, *validation, settings, rate, seed)
+    def dice(layer: torch.nn.Linear) -> float:
+        return mean_dice(overlaps(layer_scores(layer, validation_NhwD), masks, categories))
 
-    tried = {rate: fitted(rate, job.seeds[0]) for rate in settings.rates}
-    rate = max(settings.rates, key=lambda each: tried[each][0])
-    layers = [tried[rate][1], *(fitted(rate, seed)[1] for seed in job.seeds[1:])]
+    rate, layers = fit_layers(cells_ND, targets_NK, categories + 1, dice, settings, job.seeds, cosine=False)
     outcomes = []
     for cohort in material.cohorts:
         test_NhwD, test_M, skipped_test = _maps(job, cohort.dataset, cohort.indices_M)
-        answers_RN = [_answers(layer, scaling(test_NhwD)) for layer in layers]
+        answers_RN = [layer_scores(layer, scaling(test_NhwD)) for layer in layers]
         notes = unreadable_notes([*skipped_train, *skipped, *skipped_test])
         groups_N = cohort.groups[np.isin(cohort.indices_M, test_M)]
         sealed = Sealed(_masks(cohort.dataset, test_M))
@@ -72,46 +68,6 @@ def _maps(job: Job, dataset: Dataset, indices_M: np.ndarray) -> tuple[np.ndarray
 
 def _masks(dataset: Dataset, indices_M: np.ndarray) -> list[np.ndarray]:
     return [dataset.read_mask(int(index)) for index in indices_M]
-
-
-def _fit(
-    cells_ND: np.ndarray,
-    targets_NK: np.ndarray,
-    validation_NhwD: np.ndarray,
-    masks: Sequence[np.ndarray],
-    settings: Dense,
-    rate: float,
-    seed: int,
-) -> tuple[float, torch.nn.Linear]:
-    """The best mean Dice on the validation part, and the layer that had it first."""
-    generator = torch.Generator().manual_seed(seed)
-    layer = torch.nn.Linear(cells_ND.shape[1], targets_NK.shape[1])
-    layer.weight.data.normal_(0.0, 0.01, generator=generator)
-    layer.bias.data.zero_()
-    inputs, targets = torch.from_numpy(cells_ND), torch.from_numpy(targets_NK)
-    optimiser = torch.optim.AdamW(layer.parameters(), lr=rate, weight_decay=settings.decay)
-    best, kept, since = -1.0, {}, 0
-    for _ in range(settings.epochs):
-        for rows in torch.randperm(len(inputs), generator=generator).split(settings.batch):
-            loss = F.cross_entropy(layer(inputs[rows]), targets[rows])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        areas_NK3 = overlaps(_answers(layer, validation_NhwD), masks, targets_NK.shape[1] - 1)
-        found = mean_dice(areas_NK3)
-        since += 1
-        if found > best:
-            best, kept, since = found, {name: value.clone() for name, value in layer.state_dict().items()}, 0
-        if since >= settings.patience:
-            break
-    layer.load_state_dict(kept)
-    return best, layer
-
-
-def _answers(layer: torch.nn.Linear, maps_NhwD: np.ndarray) -> np.ndarray:
-    """(N,h,w,K) probabilities of the categories, background first."""
-    with torch.inference_mode():
-        return layer(torch.from_numpy(maps_NhwD)).softmax(-1).numpy()
 
 
 def overlaps(answers_NhwK: Sequence[np.ndarray], masks: Sequence[np.ndarray], categories: int) -> np.ndarray:
