@@ -36,6 +36,14 @@ def test_the_first_load_records_and_the_second_verifies(tiny: Path) -> None:
     assert (first.meta.random, first.meta.licences, first.meta.mpp) == (False, ("Tiny-1.0",), 128 / 56)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"records": 3}', '{"records":'])
+def test_a_record_of_another_form_is_none_and_is_written_anew(tiny: Path, text: str) -> None:
+    path = tiny.parent / "self-test.json"
+    path.write_text(text)
+    build("tiny", accept_licence=True)
+    assert len(json.loads(path.read_bytes())["records"]) == 1
+
+
 def test_the_reference_image_is_the_published_formula_s() -> None:
     image = selftest.reference_image()
     assert (image.shape, image.dtype) == ((512, 512, 3), np.uint8)
