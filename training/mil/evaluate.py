@@ -7,7 +7,7 @@ varies with the tiles at hand, of which there are few; they do not say how it wo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +17,12 @@ from training.data.dataset import Dataset
 from training.mil.data import ComposedSlide, compose, one_slide
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
-from training.statistics import Figure, macro_auroc
+from training.operating_point import OperatingPoint
+from training.statistics import Figure, interval, macro_auroc
 
 HEAD = "slide head"
 _PLANTED_TILES = (2, 64)
 """Least and greatest size of the slides with a single tile of the target."""
-
-
-class OperatingPoint(NamedTuple):
-    """A top-class probability, and the share of right answers from it on, on the slides that it was chosen on."""
-
-    min_probability: float
-    reached: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,17 +105,6 @@ def _planted(
     return np.array(found, bool)
 
 
-def operating_point(probabilities_NC: np.ndarray, labels_N: np.ndarray, aim: float) -> OperatingPoint:
-    """The least top-class probability (0.50, 0.55 … 0.95) from which answers are right often enough; 0.95 if none."""
-    top, right = probabilities_NC.max(1), probabilities_NC.argmax(1) == labels_N
-    for step in range(10, 20):
-        answered = top >= step / 20
-        reached = float(right[answered].mean()) if answered.any() else 0.0
-        if reached >= aim:
-            break
-    return OperatingPoint(step / 20, reached)
-
-
 def _auroc(answers: Answers, draw: np.ndarray) -> float:
     return macro_auroc(answers.probabilities_NC[draw], answers.labels_N[draw])
 
@@ -162,9 +145,9 @@ def figure(score: Callable[[Answers, np.ndarray], float], splits: Sequence[Answe
     for _ in range(count):
         chosen = [splits[k] for k in rng.integers(0, len(splits), len(splits))]
         replicates.append(float(np.mean([score(answers, _draw(answers.labels_N, rng)) for answers in chosen])))
-    low, high = np.percentile(replicates, (2.5, 97.5))
     value = float(np.mean([score(answers, np.arange(len(answers.labels_N))) for answers in splits]))
-    return Figure(round(value, 4), round(float(low), 4), round(float(high), 4))
+    found = interval(value, replicates)
+    return Figure(round(found.value, 4), round(found.low, 4), round(found.high, 4))
 
 
 def _draw(labels_N: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from training.data.dataset import Dataset
 from training.mil.data import ComposedSlide, compose, folds_of
-from training.mil.evaluate import OperatingPoint, logits_of, operating_point
+from training.mil.evaluate import logits_of
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
 from training.nn.mil import HeadKind
+from training.operating_point import OperatingPoint, operating_point
 from training.runs import RunWriter
 from training.statistics import best_temperature
 
@@ -60,7 +61,8 @@ def fit_head(
     *_, head = _trained(recipe, task, tiles, train_N, (split, recipe.inner_folds), epochs)
     head.soften(temperature)
     probabilities_NC = softmax(logits_ENC[epochs - 1] / temperature, axis=1)
-    point = operating_point(probabilities_NC, labels_N, recipe.accuracy_when_answered)
+    right_N = probabilities_NC.argmax(1) == labels_N
+    point = operating_point(probabilities_NC.max(1), right_N, recipe.accuracy_when_answered, least=1 / _CLASSES)
     run.log(
         "fitted", row=row, split=split, losses=[round(loss, 4) for loss in losses], temperature=round(temperature, 3)
     )

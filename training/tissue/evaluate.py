@@ -16,6 +16,7 @@ import numpy as np
 from training import command
 from training.data.dataset import Dataset
 from training.files import write_atomic
+from training.operating_point import operating_point
 from training.pages import interval, score_table, shown
 from training.statistics import (
     balanced_accuracy,
@@ -72,23 +73,15 @@ def summary(tiles: Dataset, runs: dict[str, np.ndarray], protocol: Protocol, see
     }
 
 
-def operating_point(runs_RNC: np.ndarray, labels_N: np.ndarray, accuracy: float) -> dict[str, Any]:
-    """The least top-class probability (steps of 0.05) from which the cross-validated answers are right often enough.
-
-    Where no threshold reaches `accuracy`, 0.95 is taken. Also what it costs: the share of tiles still answered.
-    """
+def answering(runs_RNC: np.ndarray, labels_N: np.ndarray, accuracy: float) -> dict[str, Any]:
+    """The operating point of the cross-validated answers, and what it costs: the share of tiles still answered."""
     top = runs_RNC.max(2).ravel()
-    right = (runs_RNC.argmax(2) == labels_N).ravel()
-    for step in range(5, 20):
-        answered = top >= step / 20
-        reached = float(right[answered].mean()) if answered.any() else 0.0
-        if reached >= accuracy or step == 19:
-            break
+    point = operating_point(top, (runs_RNC.argmax(2) == labels_N).ravel(), accuracy, least=0.25)
     return {
-        "min_probability": step / 20,
+        "min_probability": point.min_probability,
         "aim": accuracy,
-        "accuracy_when_answered": round(reached, 4),
-        "answered": round(float(answered.mean()), 4),
+        "accuracy_when_answered": round(point.reached, 4),
+        "answered": round(float((top >= point.min_probability).mean()), 4),
     }
 
 

@@ -210,7 +210,7 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         "penalty": choice.penalty,
         "temperature": round(choice.temperature, 4),
     }
-    metrics["operating_point"] = evaluate.operating_point(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
+    metrics["operating_point"] = evaluate.answering(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
     # Cross-validation keeps the head from its test tiles, not an encoder that was trained on them.
     measured = Split(tiles.name, np.full(len(tiles), "test"), joined_groups(tiles), "")
     if reasons := leakage.status(leakage.Origin(run=base.name), tiles, measured).reasons:

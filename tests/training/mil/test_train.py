@@ -9,7 +9,7 @@ from exporters.card import build_card, digests_of
 from training.errors import RecipeInvalid
 from training.graphs import declare
 from training.mil import evaluate, page, train
-from training.mil.evaluate import HEAD, Answers, OperatingPoint, figure, operating_point
+from training.mil.evaluate import HEAD, Answers, figure
 from training.runs import Run
 
 pytestmark = pytest.mark.training
@@ -106,13 +106,6 @@ def test_a_target_that_the_set_does_not_have_is_refused(small_data: Path, recipe
     recipe.write_text(recipe.read_text().replace('target = "colorectal', 'target = "gastric'))
     with pytest.raises(RecipeInvalid, match="not one of the set's classes"):
         train.train(recipe)
-
-
-def test_the_operating_point_is_the_least_one_that_is_right_often_enough() -> None:
-    top = np.array([0.6, 0.72, 0.8, 0.9, 0.97])
-    probabilities = np.stack([top, 1 - top], 1)
-    assert operating_point(probabilities, np.array([1, 1, 0, 0, 0]), 0.95) == OperatingPoint(0.75, 1.0)
-    assert operating_point(probabilities, np.array([1, 1, 1, 1, 1]), 0.95) == OperatingPoint(0.95, 0.0)
 
 
 def test_intervals_are_wider_where_splits_differ() -> None:
