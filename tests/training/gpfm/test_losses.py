@@ -6,6 +6,8 @@ import torch
 from tests.training import golden
 from training.gpfm.losses import cosine, kl_divergence, patches, resize_grid
 
+pytestmark = pytest.mark.training
+
 
 def near(value: float) -> object:
     return pytest.approx(value, rel=1e-4, abs=1e-6)

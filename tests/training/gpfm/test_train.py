@@ -126,6 +126,20 @@ def test_what_a_run_serves(name: str, student: Run, experts: dict[str, Run]) -> 
         torch.testing.assert_close(embedding_BD.norm(dim=1), torch.ones(2))
 
 
+def test_a_cnn_student_is_pooled_at_three_depths(gpfm_folder: Path, tmp_path: Path) -> None:
+    text = (gpfm_folder / "recipes" / "plain.toml").read_text().replace("ibot = {}\n", "")
+    (tmp_path / "cnn.toml").write_text(text)
+    network = 'network={arch="efficientnet-lite0", start="random"}'
+    run = train.train(tmp_path / "cnn.toml", tmp_path / "run", changes=("iterations=1", network))
+    assert run is not None
+    graph = declare(run)
+    image_BHWC = torch.from_numpy(graph.samples({"batch": 2})["image"])
+    with torch.no_grad():
+        assert graph.network(image_BHWC).shape == (2, graph.card["embedding_size"]) == (2, 1584)
+        last_BCHW = graph.network.network((image_BHWC.permute(0, 3, 1, 2).float() - 127) / 128)[0]
+        assert torch.equal(graph.network.dense(image_BHWC), last_BCHW.permute(0, 2, 3, 1))
+
+
 def test_the_command_line_ends_in_a_sentence(
     gpfm_folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ from training.ssl.heads import ProjHead
 from training.ssl.losses import Centre, cross_entropy, koleo
 from training.ssl.schedules import Schedule
 
+pytestmark = pytest.mark.training
+
 
 def near(value: object) -> object:
     return pytest.approx(value, rel=1e-4, abs=1e-6)

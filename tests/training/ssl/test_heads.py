@@ -3,6 +3,8 @@ import torch
 
 from training.ssl.heads import ProjHead, initialise
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize(("layers", "linears"), [(1, [""]), (2, ["0.", "2."]), (3, ["0.", "2.", "4."])])
 def test_names_are_those_of_published_checkpoints(layers: int, linears: list[str]) -> None:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from training.ssl.losses import Centre, cross_entropy, dino_global, dino_local, ibot, koleo, sinkhorn
 
+pytestmark = pytest.mark.training
+
 IMAGES, LOCALS, OUTPUTS = 3, 4, 7
 
 

@@ -5,6 +5,8 @@ from training.ssl import masks
 from training.ssl.masks import sample
 from training.ssl.recipe import Ibot
 
+pytestmark = pytest.mark.training
+
 
 @pytest.mark.parametrize("grid", [8, 16])
 def test_half_of_the_crops_are_masked_between_the_least_and_the_most(grid: int) -> None:

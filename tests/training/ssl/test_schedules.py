@@ -3,6 +3,8 @@ import pytest
 
 from training.ssl.schedules import Schedule
 
+pytestmark = pytest.mark.training
+
 
 def test_every_value_equals_the_published_generator() -> None:
     schedule = Schedule(2e-3, 1e-6, total=50, warmup=7, start=1e-5)
