@@ -26,7 +26,8 @@ from tests.support.triton import held_triton, rows_computed
 
 pytestmark = pytest.mark.triton
 
-SMALL_PX, LARGE_PX = 1024, 6656
+SMALL_PX, LARGE_PX = 1024, 9984
+"""Of the large one many more tiles are read than are in flight at any time."""
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +186,7 @@ def test_a_cancelled_call_stops_the_work_in_triton(client: Any, gateway: Gateway
     rows = rows_computed(gateway.state, "tile_encoder")
     time.sleep(2)
     assert rows_computed(gateway.state, "tile_encoder") == rows
-    # Beyond what was done when it was cancelled: the batches in flight, and how late a busy machine hears of it.
-    assert rows - before < tiles["total"]
+    assert rows - before < tiles["total"] / 2
     assert gateway.show(analysis_id)["progress"]["done"] < tiles["total"]
     assert refusal(lambda: client.GetReport(pb.GetReportRequest(id=analysis_id))).reason == "cancelled"
 
