@@ -10,7 +10,6 @@ import argparse
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.errors import ResultInvalid
 from training.files import write_atomic
 
@@ -36,12 +35,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("results", type=Path, nargs="?", default=RESULTS)
     parser.add_argument("--out", type=Path, default=PAGE)
     given = parser.parse_args(arguments)
-    try:
-        write_atomic(given.out, page(_read(given.results)).encode())
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    return 0
+    return command.status(lambda: write_atomic(given.out, page(_read(given.results)).encode()), "The page")
 
 
 def page(results: Mapping[str, Any]) -> str:

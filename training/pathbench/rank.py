@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.pathbench.ranking import Ranking, Row, Scores, ScoresInvalid, Ties, balanced, conclusions, rank
 
 COLUMNS = ("organ", "task", "cohort", "metric")
@@ -30,15 +30,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ties", choices=("average", "released"), default="average")
     parser.add_argument("--common", action="store_true", help="rank on the rows that every model has")
     given = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         found = figures(read_scores(given.scores), given.ties, common=given.common)
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    if found["rows_left_out"]:
-        print(f"{found['rows_left_out']} rows that some model lacks are left out.", file=sys.stderr)
-    print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) if given.json else text(found))
-    return 0
+        if found["rows_left_out"]:
+            print(f"{found['rows_left_out']} rows that some model lacks are left out.", file=sys.stderr)
+        print(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) if given.json else text(found))
+
+    return command.status(work, "The ranks")
 
 
 def read_scores(path: Path) -> Scores:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from threadpoolctl import threadpool_limits
 
-from gateway.operations.errors import PathserveError
+from training import command
 from training.data import tcga
 from training.errors import TrainingError
 from training.files import sha256_bytes
@@ -51,12 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="where results go; default: docs/results")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        run(given.recipe, given.out, update=given.update)
-    except PathserveError as error:
-        print(error.detail, file=sys.stderr)
-        return 1
-    return 0
+    return command.status(lambda: run(given.recipe, given.out, update=given.update), "The bench's cells or results")
 
 
 def run(recipe_path: Path, out: Path, *, update: bool = False) -> Results:
