@@ -6,6 +6,7 @@ import numpy as np
 
 from training.errors import RecipeInvalid
 from training.graphs import Dim, Graph, TensorSpec
+from training.head_card import card_labels, card_metrics, unsupported
 from training.mil.evaluate import HEAD
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
@@ -45,33 +46,16 @@ def declare(run: Run) -> Graph:
 def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
     """The texts of the card: from the recipe, the run's figures and its manifest."""
     publish, metrics = recipe.publish, run.metrics
-    # A label counts as supported where its slides are called rightly above chance with the whole interval.
-    recalls = [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")]
-    supported = [recall["low"] > 1 / len(publish.labels) for recall in recalls]
+    labels = card_labels(publish.labels, [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")])
     point = metrics["operating_point"]
     return card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
         "limits": list(publish.limits)
         + [
-            f"The label {label.exploratory.display} is not supported: its recall's interval reaches down to chance."
-            for label, shown in zip(publish.labels, supported, strict=True)
-            if not shown
+            f"The label {name} is not supported: its recall's interval reaches down to chance."
+            for name in unsupported(labels)
         ],
-        "metrics": [
-            {
-                "classifier": row,
-                "name": score,
-                "value": figure["value"],
-                "interval": [figure["low"], figure["high"]],
-                "tiles": metrics["tiles"],
-                "label": f"composed slides, {metrics['grouping']}",
-            }
-            for row in _SHOWN
-            for score, figure in metrics["rows"][row].items()
-        ],
-        "labels": [
-            {"index": index, **label.model_dump(mode="json"), "supported": shown}
-            for index, (label, shown) in enumerate(zip(publish.labels, supported, strict=True))
-        ],
+        "metrics": card_metrics(metrics, _SHOWN, f"composed slides, {metrics['grouping']}"),
+        "labels": labels,
         "operating_points": [
             {
                 "name": "answer",

@@ -6,6 +6,7 @@ import numpy as np
 
 from training.errors import RecipeInvalid
 from training.graphs import Ensemble, Graph, TensorSpec
+from training.head_card import card_labels, card_metrics, unsupported
 from training.nn.checkpoints import load_state, read_weights
 from training.nn.tile_encoder import EMBEDDING, TileEncoder
 from training.publish import Published, card_texts, synthetic_tiles
@@ -47,23 +48,18 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
     load_state(network, tensors, run.name)
     encoder = recipe.ensemble.steps[0] if recipe.ensemble else "tile_encoder"
     point, recall = run.metrics["operating_point"], run.metrics["recall"]
-    # A class counts as supported where its cross-validated recall is above chance with its whole interval.
-    shown = [recall[name]["low"] > 1 / len(labels) for name in run.metrics["classes"]]
+    said = card_labels(labels, [recall[name] for name in run.metrics["classes"]])
     card = _card(run, recipe.publish, "head")
     card["limits"] += [
-        f"The class {label.exploratory.display} is not supported: the interval of its recall reaches down to chance."
-        for label, supported in zip(labels, shown, strict=True)
-        if not supported
+        f"The class {name} is not supported: the interval of its recall reaches down to chance."
+        for name in unsupported(said)
     ]
     card["limits"] += [
         f"Its figures are likely too high, for its encoder has not been apart from the tiles: {reason}."
         for reason in run.metrics.get("encoder_has_seen", ())
     ]
     card |= {
-        "labels": [
-            {"index": index, **label.model_dump(mode="json"), "supported": supported}
-            for index, (label, supported) in enumerate(zip(labels, shown, strict=True))
-        ],
+        "labels": said,
         "operating_points": [
             {
                 "name": "answer",
@@ -89,21 +85,8 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
 
 def _card(run: Run, publish: Published, row: str) -> dict[str, Any]:
     """The texts of a card: from the recipe, the run's figures and its manifest."""
-    metrics, manifest = run.metrics, run.manifest
-    return card_texts(publish, manifest["data"], manifest["pretraining"]) | {
-        "metrics": [
-            {
-                "classifier": name,
-                "name": score,
-                "value": figure["value"],
-                "interval": [figure["low"], figure["high"]],
-                "tiles": metrics["tiles"],
-                "label": metrics["grouping"],
-            }
-            for name, scores in metrics["rows"].items()
-            if name in (row, "colour statistics")
-            for score, figure in scores.items()
-        ],
+    return card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
+        "metrics": card_metrics(run.metrics, (row, "colour statistics"), run.metrics["grouping"])
     }
 
 
