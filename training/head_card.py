@@ -1,9 +1,21 @@
-"""What the cards of classifying heads say besides the texts of every card: their labels, and the figures of rows."""
+"""What the cards of classifying heads say besides the texts of every card: their encoder's tile, labels and figures."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.publish import LabelText
+from training.errors import RecipeInvalid
+from training.graphs import Graph
+from training.publish import LabelText, Published
+
+
+def demand_same_tile(publish: Published, encoder: Graph) -> None:
+    """The head's card says what tile is read for it. Raises RecipeInvalid where its encoder wants another one."""
+    mpp, tile_px = float(encoder.card["mpp"]), int(encoder.card["tile_px"])
+    if (publish.mpp, publish.tile_px) != (mpp, tile_px):
+        raise RecipeInvalid(
+            f"The head's tiles are {publish.tile_px} px at {publish.mpp:g} µm/px, those of its encoder "
+            f"{tile_px} px at {mpp:g}. Write mpp = {mpp:g} and tile_px = {tile_px} into the recipe's section publish."
+        )
 
 
 def card_labels(labels: Sequence[LabelText], recalls: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

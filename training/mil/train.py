@@ -15,9 +15,10 @@ from training import command
 from training.data import crc9
 from training.data.dataset import Dataset
 from training.data.views import VIEWS
-from training.embedding import cached, embed, random_encoder
+from training.embedding import cached, embed, on_tiles, random_encoder
 from training.errors import RecipeInvalid
 from training.graphs import declare
+from training.head_card import demand_same_tile
 from training.mil import evaluate
 from training.mil.data import split_tiles
 from training.mil.evaluate import Answers
@@ -47,7 +48,9 @@ def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -
     if recipe.target not in tiles.classes:
         raise RecipeInvalid(f"The recipe's target {recipe.target!r} is not one of the set's classes.")
     base = find_run(recipe.encoder)
-    encoder = declare(base).network
+    graph = declare(base)
+    demand_same_tile(recipe.publish, graph)
+    encoder = on_tiles(graph, tiles)
     run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
     views = VIEWS["orientations+jitter"]
     features_NVD = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, views))

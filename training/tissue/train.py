@@ -23,7 +23,8 @@ from training.data.views import VIEWS, colour_statistics, view
 from training.embedding import cached, embed, on_tiles, random_encoder, settle_batch_norms
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
-from training.graphs import Graph, declare
+from training.graphs import declare
+from training.head_card import demand_same_tile
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
 from training.nn.efficientnet_lite import WIDTH, initialise
 from training.nn.pretrained import load_lite0
@@ -152,22 +153,12 @@ def random_crop(image_HWC: np.ndarray, side_px: int, rng: np.random.Generator) -
     return view(crop, int(rng.integers(16)), rng)
 
 
-def _demand_same_tile(recipe: HeadRecipe, graph: Graph) -> None:
-    """The head's card says what tile is read for it. Raises RecipeInvalid where its encoder wants another one."""
-    mpp, tile_px = float(graph.card["mpp"]), int(graph.card["tile_px"])
-    if (recipe.publish.mpp, recipe.publish.tile_px) != (mpp, tile_px):
-        raise RecipeInvalid(
-            f"The head's tiles are {recipe.publish.tile_px} px at {recipe.publish.mpp:g} µm/px, those of its encoder "
-            f"{tile_px} px at {mpp:g}. Write mpp = {mpp:g} and tile_px = {tile_px} into the recipe's section publish."
-        )
-
-
 def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: bool) -> Run:
     """The head on its frozen encoder, its figures, its baseline and its controls."""
     tiles = crc9.load()
     base = find_run(recipe.encoder)
     graph = declare(base)
-    _demand_same_tile(recipe, graph)
+    demand_same_tile(recipe.publish, graph)
     encoder = on_tiles(graph, tiles)
     run = RunWriter(out or runs_folder() / recipe.name, recipe_path.read_bytes(), resume=resume)
     features_NVD = cached(run, "embeddings", lambda: embed(encoder, tiles, recipe.seed, recipe.probe.views))

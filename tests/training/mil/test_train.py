@@ -1,16 +1,20 @@
 """A slide head from its recipe to a whole run folder, and on from where it was stopped; what the run serves."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from exporters.card import build_card, digests_of
+from tests.training.small_data import TILE_PX
 from training.errors import RecipeInvalid
+from training.files import json_bytes, sha256_bytes
 from training.graphs import declare
 from training.mil import evaluate, page, train
 from training.mil.evaluate import HEAD, Answers, figure
-from training.runs import Run
+from training.runs import RELEASED, Run, runs_folder
 
 pytestmark = pytest.mark.training
 
@@ -39,14 +43,21 @@ def small(text: str) -> str:
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Path:
+def recipe(small_data: Path, tmp_path: Path) -> Path:
+    """A head on the released encoder, both for the small tiles."""
+    encoder = shutil.copytree(RELEASED / "tile_encoder", runs_folder() / "tissue-encoder-small")
+    changed = (encoder / "recipe.toml").read_text(encoding="utf-8").replace("tile_px = 224", f"tile_px = {TILE_PX}")
+    (encoder / "recipe.toml").write_text(changed, encoding="utf-8")
+    manifest = json.loads((encoder / "manifest.json").read_bytes()) | {"recipe_sha256": sha256_bytes(changed.encode())}
+    (encoder / "manifest.json").write_bytes(json_bytes(manifest))
+    text = small((RECIPES / "slide-abmil-small.toml").read_text(encoding="utf-8"))
     path = tmp_path / "recipe.toml"
-    path.write_text(small((RECIPES / "slide-abmil-small.toml").read_text(encoding="utf-8")), encoding="utf-8")
+    path.write_text(text.replace("tile_px = 224", f"tile_px = {TILE_PX}"), encoding="utf-8")
     return path
 
 
 def test_a_run_stopped_half_way_gives_the_same_bits(
-    small_data: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train.train(recipe, tmp_path / "whole")
     answered, asked = evaluate.answer, []
@@ -96,13 +107,23 @@ def _holds_what_the_page_and_the_card_say(run: Run) -> None:
     assert f"AUROC by split, {HEAD}" in page.page([run.path])
 
 
-def test_another_stage_is_refused(small_data: Path, recipe: Path) -> None:
+def test_an_encoder_of_other_tiles_is_refused(recipe: Path) -> None:
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace(f"tile_px = {TILE_PX}", "tile_px = 224"), encoding="utf-8")
+    with pytest.raises(RecipeInvalid, match=f"Write mpp = 0.5 and tile_px = {TILE_PX} into"):
+        train.train(recipe)
+    shutil.rmtree(runs_folder() / "tissue-encoder-small")  # the released one is left, for tiles of 224 px
+    with pytest.raises(RecipeInvalid, match=f"takes 224 px at 0.5 µm/px; the tiles are {TILE_PX} px"):
+        train.train(recipe)
+
+
+def test_another_stage_is_refused(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace('stage = "head"', 'stage = "encoder"'))
     with pytest.raises(RecipeInvalid, match="the mil system has the stage head"):
         train.train(recipe)
 
 
-def test_a_target_that_the_set_does_not_have_is_refused(small_data: Path, recipe: Path) -> None:
+def test_a_target_that_the_set_does_not_have_is_refused(recipe: Path) -> None:
     recipe.write_text(recipe.read_text().replace('target = "colorectal', 'target = "gastric'))
     with pytest.raises(RecipeInvalid, match="not one of the set's classes"):
         train.train(recipe)
