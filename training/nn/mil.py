@@ -125,13 +125,13 @@ class NystromAttention(nn.Module):
     depend on its neighbours (the published code shares them over the batch; the same for a batch of one).
     """
 
-    def __init__(self, dim: int, heads: int, landmarks: int, iterations: int = 6, kernel: int = 33):
+    def __init__(self, dim: int, heads: int, landmarks: int):
         super().__init__()
-        self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
+        self.heads, self.landmarks = heads, landmarks
         self.scale = (dim // heads) ** -0.5
         self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(0.1))
-        self.res_conv = nn.Conv2d(heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False)
+        self.res_conv = nn.Conv2d(heads, heads, (33, 1), padding=(16, 0), groups=heads, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         length, landmarks = x_BTD.shape[1], self.landmarks
@@ -153,7 +153,7 @@ class NystromAttention(nn.Module):
             rows, columns = a.sum(-1).amax((1, 2)), a.sum(-2).amax((1, 2))
             z = a.mT / (rows * columns)[:, None, None, None]
             eye = torch.eye(a.shape[-1], device=a.device)
-            for _ in range(self.iterations):
+            for _ in range(6):
                 az = a @ z
                 z = 0.25 * z @ (13 * eye - az @ (15 * eye - az @ (7 * eye - az)))
         return z.to(a_BHMM.dtype)

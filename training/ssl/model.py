@@ -6,6 +6,7 @@ from torch import Tensor
 from training.nn.efficientnet_lite import WIDTH, EfficientNetLite0
 from training.nn.efficientnet_lite import initialise as initialise_lite0
 from training.nn.pretrained import load_lite0
+from training.nn.tile_encoder import MEAN, SCALE
 from training.nn.vit import Tokens, ViT, ViTConfig
 from training.nn.vit import initialise as initialise_vit
 from training.runs import Pretraining
@@ -14,7 +15,7 @@ from training.ssl.recipe import CnnNetwork, Network, ViTNetwork
 Scale = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Mean and deviation of the channels in units of 0–255."""
 IMAGENET: Scale = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-LITE: Scale = ((127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+LITE: Scale = ((MEAN, MEAN, MEAN), (SCALE, SCALE, SCALE))
 _BN_MOMENTUM = 0.1
 
 
