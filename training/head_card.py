@@ -3,9 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from training.data.dataset import Dataset
+from training.data.split import Split, joined_groups
 from training.errors import RecipeInvalid
 from training.graphs import Graph
+from training.pathbench import leakage
 from training.publish import LabelText, Published
+from training.runs import Run
 
 
 def demand_same_tile(publish: Published, encoder: Graph) -> None:
@@ -16,6 +22,22 @@ def demand_same_tile(publish: Published, encoder: Graph) -> None:
             f"The head's tiles are {publish.tile_px} px at {publish.mpp:g} µm/px, those of its encoder "
             f"{tile_px} px at {mpp:g}. Write mpp = {mpp:g} and tile_px = {tile_px} into the recipe's section publish."
         )
+
+
+def encoder_has_seen(encoder: Run, tiles: Dataset) -> dict[str, list[str]]:
+    """An entry of the head's metrics where its encoder has seen its tiles, with the reasons; else none. Held-out tiles
+    are kept from the head, not from an encoder that was trained on them."""
+    measured = Split(tiles.name, np.full(len(tiles), "test"), joined_groups(tiles), "")
+    reasons = leakage.status(leakage.Origin(run=encoder.name), tiles, measured).reasons
+    return {"encoder_has_seen": list(reasons)} if reasons else {}
+
+
+def seen_limits(metrics: Mapping[str, Any]) -> list[str]:
+    """What a card says of that."""
+    return [
+        f"Its figures are likely too high, for its encoder has not been apart from the tiles: {reason}."
+        for reason in metrics.get("encoder_has_seen", ())
+    ]
 
 
 def card_labels(labels: Sequence[LabelText], recalls: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

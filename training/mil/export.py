@@ -6,7 +6,7 @@ import numpy as np
 
 from training.errors import RecipeInvalid
 from training.graphs import Dim, Graph, TensorSpec
-from training.head_card import card_labels, card_metrics, unsupported
+from training.head_card import card_labels, card_metrics, seen_limits, unsupported
 from training.mil.evaluate import HEAD
 from training.mil.model import SlideHead
 from training.mil.recipe import SlideHeadRecipe
@@ -53,7 +53,8 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
         + [
             f"The label {name} is not supported: its recall's interval reaches down to chance."
             for name in unsupported(labels)
-        ],
+        ]
+        + seen_limits(metrics),
         "metrics": card_metrics(metrics, _SHOWN, f"composed slides, {metrics['grouping']}"),
         "labels": labels,
         "operating_points": [

@@ -18,7 +18,7 @@ from training.data.views import VIEWS
 from training.embedding import cached, embed, on_tiles, random_encoder
 from training.errors import RecipeInvalid
 from training.graphs import declare
-from training.head_card import demand_same_tile
+from training.head_card import demand_same_tile, encoder_has_seen
 from training.mil import evaluate
 from training.mil.data import split_tiles
 from training.mil.evaluate import Answers
@@ -72,7 +72,7 @@ def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -
     served = fit_head(run, recipe, tasks[evaluate.HEAD], tiles, everything, recipe.splits, "served")
     round_to_fp16(served.head)
     save_weights(run.weights_path, served.head)
-    metrics = evaluate.summary(recipe, tiles, features_NVD.shape[2], rows, served.point)
+    metrics = evaluate.summary(recipe, tiles, features_NVD.shape[2], rows, served.point) | encoder_has_seen(base, tiles)
     return run.finish(metrics=metrics, seed=recipe.seed, data=tiles.sources, starts_from={"encoder": base})
 
 

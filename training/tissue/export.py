@@ -6,7 +6,7 @@ import numpy as np
 
 from training.errors import RecipeInvalid
 from training.graphs import Ensemble, Graph, TensorSpec
-from training.head_card import card_labels, card_metrics, unsupported
+from training.head_card import card_labels, card_metrics, seen_limits, unsupported
 from training.nn.checkpoints import load_state, read_weights
 from training.nn.tile_encoder import EMBEDDING, TileEncoder
 from training.publish import Published, card_texts, synthetic_tiles
@@ -54,10 +54,7 @@ def _head(run: Run, recipe: HeadRecipe) -> Graph:
         f"The class {name} is not supported: the interval of its recall reaches down to chance."
         for name in unsupported(said)
     ]
-    card["limits"] += [
-        f"Its figures are likely too high, for its encoder has not been apart from the tiles: {reason}."
-        for reason in run.metrics.get("encoder_has_seen", ())
-    ]
+    card["limits"] += seen_limits(run.metrics)
     card |= {
         "labels": said,
         "operating_points": [

@@ -18,18 +18,16 @@ from training import command
 from training.data import crc9
 from training.data.dataset import Dataset
 from training.data.seen import Seen
-from training.data.split import Split, joined_groups
 from training.data.views import VIEWS, colour_statistics, view
 from training.embedding import cached, embed, on_tiles, random_encoder, settle_batch_norms
 from training.errors import RecipeInvalid
 from training.files import sha256_bytes
 from training.graphs import declare
-from training.head_card import demand_same_tile
+from training.head_card import demand_same_tile, encoder_has_seen
 from training.nn.checkpoints import load_state, read_weights, round_to_fp16, save_weights
 from training.nn.efficientnet_lite import WIDTH, initialise
 from training.nn.pretrained import load_lite0
 from training.nn.tile_encoder import EMBEDDING, TileEncoder
-from training.pathbench import leakage
 from training.repeatable import repeatable
 from training.runs import Run, RunWriter, find_run, parse_recipe, read_toml, runs_folder
 from training.tissue import evaluate
@@ -202,10 +200,7 @@ def train_head(recipe: HeadRecipe, recipe_path: Path, out: Path | None, resume: 
         "temperature": round(choice.temperature, 4),
     }
     metrics["operating_point"] = evaluate.answering(runs["head"], tiles.labels_N, recipe.accuracy_when_answered)
-    # Cross-validation keeps the head from its test tiles, not an encoder that was trained on them.
-    measured = Split(tiles.name, np.full(len(tiles), "test"), joined_groups(tiles), "")
-    if reasons := leakage.status(leakage.Origin(run=base.name), tiles, measured).reasons:
-        metrics["encoder_has_seen"] = list(reasons)
+    metrics |= encoder_has_seen(base, tiles)
     return run.finish(
         metrics=metrics,
         seed=recipe.seed,

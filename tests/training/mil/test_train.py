@@ -9,6 +9,8 @@ import pytest
 
 from exporters.card import build_card, digests_of
 from tests.training.small_data import TILE_PX
+from training.data import crc9
+from training.data.seen import Seen
 from training.errors import RecipeInvalid
 from training.files import json_bytes, sha256_bytes
 from training.graphs import declare
@@ -44,11 +46,16 @@ def small(text: str) -> str:
 
 @pytest.fixture
 def recipe(small_data: Path, tmp_path: Path) -> Path:
-    """A head on the released encoder, both for the small tiles."""
+    """A head on the released encoder, both for the small tiles, which the encoder has seen."""
     encoder = shutil.copytree(RELEASED / "tile_encoder", runs_folder() / "tissue-encoder-small")
     changed = (encoder / "recipe.toml").read_text(encoding="utf-8").replace("tile_px = 224", f"tile_px = {TILE_PX}")
     (encoder / "recipe.toml").write_text(changed, encoding="utf-8")
-    manifest = json.loads((encoder / "manifest.json").read_bytes()) | {"recipe_sha256": sha256_bytes(changed.encode())}
+    tiles = crc9.load()
+    manifest = json.loads((encoder / "manifest.json").read_bytes())
+    manifest |= {
+        "recipe_sha256": sha256_bytes(changed.encode()),
+        "seen": Seen.of(tiles, np.arange(len(tiles))).record(),
+    }
     (encoder / "manifest.json").write_bytes(json_bytes(manifest))
     text = small((RECIPES / "slide-abmil-small.toml").read_text(encoding="utf-8"))
     path = tmp_path / "recipe.toml"
@@ -104,6 +111,9 @@ def _holds_what_the_page_and_the_card_say(run: Run) -> None:
     )
     assert "composed" in card["limits"][0]
     assert card["composed"] is True
+    (seen,) = run.metrics["encoder_has_seen"][:1]
+    assert seen.startswith("tissue-encoder-small has seen 28 of 28 groups")
+    assert any(seen in limit for limit in card["limits"])
     assert f"AUROC by split, {HEAD}" in page.page([run.path])
 
 
