@@ -152,6 +152,67 @@ class SlideClassification:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectFigures:
+    """What was counted of a prompt's objects on one slide, from the splitting of its mask into instances.
+
+    `density_per_mm2`: objects per mm² of the tissue that was read. Areas are percentiles over the objects.
+    `irregularity` (0..1): mean over the objects, weighted by their areas, of 1 - 4·pi·area / perimeter² (perimeter by
+    Crofton's formula in four directions). `approximate`: touching objects were told apart by rule, not by the model.
+    """
+
+    count: int
+    density_per_mm2: float
+    mean_area_um2: float
+    area_p10_um2: float
+    area_median_um2: float
+    area_p90_um2: float
+    irregularity: float
+    approximate: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmented:
+    """What was found of one prompt on one slide.
+
+    `index`: the prompt's place in the order, from 0. `prompt` is the text as given, `triple` what was understood by it
+    ("nuclei-level epithelial in colon pathology"), `category` and `code` the same in codes. `supported`: whether the
+    model was measured for it, `val_dice` how well (0..1). `presence`: the model's probability that there is any;
+    where it fails, the mask is empty (`present` false). `mpp`: micrometres a side of a mask pixel. `area_fraction`
+    (0..1) is the mask's part of the tissue that was read. `mean_probability` (0..1) is over the mask. `seg`: the file
+    beside the report whose segment this is; None where none was written.
+    """
+
+    index: int
+    prompt: str
+    triple: str
+    category: Code
+    code: Code
+    color: str
+    supported: bool
+    present: bool
+    presence: float
+    mpp: float
+    area_mm2: float
+    area_fraction: float
+    mean_probability: float | None
+    objects: ObjectFigures | None
+    val_dice: float | None = None
+    seg: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentationResult:
+    """What was found of all prompts on one slide, in the order's order. `area_mm2`: the tissue that was read;
+    `min_presence`: the least presence (0..1) that counts as an answer."""
+
+    series: str
+    exploratory: bool
+    segments: tuple[Segmented, ...]
+    area_mm2: float
+    min_presence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SlideQuality:
     """How well the tissue of a slide can be seen, over the tiles that were read (`gateway.slides.quality`).
 
@@ -212,7 +273,8 @@ class SlideReading:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """A picture that belongs to the report; the bytes lie beside it in `file`. `role`: thumbnail, tissue-map,
-    attention-map, top-tile-1 (and so on, in the order of `top_tiles`)."""
+    attention-map, top-tile-1 (and so on, in the order of `top_tiles`); of the order's first prompt segment-1, where all
+    of it lies, and segment-field-1, a place where much of it does."""
 
     role: str
     file: str
@@ -311,6 +373,7 @@ class Report:
     findings: tuple[Finding, ...]
     tissue: tuple[TissueResult, ...] = ()
     slide_classes: tuple[SlideClassification, ...] = ()
+    segmentations: tuple[SegmentationResult, ...] = ()
     pictures: tuple[Picture, ...] = ()
     objects: tuple[ResultObject, ...] = ()
     revision: int = 1
@@ -358,3 +421,7 @@ class Report:
     def classes_of(self, series: str) -> SlideClassification | None:
         """What the slide of a series was taken for, if it was asked."""
         return next((result for result in self.slide_classes if result.series == series), None)
+
+    def segments_of(self, series: str) -> SegmentationResult | None:
+        """What was found of the order's prompts on the slide of a series, if it was asked."""
+        return next((result for result in self.segmentations if result.series == series), None)

@@ -5,13 +5,15 @@ from gateway.reports.headers import keep, kept
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
 from gateway.reports.pictures import attention_map, picture, thumbnail_jpeg, tissue_map
-from gateway.reports.spatial import UNCERTAIN, AttentionMap, SlideSource, TileMap
+from gateway.reports.spatial import UNCERTAIN, AttentionMap, MaskMap, Outlines, SlideSource, TileMap
 from gateway.reports.sr import to_sr
 
 __all__ = [
     "DICOM",
     "UNCERTAIN",
     "AttentionMap",
+    "MaskMap",
+    "Outlines",
     "SlideSource",
     "TileMap",
     "attention_map",

@@ -1,7 +1,8 @@
 """What lies where on a slide: the arrays beside the report that SEG, Parametric Map, ANN and GeoJSON are drawn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +44,69 @@ class AttentionMap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outlines:
+    """N objects of one prompt, as polygons.
+
+    `points_P2` (P, 2) float32: x and y in mask pixels, (0, 0) being the outer corner of the mask's first pixel; open
+    rings, one after the other. `first_G` (G,) int64: each ring's first point; `object_G` (G,) int32: the object of each
+    ring, its outer ring first, then its holes. `area_um2_N` (N,): the mask's area, without holes;
+    `irregularity_N` (N,) in 0..1; `probability_N` (N,) in 0..1: the mean over the object.
+    """
+
+    points_P2: npt.NDArray[np.float32]
+    first_G: npt.NDArray[np.int64]
+    object_G: npt.NDArray[np.int32]
+    area_um2_N: npt.NDArray[np.float32]
+    irregularity_N: npt.NDArray[np.float32]
+    probability_N: npt.NDArray[np.float32]
+
+
+class MaskMap(Protocol):
+    """The masks of those prompts of a slide that were answered at one resolution; they may overlap. They lie on disk,
+    and are read tile by tile, as often as an encoding needs them.
+
+    `level`: index of the slide's level that was read for them. A mask pixel is a square of `pixel_px` pixels of that
+    level; `rows` × `columns` of them cover the level from its top left corner, in tiles of `tile_px` pixels a side (a
+    multiple of 8), the last of a row and of a column cut at the edge. A pixel lies in a mask where its fraction reaches
+    `threshold` (1..255). `indices`: which prompts these are (`Segmented.index`), in the report's order.
+    """
+
+    @property
+    def series(self) -> str: ...
+    @property
+    def level(self) -> int: ...
+    @property
+    def pixel_px(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def tile_px(self) -> int: ...
+    @property
+    def threshold(self) -> int: ...
+    @property
+    def indices(self) -> tuple[int, ...]: ...
+
+    def occupied(self, index: int) -> npt.NDArray[np.int32]:
+        """(row, column) of each tile (N, 2) with a pixel in the mask of a prompt, in reading order; none where it is
+        absent."""
+
+    def fractions(self, index: int) -> Iterator[npt.NDArray[np.uint8]]:
+        """Those tiles in that order: of each pixel the probability, 0..255 (h, w)."""
+
+    def outlines(self, index: int) -> Iterator[Outlines]:
+        """The prompt's objects, some at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideSource:
     """One slide that was read: of each level, finest first, the header (no pixels) of one instance in `levels`, and in
     `instances` the SOP instance UIDs of all (parts of a concatenation, focal planes).
 
-    `read` is the index in `levels` of the level that the report's grid lies on. `tiles` and `attention` are what the
-    protocol found where; neither is there where the slide gets no spatial objects (a stain that the model was not made
-    for).
+    `read` is the index in `levels` of the level that the report's grid lies on. `tiles`, `attention` and `masks` are
+    what the protocol found where; none is there where the slide gets no spatial objects (a stain that the model was not
+    made for).
     """
 
     series: str
@@ -58,6 +115,7 @@ class SlideSource:
     read: int
     tiles: TileMap | None
     attention: AttentionMap | None = None
+    masks: tuple[MaskMap, ...] = ()
 
     @property
     def placed(self) -> TileMap | AttentionMap | None:
