@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from gateway.analyses.protocols import PROTOCOLS
 from gateway.domain.codes import Code
-from gateway.domain.order import Order, Patient, Priority, RegionUm, SlideReference, Specimen
+from gateway.domain.order import Order, Patient, PointUm, Priority, RegionUm, SlideReference, Specimen
 from gateway.domain.uids import is_uid
 
 # No control characters, no backslash (it separates values in DICOM), no lone surrogates; more than blanks.
@@ -29,6 +29,8 @@ Long = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_TE
 Prompt = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=_TEXT)]
 Micrometres = Annotated[float, Field(strict=True, ge=0, le=1e7, allow_inf_nan=False)]
 Size = Annotated[float, Field(strict=True, gt=0, le=1e7, allow_inf_nan=False)]
+
+_LEAST_CORNERS = 3
 
 EXAMPLE: dict[str, Any] = {
     "protocol": "tissue-classification",
@@ -86,13 +88,41 @@ class SpecimenBody(_Body):
     stain: Long | None = None
 
 
+class PointBody(_Body):
+    """A point in micrometres from the slide's top left corner."""
+
+    x_um: Micrometres
+    y_um: Micrometres
+
+
+def _encloses(corners: list[PointBody]) -> list[PointBody]:
+    if corners and len(corners) < _LEAST_CORNERS:
+        raise ValueError(f"must have {_LEAST_CORNERS} corners or more, or be left out")
+    return corners
+
+
+_CORNERS = {"anyOf": [{"maxItems": 0}, {"minItems": _LEAST_CORNERS}]}
+Polygon = Annotated[list[PointBody], Field(max_length=1000, json_schema_extra=_CORNERS), AfterValidator(_encloses)]
+
+
 class RegionBody(_Body):
-    """A box in micrometres from the slide's top left corner."""
+    """A box in micrometres from the slide's top left corner. With a polygon (3 corners or more, closed by itself), only
+    the part of the box inside it is meant; `segmentation` alone takes one."""
 
     x_um: Micrometres
     y_um: Micrometres
     width_um: Size
     height_um: Size
+    polygon_um: Polygon = Field(default_factory=list)
+
+    def domain(self) -> RegionUm:
+        return RegionUm(
+            self.x_um,
+            self.y_um,
+            self.width_um,
+            self.height_um,
+            tuple(PointUm(each.x_um, each.y_um) for each in self.polygon_um),
+        )
 
 
 class OrderBody(_Body):
@@ -129,5 +159,5 @@ class OrderBody(_Body):
             accession=self.accession,
             patient=Patient(self.patient.id, self.patient.issuer) if self.patient else Patient(),
             prompts=tuple(self.prompts),
-            region=RegionUm(**self.region.model_dump()) if self.region else None,
+            region=self.region.domain() if self.region else None,
         )

@@ -42,13 +42,23 @@ class Specimen:
 
 
 @dataclass(frozen=True, slots=True)
+class PointUm:
+    """A point in micrometres from the slide image's top left corner."""
+
+    x_um: float
+    y_um: float
+
+
+@dataclass(frozen=True, slots=True)
 class RegionUm:
-    """A box in micrometres from the slide image's top left corner."""
+    """A box in micrometres from the slide image's top left corner; where it has a polygon, the part of the box inside
+    that. The polygon is closed (the first corner is not repeated) and counts by the even-odd rule; empty = the box."""
 
     x_um: float
     y_um: float
     width_um: float
     height_um: float
+    polygon_um: tuple[PointUm, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
