@@ -195,25 +195,29 @@ def _pairs(best: str, cells: list[Record], rows: tuple[Row, ...], folder: Path) 
             and (folder / cell.predictions).is_file()
         }
         if best in known and len(known) > 1:
-            pairs += [{"row": index, "first": best, **pair} for pair in _differences(best, known, row)]
+            pairs += [{"row": index, "first": best, **pair} for pair in differences(best, known, row)]
     return pairs
 
 
-def _differences(best: str, files: dict[str, Path], row: Row) -> list[dict[str, Any]]:
-    """A seed is a repetition, no patient: each is scored, and the scores are averaged within a resample of groups."""
+def differences(first: str, files: dict[str, Path], row: Row) -> list[dict[str, Any]]:
+    """One model minus each other one on a row, from the predictions' files by model; Holm-corrected among them.
+
+    A seed is a repetition, no patient: each is scored, and the scores are averaged within a resample of groups. Raises
+    BoardRefused where the models were measured on different items.
+    """
     score = METRICS[row.metric.split(": ")[1]]
     loaded = {model: _load(path) for model, path in files.items()}
-    _, labels_N, groups_N = loaded[best]
+    _, labels_N, groups_N = loaded[first]
     for _, labels, groups in loaded.values():
         if not (np.array_equal(labels, labels_N) and np.array_equal(groups, groups_N)):
             raise BoardRefused(
                 f"Two models on {row.task} ({row.cohort}) were measured on different items. Run them again."
             )
     scores = {model: RunsScore(score, runs_RNC, labels_N) for model, (runs_RNC, _, _) in loaded.items()}
-    first = scores.pop(best)
-    gaps = statistics.paired_bootstraps(first, scores, groups_N, labels_N)
+    own = scores.pop(first)
+    gaps = statistics.paired_bootstraps(own, scores, groups_N, labels_N)
     holm = statistics.holm({other: gap.p for other, gap in gaps.items()})
-    alone = score is macro_auroc and first.runs_RNC.shape[2] == 2 and len(np.unique(groups_N)) == len(groups_N)
+    alone = score is macro_auroc and own.runs_RNC.shape[2] == 2 and len(np.unique(groups_N)) == len(groups_N)
     return [
         {
             "second": other,
@@ -222,7 +226,7 @@ def _differences(best: str, files: dict[str, Path], row: Row) -> list[dict[str, 
             "high": gap.high,
             "p": gap.p,
             "holm": holm[other],
-            "delong_p": _delong(first, scores[other]) if alone else None,
+            "delong_p": _delong(own, scores[other]) if alone else None,
         }
         for other, gap in gaps.items()
     ]

@@ -75,12 +75,12 @@ def _text(results: Results, boards: dict[str, Any]) -> str:
     lines = [
         "# PathBench: results",
         "",
-        f"Written by `python -m training.pathbench run` from the recipe `{results.recipe}`: {len(records)} cells. "
+        f"Written by `python -m training.pathbench run training/recipes/{results.recipe}.toml`: {len(records)} cells. "
         "The board with intervals, filters and paired differences is [pathbench.html](pathbench.html); how it is "
         "computed and what it refuses is in [../pathbench.md](../pathbench.md).",
         "",
-        "Each figure is a mean over the seeds with a 95 % bootstrap interval over groups. A leakage other than “clean” "
-        "and a set whose patients are unknown put a cell on the flagged board.",
+        "Each figure is a mean over the seeds, with the 95 % interval `[low, high]` of a bootstrap over groups. A "
+        "leakage other than “clean” and a set whose patients are unknown put a cell on the flagged board.",
     ]
     for name, board in boards.items():
         cells = [record for record in records if record.board == name]
@@ -112,7 +112,7 @@ def _ranks(board: dict[str, Any]) -> list[str]:
         lines += _table(
             ("encoder", "mean rank", "95 % interval over tasks"),
             [
-                (model, f"{mean:.2f}", "{:.2f} to {:.2f}".format(*bounds[model]) if bounds else "one task only")
+                (model, f"{mean:.2f}", "[{:.2f}, {:.2f}]".format(*bounds[model]) if bounds else "one task only")
                 for model, mean in sorted(ranking["mean_rank"].items(), key=lambda item: item[1])
             ],
         )
@@ -130,7 +130,7 @@ def _cells(cells: Sequence[Record], place: tuple[str, str, str, str]) -> list[st
     first = rows[0]
     table = _table(
         ("encoder", "value", "95 % interval", "leakage"),
-        [(r.model, f"{r.value:.3f}", f"{r.low:.3f} to {r.high:.3f}", r.leakage) for r in rows],
+        [(r.model, f"{r.value:.3f}", f"[{r.low:.3f}, {r.high:.3f}]", r.leakage) for r in rows],
     )
     notes = "; ".join(dict.fromkeys(note for record in rows for note in record.notes))
     said = f"{first.items} items in {first.groups} groups ({first.grouping})" + (f"; {notes}" if notes else "")
