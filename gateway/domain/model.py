@@ -1,6 +1,7 @@
 """A model as its `card.json` describes it, and the exact version that answered."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.domain.codes import Code
@@ -85,12 +86,43 @@ class StainReference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptEntry:
+    """One prompt that a model of masks was trained on: `text` as its grammar writes it.
+
+    `dice` is the mean on validation images (None: none had it), `supported` whether that was enough.
+    """
+
+    text: str
+    category: Code
+    code: Code
+    supported: bool
+    dice: float | None
+    train_images: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """The prompts of a model of masks; `table_sha256` is the digest of the prompts.csv that they were read from."""
+
+    table_sha256: str
+    entries: tuple[PromptEntry, ...]
+
+    def entry(self, text: str) -> PromptEntry | None:
+        """The entry of a prompt's text; None for one that the model was not trained on."""
+        return next((entry for entry in self.entries if entry.text == text), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The part of `card.json` that the gateway acts on; the whole document stays beside the model.
 
     `embedding_size` is an encoder's; `encoder` that of a head or a bag model, `feature_size` and `tiles` (least and
     greatest number of rows) a bag model's, which is `composed` where it was trained and measured on slides put together
     from tiles.
+    Of a model of masks from words: `mpp_by_level` (micrometres per pixel at which each level of a prompt is read; `mpp`
+    is that of nuclei), its `prompts`, the engines that it takes features and text from, and how it says that an object
+    is there: where sigmoid(presence_logit / temperature) is at least `presence_threshold`. Its text's tokens are the
+    numbers of words in the table of the digest `tokenizer_sha256`, `max_tokens` of them at most.
     """
 
     name: str
@@ -109,3 +141,12 @@ class ModelCard:
     tiles: tuple[int, int] | None = None
     composed: bool = False
     stain_reference: StainReference | None = None
+    mpp_by_level: Mapping[str, float] = field(default_factory=dict)
+    prompts: Prompts | None = None
+    presence_threshold: float | None = None
+    temperature: float | None = None
+    image_encoder: OtherModel | None = None
+    text_encoder: OtherModel | None = None
+    tokenizer_sha256: str | None = None
+    max_tokens: int | None = None
+    vocabulary_size: int | None = None

@@ -43,7 +43,7 @@ def seal(folder: Path, **gate: Any) -> None:
     report = {"state": "APPROVED", "reduced": False, "passed": True, "gates": gates} | _old(folder, "gate.json")
     report |= {"schema": "pathserve-gate-2", **same, "engine_sha256": engine, **gate}
     write(folder, "gate.json", report)
-    files = [file for file in ("card.json", "config.pbtxt", "golden.npz") if (folder / file).exists()]
+    files = [file for file in ("card.json", "config.pbtxt", "golden.npz", "prompts.csv") if (folder / file).exists()]
     digests = {file: digest(folder / file) for file in files}
     old = {"onnx_sha256": engine} | _old(folder, "provenance.json")
     if card["target"] == "onnx":
