@@ -93,8 +93,8 @@ def _text(results: Results, boards: dict[str, Any]) -> str:
             lines += ["", "### {}, {}: {} ({})".format(*place), "", *_cells(cells, place)]
     lines += ["", "## Negative controls", ""]
     lines += _table(
-        ("control", "task", "observed", "expected", "caught"),
-        [(c.name, c.task, c.observed, c.expected, "yes" if c.caught else "no") for c in results.controls],
+        ("fault put in", "task", "observed", "expected", "caught"),
+        [(f"control: {c.name}", c.task, c.observed, c.expected, "yes" if c.caught else "no") for c in results.controls],
     )
     lines += ["", "## Not run", ""]
     lines += _table(("encoder", "task", "reason"), [(each.model, each.task, each.reason) for each in results.not_run])

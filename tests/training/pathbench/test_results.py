@@ -16,9 +16,9 @@ def test_the_text_ranks_all_on_the_rows_that_all_have(tmp_path: Path) -> None:
     publish(Results("made", cells, (), ()), tmp_path / "cells", tmp_path)
     text = (tmp_path / "pathbench.md").read_text()
     first, common = text.split("### Ranks on the rows that all encoders have")
-    assert "| middle | 1.00 | 1.00 to 1.00 |" in first
+    assert "| middle | 1.00 | [1.00, 1.00] |" in first
     assert "| strong |" not in first
-    assert "| strong | 1.00 | 1.00 to 1.00 |" in common
+    assert "| strong | 1.00 | [1.00, 1.00] |" in common
     assert "Not ranked with the others, for want of a row: strong." in common
 
 
