@@ -51,7 +51,7 @@ def write_pathseg(repository: Path) -> Path:
     shared = {
         "tokenizer_sha256": hashlib.sha256("\n".join(words()).encode()).hexdigest(),
         "max_tokens": MOST_TOKENS,
-        "vocabulary_size": _vocabulary(),
+        "vocabulary_size": len(words()),
     }
     others = {
         key: {"model": model, "weights_sha256": "1" * 64}
@@ -104,14 +104,9 @@ def _table() -> str:
     return "\n".join(rows) + "\n"
 
 
-def _vocabulary() -> int:
-    """Padding is token 0."""
-    return len(words()) + 1
-
-
 def _vectors() -> npt.NDArray[np.float32]:
     """(V,WIDTH) per token: what it adds to the slope, to the offset, and to the presence."""
-    table = np.zeros((_vocabulary(), WIDTH), np.float32)
+    table = np.zeros((len(words()), WIDTH), np.float32)
     for level, threshold in THRESHOLD.items():
         ((first, *_),), _ = token_ids([Triple(level, "nucleus", "colon")])
         table[first, :3] = _SHARPNESS, -_SHARPNESS * threshold, 4.0
