@@ -40,6 +40,11 @@ class TilePlan:
     def __len__(self) -> int:
         return len(self.rows_N)
 
+    @property
+    def reads(self) -> "tuple[TilePlan, ...]":
+        """The tiles that are read of the slide: these."""
+        return (self,)
+
     def part(self, tiles_M: NDArray[np.integer]) -> "TilePlan":
         """The plan of some of its tiles (rising). Its digest and number of frames stay those of the whole."""
         return replace(
@@ -99,13 +104,14 @@ def tissue_share(tissue: TissueMask, grid: TileGrid, tile_um: tuple[float, float
     square pixels, by interpolation in its integral image; what lies beyond the slide counts as no tissue."""
     integral = np.asarray(cv2.integral(tissue.mask.view(np.uint8), sdepth=cv2.CV_32S), np.int32)
     width_px, height_px = tile_um[0] / tissue.um_per_px, tile_um[1] / tissue.um_per_px
-    lines = _interpolated(integral, np.arange(grid.rows + 1) * height_px)
-    corners = _interpolated(lines.T, np.arange(grid.columns + 1) * width_px).T
+    lines = interpolated(integral, np.arange(grid.rows + 1) * height_px)
+    corners = interpolated(lines.T, np.arange(grid.columns + 1) * width_px).T
     covered = np.diff(np.diff(corners, axis=0), axis=1)
     return np.clip(covered / (width_px * height_px), 0, 1).astype(np.float32)
 
 
-def _interpolated(lines: NDArray[np.floating | np.integer], positions: NDArray[np.floating]) -> NDArray[np.float64]:
+def interpolated(lines: NDArray[np.floating | np.integer], positions: NDArray[np.floating]) -> NDArray[np.float64]:
+    """An array between its rows, by linear interpolation at these positions along axis 0; beyond its ends the last."""
     positions = np.clip(positions, 0, len(lines) - 1)
     low = np.minimum(positions.astype(int), len(lines) - 2)
     weight = (positions - low)[:, None]
