@@ -1,0 +1,133 @@
+"""PathSegmentor: an image and a sentence to a mask, and whether the object is there (arXiv 2506.20988).
+
+Three parts that are served apart: `image_encoder` once an image, `text_encoder` once a prompt, `decode` for a pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training.pathsegmentor.decoder import Decoder, Heads, mask_logits
+from training.pathsegmentor.pyramid import BilinearPyramid, ConvPyramid
+from training.pathsegmentor.recipe import Network
+from training.pathsegmentor.text import WordsTower, pooled
+from training.ssl.model import IMAGENET
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """mask_logits_BPSS at the image's resolution (the mask features', in the full network); presence_logit_BP;
+    match_similarity_BP: cosine of the selected query with the text; layers: what the heads say at every depth, the last
+    one being the answer's."""
+
+    mask_logits_BPSS: Tensor
+    presence_logit_BP: Tensor
+    match_similarity_BP: Tensor
+    layers: tuple[Heads, ...]
+
+
+class PathSegmentor(nn.Module):
+    """`vocabulary`: how many token ids the text tower knows, padding among them.
+
+    Images are (N,3,H,W) float RGB in units of 0-255, H and W multiples of `multiple`.
+    """
+
+    mean, std = IMAGENET
+
+    def __init__(self, network: Network, vocabulary: int) -> None:
+        super().__init__()
+        self.config = network
+        self.encoder = ConvPyramid(network.encoder)
+        self.pyramid = BilinearPyramid(self.encoder.widths, network.width)
+        self.text = WordsTower(vocabulary, network.width, network.text)
+        self.pool = nn.Linear(network.width, network.width)
+        strides = self.encoder.strides
+        self.decoder = Decoder(network.width, network.decoder, [stride // strides[0] for stride in strides[:0:-1]])
+        initialise(self)
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    @property
+    def text_pool(self) -> str:
+        return self.config.text_pool
+
+    @property
+    def multiple(self) -> int:
+        """What an image's sides must be multiples of, px."""
+        return self.encoder.strides[-1]
+
+    def image_encoder(self, image_N3HW: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Three scales, coarse to fine, and mask features at the finest map's stride; all `width` channels."""
+        mean, std = (image_N3HW.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        scales, mask_features = self.pyramid(self.encoder((image_N3HW - mean) / std))
+        return tuple(scales), mask_features
+
+    def text_encoder(self, token_ids_PL: Tensor, token_mask_PL: Tensor) -> tuple[Tensor, Tensor]:
+        """text_tokens (P,L,D) and text_global (P,D); the mask is 1 where a token is there."""
+        tokens_PLD = self.text(token_ids_PL, token_mask_PL)
+        return tokens_PLD, self.pool(pooled(tokens_PLD, token_mask_PL, self.config.text_pool))
+
+    def decode(
+        self,
+        scales: Sequence[Tensor],
+        mask_features: Tensor,
+        text_tokens_BPLD: Tensor,
+        text_global_BPD: Tensor,
+        text_mask_BPL: Tensor,
+    ) -> Prediction:
+        """Every prompt of every image, each alone."""
+        layers = self.decoder(scales, mask_features, text_tokens_BPLD, text_global_BPD, text_mask_BPL)
+        B, P, D = text_global_BPD.shape
+        H, W = mask_features.shape[2:]
+        last = layers[-1]
+        chosen_NQ = selection(last.cosine_NQ)
+        embedding_BPD = (chosen_NQ[..., None] * last.embedding_NQD).sum(1).reshape(B, P, D)
+        # A product with fewer than four rows goes through other kernels, whose sums are rounded otherwise: with rows to
+        # spare, a prompt's mask has the same bits whether it is asked alone or not.
+        rows_BRD = F.pad(embedding_BPD, (0, 0, 0, 3))
+        logits_BPHW = (rows_BRD @ mask_features.flatten(2))[:, :P].unflatten(2, (H, W))
+        if self.config.full_resolution:
+            logits_BPHW = self._enlarged(logits_BPHW)
+        presence_N = self.decoder.presence_logit(last, text_global_BPD.flatten(0, 1))
+        similarity_N = (chosen_NQ * last.cosine_NQ).sum(-1)
+        return Prediction(logits_BPHW, presence_N.reshape(B, P), similarity_N.reshape(B, P), tuple(layers))
+
+    def _enlarged(self, logits_BPHW: Tensor) -> Tensor:
+        """To the image's size, one channel at a time: how many prompts there are must not matter to any bit."""
+        factor = float(self.encoder.strides[0])
+        planes = logits_BPHW.flatten(0, 1)[:, None]
+        planes = F.interpolate(planes, scale_factor=factor, mode="bilinear", align_corners=False)
+        return planes.reshape(*logits_BPHW.shape[:2], *planes.shape[2:])
+
+    def query_masks(self, heads: Heads, mask_features: Tensor) -> Tensor:
+        """(N,Q,H,W): the mask logits of all queries at the mask features' resolution."""
+        return mask_logits(heads.embedding_NQD, mask_features.flatten(2)).unflatten(2, mask_features.shape[2:])
+
+
+def selection(cosine_NQ: Tensor) -> Tensor:
+    """(N,Q): 1 at the query most like the text, 0 elsewhere. One arg max and a comparison: no gather."""
+    place_Q = torch.arange(cosine_NQ.shape[1], device=cosine_NQ.device)
+    return (place_Q == cosine_NQ.argmax(-1, keepdim=True)).to(cosine_NQ.dtype)
+
+
+def initialise(network: PathSegmentor) -> None:
+    """Fresh weights from torch's own stream: linear layers Xavier, convolutions He, tables normal 0.02 (queries and
+    words normal 1, so that they differ from the start)."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in network.named_parameters():
+        if name in ("decoder.positions", "decoder.levels", "text.positions"):
+            nn.init.normal_(parameter, std=0.02)
+        elif name in ("decoder.queries", "text.words.weight"):
+            nn.init.normal_(parameter)
