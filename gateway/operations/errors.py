@@ -31,6 +31,12 @@ class InvalidOrder(InvalidInput):
     reason, title = "invalid-order", "Invalid order"
 
 
+class PromptInvalid(InvalidOrder):
+    """A prompt of segmentation by words that names no triple, or more than one."""
+
+    reason, title = "prompt-invalid", "Prompt not understood"
+
+
 class UnknownProtocol(InvalidInput):
     reason, title = "unknown-protocol", "Unknown protocol"
 
