@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from tests.support.postgres import Postgres
@@ -23,6 +24,14 @@ def data_path(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"data set not present: {'/'.join(parts)} (set PATHSERVE_DATA)")
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def plain_logs() -> Iterator[None]:
+    """Without this, structlog draws every expected exception with all its frames' variables: seconds each."""
+    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

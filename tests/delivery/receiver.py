@@ -15,6 +15,7 @@ import httpx
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from tests.support.gateway import eventually
+from tests.support.http import NO_TLS
 from tests.support.orthanc import free_port
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSB0ZXN0cywgMzIgYnl0ZXMhIQ=="
@@ -34,21 +35,23 @@ class Receiver:
     def fail_with(self, *answers: int | dict[str, Any]) -> None:
         """Answer the next requests so, the ones after that with 204: a status, or {"status", "headers", "sleep_s"}."""
         asked = [{"status": each} if isinstance(each, int) else each for each in answers]
-        httpx.put(f"http://127.0.0.1:{self.port}/answers", json=asked, trust_env=False).raise_for_status()
+        self._ask("PUT", "/answers", json=asked)
 
     def received(self) -> list[dict[str, Any]]:
         """Every request with a right signature: {"id", "status" that it got, "body", "headers"}, in order."""
-        answer = httpx.get(f"http://127.0.0.1:{self.port}/received", trust_env=False)
-        return list(answer.raise_for_status().json()["received"])
+        return list(self._ask("GET", "/received").json()["received"])
 
     def refused(self) -> int:
         """How many requests had no right signature."""
-        answer = httpx.get(f"http://127.0.0.1:{self.port}/received", trust_env=False)
-        return int(answer.raise_for_status().json()["refused"])
+        return int(self._ask("GET", "/received").json()["refused"])
 
     def taken(self) -> Counter[str]:
         """Webhook ids that were answered 2xx, and how often: more than once only where our answer was lost."""
         return Counter(each["id"] for each in self.received() if 200 <= each["status"] < 300)
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        return httpx.request(method, url, trust_env=False, verify=NO_TLS, **more).raise_for_status()
 
 
 @contextmanager

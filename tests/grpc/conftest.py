@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 import pytest
-import structlog
 from google.rpc import error_details_pb2 as details
 from grpc_status import rpc_status
 
@@ -133,14 +132,6 @@ def serving(state: Path, **settings: Any) -> Iterator[Api]:
                 channel.close()
     engine.dispose()
     ledger.close()
-
-
-@pytest.fixture(autouse=True, scope="package")
-def plain_logs() -> Iterator[None]:
-    """Without this, structlog draws every expected exception with all its frames' variables: seconds each."""
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="module")

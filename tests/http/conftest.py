@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-import structlog
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.ledger.turns import Turn, workflow_id
@@ -41,14 +40,6 @@ FILES = {
     "tissue-1.geojson": b'{"type": "FeatureCollection", "features": []}',
     "tissue-map-1.png": b"\x89PNG",
 }
-
-
-@pytest.fixture(autouse=True, scope="package")
-def plain_logs() -> Iterator[None]:
-    """Without this, structlog draws every expected exception with all its frames' variables: seconds each."""
-    structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

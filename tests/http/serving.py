@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.support.http import NO_TLS
+
 SCRIPT = Path(__file__).with_name("standin_serve.py")
 CHECKOUT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
@@ -58,7 +60,9 @@ class Server:
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key}"} | more.pop("headers", {})
-        return httpx.request(method, self.url + path, headers=headers, timeout=20, trust_env=False, **more)
+        return httpx.request(
+            method, self.url + path, headers=headers, timeout=20, trust_env=False, verify=NO_TLS, **more
+        )
 
     def order(self) -> str:
         body = {
@@ -78,7 +82,7 @@ class Server:
         return path.read_text().splitlines() if path.exists() else []
 
     def ready(self) -> bool:
-        return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+        return self.request("GET", "/readyz").status_code == 200
 
     def worker(self) -> psutil.Process:
         def find() -> psutil.Process | None:

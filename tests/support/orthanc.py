@@ -16,6 +16,7 @@ import httpx
 import pydicom
 import pytest
 
+from tests.support.http import NO_TLS
 from tests.support.processes import end
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "orthanc" / "orthanc.json"
@@ -135,6 +136,7 @@ class Orthanc:
             headers={"Accept-Encoding": "identity"},
             timeout=60,
             trust_env=False,
+            verify=NO_TLS,
         )
         response.raise_for_status()
         return response

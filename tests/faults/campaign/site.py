@@ -17,6 +17,7 @@ import pydicom
 from gateway.inference.embedded import read_record
 from tests.delivery.receiver import SECRET, Receiver, running_receiver
 from tests.support.gateway import KEY, PATHSERVE, eventually
+from tests.support.http import NO_TLS
 from tests.support.orthanc import Orthanc, free_port, running_orthanc
 from tests.support.postgres import Postgres, running_postgres
 
@@ -106,7 +107,8 @@ class Site:
     def _answers(self) -> bool:
         self.keep()
         try:
-            return httpx.get(f"{self.url}/livez", timeout=10, trust_env=False).status_code == 200
+            answer = httpx.get(f"{self.url}/livez", timeout=10, trust_env=False, verify=NO_TLS)
+            return answer.status_code == 200
         except httpx.TransportError:
             return False
 
