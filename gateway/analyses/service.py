@@ -14,6 +14,7 @@ import structlog
 
 from gateway.analyses.catalogue import Catalogue, ModelState, ProtocolCards, ServerStatus
 from gateway.analyses.feed import Feed
+from gateway.analyses.interactive import Interactive
 from gateway.analyses.ledger import Ledger, Record
 from gateway.analyses.ledger.events import Event
 from gateway.analyses.ledger.living import LivingWorkers
@@ -27,6 +28,7 @@ from gateway.operations.errors import (
     NotFound,
     PathserveError,
     PreconditionFailed,
+    SlideNotInArchive,
     StateError,
     WrongScope,
     WrongTenant,
@@ -34,11 +36,14 @@ from gateway.operations.errors import (
 from gateway.operations.settings import Settings
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from gateway.analyses.ledger import AnalysisQuery, Page
     from gateway.domain.delivery import Delivery
     from gateway.domain.feedback import Feedback, FeedbackRecord
     from gateway.domain.report import Amendment
     from gateway.domain.revision import Revision
+    from gateway.domain.segment import SegmentAnswer, SegmentAsk
 
 log = structlog.get_logger("gateway.analyses.service")
 
@@ -52,6 +57,15 @@ class Service:
         self.living = LivingWorkers(ledger.workers)
         self._catalogue = Catalogue(settings, ledger)
         self._lately = Lately()
+        self._interactive = Interactive(settings, ledger)
+
+    def stop(self) -> None:
+        """Begin to end what is being answered; a signal's handler may call it."""
+        self._interactive.stop()
+
+    def close(self) -> None:
+        """End what is being answered. The ledger stays open: it is its opener's."""
+        self._interactive.close()
 
     # Orders
 
@@ -266,6 +280,29 @@ class Service:
         self._read(by, analysis_id, "deliveries-read")
         self._note(by, EventType.ORDER_RECORD, "deliveries-read", Action.READ, analysis_id)
         return self._ledger.outbox.of(analysis_id)
+
+    # What is answered at once
+
+    def segment(self, by: Principal, ask: "SegmentAsk") -> "Future[SegmentAnswer]":
+        """Masks of a region by words. It alone does not block: the future has the answer, and cancelling it ends the
+        work. A slide that only other tenants have ordered is not there.
+
+        The future raises WrongScope (analyses:write), SlideNotInArchive, and as `Interactive.begin`; this, StateBusy.
+        """
+
+        def admit() -> None:
+            self._admit(by, Scope.ANALYSES_WRITE, "slide-segment")
+            check_order(ask.order)
+            tenants = self._ledger.tenants_of(ask.study)
+            if tenants and by.tenant not in tenants:
+                self._refused(by, "slide-segment", None, reason=WrongTenant.reason)
+                raise SlideNotInArchive(
+                    f"The archive holds no slide of study {ask.study}. Check the UID, or send the slide."
+                )
+            detail: dict[str, Any] = {"study": ask.study, "series": ask.series, "prompts": len(ask.prompts)}
+            self._note(by, EventType.INSTANCES_ACCESSED, "slide-segmented", Action.READ, **detail)
+
+        return self._interactive.begin(ask, admit)
 
     # What the server can do now
 

@@ -3,10 +3,12 @@
 # Methods have the names of the .proto.
 # ruff: noqa: N802
 
+import asyncio
 from typing import Any
 
 from gateway.analyses.forms import BATCH_LIMIT, AmendBody, FeedbackBody, PriorityBody, ReleaseBody, SignBody
 from gateway.analyses.ledger.queries import AnalysisQuery
+from gateway.analyses.segment_form import SegmentBody
 from gateway.analyses.service import Service
 from gateway.domain.analysis import State
 from gateway.domain.feedback import Verdict
@@ -16,7 +18,7 @@ from gateway.grpc.admission import caller
 from gateway.grpc.errors import InvalidFields, status_of
 from gateway.grpc.files import send_file
 from gateway.grpc.follow import Followers
-from gateway.grpc.forms import Filters, choice_of, id_of, key_of, order_of, read, said, time_of
+from gateway.grpc.forms import Filters, choice_of, id_of, key_of, order_of, read, said, time_of, values_of
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import AnalysisServiceServicer
 from gateway.grpc.threads import in_thread
@@ -118,6 +120,10 @@ class Analyses(AnalysisServiceServicer):
     async def ListDeliveries(self, request: Any, context: Any) -> Any:
         found = await in_thread(self._service.deliveries, caller(), id_of(request))
         return pb.ListDeliveriesResponse(items=[views.delivery(each) for each in found])
+
+    async def Segment(self, request: Any, context: Any) -> Any:
+        ask = read(SegmentBody, values_of(request)).domain()
+        return views.segmented(await asyncio.wrap_future(self._service.segment(caller(), ask)))
 
     async def _revised(self, revise: Any, request: Any, said: Any, revision: int | None) -> Any:
         etag = request.etag or None

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 from gateway import __version__
@@ -12,9 +13,11 @@ from gateway.analyses.reads import ResultFile
 from gateway.domain.codes import Code
 from gateway.domain.delivery import Delivery
 from gateway.domain.feedback import FeedbackRecord
-from gateway.domain.order import Order
+from gateway.domain.order import Order, RegionUm
+from gateway.domain.report import Finding
 from gateway.domain.revision import Revision
-from gateway.grpc.proto.pathserve.v1 import analysis_pb2, catalog_service_pb2, order_pb2, results_pb2
+from gateway.domain.segment import PromptMask, SegmentAnswer
+from gateway.grpc.proto.pathserve.v1 import analysis_pb2, catalog_service_pb2, order_pb2, results_pb2, segment_pb2
 
 
 def analysis(record: Record) -> analysis_pb2.Analysis:
@@ -156,6 +159,19 @@ def status(found: ServerStatus) -> catalog_service_pb2.Status:
     return view
 
 
+def segmented(answer: SegmentAnswer) -> segment_pb2.SegmentResponse:
+    view = segment_pb2.SegmentResponse(
+        study=answer.study,
+        series=answer.series,
+        region=_region(answer.region),
+        findings=[_finding(each) for each in answer.findings],
+        masks=[_mask(each) for each in answer.masks],
+    )
+    for name, version in answer.models:
+        view.models.add(name=name, version=version)
+    return view
+
+
 def named(kind: Any, member: Enum) -> Any:
     """The value of a protocol buffers' enum that has our member's name."""
     return kind.Value(kind.Name(0).removesuffix("UNSPECIFIED") + member.name)
@@ -178,11 +194,49 @@ def _order(order: Order) -> order_pb2.Order:
             stain=specimen.stain,
             slides=[order_pb2.Slide(study=slide.study, series=slide.series) for slide in specimen.slides],
         )
-    if (region := order.region) is not None:
-        view.region.CopyFrom(
-            order_pb2.Region(x_um=region.x_um, y_um=region.y_um, width_um=region.width_um, height_um=region.height_um)
-        )
+    if order.region is not None:
+        view.region.CopyFrom(_region(order.region))
     return view
+
+
+def _region(region: RegionUm) -> order_pb2.Region:
+    return order_pb2.Region(
+        x_um=region.x_um,
+        y_um=region.y_um,
+        width_um=region.width_um,
+        height_um=region.height_um,
+        polygon_um=[order_pb2.Point(x_um=each.x_um, y_um=each.y_um) for each in region.polygon_um],
+    )
+
+
+def _mask(mask: PromptMask) -> segment_pb2.Mask:
+    return segment_pb2.Mask(
+        prompt=mask.prompt,
+        triple=mask.triple,
+        category=_code(mask.category),
+        code=_code(mask.code),
+        supported=mask.supported,
+        present=mask.present,
+        presence=mask.presence,
+        mpp=mask.mpp,
+        x_um=mask.x_um,
+        y_um=mask.y_um,
+        width_px=mask.width_px,
+        height_px=mask.height_px,
+        area_um2=mask.area_um2,
+        area_fraction=mask.area_fraction,
+        png=mask.png,
+        polygons=[
+            segment_pb2.Polygon(rings=[segment_pb2.Ring(xy_um=chain.from_iterable(ring)) for ring in polygon])
+            for polygon in mask.polygons
+        ],
+        tolerance_um=mask.tolerance_um,
+        findings=[_finding(each) for each in mask.findings],
+    )
+
+
+def _finding(finding: Finding) -> segment_pb2.Finding:
+    return segment_pb2.Finding(kind=finding.kind.value, code=_code(finding.code), text=finding.text)
 
 
 def _code(code: Code | None) -> order_pb2.Code | None:

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 from gateway import __version__
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.service import Service
-from gateway.http import analyses, audit, docs, events, health, models, oauth, results, signing, status
+from gateway.http import analyses, audit, docs, events, health, models, oauth, results, segment, signing, status
 from gateway.http.access import Access
 from gateway.http.context import Context
 from gateway.http.description import DESCRIPTION, PROBLEMS, described
@@ -33,7 +33,7 @@ def build_api(context: Context | None = None) -> FastAPI:
         responses=PROBLEMS,
     )
     app.state.context = context
-    for module in (health, oauth, analyses, events, signing, results, models, status, audit, docs):
+    for module in (health, oauth, analyses, events, signing, results, segment, models, status, audit, docs):
         app.include_router(module.router)
     install_handlers(app, _methods(app))
     app.openapi = lambda: described(app)  # type: ignore[method-assign]

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.service import Service
 from gateway.http.app import create_app
+from gateway.http.context import Context
 from gateway.http.ledger_metrics import LedgerCollector
 from gateway.http.shell import REGISTRY
 from gateway.http.supervisor import Supervisor
@@ -97,7 +98,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
     metrics = MetricsListener(settings.metrics_port, *registries)
     supervisor = Supervisor(command or worker_command(), worker_metrics.environment(), workers) if workers else None
     app, context = create_app(settings, ledger, key, lambda: b"".join(map(generate_latest, registries)))
-    server = _Server(configured(app, tls), supervisor, context.stopping, ended)
+    server = _Server(configured(app, tls), supervisor, context, ended)
     # Who reads the next line and comes at once is kept waiting for a moment, not refused.
     listener.listen(_BACKLOG)
     print(f"pathserve: serving on {address}", file=sys.stderr)
@@ -118,6 +119,7 @@ def serve(host: str, port: int, workers: int, command: Sequence[str] | None = No
         if supervisor is not None:
             supervisor.terminate()
             supervisor.join()
+        context.service.close()
         metrics.close()
         worker_metrics.close()
         ledger.close()
@@ -131,12 +133,12 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         supervisor: Supervisor | None,
-        stopping: threading.Event,
+        context: Context,
         ended: threading.Event,
     ) -> None:
         super().__init__(config)
         self._supervisor = supervisor
-        self._stopping = stopping
+        self._context = context
         self._ended = ended
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -145,7 +147,8 @@ class _Server(uvicorn.Server):
             self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._stopping.set()
+        self._context.stopping.set()
+        self._context.service.stop()
         if self._supervisor is not None:
             self._supervisor.terminate()
         super().handle_exit(sig, frame)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from gateway.domain.principal import Scope
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
 from gateway.grpc.proto.pathserve.v1 import catalog_service_pb2 as catalog
-from gateway.grpc.proto.pathserve.v1 import order_pb2, results_pb2
+from gateway.grpc.proto.pathserve.v1 import order_pb2, results_pb2, segment_pb2
 from gateway.operations.audit.table import AUDIT
 from gateway.operations.auth.keys import Keys
 from gateway.operations.auth.store import Store
@@ -38,6 +38,12 @@ class Case:
             api.catalogue(token) if self.method in ("ListProtocols", "ListModels", "GetStatus") else api.analyses(token)
         )
         return getattr(stub, self.method)(self.request(analysis_id))
+
+
+def a_region() -> segment_pb2.SegmentRequest:
+    """A region of a slide that is not there."""
+    region = order_pb2.Region(x_um=0, y_um=0, width_um=100, height_um=100)
+    return segment_pb2.SegmentRequest(study="1.2.3", series="1.2.3.4", region=region, prompts=["nucleus in colon"])
 
 
 CASES = [
@@ -72,6 +78,7 @@ CASES = [
         ("GetArtifact", {READ}, lambda id: pb.GetArtifactRequest(id=id, name="report.pdf")),
         ("ListRevisions", {READ}, lambda id: pb.ListRevisionsRequest(id=id)),
         ("ListDeliveries", {READ}, lambda id: pb.ListDeliveriesRequest(id=id)),
+        ("Segment", {WRITE}, lambda _: a_region()),
         ("ListProtocols", {MODELS}, lambda _: catalog.ListProtocolsRequest()),
         ("ListModels", {MODELS}, lambda _: catalog.ListModelsRequest()),
         ("GetStatus", {READ}, lambda _: catalog.GetStatusRequest()),

@@ -22,7 +22,7 @@ from gateway.analyses.ledger.records import Record, record_of
 from gateway.analyses.ledger.rescues import Rescues
 from gateway.analyses.ledger.revisions import Revisions
 from gateway.analyses.ledger.runs import Runs
-from gateway.analyses.ledger.schema import ANALYSES
+from gateway.analyses.ledger.schema import ANALYSES, STUDIES
 from gateway.analyses.ledger.transitions import FINAL, now, row_of
 from gateway.analyses.ledger.workers import Workers, WorkerStatus
 from gateway.domain.analysis import State
@@ -127,6 +127,12 @@ class Ledger:
         """Up to `limit` of a tenant's analyses, newest first. Raises InvalidInput for a cursor of another query."""
         with self._read() as connection:
             return page(connection, tenant, query, limit, cursor)
+
+    def tenants_of(self, study: str) -> frozenset[str]:
+        """The tenants that have ordered analyses of a study."""
+        query = sa.select(ANALYSES.c.tenant).distinct().join(STUDIES, STUDIES.c.analysis_id == ANALYSES.c.id)
+        with self._read() as connection:
+            return frozenset(connection.execute(query.where(STUDIES.c.study == study)).scalars())
 
     def events(self, analysis_id: str, after: int = 0, limit: int = 500) -> tuple[Event, ...]:
         """Up to `limit` events of an analysis after the one with number `after`."""

@@ -31,69 +31,70 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_pb2 as pathserve_dot_v1_dot_analysis__pb2
 from gateway.grpc.proto.pathserve.v1 import order_pb2 as pathserve_dot_v1_dot_order__pb2
 from gateway.grpc.proto.pathserve.v1 import results_pb2 as pathserve_dot_v1_dot_results__pb2
+from gateway.grpc.proto.pathserve.v1 import segment_pb2 as pathserve_dot_v1_dot_segment__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pathserve/v1/analysis_service.proto\x12\x0cpathserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bpathserve/v1/analysis.proto\x1a\x18pathserve/v1/order.proto\x1a\x1apathserve/v1/results.proto\"O\n\x15\x43reateAnalysisRequest\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.pathserve.v1.Order\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"S\n\x1a\x42\x61tchCreateAnalysesRequest\x12\x35\n\x08requests\x18\x01 \x03(\x0b\x32#.pathserve.v1.CreateAnalysisRequest\"\xc6\x01\n\x1b\x42\x61tchCreateAnalysesResponse\x12\x41\n\x07results\x18\x01 \x03(\x0b\x32\x30.pathserve.v1.BatchCreateAnalysesResponse.Result\x1a\x64\n\x06Result\x12*\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x16.pathserve.v1.AnalysisH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"L\n\x12RunAnalysisRequest\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.pathserve.v1.Order\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"o\n\x13RunAnalysisResponse\x12*\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x16.pathserve.v1.AnalysisH\x00\x12$\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.pathserve.v1.EventH\x00\x42\x06\n\x04part\" \n\x12GetAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xde\x02\n\x13ListAnalysesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.pathserve.v1.State\x12\x10\n\x08protocol\x18\x04 \x01(\t\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.pathserve.v1.Priority\x12\x11\n\taccession\x18\x06 \x01(\t\x12+\n\x07patient\x18\x07 \x01(\x0b\x32\x15.pathserve.v1.PatientH\x00\x88\x01\x01\x12\r\n\x05study\x18\x08 \x01(\t\x12\x31\n\rcreated_after\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_patient\"V\n\x14ListAnalysesResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Analysis\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x14WatchAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"1\n\x15\x43\x61ncelAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"0\n\x14RetryAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"[\n\x15UpdatePriorityRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x08priority\x18\x02 \x01(\x0e\x32\x16.pathserve.v1.Priority\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"4\n\x16ReleaseAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"c\n\x13SignAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x07\x63omment\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x04 \x01(\tB\n\n\x08_comment\"\x86\x01\n\x14\x41mendAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x12.pathserve.v1.Code\x12\x10\n\x08revision\x18\x05 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"M\n\x15\x43reateFeedbackRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32\x16.pathserve.v1.Feedback\"!\n\x13ListFeedbackRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14ListFeedbackResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Feedback\"D\n\x10GetReportRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x05\"4\n\x14ListArtifactsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x05\">\n\x15ListArtifactsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.FileInfo\"@\n\x12GetArtifactRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x05\"\"\n\x14ListRevisionsRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x15ListRevisionsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Revision\"#\n\x15ListDeliveriesRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x16ListDeliveriesResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Delivery2\xab\x0c\n\x0f\x41nalysisService\x12M\n\x0e\x43reateAnalysis\x12#.pathserve.v1.CreateAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12j\n\x13\x42\x61tchCreateAnalyses\x12(.pathserve.v1.BatchCreateAnalysesRequest\x1a).pathserve.v1.BatchCreateAnalysesResponse\x12T\n\x0bRunAnalysis\x12 .pathserve.v1.RunAnalysisRequest\x1a!.pathserve.v1.RunAnalysisResponse0\x01\x12G\n\x0bGetAnalysis\x12 .pathserve.v1.GetAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12U\n\x0cListAnalyses\x12!.pathserve.v1.ListAnalysesRequest\x1a\".pathserve.v1.ListAnalysesResponse\x12J\n\rWatchAnalysis\x12\".pathserve.v1.WatchAnalysisRequest\x1a\x13.pathserve.v1.Event0\x01\x12M\n\x0e\x43\x61ncelAnalysis\x12#.pathserve.v1.CancelAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12K\n\rRetryAnalysis\x12\".pathserve.v1.RetryAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12M\n\x0eUpdatePriority\x12#.pathserve.v1.UpdatePriorityRequest\x1a\x16.pathserve.v1.Analysis\x12O\n\x0fReleaseAnalysis\x12$.pathserve.v1.ReleaseAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12I\n\x0cSignAnalysis\x12!.pathserve.v1.SignAnalysisRequest\x1a\x16.pathserve.v1.Revision\x12K\n\rAmendAnalysis\x12\".pathserve.v1.AmendAnalysisRequest\x1a\x16.pathserve.v1.Revision\x12M\n\x0e\x43reateFeedback\x12#.pathserve.v1.CreateFeedbackRequest\x1a\x16.pathserve.v1.Feedback\x12U\n\x0cListFeedback\x12!.pathserve.v1.ListFeedbackRequest\x1a\".pathserve.v1.ListFeedbackResponse\x12\x45\n\tGetReport\x12\x1e.pathserve.v1.GetReportRequest\x1a\x16.pathserve.v1.FilePart0\x01\x12X\n\rListArtifacts\x12\".pathserve.v1.ListArtifactsRequest\x1a#.pathserve.v1.ListArtifactsResponse\x12I\n\x0bGetArtifact\x12 .pathserve.v1.GetArtifactRequest\x1a\x16.pathserve.v1.FilePart0\x01\x12X\n\rListRevisions\x12\".pathserve.v1.ListRevisionsRequest\x1a#.pathserve.v1.ListRevisionsResponse\x12[\n\x0eListDeliveries\x12#.pathserve.v1.ListDeliveriesRequest\x1a$.pathserve.v1.ListDeliveriesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#pathserve/v1/analysis_service.proto\x12\x0cpathserve.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1bpathserve/v1/analysis.proto\x1a\x18pathserve/v1/order.proto\x1a\x1apathserve/v1/results.proto\x1a\x1apathserve/v1/segment.proto\"O\n\x15\x43reateAnalysisRequest\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.pathserve.v1.Order\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"S\n\x1a\x42\x61tchCreateAnalysesRequest\x12\x35\n\x08requests\x18\x01 \x03(\x0b\x32#.pathserve.v1.CreateAnalysisRequest\"\xc6\x01\n\x1b\x42\x61tchCreateAnalysesResponse\x12\x41\n\x07results\x18\x01 \x03(\x0b\x32\x30.pathserve.v1.BatchCreateAnalysesResponse.Result\x1a\x64\n\x06Result\x12*\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x16.pathserve.v1.AnalysisH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"L\n\x12RunAnalysisRequest\x12\"\n\x05order\x18\x01 \x01(\x0b\x32\x13.pathserve.v1.Order\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"o\n\x13RunAnalysisResponse\x12*\n\x08\x61nalysis\x18\x01 \x01(\x0b\x32\x16.pathserve.v1.AnalysisH\x00\x12$\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.pathserve.v1.EventH\x00\x42\x06\n\x04part\" \n\x12GetAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\xde\x02\n\x13ListAnalysesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.pathserve.v1.State\x12\x10\n\x08protocol\x18\x04 \x01(\t\x12(\n\x08priority\x18\x05 \x01(\x0e\x32\x16.pathserve.v1.Priority\x12\x11\n\taccession\x18\x06 \x01(\t\x12+\n\x07patient\x18\x07 \x01(\x0b\x32\x15.pathserve.v1.PatientH\x00\x88\x01\x01\x12\r\n\x05study\x18\x08 \x01(\t\x12\x31\n\rcreated_after\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0e\x63reated_before\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_patient\"V\n\x14ListAnalysesResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Analysis\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"1\n\x14WatchAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x03\"1\n\x15\x43\x61ncelAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"0\n\x14RetryAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\"[\n\x15UpdatePriorityRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x08priority\x18\x02 \x01(\x0e\x32\x16.pathserve.v1.Priority\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"4\n\x16ReleaseAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"c\n\x13SignAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x07\x63omment\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x04 \x01(\tB\n\n\x08_comment\"\x86\x01\n\x14\x41mendAnalysisRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12$\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x12.pathserve.v1.Code\x12\x10\n\x08revision\x18\x05 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"M\n\x15\x43reateFeedbackRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12(\n\x08\x66\x65\x65\x64\x62\x61\x63k\x18\x02 \x01(\x0b\x32\x16.pathserve.v1.Feedback\"!\n\x13ListFeedbackRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x14ListFeedbackResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Feedback\"D\n\x10GetReportRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nmedia_type\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x05\"4\n\x14ListArtifactsRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x05\">\n\x15ListArtifactsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.FileInfo\"@\n\x12GetArtifactRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x05\"\"\n\x14ListRevisionsRequest\x12\n\n\x02id\x18\x01 \x01(\t\">\n\x15ListRevisionsResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Revision\"#\n\x15ListDeliveriesRequest\x12\n\n\x02id\x18\x01 \x01(\t\"?\n\x16ListDeliveriesResponse\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.pathserve.v1.Delivery2\xf3\x0c\n\x0f\x41nalysisService\x12M\n\x0e\x43reateAnalysis\x12#.pathserve.v1.CreateAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12j\n\x13\x42\x61tchCreateAnalyses\x12(.pathserve.v1.BatchCreateAnalysesRequest\x1a).pathserve.v1.BatchCreateAnalysesResponse\x12T\n\x0bRunAnalysis\x12 .pathserve.v1.RunAnalysisRequest\x1a!.pathserve.v1.RunAnalysisResponse0\x01\x12G\n\x0bGetAnalysis\x12 .pathserve.v1.GetAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12U\n\x0cListAnalyses\x12!.pathserve.v1.ListAnalysesRequest\x1a\".pathserve.v1.ListAnalysesResponse\x12J\n\rWatchAnalysis\x12\".pathserve.v1.WatchAnalysisRequest\x1a\x13.pathserve.v1.Event0\x01\x12M\n\x0e\x43\x61ncelAnalysis\x12#.pathserve.v1.CancelAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12K\n\rRetryAnalysis\x12\".pathserve.v1.RetryAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12M\n\x0eUpdatePriority\x12#.pathserve.v1.UpdatePriorityRequest\x1a\x16.pathserve.v1.Analysis\x12O\n\x0fReleaseAnalysis\x12$.pathserve.v1.ReleaseAnalysisRequest\x1a\x16.pathserve.v1.Analysis\x12I\n\x0cSignAnalysis\x12!.pathserve.v1.SignAnalysisRequest\x1a\x16.pathserve.v1.Revision\x12K\n\rAmendAnalysis\x12\".pathserve.v1.AmendAnalysisRequest\x1a\x16.pathserve.v1.Revision\x12M\n\x0e\x43reateFeedback\x12#.pathserve.v1.CreateFeedbackRequest\x1a\x16.pathserve.v1.Feedback\x12U\n\x0cListFeedback\x12!.pathserve.v1.ListFeedbackRequest\x1a\".pathserve.v1.ListFeedbackResponse\x12\x45\n\tGetReport\x12\x1e.pathserve.v1.GetReportRequest\x1a\x16.pathserve.v1.FilePart0\x01\x12X\n\rListArtifacts\x12\".pathserve.v1.ListArtifactsRequest\x1a#.pathserve.v1.ListArtifactsResponse\x12I\n\x0bGetArtifact\x12 .pathserve.v1.GetArtifactRequest\x1a\x16.pathserve.v1.FilePart0\x01\x12X\n\rListRevisions\x12\".pathserve.v1.ListRevisionsRequest\x1a#.pathserve.v1.ListRevisionsResponse\x12[\n\x0eListDeliveries\x12#.pathserve.v1.ListDeliveriesRequest\x1a$.pathserve.v1.ListDeliveriesResponse\x12\x46\n\x07Segment\x12\x1c.pathserve.v1.SegmentRequest\x1a\x1d.pathserve.v1.SegmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pathserve.v1.analysis_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CREATEANALYSISREQUEST']._serialized_start=194
-  _globals['_CREATEANALYSISREQUEST']._serialized_end=273
-  _globals['_BATCHCREATEANALYSESREQUEST']._serialized_start=275
-  _globals['_BATCHCREATEANALYSESREQUEST']._serialized_end=358
-  _globals['_BATCHCREATEANALYSESRESPONSE']._serialized_start=361
-  _globals['_BATCHCREATEANALYSESRESPONSE']._serialized_end=559
-  _globals['_BATCHCREATEANALYSESRESPONSE_RESULT']._serialized_start=459
-  _globals['_BATCHCREATEANALYSESRESPONSE_RESULT']._serialized_end=559
-  _globals['_RUNANALYSISREQUEST']._serialized_start=561
-  _globals['_RUNANALYSISREQUEST']._serialized_end=637
-  _globals['_RUNANALYSISRESPONSE']._serialized_start=639
-  _globals['_RUNANALYSISRESPONSE']._serialized_end=750
-  _globals['_GETANALYSISREQUEST']._serialized_start=752
-  _globals['_GETANALYSISREQUEST']._serialized_end=784
-  _globals['_LISTANALYSESREQUEST']._serialized_start=787
-  _globals['_LISTANALYSESREQUEST']._serialized_end=1137
-  _globals['_LISTANALYSESRESPONSE']._serialized_start=1139
-  _globals['_LISTANALYSESRESPONSE']._serialized_end=1225
-  _globals['_WATCHANALYSISREQUEST']._serialized_start=1227
-  _globals['_WATCHANALYSISREQUEST']._serialized_end=1276
-  _globals['_CANCELANALYSISREQUEST']._serialized_start=1278
-  _globals['_CANCELANALYSISREQUEST']._serialized_end=1327
-  _globals['_RETRYANALYSISREQUEST']._serialized_start=1329
-  _globals['_RETRYANALYSISREQUEST']._serialized_end=1377
-  _globals['_UPDATEPRIORITYREQUEST']._serialized_start=1379
-  _globals['_UPDATEPRIORITYREQUEST']._serialized_end=1470
-  _globals['_RELEASEANALYSISREQUEST']._serialized_start=1472
-  _globals['_RELEASEANALYSISREQUEST']._serialized_end=1524
-  _globals['_SIGNANALYSISREQUEST']._serialized_start=1526
-  _globals['_SIGNANALYSISREQUEST']._serialized_end=1625
-  _globals['_AMENDANALYSISREQUEST']._serialized_start=1628
-  _globals['_AMENDANALYSISREQUEST']._serialized_end=1762
-  _globals['_CREATEFEEDBACKREQUEST']._serialized_start=1764
-  _globals['_CREATEFEEDBACKREQUEST']._serialized_end=1841
-  _globals['_LISTFEEDBACKREQUEST']._serialized_start=1843
-  _globals['_LISTFEEDBACKREQUEST']._serialized_end=1876
-  _globals['_LISTFEEDBACKRESPONSE']._serialized_start=1878
-  _globals['_LISTFEEDBACKRESPONSE']._serialized_end=1939
-  _globals['_GETREPORTREQUEST']._serialized_start=1941
-  _globals['_GETREPORTREQUEST']._serialized_end=2009
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2011
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2063
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2065
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2127
-  _globals['_GETARTIFACTREQUEST']._serialized_start=2129
-  _globals['_GETARTIFACTREQUEST']._serialized_end=2193
-  _globals['_LISTREVISIONSREQUEST']._serialized_start=2195
-  _globals['_LISTREVISIONSREQUEST']._serialized_end=2229
-  _globals['_LISTREVISIONSRESPONSE']._serialized_start=2231
-  _globals['_LISTREVISIONSRESPONSE']._serialized_end=2293
-  _globals['_LISTDELIVERIESREQUEST']._serialized_start=2295
-  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2330
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2332
-  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2395
-  _globals['_ANALYSISSERVICE']._serialized_start=2398
-  _globals['_ANALYSISSERVICE']._serialized_end=3977
+  _globals['_CREATEANALYSISREQUEST']._serialized_start=222
+  _globals['_CREATEANALYSISREQUEST']._serialized_end=301
+  _globals['_BATCHCREATEANALYSESREQUEST']._serialized_start=303
+  _globals['_BATCHCREATEANALYSESREQUEST']._serialized_end=386
+  _globals['_BATCHCREATEANALYSESRESPONSE']._serialized_start=389
+  _globals['_BATCHCREATEANALYSESRESPONSE']._serialized_end=587
+  _globals['_BATCHCREATEANALYSESRESPONSE_RESULT']._serialized_start=487
+  _globals['_BATCHCREATEANALYSESRESPONSE_RESULT']._serialized_end=587
+  _globals['_RUNANALYSISREQUEST']._serialized_start=589
+  _globals['_RUNANALYSISREQUEST']._serialized_end=665
+  _globals['_RUNANALYSISRESPONSE']._serialized_start=667
+  _globals['_RUNANALYSISRESPONSE']._serialized_end=778
+  _globals['_GETANALYSISREQUEST']._serialized_start=780
+  _globals['_GETANALYSISREQUEST']._serialized_end=812
+  _globals['_LISTANALYSESREQUEST']._serialized_start=815
+  _globals['_LISTANALYSESREQUEST']._serialized_end=1165
+  _globals['_LISTANALYSESRESPONSE']._serialized_start=1167
+  _globals['_LISTANALYSESRESPONSE']._serialized_end=1253
+  _globals['_WATCHANALYSISREQUEST']._serialized_start=1255
+  _globals['_WATCHANALYSISREQUEST']._serialized_end=1304
+  _globals['_CANCELANALYSISREQUEST']._serialized_start=1306
+  _globals['_CANCELANALYSISREQUEST']._serialized_end=1355
+  _globals['_RETRYANALYSISREQUEST']._serialized_start=1357
+  _globals['_RETRYANALYSISREQUEST']._serialized_end=1405
+  _globals['_UPDATEPRIORITYREQUEST']._serialized_start=1407
+  _globals['_UPDATEPRIORITYREQUEST']._serialized_end=1498
+  _globals['_RELEASEANALYSISREQUEST']._serialized_start=1500
+  _globals['_RELEASEANALYSISREQUEST']._serialized_end=1552
+  _globals['_SIGNANALYSISREQUEST']._serialized_start=1554
+  _globals['_SIGNANALYSISREQUEST']._serialized_end=1653
+  _globals['_AMENDANALYSISREQUEST']._serialized_start=1656
+  _globals['_AMENDANALYSISREQUEST']._serialized_end=1790
+  _globals['_CREATEFEEDBACKREQUEST']._serialized_start=1792
+  _globals['_CREATEFEEDBACKREQUEST']._serialized_end=1869
+  _globals['_LISTFEEDBACKREQUEST']._serialized_start=1871
+  _globals['_LISTFEEDBACKREQUEST']._serialized_end=1904
+  _globals['_LISTFEEDBACKRESPONSE']._serialized_start=1906
+  _globals['_LISTFEEDBACKRESPONSE']._serialized_end=1967
+  _globals['_GETREPORTREQUEST']._serialized_start=1969
+  _globals['_GETREPORTREQUEST']._serialized_end=2037
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=2039
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=2091
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=2093
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=2155
+  _globals['_GETARTIFACTREQUEST']._serialized_start=2157
+  _globals['_GETARTIFACTREQUEST']._serialized_end=2221
+  _globals['_LISTREVISIONSREQUEST']._serialized_start=2223
+  _globals['_LISTREVISIONSREQUEST']._serialized_end=2257
+  _globals['_LISTREVISIONSRESPONSE']._serialized_start=2259
+  _globals['_LISTREVISIONSRESPONSE']._serialized_end=2321
+  _globals['_LISTDELIVERIESREQUEST']._serialized_start=2323
+  _globals['_LISTDELIVERIESREQUEST']._serialized_end=2358
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_start=2360
+  _globals['_LISTDELIVERIESRESPONSE']._serialized_end=2423
+  _globals['_ANALYSISSERVICE']._serialized_start=2426
+  _globals['_ANALYSISSERVICE']._serialized_end=4077
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.rpc import status_pb2 as _status_pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_pb2 as _analysis_pb2
 from gateway.grpc.proto.pathserve.v1 import order_pb2 as _order_pb2
 from gateway.grpc.proto.pathserve.v1 import results_pb2 as _results_pb2
+from gateway.grpc.proto.pathserve.v1 import segment_pb2 as _segment_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message

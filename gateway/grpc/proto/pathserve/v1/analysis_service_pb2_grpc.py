@@ -10,6 +10,7 @@ import warnings
 from gateway.grpc.proto.pathserve.v1 import analysis_pb2 as pathserve_dot_v1_dot_analysis__pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pathserve_dot_v1_dot_analysis__service__pb2
 from gateway.grpc.proto.pathserve.v1 import results_pb2 as pathserve_dot_v1_dot_results__pb2
+from gateway.grpc.proto.pathserve.v1 import segment_pb2 as pathserve_dot_v1_dot_segment__pb2
 
 GRPC_GENERATED_VERSION = '1.81.1'
 GRPC_VERSION = grpc.__version__
@@ -138,6 +139,11 @@ class AnalysisServiceStub:
                 '/pathserve.v1.AnalysisService/ListDeliveries',
                 request_serializer=pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesRequest.SerializeToString,
                 response_deserializer=pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesResponse.FromString,
+                _registered_method=True)
+        self.Segment = channel.unary_unary(
+                '/pathserve.v1.AnalysisService/Segment',
+                request_serializer=pathserve_dot_v1_dot_segment__pb2.SegmentRequest.SerializeToString,
+                response_deserializer=pathserve_dot_v1_dot_segment__pb2.SegmentResponse.FromString,
                 _registered_method=True)
 
 
@@ -282,6 +288,14 @@ class AnalysisServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Segment(self, request, context):
+        """Masks of a region by words; nothing is kept. A cancelled call ends the work, down to the inference that runs. Scope
+        analyses:write.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AnalysisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -379,6 +393,11 @@ def add_AnalysisServiceServicer_to_server(servicer, server):
                     servicer.ListDeliveries,
                     request_deserializer=pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesRequest.FromString,
                     response_serializer=pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesResponse.SerializeToString,
+            ),
+            'Segment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Segment,
+                    request_deserializer=pathserve_dot_v1_dot_segment__pb2.SegmentRequest.FromString,
+                    response_serializer=pathserve_dot_v1_dot_segment__pb2.SegmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -898,6 +917,33 @@ class AnalysisService:
             '/pathserve.v1.AnalysisService/ListDeliveries',
             pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesRequest.SerializeToString,
             pathserve_dot_v1_dot_analysis__service__pb2.ListDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Segment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pathserve.v1.AnalysisService/Segment',
+            pathserve_dot_v1_dot_segment__pb2.SegmentRequest.SerializeToString,
+            pathserve_dot_v1_dot_segment__pb2.SegmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,17 +62,27 @@ class Specimen(_message.Message):
     slides: _containers.RepeatedCompositeFieldContainer[Slide]
     def __init__(self, container: _Optional[str] = ..., type: _Optional[_Union[Code, _Mapping]] = ..., site: _Optional[_Union[Code, _Mapping]] = ..., stain: _Optional[str] = ..., slides: _Optional[_Iterable[_Union[Slide, _Mapping]]] = ...) -> None: ...
 
+class Point(_message.Message):
+    __slots__ = ("x_um", "y_um")
+    X_UM_FIELD_NUMBER: _ClassVar[int]
+    Y_UM_FIELD_NUMBER: _ClassVar[int]
+    x_um: float
+    y_um: float
+    def __init__(self, x_um: _Optional[float] = ..., y_um: _Optional[float] = ...) -> None: ...
+
 class Region(_message.Message):
-    __slots__ = ("x_um", "y_um", "width_um", "height_um")
+    __slots__ = ("x_um", "y_um", "width_um", "height_um", "polygon_um")
     X_UM_FIELD_NUMBER: _ClassVar[int]
     Y_UM_FIELD_NUMBER: _ClassVar[int]
     WIDTH_UM_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_UM_FIELD_NUMBER: _ClassVar[int]
+    POLYGON_UM_FIELD_NUMBER: _ClassVar[int]
     x_um: float
     y_um: float
     width_um: float
     height_um: float
-    def __init__(self, x_um: _Optional[float] = ..., y_um: _Optional[float] = ..., width_um: _Optional[float] = ..., height_um: _Optional[float] = ...) -> None: ...
+    polygon_um: _containers.RepeatedCompositeFieldContainer[Point]
+    def __init__(self, x_um: _Optional[float] = ..., y_um: _Optional[float] = ..., width_um: _Optional[float] = ..., height_um: _Optional[float] = ..., polygon_um: _Optional[_Iterable[_Union[Point, _Mapping]]] = ...) -> None: ...
 
 class Order(_message.Message):
     __slots__ = ("protocol", "priority", "accession", "patient", "specimens", "prompts", "region")
