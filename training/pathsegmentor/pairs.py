@@ -1,0 +1,194 @@
+"""What became of every pair of image and prompt: a table, and the figures that are made of it.
+
+Dice is a pair's own; it is then averaged over pairs of a set or of a prompt. The bootstrap's unit is the group
+(patient, field or near-duplicates), so that all pairs of a resampled group travel together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from training.pathbench.statistics import Units, holm, wilcoxon
+from training.statistics import Figure, StatisticsInvalid, bootstrap, macro_auroc
+
+RESAMPLES, SEED = 1000, 2026
+FEWEST_GROUPS = 3
+"""Below that a figure has no interval: resamples of two groups say nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One prompt on one image. `present` is None where it is not known, or too small to be either. Dice values are NaN
+    where they are not defined (the object is absent) or not asked."""
+
+    set: str
+    external: bool
+    part: str
+    group: str
+    image: str
+    prompt: str
+    level: str
+    own: bool
+    """The prompt names the image's own region (or the image has none), and not only `unspecified`."""
+    present: bool | None
+    presence: float = np.nan
+    """Logit of presence, before the temperature."""
+    area: float = np.nan
+    """Share of the image in the predicted mask, before the presence rule."""
+    inside: float = np.nan
+    """`mask_statistics` of the predicted mask: probability, red, green, blue."""
+    red: float = np.nan
+    green: float = np.nan
+    blue: float = np.nan
+    dice: float = np.nan
+    no_level: float = np.nan
+    no_region: float = np.nan
+    no_constant: float = np.nan
+    common_scale: float = np.nan
+    common_scale_no_level: float = np.nan
+    wrong_level: float = np.nan
+    wrong_object: float = np.nan
+    permuted: float = np.nan
+    best_query: float = np.nan
+    otsu: float = np.nan
+    box_union: float = np.nan
+    box_instances: float = np.nan
+    whole_image: float = np.nan
+    pixels: float = np.nan
+    """Of the image, at its level's scale."""
+    count: float = np.nan
+    instance_ratio: float = np.nan
+    dispersion_px: float = np.nan
+    irregularity_mask: float = np.nan
+    irregularity_instance: float = np.nan
+
+
+_TEXTS = ("set", "part", "group", "image", "prompt", "level")
+
+
+class Table:
+    """Pairs by column: `table["dice"]` is (N,) float64, texts are (N,) str; `present` is 1, 0 or NaN."""
+
+    def __init__(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        self._columns = {
+            field.name: np.array(columns[field.name], str if field.name in _TEXTS else np.float64)
+            for field in fields(Pair)
+        }
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> "Table":
+        rows = [asdict(pair) for pair in pairs]
+        return cls({field.name: [row[field.name] for row in rows] for field in fields(Pair)})
+
+    def __len__(self) -> int:
+        return len(self["set"])
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name]
+
+    def groups(self) -> np.ndarray:
+        """(N,) str. Groups of different sets are different, whatever their names."""
+        return np.char.add(np.char.add(self["set"], "/"), self["group"])
+
+    def where(self, kept_N: np.ndarray) -> "Table":
+        return Table({name: values[kept_N] for name, values in self._columns.items()})
+
+    def record(self) -> dict[str, list[Any]]:
+        """By column for JSON, numbers to 4 decimals, None where there is none; columns without a value are left out."""
+        found: dict[str, list[Any]] = {}
+        for name, values in self._columns.items():
+            if name in _TEXTS:
+                found[name] = values.tolist()
+            elif not np.isnan(values).all():
+                found[name] = [None if np.isnan(value) else round(float(value), 4) for value in values]
+        return found
+
+    @classmethod
+    def read(cls, record: Mapping[str, Sequence[Any]]) -> "Table":
+        count = len(record["set"])
+        return cls({field.name: record.get(field.name, [np.nan] * count) for field in fields(Pair)})
+
+
+def mean(values_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
+    """The mean of the defined values, its interval over resamples of groups (the value itself thrice below three
+    groups), and how many pairs and groups it rests on. None for no value at all."""
+    kept_N = ~np.isnan(values_N)
+    values, groups = values_N[kept_N], groups_N[kept_N]
+    count = len(np.unique(groups))
+    if not count:
+        return {}
+    value = float(values.mean())
+    found = Figure(value, value, value)
+    if count >= FEWEST_GROUPS:
+        found = bootstrap(lambda index: float(values[index].mean()), groups, count=RESAMPLES, seed=SEED)
+    return rounded(found) | {"pairs": len(values), "groups": count, "interval": count >= FEWEST_GROUPS}
+
+
+def mean_over_prompts(table: Table, column: str = "dice") -> dict[str, Any]:
+    """The mean over prompts of their mean over pairs: what a model is chosen by."""
+    kept = table.where(~np.isnan(table[column]))
+    prompts, number_N = np.unique(kept["prompt"], return_inverse=True)
+    if not len(prompts):
+        return {}
+
+    def score(index: np.ndarray) -> float:
+        sums = np.bincount(number_N[index], kept[column][index], len(prompts))
+        counts = np.bincount(number_N[index], minlength=len(prompts))
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+    groups = len(np.unique(kept.groups()))
+    if groups < FEWEST_GROUPS:
+        value = score(np.arange(len(kept)))
+        return rounded(Figure(value, value, value)) | {"prompts": len(prompts), "groups": groups, "interval": False}
+    found = bootstrap(score, kept.groups(), count=RESAMPLES, seed=SEED)
+    return rounded(found) | {"prompts": len(prompts), "groups": groups, "interval": True}
+
+
+def difference(first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
+    """Mean of first minus second over pairs that have both, its interval, and the signed-rank p over groups (each
+    group's mean difference is one unit)."""
+    gaps_N = first_N - second_N
+    found = mean(gaps_N, groups_N)
+    if not found:
+        return {}
+    kept_N = ~np.isnan(gaps_N)
+    names, number_N = np.unique(groups_N[kept_N], return_inverse=True)
+    by_group = np.bincount(number_N, gaps_N[kept_N]) / np.bincount(number_N)
+    ids = tuple(names.tolist())
+    test = wilcoxon(Units(ids, by_group.round(12)), Units(ids, np.zeros(len(ids))))
+    return found | {"p": test.p, "better_groups": int((by_group > 0).sum())}
+
+
+def adjusted(family: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same differences with Holm's p over the family of all that are not empty."""
+    tested = {name: found for name, found in family.items() if found}
+    p = holm({name: found["p"] for name, found in tested.items()})
+    return {name: found | {"p_holm": p[name]} for name, found in tested.items()}
+
+
+def auroc(scores_N: np.ndarray, positive_N: np.ndarray) -> float:
+    """Area under the ROC curve, ties half; NaN where one of the two is missing."""
+    return macro_auroc(np.column_stack([-scores_N, scores_N]), positive_N.astype(np.int64))
+
+
+def auroc_figure(scores_N: np.ndarray, positive_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
+    """The area with its interval over groups; {} where one label is missing, no interval where too few groups hold
+    both."""
+    value = auroc(scores_N, positive_N)
+    if np.isnan(value):
+        return {}
+    counts = {"present": int(positive_N.sum()), "absent": int((~positive_N).sum())}
+    without = rounded(Figure(value, value, value)) | counts | {"interval": False}
+    if len(np.unique(groups_N)) < FEWEST_GROUPS:
+        return without
+    try:
+        found = bootstrap(lambda index: auroc(scores_N[index], positive_N[index]), groups_N, count=RESAMPLES, seed=SEED)
+    except StatisticsInvalid:
+        return without
+    return rounded(found) | counts | {"interval": True}
+
+
+def rounded(figure: Figure) -> dict[str, Any]:
+    return {name: round(value, 4) for name, value in asdict(figure).items()}
