@@ -1,7 +1,7 @@
 """The report of a case, from what its protocol says of each slide that could be read."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from gateway import __version__
@@ -9,13 +9,23 @@ from gateway.analyses.fetched import Fetched
 from gateway.analyses.slide_half import SlideOutcome
 from gateway.domain.model import ModelCard, ModelVersion
 from gateway.domain.order import Order
-from gateway.domain.report import UNSIGNED, Finding, FindingKind, Picture, Report, ReportState, SlideReading, Software
+from gateway.domain.report import (
+    UNSIGNED,
+    Finding,
+    FindingKind,
+    Picture,
+    Report,
+    ReportState,
+    SegmentationResult,
+    SlideReading,
+    Software,
+)
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
-from gateway.reports import SlideSource, picture, result_objects
+from gateway.reports import SlideSource, picture, result_objects, segment_files
 from gateway.slides import Slide
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 STATEMENT = f"Research use, not a medical device. {UNSIGNED}"
 _EXTENSIONS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg"}
 
@@ -43,6 +53,7 @@ def build_report(
     says last of all which models it was."""
     outcomes: list[SlideOutcome] = []
     sources: list[SlideSource] = []
+    segmentations: list[SegmentationResult] = []
     readings: list[SlideReading] = []
     findings: list[Finding] = [*_changed_settings(order)]
     pictures: list[Picture] = []
@@ -57,6 +68,8 @@ def build_report(
         sources.append(source)
         readings.append(outcome.reading)
         findings += outcome.findings
+        if outcome.segmentation is not None:
+            segmentations.append(_with_files(outcome.segmentation, segment_files(number, source)))
         for role, encoded in outcome.pictures.items():
             file = picture_file(role, number, encoded)
             pictures.append(picture(role, file, encoded, outcome.reading.series))
@@ -82,6 +95,7 @@ def build_report(
         findings=tuple(findings),
         tissue=tuple(outcome.tissue for outcome in outcomes if outcome.tissue is not None),
         slide_classes=tuple(outcome.classes for outcome in outcomes if outcome.classes is not None),
+        segmentations=tuple(segmentations),
         pictures=tuple(pictures),
         objects=result_objects(readings, sources),
     )
@@ -97,7 +111,13 @@ def source_of(slide: Slide, outcome: SlideOutcome) -> SlideSource:
         read=outcome.level,
         tiles=outcome.tiles,
         attention=outcome.attention,
+        masks=outcome.masks,
     )
+
+
+def _with_files(result: SegmentationResult, files: Mapping[int, str]) -> SegmentationResult:
+    """The result, each prompt with the file that its segment lies in."""
+    return replace(result, segments=tuple(replace(each, seg=files.get(each.index)) for each in result.segments))
 
 
 def picture_file(role: str, slide_number: int, encoded: bytes) -> str:

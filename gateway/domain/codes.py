@@ -18,5 +18,6 @@ class Code:
 
 PRIVATE_SCHEME = "99PATHSERVE"
 MILLIMETRE_SQUARED = Code("mm2", "UCUM", "square millimeter")
+MICROMETRE_SQUARED = Code("um2", "UCUM", "square micrometer")
 PERCENT = Code("%", "UCUM", "percent")
 NO_UNITS = Code("1", "UCUM", "no units")

@@ -1,10 +1,18 @@
 """Report -> JSON, HTML, PDF, GeoJSON and DICOM objects: pure functions of `domain.Report` (DESIGN.md law 1)."""
 
-from gateway.reports.encode import DICOM, result_objects, write_all, write_revision
+from gateway.reports.encode import DICOM, result_objects, segment_files, write_all, write_revision
 from gateway.reports.headers import keep, kept
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
-from gateway.reports.pictures import attention_map, picture, thumbnail_jpeg, tissue_map
+from gateway.reports.masks import MaskBox, busiest_tile, coverage_of
+from gateway.reports.pictures import (
+    attention_map,
+    field_picture,
+    picture,
+    segment_picture,
+    thumbnail_jpeg,
+    tissue_map,
+)
 from gateway.reports.spatial import UNCERTAIN, AttentionMap, MaskMap, Outlines, SlideSource, TileMap
 from gateway.reports.sr import to_sr
 
@@ -12,17 +20,23 @@ __all__ = [
     "DICOM",
     "UNCERTAIN",
     "AttentionMap",
+    "MaskBox",
     "MaskMap",
     "Outlines",
     "SlideSource",
     "TileMap",
     "attention_map",
+    "busiest_tile",
+    "coverage_of",
+    "field_picture",
     "from_json",
     "keep",
     "kept",
     "picture",
     "report_schema",
     "result_objects",
+    "segment_files",
+    "segment_picture",
     "thumbnail_jpeg",
     "tissue_map",
     "to_html",

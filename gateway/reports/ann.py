@@ -160,7 +160,7 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
 
 def _set_coordinates(item: Dataset, points_P2: Floats) -> None:
     """Single precision where it loses nothing (whole pixels up to 16.7 million), else double."""
-    single = points_P2.astype("<f4")
+    single = points_P2.astype("<f4", copy=False)
     if np.array_equal(single, points_P2):
         item.PointCoordinatesData = single.tobytes()
     else:

@@ -18,7 +18,7 @@ from pydicom.sr.codedict import codes
 from pydicom.tag import Tag
 
 from gateway.domain.codes import PRIVATE_SCHEME
-from gateway.domain.report import Report
+from gateway.domain.report import Report, Segmented
 from gateway.domain.uids import derive_uid, object_uid
 from gateway.reports import wording
 from gateway.reports.sr_concepts import ARTIFICIAL_INTELLIGENCE, coded, long_string
@@ -96,7 +96,8 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ObjectName:
-    """The identity of one derived object. `of` is what it is about: a slide's series UID, or a study's UID.
+    """The identity of one derived object. `of` is what it is about: a slide's series UID, or a study's UID; where there
+    are several of a kind about a slide, its series and which of them.
 
     What a later revision of the report makes anew lies in a series of its own, so that no series ever changes.
     """
@@ -247,6 +248,11 @@ def tracking_of(report: Report, slide_number: int, role: str) -> tuple[str, str]
     """Identifier and UID under which all objects speak of one thing on a slide (numbered from 1)."""
     identifier = f"{report.analysis_id}/slide-{slide_number}/{role}"
     return identifier, derive_uid(report.analysis_id, identifier)
+
+
+def segment_role(segmented: Segmented) -> str:
+    """The role of a prompt on a slide, in tracking identifiers and UIDs."""
+    return f"segment-{segmented.index + 1}"
 
 
 def _coding_schemes(dataset: Dataset, report: Report, image: Dataset) -> list[Dataset]:

@@ -14,19 +14,23 @@ from gateway.domain.report import ObjectKind, Picture, Report, ResultObject, Sli
 from gateway.operations.errors import StateError
 from gateway.reports import dicom_file
 from gateway.reports.ann import write_annotations
+from gateway.reports.derived import EVIDENCE
 from gateway.reports.encapsulated import write_encapsulated_pdf
 from gateway.reports.geojson import restate_geojson, write_geojson
 from gateway.reports.html import to_html
 from gateway.reports.json_report import to_json
 from gateway.reports.key_objects import write_key_objects
+from gateway.reports.masks_ann import has_outlines, write_mask_annotations
+from gateway.reports.masks_seg import found_in, write_mask_seg
 from gateway.reports.parametric_map import write_parametric_map
 from gateway.reports.pdf import to_pdf
 from gateway.reports.regions import has_regions
-from gateway.reports.seg import write_seg
+from gateway.reports.seg import SegmentationType, write_seg
 from gateway.reports.spatial import SlideSource
 from gateway.reports.sr import to_sr
 
-DICOM, PDF = "application/dicom", "application/pdf"
+DICOM, PDF, GEOJSON = "application/dicom", "application/pdf", "application/geo+json"
+_SEGMENTS, _PROBABILITIES = "segments", "probabilities"
 
 
 def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> tuple[ResultObject, ...]:
@@ -39,7 +43,7 @@ def result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource
 
 
 def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSource]) -> Iterator[ResultObject]:
-    drawn = {source.series: source for source in sources if source.placed is not None}
+    drawn = {source.series: source for source in sources if source.placed is not None or source.masks}
     for number, slide in enumerate(slides, 1):
         if slide.series in drawn:
             yield from _drawn(number, slide, drawn[slide.series])
@@ -57,18 +61,61 @@ def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSourc
 
 
 def _drawn(number: int, slide: SlideReading, source: SlideSource) -> Iterator[ResultObject]:
-    """What is drawn on one slide. Of a slide that was classified as a whole no place has a class: no segments."""
+    """What is drawn on one slide. Of a slide that was classified as a whole no place has a class: no segments. What was
+    found by words has a segmentation a resolution, and its probabilities; none where nothing was found."""
+    for kind, file in _drawn_by_words(number, source) if source.masks else _drawn_by_tiles(number, source):
+        media_type = GEOJSON if kind is ObjectKind.GEOJSON else DICOM
+        yield ResultObject(kind=kind, file=file, media_type=media_type, study=slide.study, series=slide.series)
+
+
+def _drawn_by_tiles(number: int, source: SlideSource) -> Iterator[tuple[ObjectKind, str]]:
     stem = f"tissue-{number}" if source.tiles is not None else f"slide-{number}"
-    kinds = [
-        *([(ObjectKind.SEGMENTATION, "seg.dcm", DICOM)] if source.tiles is not None else []),
-        (ObjectKind.PARAMETRIC_MAP, "pm.dcm", DICOM),
-        *([(ObjectKind.ANNOTATIONS, "ann.dcm", DICOM)] if has_regions(source) else []),
-        (ObjectKind.GEOJSON, "geojson", "application/geo+json"),
-    ]
-    for kind, extension, media_type in kinds:
-        yield ResultObject(
-            kind=kind, file=f"{stem}.{extension}", media_type=media_type, study=slide.study, series=slide.series
-        )
+    if source.tiles is not None:
+        yield ObjectKind.SEGMENTATION, f"{stem}.seg.dcm"
+    yield ObjectKind.PARAMETRIC_MAP, f"{stem}.pm.dcm"
+    if has_regions(source):
+        yield ObjectKind.ANNOTATIONS, f"{stem}.ann.dcm"
+    yield ObjectKind.GEOJSON, f"{stem}.geojson"
+
+
+def _drawn_by_words(number: int, source: SlideSource) -> Iterator[tuple[ObjectKind, str]]:
+    for grid, masks in enumerate(source.masks, 1):
+        if found_in(masks):
+            yield ObjectKind.SEGMENTATION, _seg_file(_SEGMENTS, number, grid)
+            yield ObjectKind.SEGMENTATION, _seg_file(_PROBABILITIES, number, grid)
+    if has_outlines(source):
+        yield ObjectKind.ANNOTATIONS, f"{_SEGMENTS}-{number}.ann.dcm"
+    yield ObjectKind.GEOJSON, f"{_SEGMENTS}-{number}.geojson"
+
+
+def segment_files(number: int, source: SlideSource) -> dict[int, str]:
+    """The file that each prompt's segment on slide `number` (from 1) lies in, by `Segmented.index`; none of those for
+    which none is written."""
+    return {
+        index: _seg_file(_SEGMENTS, number, grid)
+        for grid, masks in enumerate(source.masks, 1)
+        if found_in(masks)
+        for index in masks.indices
+    }
+
+
+def _seg_file(stem: str, number: int, grid: int) -> str:
+    return f"{stem}-{number}-{grid}.seg.dcm"
+
+
+def _grid_of(file: str) -> int:
+    """Which of a slide's mask maps a segmentation of prompts is of, from 1."""
+    return int(file.split(".", 1)[0].rsplit("-", 1)[1])
+
+
+def _write_segmentation(
+    path: Path, report: Report, source: SlideSource, segmentation_type: Literal["BINARY", "LABELMAP"]
+) -> None:
+    if not source.masks:
+        write_seg(path, report, source, segmentation_type=segmentation_type)
+        return
+    form: SegmentationType = "FRACTIONAL" if path.name.startswith(_PROBABILITIES) else segmentation_type
+    write_mask_seg(path, report, source, source.masks[_grid_of(path.name) - 1], segmentation_type=form)
 
 
 def write_all(
@@ -91,11 +138,12 @@ def write_all(
         path = folder / item.file
         match item.kind:
             case ObjectKind.SEGMENTATION:
-                write_seg(path, report, by_series[item.series], segmentation_type=segmentation_type)
+                _write_segmentation(path, report, by_series[item.series], segmentation_type)
             case ObjectKind.PARAMETRIC_MAP:
                 write_parametric_map(path, report, by_series[item.series])
             case ObjectKind.ANNOTATIONS:
-                write_annotations(path, report, by_series[item.series])
+                source = by_series[item.series]
+                (write_mask_annotations if source.masks else write_annotations)(path, report, source)
             case ObjectKind.GEOJSON:
                 write_geojson(path, report, by_series[item.series])
     _write_documents(folder, report, [source.image for source in sources], pictures, [folder])
@@ -132,7 +180,7 @@ def _write_documents(
             case ObjectKind.PAGE:
                 path.write_bytes(to_html(report, pictures))
             case ObjectKind.STRUCTURED_REPORT:
-                dicom_file.save(to_sr(report, of_study), path)
+                dicom_file.save(to_sr(report, of_study, _segmentations(report, item.study, folders)), path)
             case ObjectKind.DOCUMENT if item.media_type == PDF:
                 path.write_bytes(document)
             case ObjectKind.DOCUMENT:
@@ -141,6 +189,16 @@ def _write_documents(
                 others = [other for other in report.objects if (other.study, other.media_type) == (item.study, DICOM)]
                 files = [_found(other.file, folders) for other in others if other != item]
                 write_key_objects(path, report, of_study, files)
+
+
+def _segmentations(report: Report, study: str | None, folders: Sequence[Path]) -> dict[str, Dataset]:
+    """What the structured report of a study says of the segmentations of prompts, by file."""
+    files = {each.seg for result in report.segmentations for each in result.segments if each.seg is not None}
+    return {
+        item.file: dicom_file.read(_found(item.file, folders), EVIDENCE)
+        for item in report.objects
+        if item.study == study and item.file in files
+    }
 
 
 def _unchanged(picture: Picture, folders: Sequence[Path]) -> bytes:

@@ -7,14 +7,17 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 from pydicom import Dataset
 
-from gateway.domain.report import Report, ResultObject, SlideClassification, TissueClass, TopTile
+from gateway.domain.report import Report, ResultObject, Segmented, SlideClassification, TissueClass, TopTile
 from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError, StateError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.regions import Region, Ring, regions_of
+from gateway.reports.derived import segment_role
+from gateway.reports.masks import outlined
+from gateway.reports.regions import Region, regions_of
 from gateway.reports.spatial import SlideSource
 
 _DECIMALS = 3
@@ -27,7 +30,7 @@ _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", "
 
 def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
     """Write a FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings; or one a tile that
-    the slide's answer rests on.
+    the slide's answer rests on; or of what was found by words one a region, and a detection an object.
 
     Coordinates are full-resolution pixels from the slide image's top left, which is QuPath's plane and not RFC 7946's
     WGS 84 (section 4 allows that by prior arrangement). Outer rings run anticlockwise by their coordinates' signs
@@ -51,6 +54,8 @@ def _parts(report: Report, source: SlideSource) -> Iterator[str]:
     if classified is not None:
         for rank, tile in enumerate(classified.top_tiles, 1):
             yield ("," if rank > 1 else "") + _top_tile(report, classified, rank, tile, to_finest)
+    for number, feature in enumerate(_segments(report, source, to_finest)):
+        yield ("," if number else "") + feature
     yield f"{_ABOUT}{_json(_about(report, source.series))}}}\n"
 
 
@@ -75,7 +80,8 @@ def restate_geojson(source: Path, target: Path, report: Report, item: ResultObje
 
 def _about(report: Report, series: str | None) -> dict[str, Any]:
     """A foreign member (section 6.1): who reads the file without QuPath finds what it is."""
-    results = (report.tissue_of(series), report.classes_of(series)) if series else ()
+    words = report.segments_of(series) if series else None
+    results = (report.tissue_of(series), report.classes_of(series), words) if series else ()
     exploratory = any(result is not None and result.exploratory for result in results)
     return {
         "analysis": report.analysis_id,
@@ -89,7 +95,52 @@ def _about(report: Report, series: str | None) -> dict[str, Any]:
             *([wording.EXPLORATORY] if exploratory else []),
             report.statement,
         ],
+        **({"segments": [_segment(each) for each in words.segments]} if words else {}),
     }
+
+
+def _segment(segmented: Segmented) -> dict[str, Any]:
+    return {
+        "name": segmented.triple,
+        "prompt": segmented.prompt,
+        "code": segmented.code.code,
+        "scheme": segmented.code.scheme,
+        "supported": segmented.supported,
+        "present": segmented.present,
+    }
+
+
+def _segments(report: Report, source: SlideSource, to_finest: "_Scale") -> Iterator[str]:
+    """What was found of each prompt: detections (QuPath keeps millions of them) where it has objects, else regions."""
+    result = report.segments_of(source.series)
+    for segmented, batches in outlined(report, source, simple=False):
+        role = f"{source.series}/{segment_role(segmented)}"
+        name = _json(segmented.triple)[:-1]  # open: the object's number ends it
+        suffix = ' (exploratory)"' if result is not None and result.exploratory else '"'
+        kind = '"detection"' if segmented.objects is not None else '"annotation","isLocked":true'
+        shared = f'"classification":{_json({"name": segmented.triple, "color": _rgb(segmented.color)})}'
+        number = 0
+        for batch in batches:
+            ends = [*batch.first_G[1:].tolist(), len(batch.points_P2)]
+            rings_N: list[list[str]] = [[] for _ in batch.area_um2_N]
+            for at, first, end in zip(batch.object_G.tolist(), batch.first_G.tolist(), ends, strict=True):
+                rings_N[at].append(to_finest.ring(batch.points_P2[first:end]))
+            for at, rings in enumerate(rings_N):
+                number += 1
+                measured = {
+                    "Area µm^2": float(batch.area_um2_N[at]),
+                    "Mean probability": float(batch.probability_N[at]),
+                }
+                if np.isfinite(batch.irregularity_N[at]):
+                    measured["Irregularity"] = float(batch.irregularity_N[at])
+                properties = (
+                    f'{{"objectType":{kind},"name":{name} {number}{suffix},{shared},"measurements":{_json(measured)}}}'
+                )
+                yield _feature(derive_uid(report.analysis_id, f"region/{role}/{number}"), rings, properties)
+
+
+def _rgb(color: str) -> list[int]:
+    return [int(color[at : at + 2], 16) for at in (1, 3, 5)]
 
 
 def _top_tile(report: Report, classified: SlideClassification, rank: int, tile: TopTile, to_finest: "_Scale") -> str:
@@ -128,7 +179,7 @@ class _Scale:
             raise PathserveError("The slide's header gives a level no size. Check the slide.")
         self._factors = _factor(self._limits[0], sizes[0]), _factor(self._limits[1], sizes[1])
 
-    def ring(self, ring_K2: Ring) -> str:
+    def ring(self, ring_K2: npt.NDArray[np.number]) -> str:
         """A closed ring of positions, on the finest level and not beyond it."""
         (across, down), (right, bottom) = self._factors, self._limits
         corners = [f"[{_tidy(min(x * across, right))},{_tidy(min(y * down, bottom))}]" for x, y in ring_K2.tolist()]
@@ -153,9 +204,7 @@ class _Class:
         self._role = f"region/{source.series}/class-{tissue.index}"
         self._name = _json(tissue.code.display)[:-1]  # open: the region's number ends it
         self._suffix = ' (exploratory)"' if exploratory else '"'
-        self._classification = _json(
-            {"name": tissue.code.display, "color": [int(tissue.color[at : at + 2], 16) for at in (1, 3, 5)]}
-        )
+        self._classification = _json({"name": tissue.code.display, "color": _rgb(tissue.color)})
         self._metadata = _json(
             {"code": tissue.code.code, "scheme": tissue.code.scheme, "use": wording.document_title(report)}
         )

@@ -1,6 +1,7 @@
 """Report <-> JSON, and the JSON Schema (draft 2020-12) that LIS engineers validate against."""
 
 import json
+from copy import deepcopy
 from typing import Any
 
 from gateway.domain.report import Report
@@ -82,6 +83,30 @@ _TIGHTER: dict[str, dict[str, Any]] = {
         **_SHARE,
         "description": "Mean probability over the class's tiles; null without tiles.",
     },
+    "Report.segmentations": {"description": "What was found of the order's prompts, one result a slide."},
+    "SegmentationResult.series": _UID,
+    "SegmentationResult.area_mm2": {**_COUNT, "description": "Tissue area that was read, mm²."},
+    "SegmentationResult.min_presence": {**_SHARE, "description": "Least presence that counts as found."},
+    "Segmented.index": {**_COUNT, "description": "The prompt's place in the order, from 0."},
+    "Segmented.prompt": {"description": "The prompt as it was given."},
+    "Segmented.triple": {"description": "What was understood by it; the label of its segment."},
+    "Segmented.color": _COLOR,
+    "Segmented.supported": {"description": "Whether the model was measured for it."},
+    "Segmented.present": {"description": "False: looked for, not found; the mask is empty."},
+    "Segmented.presence": {**_SHARE, "description": "The model's probability that there is any."},
+    "Segmented.mpp": {**_POSITIVE, "description": "Micrometres a side of a pixel of the mask."},
+    "Segmented.area_mm2": _COUNT,
+    "Segmented.area_fraction": {**_SHARE, "description": "Share (0..1) of the tissue area that was read."},
+    "Segmented.mean_probability": {**_SHARE, "description": "Mean probability over the mask; null where it is empty."},
+    "Segmented.val_dice": {**_SHARE, "description": "Dice on the model's validation data; null where not measured."},
+    "Segmented.seg": {"description": "The file whose segment with this label it is; null where none was written."},
+    "ObjectFigures.count": _COUNT,
+    "ObjectFigures.density_per_mm2": {**_COUNT, "description": "Objects per mm² of the tissue that was read."},
+    "ObjectFigures.mean_area_um2": _COUNT,
+    "ObjectFigures.area_p10_um2": _COUNT,
+    "ObjectFigures.area_median_um2": _COUNT,
+    "ObjectFigures.area_p90_um2": _COUNT,
+    "ObjectFigures.irregularity": {**_SHARE, "description": "0 a disk, towards 1 the more ragged; by area."},
     "Report.slide_classes": {"description": "What each slide as a whole is taken for, one result a slide."},
     "SlideReading.quality": {"description": "How well the slide can be seen; null where it was not measured."},
     "SlideReading.stain_figures": {
@@ -131,9 +156,40 @@ _TIGHTER: dict[str, dict[str, Any]] = {
 }
 
 
+_SEGMENTS: dict[str, Any] = {
+    "description": "What became of each prompt, on each slide, in short; `segmentations` has the figures.",
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "series": {**_UID, "type": "string"},
+            "prompt": {"type": "string"},
+            "triple": {"type": "string"},
+            "seg": {"type": ["string", "null"]},
+            "present": {"type": "boolean"},
+            "presence": {**_SHARE, "type": "number"},
+            "supported": {"type": "boolean"},
+        },
+        "required": ["series", "prompt", "triple", "seg", "present", "presence", "supported"],
+        "additionalProperties": False,
+    },
+}
+"""The member `segments`, which callers look at first. It repeats what `segmentations` says, and is not read back."""
+
+
 def to_json(report: Report) -> bytes:
     """The report as UTF-8 JSON: fields in the order of the types, two spaces, one final newline. No NaN, ever."""
-    return (json.dumps(dump(report), ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+    document = {**dump(report), "segments": _segments(report)}
+    return (json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _segments(report: Report) -> list[dict[str, Any]]:
+    said = _SEGMENTS["items"]["required"][1:]
+    return [
+        {"series": result.series, **{field: getattr(each, field) for field in said}}
+        for result in report.segmentations
+        for each in result.segments
+    ]
 
 
 def from_json(data: bytes) -> Report:
@@ -146,6 +202,7 @@ def report_schema() -> dict[str, Any]:
     schema: dict[str, Any] = adapter(Report).json_schema(mode="serialization")
     definitions: dict[str, Any] = schema["$defs"]
     root = {key: value for key, value in schema.items() if key != "$defs"}
+    root["properties"]["segments"] = deepcopy(_SEGMENTS)
     for name, definition in ((Report.__name__, root), *definitions.items()):
         _tighten(name, definition)
     return {

@@ -7,11 +7,18 @@ imports no package, so nothing is ever fetched.
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from gateway.domain.report import Report, SlideClassification, SlideReading, TissueClass, TissueResult
+from gateway.domain.report import (
+    Report,
+    SegmentationResult,
+    SlideClassification,
+    SlideReading,
+    TissueClass,
+    TissueResult,
+)
 from gateway.operations.errors import PathserveError
 from gateway.reports import wording
 from gateway.reports.sr_concepts import plain
@@ -176,6 +183,7 @@ def _slide(
     report: Report, slide: SlideReading, pictures: Mapping[str, bytes], images: dict[str, bytes]
 ) -> dict[str, Any]:
     result, classified = report.tissue_of(slide.series), report.classes_of(slide.series)
+    segmented = report.segments_of(slide.series)
     header = slide.header
     scanner = " ".join(map(wording.cut, filter(None, (header.manufacturer, header.model_name)))) if header else ""
     facts = [
@@ -196,19 +204,27 @@ def _slide(
         "name": wording.slide_name(report, slide.series),
         "facts": facts,
         "missing": missing if slide.frames_missing else None,
-        "exploratory": outside if any(each and each.exploratory for each in (result, classified)) else None,
+        "exploratory": outside if any(each and each.exploratory for each in (result, classified, segmented)) else None,
         "result": _result(result) if result else None,
         "classified": _classified(classified) if classified else None,
+        "segmented": _segmented(segmented) if segmented else None,
         "without": "This slide was read; it has no result.",
         "pictures": [
-            _picture(report, slide.series, *words, pictures, images)
-            for words in (wording.ATTENTION_PICTURES if classified else wording.TISSUE_PICTURES)
+            _picture(report, slide.series, *words, pictures, images) for words in _slide_pictures(classified, segmented)
         ],
         "tiles": [
             _picture(report, slide.series, *words, pictures, images)
             for words in (wording.tile_pictures(classified) if classified else ())
         ],
     }
+
+
+def _slide_pictures(
+    classified: SlideClassification | None, segmented: SegmentationResult | None
+) -> Sequence[tuple[str, str, str]]:
+    if segmented is not None:
+        return wording.segment_pictures(segmented)
+    return wording.ATTENTION_PICTURES if classified else wording.TISSUE_PICTURES
 
 
 def _picture(
@@ -295,6 +311,20 @@ def _classified(classes: SlideClassification) -> dict[str, Any]:
             ]
             for rank, tile in enumerate(classes.top_tiles, 1)
         ],
+    }
+
+
+def _segmented(result: SegmentationResult) -> dict[str, Any]:
+    return {
+        "prompts-caption": wording.SEGMENTS_CAPTION,
+        "prompts-heading": list(wording.PROMPT_HEADING),
+        "prompts": [wording.prompt_row(each) for each in result.segments],
+        "caption": wording.segments_caption(result),
+        "heading": list(wording.SEGMENT_HEADING),
+        "rows": [[each.color, *wording.segment_row(each)] for each in result.segments],
+        "objects-caption": wording.OBJECTS_CAPTION,
+        "objects-heading": list(wording.OBJECT_HEADING),
+        "objects": wording.object_rows(result),
     }
 
 

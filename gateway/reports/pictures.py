@@ -1,9 +1,10 @@
-"""The report's pictures: the thumbnail, and what was found drawn over it: classes of tissue, or attention."""
+"""The report's pictures: the thumbnail, and what was found drawn over it: tissue classes, attention, segments."""
 
 import hashlib
 from collections.abc import Mapping
 from io import BytesIO
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -18,6 +19,8 @@ _HATCH = np.array([20, 20, 20], dtype=np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # Rec. ITU-R BT.601
 _HATCH_PX = 6
 _OPACITY = 0.5
+_HALF = 0.5
+_CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 _HEAT_STEPS = 256
 # Lightness falls evenly along it, so that it can be read without colour (anchors of ColorBrewer's YlOrRd).
 _HEAT_S3 = np.stack(
@@ -79,6 +82,26 @@ def attention_map(thumbnail_HW3: Rgb, grid: TileGrid, attention: AttentionMap, l
     read_HW = step_HW != _NOTHING
     _blend(drawn_HW3, base_HW3, read_HW, _HEAT_S3[step_HW[read_HW]])
     return _map_png(drawn_HW3)
+
+
+def segment_picture(picture_HW3: Rgb, coverage_HW: Floats, color: str) -> bytes:
+    """A PNG of a picture (H, W, 3) uint8 RGB in grey under a segment in its colour, the stronger the more of a pixel
+    lies in it, with its outline. `coverage_HW` (H, W) in 0..1 (`masks.coverage_of`); `color`: #RRGGBB."""
+    base_HW3 = _in_grey(picture_HW3)
+    tint_HW1 = (coverage_HW * _OPACITY)[..., None]
+    drawn_HW3 = base_HW3 * (1 - tint_HW1) + np.array(_rgb(color), dtype=np.float32) * tint_HW1
+    drawn_HW3[_edges((coverage_HW >= _HALF).astype(np.int32))] *= 0.6
+    return _map_png(drawn_HW3)
+
+
+def field_picture(pixels_HW3: Rgb, mask_HW: npt.NDArray[np.bool_], color: str) -> bytes:
+    """A JPEG of a field (H, W, 3) uint8 RGB in its own colours, with the outline of a mask (H, W) two pixels wide:
+    #RRGGBB inside, white outside, so that it shows on any ground."""
+    mask_U8 = mask_HW.astype(np.uint8)
+    drawn_HW3 = pixels_HW3.copy()
+    drawn_HW3[(cv2.dilate(mask_U8, _CROSS) > 0) & ~mask_HW] = 255
+    drawn_HW3[(cv2.erode(mask_U8, _CROSS, borderValue=1) == 0) & mask_HW] = _rgb(color)
+    return _encode(drawn_HW3, "JPEG", quality=90)
 
 
 def picture(role: str, file: str, data: bytes, series: str) -> Picture:

@@ -1,6 +1,6 @@
 """A level of a slide's pyramid as the ground of a segmentation or a map: its place on the slide, the tiles over it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file
 from gateway.reports.derived import ObjectName, copy_specimen, reference_to
+from gateway.reports.sparse import Plane, decimal_string
 from gateway.reports.spatial import AttentionMap, Place, SlideSource, TileMap, place_of, tile_under
 from gateway.reports.tiled import Tiling
 
@@ -97,16 +98,24 @@ class TileRaster:
 
 
 def derived_image(
-    sop_class_uid: str, modality: str, report: Report, level: PyramidLevel, name: ObjectName, derivation: CodedConcept
+    sop_class_uid: str,
+    modality: str,
+    report: Report,
+    level: PyramidLevel,
+    name: ObjectName,
+    derivation: CodedConcept,
+    *,
+    pixel_px: float = 1,
 ) -> Dataset:
-    """An image that covers the whole of a level, pixel for pixel, up to its own modules and its pixels: where it lies
-    and what it was derived from (PS3.3 C.7.4.1, C.7.6.16, C.7.6.17, C.8.12.14, C.12.2)."""
+    """An image that covers the whole of a level, up to its own modules and its pixels: where it lies and what it was
+    derived from (PS3.3 C.7.4.1, C.7.6.16, C.7.6.17, C.8.12.14, C.12.2). Each of its pixels is a square of `pixel_px`
+    pixels of the level."""
     image = level.image
     dataset = dicom_file.begin(sop_class_uid, modality)
     dataset.PatientOrientation = None
     dataset.BurnedInAnnotation = "NO"
     _set_history(dataset, image)
-    _set_place(dataset, image, report)
+    _set_place(dataset, image, report, pixel_px)
     organization = Dataset()
     organization.DimensionOrganizationUID = derive_uid(report.analysis_id, f"{name.kind.extension}-tiles/{name.of}")
     dataset.DimensionOrganizationSequence = [organization]
@@ -118,10 +127,34 @@ def derived_image(
     series.ReferencedInstanceSequence = _references(level)
     dataset.ReferencedSeriesSequence = [series]
     shared = Dataset()
-    shared.PixelMeasuresSequence = [_measures_of(image)]
+    shared.PixelMeasuresSequence = [_measures_of(image, pixel_px)]
     shared.DerivationImageSequence = [_derivation(level, derivation)]
     dataset.SharedFunctionalGroupsSequence = [shared]
     return dataset
+
+
+def plane_of(dataset: Dataset) -> Plane:
+    """Where a derived image lies, by its own header (PS3.3 C.7.6.2.1.1, C.8.12.4)."""
+    origin = dataset.TotalPixelMatrixOriginSequence[0]
+    spacing = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    return _plane(
+        Place(
+            x_mm=origin.XOffsetInSlideCoordinateSystem,
+            y_mm=origin.YOffsetInSlideCoordinateSystem,
+            z_mm=origin.ZOffsetInSlideCoordinateSystem,
+            orientation=dataset.ImageOrientationSlide,
+        ),
+        spacing,
+    )
+
+
+def _plane(place: Place, spacing_mm: Sequence[float]) -> Plane:
+    along_row_3, along_column_3 = np.array([float(value) for value in place.orientation]).reshape(2, 3)
+    return Plane(
+        origin_3=np.array([float(place.x_mm), float(place.y_mm), float(place.z_mm)]),
+        row_step_3=along_column_3 * float(spacing_mm[0]),
+        column_step_3=along_row_3 * float(spacing_mm[1]),
+    )
 
 
 def reading_of(report: Report, source: SlideSource) -> SlideReading:
@@ -143,15 +176,18 @@ def _size(image: Dataset) -> tuple[int, int]:
     return int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
 
 
-def _measures_of(image: Dataset) -> Dataset:
-    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1), as received; a slide without spacing is never read. Where the
-    thickness is unknown, a micrometre stands for it: readers refuse an image without one, or with 0."""
+def _measures_of(image: Dataset, pixel_px: float) -> Dataset:
+    """The Pixel Measures of a level (PS3.3 C.7.6.16.2.1), as received, or of larger pixels; a slide without spacing is
+    never read. Where the thickness is unknown, a micrometre stands for it: readers refuse an image without one, or
+    with 0."""
     received = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     measures = Dataset()
     measures.SliceThickness = _NOMINAL_THICKNESS_MM
     for keyword in ("SliceThickness", "PixelSpacing"):
         if received.get(keyword):
             measures[keyword] = received[keyword]
+    if pixel_px != 1:
+        measures.PixelSpacing = [decimal_string(float(value) * pixel_px) for value in received.PixelSpacing]
     return measures
 
 
@@ -180,9 +216,12 @@ def _set_history(dataset: Dataset, image: Dataset) -> None:
                 dataset[keyword] = image[keyword]
 
 
-def _set_place(dataset: Dataset, image: Dataset, report: Report) -> None:
+def _set_place(dataset: Dataset, image: Dataset, report: Report, pixel_px: float) -> None:
     """The level's place on the slide. Where its header gives none that can be true, the image gets a frame of reference
-    of its own, with the matrix's corner as its origin: pixels agree with the level's, and no place in mm is claimed."""
+    of its own, with the matrix's corner as its origin: pixels agree with the level's, and no place in mm is claimed.
+
+    The origin is the centre of the first pixel: that of a larger pixel lies further in.
+    """
     place = place_of(image)
     if place is None:
         place = Place(x_mm=0.0, y_mm=0.0, z_mm=0.0, orientation=_UPRIGHT)
@@ -195,5 +234,10 @@ def _set_place(dataset: Dataset, image: Dataset, report: Report) -> None:
     origin.XOffsetInSlideCoordinateSystem = place.x_mm
     origin.YOffsetInSlideCoordinateSystem = place.y_mm
     origin.ZOffsetInSlideCoordinateSystem = place.z_mm
+    if pixel_px != 1:
+        plane = _plane(place, image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing)
+        centre_3 = plane.origin_3 + (plane.row_step_3 + plane.column_step_3) * ((pixel_px - 1) / 2)
+        for axis, value in zip("XYZ", centre_3.tolist(), strict=True):
+            setattr(origin, f"{axis}OffsetInSlideCoordinateSystem", decimal_string(value))
     dataset.TotalPixelMatrixOriginSequence = [origin]
     dataset.ImageOrientationSlide = list(place.orientation)

@@ -77,11 +77,11 @@ def _of_class(index: int, tiles: TileMap, grid: TileGrid, level_px: tuple[int, i
     rows_M, columns_M = rows_M - top, columns_M - left
     mask_RC = np.zeros((rows_M.max() + 1, columns_M.max() + 1), dtype=np.uint8)
     mask_RC[rows_M, columns_M] = 1
-    whole_RC, count = _connected(mask_RC)
-    part_RC, rings = whole_RC, _outlines(whole_RC)
+    whole_RC, count = connected(mask_RC)
+    part_RC, rings = whole_RC, outlines(whole_RC)
     if cut and len(rings.label_G) > count:
-        part_RC, count = _without_holes(whole_RC, rings)
-        rings = _outlines(part_RC)
+        part_RC, count = without_holes(whole_RC, rings)
+        rings = outlines(part_RC)
     # Lattice points as pixels; the last row and column of tiles may reach beyond the level.
     in_px = np.minimum((rings.corners_K2 + np.array([left, top])) * grid.field_px, np.array(level_px))
     rings = replace(rings, corners_K2=in_px)
@@ -110,7 +110,7 @@ def _of_class(index: int, tiles: TileMap, grid: TileGrid, level_px: tuple[int, i
 
 
 @dataclass(frozen=True, eq=False)
-class _Rings:
+class Rings:
     """G rings one after the other, by label from 1 up; of each label the outer ring comes first.
 
     `corners_K2` (K, 2): x and y; `first_G` (G,): each ring's first corner; `label_G` (G,).
@@ -137,7 +137,7 @@ class _Rings:
             yield tuple(self.corners_K2[first[ring] : first[ring + 1]] for ring in range(start, end))
 
 
-def _connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
+def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
     """The 4-connected components of a mask (R, C), numbered from 1 by first cell in reading order; their count."""
     count, found_RC = cv2.connectedComponents(mask_RC, connectivity=4, ltype=cv2.CV_32S)
     labels, first = np.unique(found_RC, return_index=True)
@@ -147,7 +147,7 @@ def _connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:
     return rank[found_RC], count - 1
 
 
-def _without_holes(whole_RC: Labels, rings: _Rings) -> tuple[Labels, int]:
+def without_holes(whole_RC: Labels, rings: Rings) -> tuple[Labels, int]:
     """Cut every component that has holes along the left end of each of its holes; the parts numbered, and their count.
 
     No part has a hole: what lies of a hole within a strip between two cuts reaches one of them.
@@ -161,8 +161,8 @@ def _without_holes(whole_RC: Labels, rings: _Rings) -> tuple[Labels, int]:
             box = slice(top, bottom), slice(left, right)
             strip_RC[box] = np.where(whole_RC[box] == label, strip_C, strip_RC[box])
     # Strips alternate, so the even and the odd ones fall apart into their own components.
-    even_RC, even = _connected(((whole_RC > 0) & (strip_RC == 0)).astype(np.uint8))
-    odd_RC, odd = _connected(((whole_RC > 0) & (strip_RC == 1)).astype(np.uint8))
+    even_RC, even = connected(((whole_RC > 0) & (strip_RC == 0)).astype(np.uint8))
+    odd_RC, odd = connected(((whole_RC > 0) & (strip_RC == 1)).astype(np.uint8))
     apart_RC = np.where(odd_RC > 0, odd_RC + even, even_RC)
     return _by_component(whole_RC, apart_RC, even + odd), even + odd
 
@@ -177,7 +177,7 @@ def _by_component(whole_RC: Labels, part_RC: Labels, count: int) -> Labels:
     return rank[part_RC]
 
 
-def _outlines(labels_RC: Labels) -> _Rings:
+def outlines(labels_RC: Labels) -> Rings:
     """The outlines of all labels on the lattice, x being the column; each label is one 4-connected component.
 
     There is a corner only where an outline turns.
@@ -202,7 +202,7 @@ def _outlines(labels_RC: Labels) -> _Rings:
             if turns[edge]:
                 corners.append(edge)
             edge = following[edge]
-    return _Rings(start_E2[corners], np.array(firsts), label_E[starts])
+    return Rings(start_E2[corners], np.array(firsts), label_E[starts])
 
 
 def _edges(

@@ -1,6 +1,7 @@
 """Report -> DICOM Segmentation (PS3.3 A.51) or Label Map Segmentation (A.90): where on the slide each class was found.
 
-`write_segments` writes any masks, from tiles that need not be in memory; `write_seg` those of the tissue classes.
+`write_segments` writes any masks that cover a level, from tiles that need not be in memory; `write_seg` those of the
+tissue classes. The masks of prompts, which leave most of a slide empty, are `masks_seg`'s.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,13 +26,14 @@ from gateway.reports import wording
 from gateway.reports.derived import Kind, ObjectName, algorithm_of, complete, tracking_of
 from gateway.reports.pyramid import PyramidLevel, TileRaster, derived_image, map_level, reading_of
 from gateway.reports.spatial import UNCERTAIN, SlideSource
-from gateway.reports.tiled import Frame, write_tiled
+from gateway.reports.tiled import Bits, Frame, write_tiled
 
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 _UNCERTAIN_COLOR = "#cdcdcd"
 _MOST_SEGMENTS = 0xFFFF
 
 SegmentationType = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
+Overlap = Literal["YES", "NO", "UNDEFINED"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +88,7 @@ def write_segments(
     frames: Iterable[Frame],
     *,
     segmentation_type: SegmentationType,
-    overlap: Literal["YES", "NO", "UNDEFINED"] = "UNDEFINED",
+    overlap: Overlap = "UNDEFINED",
 ) -> None:
     """Write masks over a level, tile by tile: `frames` yields those of `level.tiling` (see `write_tiled`).
 
@@ -94,13 +96,43 @@ def write_segments(
     0..255. LABELMAP: each tile once, with 0 or the number of a segment (from 1). BINARY is stored as bits, the others
     as JPEG-LS. Raises PathserveError, OSError.
     """
+    labels = segmentation_type == "LABELMAP"
+    dataset = segmentation(report, level, name, segments, segmentation_type=segmentation_type, overlap=overlap)
+    if len(segments) == 1 and not labels:
+        identification = Dataset()
+        identification.ReferencedSegmentNumber = 1
+        dataset.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence = [identification]
+    write_tiled(
+        path,
+        dataset,
+        level.tiling,
+        frames,
+        bits=bits_of(segmentation_type, len(segments)),
+        channels=1 if labels else len(segments),
+        jpeg_ls=segmentation_type != "BINARY",
+    )
+
+
+def segmentation(
+    report: Report,
+    level: PyramidLevel,
+    name: ObjectName,
+    segments: Sequence[Segment],
+    *,
+    segmentation_type: SegmentationType,
+    overlap: Overlap,
+    pixel_px: float = 1,
+) -> Dataset:
+    """A segmentation over a level up to its frames (PS3.3 C.8.20.2); `pixel_px` as in `derived_image`.
+
+    Raises PathserveError where there are no segments, or too many.
+    """
     if not 0 < len(segments) <= _MOST_SEGMENTS:
         raise PathserveError(f"A segmentation has 1 to {_MOST_SEGMENTS} segments, not {len(segments)}. Report this.")
     labels = segmentation_type == "LABELMAP"
     derivation = CodedConcept.from_code(codes.cid7203.SegmentationImageDerivation)
-    dataset = derived_image(
-        LABEL_MAP_STORAGE if labels else SegmentationStorage, "SEG", report, level, name, derivation
-    )
+    sop_class = LABEL_MAP_STORAGE if labels else SegmentationStorage
+    dataset = derived_image(sop_class, "SEG", report, level, name, derivation, pixel_px=pixel_px)
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.ContentLabel = "SEGMENTS"
     dataset.ContentDescription = concept.long_string(wording.document_title(report))
@@ -116,20 +148,15 @@ def write_segments(
     if labels:
         dataset.SegmentSequence.insert(0, _background(algorithm))
         dataset.PixelPaddingValue = 0
-    elif len(segments) == 1:
-        identification = Dataset()
-        identification.ReferencedSegmentNumber = 1
-        dataset.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence = [identification]
     complete(dataset, report, level.image, name)
-    write_tiled(
-        path,
-        dataset,
-        level.tiling,
-        frames,
-        bits=1 if segmentation_type == "BINARY" else 8 if not labels or len(segments) <= 255 else 16,
-        channels=1 if labels else len(segments),
-        jpeg_ls=segmentation_type != "BINARY",
-    )
+    return dataset
+
+
+def bits_of(segmentation_type: SegmentationType, segments: int) -> Bits:
+    """The bits that each form takes for a pixel."""
+    if segmentation_type == "BINARY":
+        return 1
+    return 8 if segmentation_type == "FRACTIONAL" or segments <= 255 else 16
 
 
 def _masks(raster: TileRaster, numbers_N: npt.NDArray[Any], segments: int) -> Iterator[Frame]:

@@ -4,7 +4,8 @@ The document is a pure function of the report and of the headers of the images t
 analysis id, times from `Report.issued`, and encoding twice gives the same bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from highdicom import sr as hd
 from pydicom import Dataset
@@ -15,16 +16,18 @@ from gateway.domain.report import FindingKind, Report, SlideReading
 from gateway.operations.errors import PathserveError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
-from gateway.reports.derived import Kind, ObjectName, complete, evidence_read
+from gateway.reports.derived import Kind, ObjectName, complete, evidence, evidence_read
 from gateway.reports.sr_groups import SlideGroups
 from gateway.reports.sr_signed import amendment_container, replace_document, verify
 
 _SHORT_STRING = 16
 
 
-def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
+def to_sr(
+    report: Report, source_images: Sequence[Dataset], segmentations: Mapping[str, Dataset] = MappingProxyType({})
+) -> Dataset:
     """The SR of one study. `source_images`: for each of its slides that was read, the header (without pixels) of an
-    instance of the level that was read.
+    instance of the level that was read. `segmentations`: the headers of those that segments lie in, by file.
 
     Patient and study attributes are copied from the first source image as received. Raises PathserveError where the
     images belong to several studies or do not cover the study's slides that were read.
@@ -37,8 +40,8 @@ def to_sr(report: Report, source_images: Sequence[Dataset]) -> Dataset:
     name = ObjectName(report.analysis_id, Kind.SR, study, report.revision)
     signature = report.signature
     document = hd.Comprehensive3DSR(
-        evidence=evidence_read(report, images),
-        content=_content(report, pairs),
+        evidence=[*evidence_read(report, images), *map(evidence, segmentations.values())],
+        content=_content(report, pairs, segmentations),
         series_instance_uid=name.series_instance_uid,
         series_number=name.series_number,
         sop_instance_uid=name.sop_instance_uid,
@@ -93,13 +96,15 @@ def _request(report: Report, study: str) -> list[Dataset] | None:
     return [request]
 
 
-def _content(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.MeasurementReport:
+def _content(
+    report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]], segmentations: Mapping[str, Dataset]
+) -> hd.MeasurementReport:
     subjects = [_subject(image) for _, _, image in pairs]
     shared = subjects[0] if len({_specimen_uid(image) for _, _, image in pairs}) == 1 else None
     groups = [
         group
         for (number, slide, image), subject in zip(pairs, subjects, strict=True)
-        for group in SlideGroups(report, number, slide, image, None if shared else subject).all()
+        for group in SlideGroups(report, number, slide, image, None if shared else subject, segmentations).all()
     ]
     content = hd.MeasurementReport(
         observation_context=hd.ObservationContext(

@@ -1,6 +1,7 @@
-"""The measurement groups of one slide in the structured report (TID 1501, and TID 1410 for evidence tiles)."""
+"""The measurement groups of one slide in the structured report (TID 1501, and TID 1410 for tiles and segments)."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ from gateway.domain.report import (
     Evidence,
     EvidenceSource,
     Report,
+    SegmentationResult,
+    Segmented,
     SlideClass,
     SlideClassification,
     SlideReading,
@@ -22,26 +25,37 @@ from gateway.domain.report import (
     TopTile,
 )
 from gateway.reports import sr_concepts as concept
-from gateway.reports.derived import tracking_of
+from gateway.reports.derived import segment_role, tracking_of
 from gateway.reports.spatial import place_of
+from gateway.reports.sr_segments import (
+    evaluation,
+    measurement,
+    referenced_segment,
+    segment_evaluations,
+    segment_measurements,
+    segment_parameters,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SlideGroups:
-    """The groups of slide `number` (from 1), read from `image`. `subject` is set where slides differ in specimen."""
+    """The groups of slide `number` (from 1), read from `image`. `subject` is set where slides differ in specimen;
+    `segmentations`: the headers of those that segments lie in, by file."""
 
     report: Report
     number: int
     slide: SlideReading
     image: Dataset
     subject: hd.SubjectContext | None
+    segmentations: Mapping[str, Dataset]
 
     def all(self) -> Iterator[hd.MeasurementsAndQualitativeEvaluations]:
         """The slide as a whole; of tissue each class with its evidence, then what stayed uncertain; of a slide that was
-        classified as a whole each class, then the tiles that the answer rests on."""
+        classified as a whole each class, then the tiles that the answer rests on; of words each prompt."""
         tissue_result = self.report.tissue_of(self.slide.series)
         classes = self.report.classes_of(self.slide.series)
-        yield self._whole(tissue_result, classes)
+        words = self.report.segments_of(self.slide.series)
+        yield self._whole(tissue_result, classes, words)
         if tissue_result is not None:
             for tissue in tissue_result.classes:
                 yield self._class(tissue)
@@ -53,32 +67,40 @@ class SlideGroups:
                 yield self._slide_class(each)
             for rank, tile in enumerate(classes.top_tiles, 1):
                 yield self._top_tile(rank, tile)
+        if words is not None:
+            numbers = _numbers(words)
+            for segmented in words.segments:
+                yield self._segment(words, segmented, numbers[segmented.index])
 
     def _whole(
-        self, result: TissueResult | None, classes: SlideClassification | None
+        self, result: TissueResult | None, classes: SlideClassification | None, words: SegmentationResult | None
     ) -> hd.MeasurementsAndQualitativeEvaluations:
         measurements = []
         evaluations = []
         parameters = [*self._models(), *(f"changed setting {key}={value}" for key, value in self.report.order.settings)]
         if self.slide.tissue_area_mm2 is not None:
-            measurements.append(_measurement(concept.TISSUE_FOUND, self.slide.tissue_area_mm2, MILLIMETRE_SQUARED))
-        if result is not None:
-            measurements.append(_measurement(concept.AREA, result.area_mm2, MILLIMETRE_SQUARED))
+            measurements.append(measurement(concept.TISSUE_FOUND, self.slide.tissue_area_mm2, MILLIMETRE_SQUARED))
+        measurements += [
+            measurement(concept.AREA, found.area_mm2, MILLIMETRE_SQUARED)
+            for found in (result, words)
+            if found is not None
+        ]
         if classes is not None:
             answer = classes.answered
-            measurements.append(_measurement(concept.BAG_TILES, classes.bag, concept.TILES))
-            evaluations.append(_evaluation(concept.SLIDE_CLASS, answer.code if answer else concept.NO_ANSWER))
-            evaluations.append(_evaluation(concept.EVIDENCE_SOURCE, _SOURCES[classes.evidence]))
+            measurements.append(measurement(concept.BAG_TILES, classes.bag, concept.TILES))
+            evaluations.append(evaluation(concept.SLIDE_CLASS, answer.code if answer else concept.NO_ANSWER))
+            evaluations.append(evaluation(concept.EVIDENCE_SOURCE, _SOURCES[classes.evidence]))
+        for answered in (result, classes, words):
+            if answered is not None:
+                use = concept.OUTSIDE if answered.exploratory else concept.INSIDE
+                evaluations.append(evaluation(concept.INTENDED_USE, use))
         for found in (result, classes):
             if found is None:
                 continue
-            measurements.append(_measurement(concept.TILE_COUNT, found.tiles, concept.TILES))
-            evaluations.append(
-                _evaluation(concept.INTENDED_USE, concept.OUTSIDE if found.exploratory else concept.INSIDE)
-            )
+            measurements.append(measurement(concept.TILE_COUNT, found.tiles, concept.TILES))
             parameters.append(f"operating point {found.operating_point}: probability >= {found.min_probability:g}")
         measurements += self._quality()
-        measurements.append(_measurement(concept.FRAMES_MISSING, self.slide.frames_missing, concept.FRAMES))
+        measurements.append(measurement(concept.FRAMES_MISSING, self.slide.frames_missing, concept.FRAMES))
         return self._group(
             "tissue",
             concept.TISSUE,
@@ -91,23 +113,23 @@ class SlideGroups:
         """How well the slide can be seen, and how strongly it is stained."""
         seen, stain = self.slide.quality, self.slide.stain_figures
         if seen is not None:
-            yield _measurement(concept.FOCUS, seen.focus_median, NO_UNITS)
-            yield _measurement(concept.BLURRED, seen.blurred_share * 100, PERCENT)
-            yield _measurement(concept.SATURATION, seen.saturation, NO_UNITS)
-            yield _measurement(concept.BRIGHTNESS, seen.brightness, NO_UNITS)
-            yield _measurement(concept.PEN_AREA, seen.pen_area_mm2, MILLIMETRE_SQUARED)
+            yield measurement(concept.FOCUS, seen.focus_median, NO_UNITS)
+            yield measurement(concept.BLURRED, seen.blurred_share * 100, PERCENT)
+            yield measurement(concept.SATURATION, seen.saturation, NO_UNITS)
+            yield measurement(concept.BRIGHTNESS, seen.brightness, NO_UNITS)
+            yield measurement(concept.PEN_AREA, seen.pen_area_mm2, MILLIMETRE_SQUARED)
         if stain is not None:
-            yield _measurement(concept.HAEMATOXYLIN_OD, stain.haematoxylin_od, NO_UNITS)
-            yield _measurement(concept.EOSIN_OD, stain.eosin_od, NO_UNITS)
+            yield measurement(concept.HAEMATOXYLIN_OD, stain.haematoxylin_od, NO_UNITS)
+            yield measurement(concept.EOSIN_OD, stain.eosin_od, NO_UNITS)
             if stain.distance_deg is not None:
-                yield _measurement(concept.STAIN_DISTANCE, stain.distance_deg, concept.DEGREES)
+                yield measurement(concept.STAIN_DISTANCE, stain.distance_deg, concept.DEGREES)
 
     def _slide_class(self, found: SlideClass) -> hd.MeasurementsAndQualitativeEvaluations:
         return self._group(
             f"slide-class-{found.index}",
             found.code,
-            [_measurement(concept.CLASS_PROBABILITY, found.probability, NO_UNITS)],
-            evaluations=[_evaluation(concept.SUPPORTED, concept.YES if found.supported else concept.NO)],
+            [measurement(concept.CLASS_PROBABILITY, found.probability, NO_UNITS)],
+            evaluations=[evaluation(concept.SUPPORTED, concept.YES if found.supported else concept.NO)],
         )
 
     def _top_tile(self, rank: int, tile: TopTile) -> hd.PlanarROIMeasurementsAndQualitativeEvaluations:
@@ -118,16 +140,44 @@ class SlideGroups:
                 finding_type=concept.coded(concept.TOP_TILE),
                 algorithm_id=self._algorithm(),
                 measurements=[
-                    _measurement(concept.ATTENTION, tile.attention, NO_UNITS),
-                    _measurement(concept.ATTENTION_SHARE, tile.share * 100, PERCENT),
+                    measurement(concept.ATTENTION, tile.attention, NO_UNITS),
+                    measurement(concept.ATTENTION_SHARE, tile.share * 100, PERCENT),
                 ],
+            )
+        )
+
+    def _segment(
+        self, result: SegmentationResult, segmented: Segmented, number: int
+    ) -> hd.MeasurementsAndQualitativeEvaluations | hd.PlanarROIMeasurementsAndQualitativeEvaluations:
+        """A prompt: with its segment where one was written (TID 1410), else as a finding of the slide (TID 1501)."""
+        role, parameters = segment_role(segmented), segment_parameters(segmented, result)
+        measurements, evaluations = segment_measurements(segmented), segment_evaluations(segmented)
+        if segmented.seg is None:
+            return self._group(
+                role,
+                segmented.code,
+                measurements,
+                category=segmented.category,
+                evaluations=evaluations,
+                parameters=parameters,
+            )
+        return self._with_subject(
+            hd.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=self._tracking(role),
+                referenced_segment=referenced_segment(self.segmentations[segmented.seg], number, self.image),
+                finding_category=concept.coded(segmented.category),
+                finding_type=concept.coded(segmented.code),
+                finding_sites=self._sites(),
+                algorithm_id=self._algorithm(parameters),
+                measurements=measurements,
+                qualitative_evaluations=evaluations,
             )
         )
 
     def _class(self, tissue: TissueClass) -> hd.MeasurementsAndQualitativeEvaluations:
         measurements = _extent(tissue.area_mm2, tissue.share, tissue.tiles)
         if tissue.mean_probability is not None:
-            measurements.append(_measurement(concept.MEAN_PROBABILITY, tissue.mean_probability, NO_UNITS))
+            measurements.append(measurement(concept.MEAN_PROBABILITY, tissue.mean_probability, NO_UNITS))
         return self._group(f"class-{tissue.index}", tissue.code, measurements)
 
     def _uncertain(self, result: TissueResult) -> hd.MeasurementsAndQualitativeEvaluations:
@@ -143,7 +193,7 @@ class SlideGroups:
                 referenced_region=_region(self.image, evidence.box),
                 finding_type=concept.coded(tissue.code),
                 algorithm_id=self._algorithm(),
-                measurements=[_measurement(concept.CERTAINTY, evidence.probability * 100, PERCENT)],
+                measurements=[measurement(concept.CERTAINTY, evidence.probability * 100, PERCENT)],
             )
         )
 
@@ -153,15 +203,16 @@ class SlideGroups:
         finding: Code,
         measurements: list[hd.Measurement],
         *,
+        category: Code | None = None,
         evaluations: list[hd.QualitativeEvaluation] | None = None,
         parameters: list[str] | None = None,
     ) -> hd.MeasurementsAndQualitativeEvaluations:
-        sites = [hd.FindingSite(concept.coded(self.slide.site))] if self.slide.site else None
         return self._with_subject(
             hd.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=self._tracking(role),
+                finding_category=None if category is None else concept.coded(category),
                 finding_type=concept.coded(finding),
-                finding_sites=sites,
+                finding_sites=self._sites(),
                 algorithm_id=self._algorithm(parameters),
                 measurements=measurements,
                 qualitative_evaluations=evaluations,
@@ -176,6 +227,9 @@ class SlideGroups:
         if self.subject is not None:
             group[0].ContentSequence.extend(self.subject)
         return group
+
+    def _sites(self) -> list[hd.FindingSite] | None:
+        return [hd.FindingSite(concept.coded(self.slide.site))] if self.slide.site else None
 
     def _tracking(self, role: str) -> hd.TrackingIdentifier:
         identifier, uid = tracking_of(self.report, self.number, role)
@@ -205,20 +259,22 @@ _SOURCES = {
 }
 
 
-def _evaluation(name: Code, value: Code) -> hd.QualitativeEvaluation:
-    return hd.QualitativeEvaluation(concept.coded(name), concept.coded(value))
+def _numbers(words: SegmentationResult) -> dict[int, int]:
+    """The number of each prompt's segment in the segmentation that it lies in (from 1), by `Segmented.index`."""
+    numbers: dict[int, int] = {}
+    in_file: Counter[str | None] = Counter()
+    for segmented in words.segments:
+        in_file[segmented.seg] += 1
+        numbers[segmented.index] = in_file[segmented.seg]
+    return numbers
 
 
 def _extent(area_mm2: float, share: float, tiles: int) -> list[hd.Measurement]:
     return [
-        _measurement(concept.AREA, area_mm2, MILLIMETRE_SQUARED),
-        _measurement(concept.SHARE, share * 100, PERCENT),
-        _measurement(concept.TILE_COUNT, tiles, concept.TILES),
+        measurement(concept.AREA, area_mm2, MILLIMETRE_SQUARED),
+        measurement(concept.SHARE, share * 100, PERCENT),
+        measurement(concept.TILE_COUNT, tiles, concept.TILES),
     ]
-
-
-def _measurement(name: Code, value: float, unit: Code) -> hd.Measurement:
-    return hd.Measurement(name=concept.coded(name), value=value, unit=concept.coded(unit))
 
 
 def _region(image: Dataset, box: BoxPx) -> hd.ImageRegion3D | hd.ImageRegion:

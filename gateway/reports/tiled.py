@@ -1,7 +1,8 @@
 """Multi-frame images written tile by tile: one frame is in memory at a time, whatever the size of the whole.
 
 The frames of a TILED_FULL image (PS3.3 C.7.6.17.3) come as an iterable, so that masks may lie on disk or be made as
-they are written. Pixel data are native (PS3.5 8.1.1) or JPEG-LS, one fragment a frame (PS3.5 A.4).
+they are written; `sparse` writes images of which some frames are left out. Pixel data are native (PS3.5 8.1.1) or
+JPEG-LS, one fragment a frame (PS3.5 A.4).
 """
 
 import struct
@@ -19,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLSLossless
 from gateway.operations.errors import PathserveError
 
 _TILE_PX = 512
-_BUFFER_BYTES = 1 << 20
+BUFFER_BYTES = 1 << 20
 _MOST_NATIVE_BYTES = 0xFFFFFFFE
 _JPEG_LS_GROWTH = 4
 """Noise grows: a sample of 8 or 16 bits takes at most 32 or 64 (LIMIT of ISO 14495-1 A.2.1), beside the headers."""
@@ -33,6 +34,8 @@ _ITEM, _SEQUENCE_END = 0xE000, 0xE0DD
 _UNDEFINED = 0xFFFFFFFF
 
 Frame = npt.NDArray[Any]
+Window = tuple[slice, slice]
+Bits = Literal[1, 8, 16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +61,19 @@ class Tiling:
         """The number of tiles that cover the matrix once."""
         return -(-self.rows // self.tile_rows) * -(-self.columns // self.tile_columns)
 
-    def windows(self) -> Iterator[tuple[slice, slice]]:
+    def windows(self) -> Iterator[Window]:
         """The (rows, columns) of the matrix under each tile, cut at the matrix's edge, in the order of the frames."""
-        for top in range(0, self.rows, self.tile_rows):
-            for left in range(0, self.columns, self.tile_columns):
-                yield (
-                    slice(top, min(top + self.tile_rows, self.rows)),
-                    slice(left, min(left + self.tile_columns, self.columns)),
-                )
+        for row in range(-(-self.rows // self.tile_rows)):
+            for column in range(-(-self.columns // self.tile_columns)):
+                yield self.window(row, column)
+
+    def window(self, row: int, column: int) -> Window:
+        """The (rows, columns) of the matrix under one tile, cut at the matrix's edge."""
+        top, left = row * self.tile_rows, column * self.tile_columns
+        return (
+            slice(top, min(top + self.tile_rows, self.rows)),
+            slice(left, min(left + self.tile_columns, self.columns)),
+        )
 
 
 def _even_side(size_px: int) -> int:
@@ -79,7 +87,7 @@ def write_tiled(
     tiling: Tiling,
     frames: Iterable[Frame],
     *,
-    bits: Literal[1, 8, 16],
+    bits: Bits,
     channels: int = 1,
     jpeg_ls: bool = False,
 ) -> None:
@@ -92,24 +100,18 @@ def write_tiled(
     frames do not fit the tiling or are too many for native pixel data.
     """
     count = channels * tiling.tiles
-    _describe(dataset, tiling, count, bits, jpeg_ls)
-    tiles = _checked(tiling, frames, channels, bits)
-    with path.open("wb", buffering=_BUFFER_BYTES) as stream:
+    describe_pixels(dataset, tiling, count, bits, jpeg_ls=jpeg_ls)
+    dataset.DimensionOrganizationType = "TILED_FULL"
+    windows = (window for _ in range(channels) for window in tiling.windows())
+    with path.open("wb", buffering=BUFFER_BYTES) as stream:
         dcmwrite(stream, dataset, enforce_file_format=True)
-        if jpeg_ls:
-            _write_jpeg_ls(stream, tiles, count, extended=_frame_bytes(tiling, bits) * count > _MOST_BASIC_BYTES)
-        else:
-            _write_native(stream, tiles, -(-tiling.tile_rows * tiling.tile_columns * bits * count // 8), bits)
+        write_pixels(stream, tiling, windows, frames, count, bits, jpeg_ls=jpeg_ls)
 
 
-def _frame_bytes(tiling: Tiling, bits: int) -> int:
-    return tiling.tile_rows * tiling.tile_columns * bits // 8
-
-
-def _describe(dataset: Dataset, tiling: Tiling, count: int, bits: int, jpeg_ls: bool) -> None:
+def describe_pixels(dataset: Dataset, tiling: Tiling, count: int, bits: Bits, *, jpeg_ls: bool) -> None:
+    """What describes `count` frames of pixels (PS3.3 C.7.6.3), set on `dataset`, in place."""
     dataset.Rows, dataset.Columns = tiling.tile_rows, tiling.tile_columns
     dataset.TotalPixelMatrixRows, dataset.TotalPixelMatrixColumns = tiling.rows, tiling.columns
-    dataset.DimensionOrganizationType = "TILED_FULL"
     dataset.NumberOfFrames = count
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
     dataset.BitsAllocated = dataset.BitsStored = bits
@@ -118,30 +120,48 @@ def _describe(dataset: Dataset, tiling: Tiling, count: int, bits: int, jpeg_ls: 
     dataset.file_meta.TransferSyntaxUID = JPEGLSLossless if jpeg_ls else ExplicitVRLittleEndian
 
 
-def _checked(tiling: Tiling, frames: Iterable[Frame], channels: int, bits: int) -> Iterator[Frame]:
+def write_pixels(
+    stream: BinaryIO,
+    tiling: Tiling,
+    windows: Iterable[Window],
+    frames: Iterable[Frame],
+    count: int,
+    bits: Bits,
+    *,
+    jpeg_ls: bool,
+) -> None:
+    """Write the pixel data element: `count` frames, one for each of `windows`. Raises as `write_tiled`."""
+    tiles = _checked(tiling, windows, frames, bits)
+    if jpeg_ls:
+        frame_bytes = tiling.tile_rows * tiling.tile_columns * bits // 8
+        _write_jpeg_ls(stream, tiles, count, extended=frame_bytes * count > _MOST_BASIC_BYTES)
+    else:
+        _write_native(stream, tiles, -(-tiling.tile_rows * tiling.tile_columns * bits * count // 8), bits)
+
+
+def _checked(tiling: Tiling, windows: Iterable[Window], frames: Iterable[Frame], bits: Bits) -> Iterator[Frame]:
     """The frames as they are stored, each of a tile's full size; raises where there are too few, too many, or others
-    than the tiling has."""
+    than the windows ask for."""
     full = (tiling.tile_rows, tiling.tile_columns)
     stored = np.uint16 if bits == 16 else np.uint8
     given = iter(frames)
-    for _ in range(channels):
-        for rows, columns in tiling.windows():
-            frame = next(given, None)
-            if frame is None:
-                raise PathserveError("A tiled image has fewer frames than its size asks for. Report this.")
-            cut = (rows.stop - rows.start, columns.stop - columns.start)
-            if frame.shape not in (full, cut) or not np.can_cast(frame.dtype, stored):
-                raise PathserveError("A frame of a tiled image has another size or type than its tile. Report this.")
-            if frame.shape != full:
-                whole = np.zeros(full, stored)
-                whole[: cut[0], : cut[1]] = frame
-                frame = whole
-            yield np.ascontiguousarray(frame, dtype=stored)
+    for rows, columns in windows:
+        frame = next(given, None)
+        if frame is None:
+            raise PathserveError("A tiled image has fewer frames than its size asks for. Report this.")
+        cut = (rows.stop - rows.start, columns.stop - columns.start)
+        if frame.shape not in (full, cut) or not np.can_cast(frame.dtype, stored):
+            raise PathserveError("A frame of a tiled image has another size or type than its tile. Report this.")
+        if frame.shape != full:
+            whole = np.zeros(full, stored)
+            whole[: cut[0], : cut[1]] = frame
+            frame = whole
+        yield np.ascontiguousarray(frame, dtype=stored)
     if next(given, None) is not None:
         raise PathserveError("A tiled image has more frames than its size asks for. Report this.")
 
 
-def _write_native(stream: BinaryIO, frames: Iterator[Frame], length: int, bits: int) -> None:
+def _write_native(stream: BinaryIO, frames: Iterator[Frame], length: int, bits: Bits) -> None:
     padded = length + length % 2
     if padded > _MOST_NATIVE_BYTES:
         raise PathserveError(

@@ -6,8 +6,11 @@ from gateway.domain.codes import Code
 from gateway.domain.report import (
     EvidenceSource,
     FindingKind,
+    ObjectFigures,
     Report,
     ReportState,
+    SegmentationResult,
+    Segmented,
     SignedAmendment,
     SlideClassification,
     SlideReading,
@@ -40,10 +43,28 @@ ATTENTION_PICTURES = (
     ),
 )
 
+SEGMENTS_CAPTION = (
+    "Each prompt of the order as it was given, and what was understood by it. A prompt that the model was not measured "
+    "for is answered all the same; its figures support nothing."
+)
+"""Over the table of prompts."""
+PROMPT_HEADING = ("Prompt", "Understood as", "Measured for", "Found", "Presence")
+SEGMENT_HEADING = ("Segment", "Area, mm²", "Share, %", "Mean probability")
+OBJECT_HEADING = ("Objects", "Number", "Per mm²", "Mean area, µm²", "Median (10th to 90th), µm²", "Irregularity")
+OBJECTS_CAPTION = (
+    "Touching objects were told apart by a rule (watershed), so these figures are approximate. Irregularity: 0 a disk, "
+    "towards 1 the more ragged; the mean over the objects, by area."
+)
+NOT_FOUND = "Looked for, not found."
+
 _MOST_CHARACTERS = 64
 _MOST_OF_A_NAME = 3 * _MOST_CHARACTERS + 2
 
-_PROTOCOLS = {"tissue-classification": "Tissue classification", "slide-classification": "Slide classification"}
+_PROTOCOLS = {
+    "tissue-classification": "Tissue classification",
+    "slide-classification": "Slide classification",
+    "segmentation": "Segmentation by words",
+}
 _SOURCES = {
     EvidenceSource.ATTENTION: "The weights are the model's own attention.",
     EvidenceSource.OCCLUSION: "The weights are how far the answer's probability falls without its part of the slide.",
@@ -190,6 +211,87 @@ def tile_pictures(classes: SlideClassification) -> list[tuple[str, str, str]]:
     return [
         (f"top-tile-{rank}", f"{rank}: {share} % of the weights", "The tile as the model saw it")
         for rank, share in enumerate(shares, 1)
+    ]
+
+
+def segments_caption(result: SegmentationResult) -> str:
+    """What the figures of segments are shares of, and when a prompt counts as found."""
+    return (
+        f"Share of the {area(result.area_mm2)} mm² of tissue that were read. A prompt counts as found where its "
+        f"presence reaches {probability(result.min_presence)}; segments may overlap."
+    )
+
+
+def prompt_row(segmented: Segmented) -> list[str]:
+    """A prompt under PROMPT_HEADING."""
+    dice = "" if segmented.val_dice is None else f", Dice {segmented.val_dice:.2f}"
+    return [
+        segmented.prompt,
+        segmented.triple,
+        f"yes{dice}" if segmented.supported else "no",
+        "yes" if segmented.present else "no",
+        probability(segmented.presence),
+    ]
+
+
+def segment_row(segmented: Segmented) -> list[str]:
+    """A segment's figures under SEGMENT_HEADING."""
+    return [
+        segmented.triple,
+        area(segmented.area_mm2),
+        percent(segmented.area_fraction, digits=2),
+        probability(segmented.mean_probability),
+    ]
+
+
+def object_row(segmented: Segmented, objects: ObjectFigures) -> list[str]:
+    """The figures of a segment's objects under OBJECT_HEADING."""
+    return [
+        segmented.triple,
+        str(objects.count),
+        f"{objects.density_per_mm2:.1f}",
+        f"{objects.mean_area_um2:.1f}",
+        f"{objects.area_median_um2:.1f} ({objects.area_p10_um2:.1f} to {objects.area_p90_um2:.1f})",
+        f"{objects.irregularity:.3f}",
+    ]
+
+
+def object_rows(result: SegmentationResult) -> list[list[str]]:
+    """The figures of all segments that have objects."""
+    return [object_row(each, each.objects) for each in result.segments if each.objects is not None]
+
+
+def segment_description(segmented: Segmented) -> str:
+    """What was found of a prompt, in a sentence or two."""
+    if not segmented.present:
+        return NOT_FOUND
+    found = (
+        f"{area(segmented.area_mm2)} mm², {percent(segmented.area_fraction, digits=2)} % of the tissue that was read."
+    )
+    if segmented.objects is not None:
+        found += f" About {segmented.objects.count} objects."
+    return found if segmented.supported else f"{found} Not validated for this tissue."
+
+
+def segment_pictures(result: SegmentationResult) -> list[tuple[str, str, str]]:
+    """The pictures of what was found, as `TISSUE_PICTURES`: of each prompt all of it, and a place where much of it
+    lies."""
+    return [
+        picture
+        for each in result.segments
+        if each.present
+        for picture in (
+            (
+                f"segment-{each.index + 1}",
+                f"{each.triple}: where it was found",
+                "What was read in grey with the segment in colour",
+            ),
+            (
+                f"segment-field-{each.index + 1}",
+                f"{each.triple}: outlines where much of it lies",
+                "A field at the resolution of the mask with the segment's outline",
+            ),
+        )
     ]
 
 

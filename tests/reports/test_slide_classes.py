@@ -109,7 +109,7 @@ def report_on(slide: SlideReading, result: SlideClassification) -> Report:
     report = report_of([seen], [])
     return replace(
         report,
-        schema_version="1.3",
+        schema_version="1.4",
         protocol="slide-classification",
         slide_classes=(result,),
         exploratory=result.exploratory,
