@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from gateway.domain.order import Order
 from gateway.operations.errors import InvalidOrder, InvalidSetting, UnknownProtocol
+from gateway.operations.prompts import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ class Protocol:
         return (model, self.instead[model]) if model in self.instead else (model,)
 
 
+MOST_PROMPTS = 32
+"""Prompts of an order: what a model answers of one picture at a time."""
+
 _MIN_SHARE = SettingSpec(0.25, 0.01, 1.0, "least share of a tile under tissue to read it")
 _MIN_PROBABILITY = SettingSpec(None, 0.0, 1.0, "least probability of the top class that counts as an answer")
 
@@ -70,6 +74,22 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                     {"tissue.min_share": _MIN_SHARE, "operating_point.min_probability": _MIN_PROBABILITY}
                 ),
                 instead=MappingProxyType({"slide_abmil": "slide_transmil"}),
+            ),
+            Protocol(
+                name="segmentation",
+                title="Where on an H&E slide is what the order asks for in words",
+                models=("pathseg_text", "pathseg"),
+                settings=MappingProxyType(
+                    {
+                        "tissue.min_share": SettingSpec(
+                            0.01, 0.001, 1.0, "least share of a window under tissue to read it"
+                        ),
+                        "presence.min_probability": SettingSpec(
+                            None, 0.0, 1.0, "least presence of an object in a window that lets it be drawn there"
+                        ),
+                    }
+                ),
+                prompts=True,
             ),
         )
     }
@@ -115,5 +135,23 @@ def check_order(order: Order) -> None:
     named = [(slide.study, series) for slide in references for series in slide.series or ("",)]
     if len(set(named)) < len(named):
         raise InvalidOrder("The order names a slide twice. Name each series once, under its own specimen.")
-    if order.prompts and not protocol.prompts:
+    if protocol.prompts:
+        _check_prompts(order)
+        return
+    if order.prompts:
         raise InvalidOrder(f"The protocol {protocol.name} takes no prompts. Leave `prompts` out.")
+    if order.region is not None and order.region.polygon_um:
+        raise InvalidOrder(f"The protocol {protocol.name} reads boxes, no polygons. Order a region without a polygon.")
+
+
+def _check_prompts(order: Order) -> None:
+    """Raises InvalidOrder, PromptInvalid."""
+    if not order.prompts:
+        raise InvalidOrder(
+            f"The protocol {order.protocol} needs to be told what to look for. Give at least one prompt, such as "
+            "“nuclei-level epithelial in colon pathology”."
+        )
+    if len(order.prompts) > MOST_PROMPTS:
+        raise InvalidOrder(f"The order has {len(order.prompts)} prompts; {MOST_PROMPTS} are answered at a time.")
+    for prompt in order.prompts:
+        parse(prompt)

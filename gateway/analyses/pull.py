@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from gateway.analyses.fetched import Fetched, each_readable, not_there
 from gateway.analyses.identity import Read
-from gateway.analyses.slide_half import SlideTask
+from gateway.analyses.slide_half import Plan, SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive, SeriesEntry, Wanted
 from gateway.domain.order import Order
 from gateway.operations.errors import SlideError, SlideNotInArchive
-from gateway.slides import TilePlan, frames_of, overview_levels
+from gateway.slides import frames_of, overview_levels
 
 
 class CasePull:
@@ -29,7 +29,7 @@ class CasePull:
         *,
         opened: Callable[[Fetched], AbstractContextManager[SlideTask]],
         check: Callable[[Sequence[Read]], None],
-        plan: Callable[[SlideTask], TilePlan],
+        plan: Callable[[SlideTask], Plan],
         progress: Callable[[int, int | None], None],
         cancelled: Callable[[], bool],
     ) -> None:
@@ -112,7 +112,7 @@ class CasePull:
         if not slide.partial:
             return slide
         with self._opened(slide) as task:
-            wanted = frames_of(task.slide, self._plan(task))
+            wanted = frames_of(task.slide, *self._plan(task).reads)
         self._unframed -= 1
         return self._bring(slide, wanted)
 

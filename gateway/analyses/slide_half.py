@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
 from gateway.domain.model import ModelCard, OperatingPoint
 from gateway.domain.order import Order, Specimen
-from gateway.domain.report import Finding, SlideClassification, SlideReading, TissueResult
+from gateway.domain.report import Finding, SegmentationResult, SlideClassification, SlideReading, TissueResult
 from gateway.inference.contract import Contract
 from gateway.reports import AttentionMap, TileMap
+from gateway.reports.spatial import MaskMap
 from gateway.slides import Slide, TilePlan
 
 
@@ -26,22 +27,25 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles` and
-    `attention` are what lies where on it, None where nothing may be drawn; `pictures` holds encoded pictures by role
-    (`gateway.domain.report.Picture`)."""
+    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles`,
+    `attention` and `masks` are what lies where on it, none of them where nothing may be drawn; `pictures` holds encoded
+    pictures by role (`gateway.domain.report.Picture`)."""
 
     level: int
     reading: SlideReading
     findings: tuple[Finding, ...]
     tissue: TissueResult | None = None
     classes: SlideClassification | None = None
+    segmentation: SegmentationResult | None = None
     tiles: TileMap | None = None
     attention: AttentionMap | None = None
+    masks: tuple[MaskMap, ...] = ()
     pictures: Mapping[str, bytes]
 
     @property
     def exploratory(self) -> bool:
-        return any(result is not None and result.exploratory for result in (self.tissue, self.classes))
+        results = (self.tissue, self.classes, self.segmentation)
+        return any(result is not None and result.exploratory for result in results)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ class SlideTask:
 
     @property
     def eye(self) -> ServedModel:
-        """The model that sees the tiles: its card says how large and how fine they are."""
+        """The model that sees the tiles, where that is the first: its card says how large and how fine they are."""
         return self.models[0]
 
     @property
@@ -93,16 +97,28 @@ class SlideTask:
         return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
 
 
-class SlideHalf(Protocol):
+class Plan(Protocol):
+    """What will be read of one slide: so many tiles or windows, cut from the tiles of `reads`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def reads(self) -> tuple[TilePlan, ...]: ...
+
+
+P = TypeVar("P", bound=Plan)
+
+
+class SlideHalf(Protocol[P]):
     """One protocol's work on one slide, in three moves."""
 
-    def plan(self, task: SlideTask) -> TilePlan:
+    def plan(self, task: SlideTask) -> P:
         """Decide which tiles to read, and keep that in the task's folder. Raises SlideError."""
 
     async def infer(
         self,
         task: SlideTask,
-        plan: TilePlan,
+        plan: P,
         engine: Engine,
         *,
         progress: Callable[[int], None],

@@ -22,8 +22,9 @@ from gateway.analyses.ledger.revisions import HEADERS
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
+from gateway.analyses.segmentation import Segmentation
 from gateway.analyses.slide_classes import WholeSlideClassification
-from gateway.analyses.slide_half import ServedModel, SlideHalf, SlideOutcome, SlideTask
+from gateway.analyses.slide_half import Plan, ServedModel, SlideHalf, SlideOutcome, SlideTask
 from gateway.archive.cache import FrameCache
 from gateway.archive.protocol import Archive
 from gateway.domain.analysis import Progress, Step
@@ -35,11 +36,12 @@ from gateway.operations.errors import Cancelled, FramesNotFetched, ModelChanged,
 from gateway.operations.settings import Settings
 from gateway.reports import SlideSource, write_all
 from gateway.reports import keep as keep_headers
-from gateway.slides import Slide, TilePlan
+from gateway.slides import Slide
 
-_HALVES: dict[str, SlideHalf] = {
+_HALVES: dict[str, SlideHalf[Any]] = {
     "tissue-classification": TissueClassification(),
     "slide-classification": WholeSlideClassification(),
+    "segmentation": Segmentation(),
 }
 
 T = TypeVar("T")
@@ -153,8 +155,8 @@ class CaseRun:
     def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
         return lambda done: self._progress(Progress(Step.INFER, before + done, total, "tiles"))
 
-    def _plan(self, pins: Pins, fetched: list[Fetched], opened: ExitStack) -> list[tuple[SlideTask, TilePlan]]:
-        planned: list[tuple[SlideTask, TilePlan]] = []
+    def _plan(self, pins: Pins, fetched: list[Fetched], opened: ExitStack) -> list[tuple[SlideTask, Plan]]:
+        planned: list[tuple[SlideTask, Plan]] = []
 
         def plan(slide: Fetched) -> Fetched:
             if self._cancelled():

@@ -19,12 +19,20 @@ def overview_levels(slide: Slide) -> Wanted:
     return wanted
 
 
-def frames_of(slide: Slide, plan: TilePlan) -> Wanted:
-    """The frames that `stream_tiles` reads for this plan, no more and no less."""
-    image = slide.image(plan.grid.level)
-    chosen_RC = np.zeros((plan.grid.rows, plan.grid.columns), np.bool_)
-    chosen_RC[plan.rows_N, plan.columns_N] = True
-    return _of_image(image, image.frame_at_RC[frames_under(image, plan.grid, chosen_RC)])
+def frames_of(slide: Slide, *plans: TilePlan) -> Wanted:
+    """The frames that `stream_tiles` reads for these plans, no more and no less."""
+    needed: dict[int, NDArray[np.bool_]] = {}
+    for plan in plans:
+        image = slide.image(plan.grid.level)
+        chosen_RC = np.zeros((plan.grid.rows, plan.grid.columns), np.bool_)
+        chosen_RC[plan.rows_N, plan.columns_N] = True
+        frames_RC = frames_under(image, plan.grid, chosen_RC)
+        needed[plan.grid.level] = needed.get(plan.grid.level, False) | frames_RC
+    wanted: dict[str, list[int] | None] = {}
+    for level, frames_RC in needed.items():
+        image = slide.image(level)
+        wanted.update(_of_image(image, image.frame_at_RC[frames_RC]))
+    return wanted
 
 
 def _of_image(image: LevelImage, numbers: NDArray[np.int32]) -> dict[str, list[int] | None]:

@@ -1,0 +1,5 @@
+"""Protocol `segmentation`."""
+
+
+class Segmentation:
+    """The slide half of `segmentation`."""
