@@ -178,6 +178,7 @@ def _prompt() -> onnx.ModelProto:
             helper.make_node("Mul", ["text_global", "presence"], ["said"]),
             helper.make_node("ReduceSum", ["said", "inner"], ["presence_logit"], keepdims=0),
             helper.make_node("Sigmoid", ["presence_logit"], ["match_similarity"]),
+            helper.make_node("Cast", ["match_similarity"], ["query_index"], to=TensorProto.INT64),
         ],
         {
             **{f"features_{stride}": [WIDTH, TILE_PX // stride, TILE_PX // stride] for stride in (4, 8, 16)},
@@ -190,6 +191,7 @@ def _prompt() -> onnx.ModelProto:
             "mask_logits": ["prompts", TILE_PX, TILE_PX],
             "presence_logit": ["prompts"],
             "match_similarity": ["prompts"],
+            "query_index": ["prompts"],
         },
         {
             "shape": np.array([1, 1, 0, 0], np.float32),
@@ -202,7 +204,7 @@ def _prompt() -> onnx.ModelProto:
     )
 
 
-_INTEGERS = {"token_ids", "token_mask", "text_mask"}
+_INTEGERS = {"token_ids", "token_mask", "text_mask", "query_index"}
 _Dims = dict[str, list[Any]]
 
 
