@@ -23,12 +23,6 @@ from training.runs import Run
 pytestmark = pytest.mark.training
 
 
-def test_exporting_the_encoder_gives_the_committed_bytes(
-    encoder_run: Run, encoder_graph: Graph, encoder_engine: bytes
-) -> None:
-    assert export(encoder_graph, stamp_of(encoder_run, encoder_graph)) == encoder_engine
-
-
 def test_exporting_the_head_gives_the_committed_bytes(head_run: Run, head_graph: Graph, head_engine: bytes) -> None:
     assert export(head_graph, stamp_of(head_run, head_graph)) == head_engine
 

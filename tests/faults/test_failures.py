@@ -233,7 +233,9 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
     with ExitStack() as server:
         pacs = server.enter_context(running(pacs_with(cmu_slide)))
         with running_gateway(tmp_path / "state", pacs.address, ready=False, **settings) as gateway:
-            assert_failed(gateway, gateway.order(case_of(cmu_slide)), "inference-unavailable")
+            # Triton is waited for while all else is asked; nothing more is wanted of this slide from the archive.
+            waiting = gateway.order(case_of(cmu_slide))
+            gateway.wait_for_step(waiting, "fetch", "finished")
             for answer, reason in [
                 (answering(401, b""), "archive-refused"),
                 (answering(403, b""), "archive-refused"),
@@ -245,6 +247,7 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
                 assert_failed(gateway, gateway.order(case_without_slides("2.25.1")), reason)
             server.close()
             assert_failed(gateway, gateway.order(case_without_slides("2.25.1")), "archive-unavailable")
+            assert_failed(gateway, waiting, "inference-unavailable")
             assert {method for method, _, _ in pacs.requests} == {"GET"}
             gateway.kill()  # all was seen; a good end would wait some seconds for the Triton that is not there
 

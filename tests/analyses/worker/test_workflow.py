@@ -229,7 +229,7 @@ def test_a_database_that_is_full_for_a_while_costs_no_analysis(
     place.until(lambda: "batch 5" in place.calls(analysis_id))
     with disk_full(place.state / file, table, statement):
         place.until(lambda: "batch 29" in place.calls(analysis_id))
-        time.sleep(2.0)  # the end of the step meets it
+        time.sleep(1.2)  # the end of the step meets it, and tries again
         assert place.record(analysis_id).analysis.state is State.RUNNING
     assert place.ended(analysis_id) is State.COMPLETED
     counts = Counter(place.calls(analysis_id))
