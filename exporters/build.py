@@ -25,7 +25,7 @@ from exporters.versions import TARGETS, demand_own, folder_for, name_and_number,
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.files import sha256_bytes
-from training.graphs import Graph, declare
+from training.graphs import Graph, graphs_of
 from training.pathbench.encoders.served import RANDOM, as_run
 from training.runs import Run, open_run
 
@@ -55,7 +55,7 @@ def build(
     field_um: float | None = None,
     random_weights: bool = False,
 ) -> list[str]:
-    """Build a run's model for a target, and its ensembles, into `repository`; the folders that were written.
+    """Build a run's models for a target, and their ensembles, into `repository`; the folders that were written.
 
     `source` is a run folder or `encoder:<id>`, for which `accept_licence` says that a person read its licence, and
     `field_um` what field its tiles show, if not its publisher's.
@@ -70,27 +70,34 @@ def build(
         raise ExportError(
             f"The weights of {run.name} are random: nobody trained them, so nobody may be served by them."
         )
-    graph = declare(run)
-    kind = kind_of(graph)
-    if "encoder" in kind.card and len(graph.needs) != 1:
-        raise ExportError(f"{graph.model} says of {len(graph.needs)} models that it was trained on them, not of one.")
-    links = _links(graph, repository, target.name, precision)
-    folder = folder_for(repository, graph.model, run.weights_sha256, target.name, precision)
-    job = _Job(run, graph, kind, target, precision, folder, Gates(run, folder, target.name, precision))
-    onnx = _export(job)
+    graphs = graphs_of(run)
+    links = {graph.model: _links(graph, repository, target.name, precision) for graph in graphs}
+    jobs = [_job(run, graph, target, precision, repository) for graph in graphs]
+    onnx = {job.folder: _export(job) for job in jobs}
+    own = {job.graph.model: job.folder for job in jobs}
     repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=f".{repository.name}-build-") as temporary:
-        staging, work = Path(temporary) / "staged", Path(temporary) / "work"
-        work.mkdir()
-        with job.gates:
-            artefact = target.build(run, graph, onnx, folder, precision, work)
-        made = [_judged(job, onnx, artefact, _network(job, onnx, artefact), staging, repository)]
-        made[0].write(staging)
-        for plan in ensembles.planned(graph, folder, run.weights_sha256, links, repository):
-            if ensembles.bring_steps(plan, staging, repository):
-                made.append(ensembles.make(plan, staging, repository, {folder: onnx_runtime(onnx)}))
-                made[-1].write(staging)
-        for model in answering(made, staging, job.gates):
+        staging = Path(temporary) / "staged"
+        made = []
+        for job in jobs:
+            work = Path(temporary) / job.folder
+            work.mkdir()
+            with job.gates:
+                artefact = target.build(run, job.graph, onnx[job.folder], job.folder, precision, work)
+            network = _network(job, onnx[job.folder], artefact)
+            made.append(_judged(job, onnx[job.folder], artefact, network, staging, repository))
+            made[-1].write(staging)
+        references = {folder: onnx_runtime(data) for folder, data in onnx.items()}
+        for job in jobs:
+            others = [graph.ensemble for graph in graphs if graph.ensemble and graph is not job.graph]
+            if any(job.graph.model in ensemble.steps for ensemble in others):
+                continue  # it is built with the graph that declares it
+            known = own | links[job.graph.model]
+            for plan in ensembles.planned(job.graph, job.folder, run.weights_sha256, known, repository):
+                if ensembles.bring_steps(plan, staging, repository):
+                    made.append(ensembles.make(plan, staging, repository, references))
+                    made[-1].write(staging)
+        for model in answering(made, staging, jobs[-1].gates):
             model.write(staging)
         repository.mkdir(exist_ok=True)
         keep_schema(repository)
@@ -102,6 +109,15 @@ def build(
     with contextlib.suppress(OSError):  # there is none, or the run lies where nothing can be written
         (run.path / "gate-failed.json").unlink()
     return [model.folder for model in made]
+
+
+def _job(run: Run, graph: Graph, target: Target, precision: str, repository: Path) -> _Job:
+    """Raises ExportError for a graph that is not what its kind is."""
+    kind = kind_of(graph)
+    if "encoder" in kind.card and len(graph.needs) != 1:
+        raise ExportError(f"{graph.model} says of {len(graph.needs)} models that it was trained on them, not of one.")
+    folder = folder_for(repository, graph.model, run.weights_sha256, target.name, precision)
+    return _Job(run, graph, kind, target, precision, folder, Gates(run, folder, target.name, precision))
 
 
 def _demand_no_less(repository: Path, model: ModelFolder) -> None:
@@ -206,7 +222,7 @@ def _network(job: _Job, onnx: bytes, artefact: TargetArtefact) -> ModelFolder:
     beside = {path: data for path, data in artefact.files.items() if path not in artefact.engine}
     files = sealed(
         card,
-        {"config.pbtxt": artefact.config.encode(), "golden.npz": golden.pack(inputs, answers), **beside},
+        {"config.pbtxt": artefact.config.encode(), "golden.npz": golden.pack(inputs, answers), **beside, **graph.files},
         opset=job.gates.figures("G0")["opset"],
         onnx_sha256=sha256_bytes(onnx),
         git_commit=run.manifest["git_commit"],

@@ -21,7 +21,9 @@ from gateway.operations.errors import PathserveError
 from training.graphs import Arrays, Graph
 
 _TEXTS = ("mpp", "tile_px", "labels", "operating_points", "intended_use", "data", "metrics")
-"""What an ensemble's card says after its last step's."""
+_PROMPTED = ("mpp_by_level", "prompts", "presence_threshold", "temperature", "image_encoder", "text_encoder")
+_TOKENS = ("tokenizer_sha256", "max_tokens", "vocabulary_size")
+"""What an ensemble's card says after its last step's; the latter two where that takes prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +39,13 @@ class Plan:
 def planned(graph: Graph, folder: str, weights_sha256: str, links: Mapping[str, str], repository: Path) -> list[Plan]:
     """The ensembles of a new artefact in `folder`.
 
-    The one that its run declares, with the step versions of `links`. Of a run that declares none (an encoder): a
+    The one that its run declares, with the step versions of `links`: the models that it needs, and other graphs of the
+    same run. Of a run that declares none (an encoder): a
     version of every ensemble of the repository of which another version of this artefact (the same weights) is a step,
     so that one can promote the whole of it. Raises ExportError.
     """
     if graph.ensemble:
-        if set(graph.ensemble.steps) - links.keys() != {graph.model}:
+        if set(graph.ensemble.steps) - {graph.model} - links.keys() or graph.model not in graph.ensemble.steps:
             raise ExportError(
                 f"The run of {graph.model} declares {graph.ensemble.model} of the steps "
                 f"{', '.join(graph.ensemble.steps)}: these must be itself and models that it was trained on."
@@ -110,7 +113,7 @@ def make(plan: Plan, staging: Path, repository: Path, references: Mapping[str, E
         kind="ensemble",
         target=lowest.target,
         precision=lowest.precision,
-        texts={key: last[key] for key in _TEXTS}
+        texts={key: last[key] for key in (*_TEXTS, *(_PROMPTED + _TOKENS if "prompts" in last else ()))}
         | {
             "title": plan.title,
             "limits": list(dict.fromkeys(limit for card in cards.values() for limit in card["limits"])),

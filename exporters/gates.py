@@ -160,7 +160,10 @@ def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) 
     try:
         figures["twice"] = _hold(engine(inputs), first, bound, "differs between two runs on the same inputs")
         if graph.batch:
-            figures |= _neighbours(engine, kind, inputs, first, bound)
+            figures |= _neighbours(engine, graph, kind, inputs, first, graph.batch, bound)
+        for dim in (dim for dim in dims_of(graph).values() if dim.name in graph.apart):
+            apart = _neighbours(engine, graph, kind, inputs, first, dim, bound)
+            figures |= {f"{dim.name} {name}": figure for name, figure in apart.items()}
         figures |= _padding(engine, graph, kind, inputs, bound)
         for name in graph.unordered:
             figures[f"order of {name}"] = _order(engine, graph, kind, inputs, first, name)
@@ -169,23 +172,36 @@ def g4_invariance(engine: Engine, graph: Graph, kind: Kind, bound: float = 0.0) 
     return figures
 
 
-def _neighbours(engine: Engine, kind: Kind, inputs: Arrays, together: Arrays, bound: float) -> Figures:
-    """Three rows of a batch: among quite other neighbours, and alone."""
-    last = len(next(iter(inputs.values()))) - 1
-    sentence = "of an input depends on its neighbours in the batch"
-    others, gaps, alone = {name: _other(array, 0) for name, array in inputs.items()}, [0.0], [0.0]
-    for place in sorted({0, last // 2, last}):
-        own = np.arange(last + 1) == place
-        among = engine(
-            {name: np.where(_column(own, array.ndim), array, others[name]) for name, array in inputs.items()}
-        )
-        due = {name: answer[place : place + 1] for name, answer in together.items()}
-        gaps.append(_hold({name: answer[place : place + 1] for name, answer in among.items()}, due, bound, sentence))
-        answers = engine({name: array[place : place + 1] for name, array in inputs.items()})
-        for name, answer in answers.items():
+def _neighbours(
+    engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, together: Arrays, dim: Dim, bound: float
+) -> Figures:
+    """Three entries along a size, of a batch or of those that are apart: among quite other neighbours, and alone."""
+    axes = {spec.name: _axis(spec, graph, dim) for spec in (*graph.inputs, *graph.outputs)}
+    taken = {name: axis for name, axis in axes.items() if name in inputs and axis is not None}
+    count = next(inputs[name].shape[axis] for name, axis in taken.items())
+    of_what = "the batch" if dim is graph.batch else dim.name
+    sentence = f"of an input depends on its neighbours in {of_what}"
+    others, gaps, alone = {name: _other(inputs[name], axis) for name, axis in taken.items()}, [0.0], [0.0]
+    for place in sorted({0, (count - 1) // 2, count - 1}):
+        own = np.arange(count) == place
+        among, single = dict(inputs), dict(inputs)
+        for name, axis in taken.items():
+            array = inputs[name]
+            among[name] = np.where(_column(own, array.ndim - axis), array, others[name])
+            single[name] = np.take(array, [place], axis)
+        due = {name: np.take(answer, [place], axes[name]) for name, answer in together.items()}
+        found = {name: np.take(answer, [place], axes[name]) for name, answer in engine(among).items()}
+        gaps.append(_hold(found, due, bound, sentence))
+        for name, answer in engine(single).items():
             near = max(bound, kind.rounding / kind.parity * _bound(kind, due[name]))
             alone.append(_hold({name: answer}, {name: due[name]}, near, sentence))
     return {"neighbours": max(gaps), "alone": max(alone)}
+
+
+def _axis(spec: TensorSpec, graph: Graph, dim: Dim) -> int | None:
+    """Where a tensor has a size, the batch counted; None where it has not."""
+    dims = (*([graph.batch] if graph.batch else []), *spec.dims)
+    return next((axis for axis, size in enumerate(dims) if size == dim), None)
 
 
 def _padding(engine: Engine, graph: Graph, kind: Kind, inputs: Arrays, bound: float) -> Figures:

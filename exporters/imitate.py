@@ -19,6 +19,8 @@ from training.graphs import Graph
 
 LEAST_COSINE = {"fp16": 0.9995}
 """Bound of G3, held here already: a graph that fp16 breaks is not worth a GPU. Other precisions are measured only."""
+LEAST_EQUAL = {"fp16": 0.995}
+"""Least share of a graph's choices (which query speaks for a prompt) that must be those of fp32."""
 
 _LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _TINY = np.finfo(np.float64).tiny
@@ -28,7 +30,9 @@ def cpu_arithmetic(graph: Graph, onnx_fp32: bytes, typed: bytes, precision: str)
     """Per fp32 output at the golden inputs' sizes, against the fp32 graph: the least cosine of a row, and the largest
     difference over the largest value.
 
-    Raises GateFailed for NaN or infinite values, and outside LEAST_COSINE.
+    Of integers, which are choices, the share that is equal, at the usual batch and the greatest other sizes.
+
+    Raises GateFailed for NaN or infinite values, and outside LEAST_COSINE and LEAST_EQUAL.
     """
     engine = imitated(typed)
     inputs = shapes.inputs_of(graph, shapes.golden(graph))
@@ -51,6 +55,19 @@ def cpu_arithmetic(graph: Graph, onnx_fp32: bytes, typed: bytes, precision: str)
             raise GateFailed(
                 f"G2: {spec.name} in {precision} has a worst cosine of {cosine:.6f} to fp32; the bound is "
                 f"{LEAST_COSINE[precision]}.",
+                figures=figures,
+            )
+    choices = [spec.name for spec in graph.outputs if spec.datatype != "FP32" and ranked is None]
+    if choices:
+        sizes = {name: dim.opt if dim is graph.batch else dim.max for name, dim in shapes.dims_of(graph).items()}
+        inputs = shapes.inputs_of(graph, sizes)
+        answers, due = engine(inputs), gates.onnx_runtime(onnx_fp32)(inputs)
+    for name in choices:
+        equal = float((answers[name] == due[name]).mean())
+        figures[name] = {"equal_share": equal, "rows": due[name].size}
+        if not equal >= LEAST_EQUAL.get(precision, -1.0):
+            raise GateFailed(
+                f"G2: {equal:.2%} of {name} in {precision} are as in fp32; the bound is {LEAST_EQUAL[precision]:.1%}.",
                 figures=figures,
             )
     return figures

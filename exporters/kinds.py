@@ -150,6 +150,7 @@ KINDS: Mapping[str, Kind] = {
         outputs=(
             Slot("mask_logits", ("FP32",), (4,)),
             Slot("presence_logit|match_similarity", ("FP32",), (2,), needed=False),
+            Slot("query_index", ("INT64",), (2,), needed=False, compared="labels"),
         ),
         operators=CORE | CONVOLUTION | SAMPLING | CHOICE | SEQUENCE,
         card={
@@ -250,6 +251,10 @@ def _check_dims(graph: Graph) -> None:
             raise ExportError(f"{graph.model} declares an output of the size {dim.name}, which no input has.")
     if strange := sorted(set(graph.unordered) - known.keys()):
         raise ExportError(f"{graph.model} says that order along {', '.join(strange)} means nothing; no input has it.")
+    if strange := sorted(name for name in graph.apart if any(known.get(name) not in out.dims for out in graph.outputs)):
+        raise ExportError(
+            f"{graph.model} says that entries along {', '.join(strange)} are apart; not every output has it."
+        )
 
 
 def _text(slots: tuple[Slot, ...] | list[Slot]) -> str:

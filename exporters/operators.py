@@ -7,8 +7,8 @@ whatever the batch.
 
 ARITHMETIC = frozenset(
     {"Abs", "Add", "And", "Cast", "Ceil", "Clip", "Cos", "Div", "Equal", "Exp", "Floor", "Greater", "GreaterOrEqual"}
-    | {"Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "ReduceMax"}
-    | {"ReduceMean", "ReduceMin", "ReduceSum", "Round", "Sign", "Sin", "Sqrt", "Sub", "Where"}
+    | {"Less", "LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "ReduceL2"}
+    | {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Round", "Sign", "Sin", "Sqrt", "Sub", "Where"}
 )
 LAYOUT = frozenset(
     {"Concat", "Constant", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Pad", "Range", "Reshape"}

@@ -1,7 +1,8 @@
 """What engines are asked when they are compared (G3), and who reads labels from their answers.
 
 An encoder gets tiles; a head the vectors of the fp32 encoder that it was trained on, of the same tiles; a bag these
-vectors source by source. A model that takes something else, or where there are no data, gets its golden inputs.
+vectors source by source; a decoder of masks the maps of its tiles and some of its prompts. A model whose inputs can be
+counted gets all of them. One that takes something else, or where there are no data, gets its golden inputs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from exporters.kinds import kind_of
 from exporters.shapes import golden, inputs_of
 from exporters.targets import Engine
 from exporters.tiles import LABELLED, TileSet, agreement_tiles
+from gateway.domain.prompts import read_prompts, token_ids
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
 from training.data.common import data_root
@@ -26,6 +28,9 @@ from training.errors import DataMissing
 from training.graphs import Arrays, Dim, Graph
 
 BAG_TILES = 256
+PROMPTS_A_TILE = 2
+_MASKED_TILES = 4
+"""Tiles whose maps are held at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +90,8 @@ def tiles_for(graph: Graph) -> TileSet | None:
     """
     names = {spec.name for spec in graph.inputs}
     bag = "features" in names and names <= {"features", "xy_um", "mask"}
-    if names != {"image"} and not (graph.needs and (bag or names == {"embedding"})):
+    prompted = "prompts" in graph.card
+    if names != {"image"} and not prompted and not (graph.needs and (bag or names == {"embedding"})):
         return None
     try:
         data_root()
@@ -100,14 +106,22 @@ def questions_of(graph: Graph, models: ModelRepository, tiles: TileSet | None) -
 
     Raises ExportError where the encoder is not in the repository, DataMissing where a file is not as MANIFEST.csv says.
     """
+    if graph.every is not None:
+        return (_unlabelled("every", graph, inputs) for inputs in graph.every())
     if tiles is None:
-        inputs = inputs_of(graph, golden(graph))
-        return [Question("golden", np.full(len(next(iter(inputs.values()))) if graph.batch else 1, -1), inputs)]
+        return [_unlabelled("golden", graph, inputs_of(graph, golden(graph)))]
     names = {spec.name for spec in graph.inputs}
     if names == {"image"}:
         return _tiles(tiles, lambda inputs: inputs)
-    vectors = _tiles(tiles, onnx_runtime(_engine_of(models, _encoder_of(graph, models))))
+    if "prompts" in graph.card:
+        return _prompted(graph, tiles, models)
+    ((encoder, weights_sha256),) = graph.needs.items()
+    vectors = _tiles(tiles, _reference(graph, encoder, weights_sha256, models))
     return _bags(graph, vectors) if "features" in names else vectors
+
+
+def _unlabelled(source: str, graph: Graph, inputs: Arrays) -> Question:
+    return Question(source, np.full(len(next(iter(inputs.values()))) if graph.batch else 1, -1), inputs)
 
 
 def _tiles(tiles: TileSet, encoder: Engine) -> Iterator[Question]:
@@ -133,6 +147,25 @@ def _bags(graph: Graph, vectors: Iterator[Question]) -> Iterator[Question]:
             yield Question(source, np.array([-1]), {spec.name: inputs[spec.name] for spec in graph.inputs})
 
 
+def _prompted(graph: Graph, tiles: TileSet, models: ModelRepository) -> Iterator[Question]:
+    """The maps of the tiles by the fp32 image engine, each with the next few of the prompts of the graph's table."""
+    image, text = (
+        _reference(graph, graph.card[part]["model"], graph.card[part]["weights_sha256"], models)
+        for part in ("image_encoder", "text_encoder")
+    )
+    ids_PL, mask_PL = token_ids([row.triple for row in read_prompts(graph.files["prompts.csv"].decode())])
+    texts = text({"token_ids": ids_PL, "token_mask": mask_PL}) | {"text_mask": mask_PL}
+    place = 0
+    for batch in tiles.batches():
+        for start in range(0, len(batch.images_BHWC), _MASKED_TILES):
+            images = batch.images_BHWC[start : start + _MASKED_TILES]
+            asked = (place + np.arange(len(images) * PROMPTS_A_TILE)) % len(ids_PL)
+            place += asked.size
+            inputs = image({"image": images})
+            inputs |= {name: rows[asked.reshape(len(images), PROMPTS_A_TILE)] for name, rows in texts.items()}
+            yield _unlabelled(batch.source, graph, {spec.name: inputs[spec.name] for spec in graph.inputs})
+
+
 def _judge(name: str, card: Mapping[str, Any], logits: Callable[[Arrays], np.ndarray]) -> Judge:
     points = tuple(
         Point(point["name"], point["min_probability"], point.get("band", OPERATING_POINT_BAND))
@@ -153,13 +186,12 @@ def _cards(models: ModelRepository) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
 
 
-def _encoder_of(graph: Graph, models: ModelRepository) -> str:
-    """The folder of the fp32 encoder that a model was trained on. Raises ExportError."""
-    ((encoder, weights_sha256),) = graph.needs.items()
+def _reference(graph: Graph, model: str, weights_sha256: str, models: ModelRepository) -> Engine:
+    """The fp32 ONNX of a model that a graph takes the answers of. Raises ExportError."""
     for name, card in _cards(models):
-        if (card["name"], card["target"], card["digests"]["weights_sha256"]) == (encoder, "onnx", weights_sha256):
-            return name
-    raise ExportError(f"{graph.model} needs the fp32 {encoder} that it was trained on in the repository. Build it.")
+        if (card["name"], card["target"], card["digests"]["weights_sha256"]) == (model, "onnx", weights_sha256):
+            return onnx_runtime(_engine_of(models, name))
+    raise ExportError(f"{graph.model} needs the fp32 {model} that it was trained on in the repository. Build it.")
 
 
 def _engine_of(models: ModelRepository, name: str) -> bytes:

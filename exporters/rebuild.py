@@ -19,7 +19,7 @@ from exporters.model_folder import bring, keep_schema, publish, read_json
 from exporters.versions import TARGETS, versions
 from gateway.inference import ModelRepository
 from gateway.operations.errors import PathserveError
-from training.graphs import declare
+from training.graphs import graphs_of
 from training.runs import open_run
 
 _OF_THE_MACHINE = ("golden_sha256", "files", "tools")
@@ -48,12 +48,14 @@ def rebuild(released: Path, repository: Path) -> list[str]:
 
 def _in_order(released: Path) -> Iterator[Path]:
     """The run folders, each after those whose models it needs. Raises ExportError where that cannot be."""
-    waiting = {path: declare(open_run(path)) for path in sorted(file.parent for file in released.glob("*/recipe.toml"))}
+    waiting = {
+        path: graphs_of(open_run(path)) for path in sorted(file.parent for file in released.glob("*/recipe.toml"))
+    }
     if not waiting:
         raise ExportError(f"There is no run folder in {released.name}. Name the folder that holds the released runs.")
     while waiting:
-        models = {graph.model for graph in waiting.values()}
-        ready = [path for path, graph in waiting.items() if not models & set(graph.needs)]
+        models = {graph.model for graphs in waiting.values() for graph in graphs}
+        ready = [path for path, graphs in waiting.items() if not any(models & set(graph.needs) for graph in graphs)]
         if not ready:
             raise ExportError(f"The runs {', '.join(path.name for path in waiting)} need one another.")
         for path in ready:
@@ -65,20 +67,24 @@ def _built(run: Path, repository: Path) -> list[str]:
     """Build a run as the reference, then what is to come from it and does not. Raises as `rebuild` does."""
     folders = build(run, repository)
     models = ModelRepository(repository)
-    reference = models.provenance(folders[0])
+    references = {models.provenance(folder).model: folder for folder in folders}
     for version in versions(repository):
-        if version.target == TARGETS[0] or not version.is_of(reference.model, reference.weights_sha256):
+        reference = references.get(version.model)
+        if version.kind == "ensemble" or version.target == TARGETS[0] or reference is None:
+            continue
+        origin = models.provenance(reference)
+        if version.weights_sha256 != origin.weights_sha256:
             continue
         try:
             models.verify(version.folder)
             came_from = models.provenance(version.folder).onnx_sha256
         except PathserveError:
             came_from = None
-        if came_from == reference.onnx_sha256:
+        if came_from == origin.onnx_sha256:
             continue
         if version.target == "tensorrt":
             raise ExportError(
-                f"{version.folder} is not sound, or came from another fp32 ONNX than {folders[0]} has now. Build it "
+                f"{version.folder} is not sound, or came from another fp32 ONNX than {reference} has now. Build it "
                 "again where its GPU is, or remove its folder."
             )
         folders += build(run, repository, version.target, version.precision)

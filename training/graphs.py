@@ -1,6 +1,9 @@
-"""What a run serves. Each system's `export.py` has one function `declare(run) -> Graph`; exporters do the rest."""
+"""What a run serves. Each system's `export.py` has one function `declare(run)`; exporters do the rest.
 
-from collections.abc import Callable, Mapping
+It gives a Graph, or a tuple of them where one network is served in parts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -63,10 +66,13 @@ class Graph:
 
     `batch` is the free first axis that every tensor has besides its dims; None = there is none (a bag, whose dims begin
     with a fixed 1). `samples(sizes)` gives inputs that look like real ones, by seed and without data files, with the
-    sizes asked for by name ("batch", and each Dim): for gates and golden inputs. A mask in them is all true.
-    `unordered` names the Dims along which order means nothing: shuffled inputs give the same answer.
-    `card` is the part of card.json that the recipe and its figures say. `needs` maps each model that must lie in the
-    repository already to the digest of the weights that this network was trained on.
+    sizes asked for by name ("batch", and each Dim): for gates and golden inputs. A mask in them is all true. `every`
+    gives all inputs that are ever served, where they can be counted.
+    `unordered` names the Dims along which order means nothing: shuffled inputs give the same answer. `apart` names
+    those whose entries know nothing of one another, as the rows of a batch do.
+    `card` is the part of card.json that the recipe and its figures say, `files` what lies beside it, by name. `needs`
+    maps each model that must lie in the repository already to the digest of the weights that this network was trained
+    on; other graphs of the same run are none of them.
     """
 
     model: str
@@ -76,8 +82,11 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
     samples: Callable[[Mapping[str, int]], Arrays]
     card: Mapping[str, Any]
+    every: Callable[[], Iterable[Arrays]] | None = None
     batch: Dim | None = BATCH
     unordered: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
     needs: Mapping[str, str] = field(default_factory=dict)
     ensemble: Ensemble | None = None
 
@@ -87,8 +96,11 @@ class Graph:
         return self.batch.max if self.batch else 0
 
 
-def declare(run: Run) -> Graph:
-    """The graph of a run, by the system that its recipe names. Raises RunInvalid, WeightsInvalid, RecipeInvalid."""
+def graphs_of(run: Run) -> tuple[Graph, ...]:
+    """The graphs of a run, by the system that its recipe names; each after those whose outputs it takes.
+
+    Raises RunInvalid, WeightsInvalid, RecipeInvalid.
+    """
     system = str(run.recipe.get("system", ""))
     if not system.isidentifier():
         raise RunInvalid(f"The recipe of the run {run.path.name} names no system.")
@@ -99,9 +111,17 @@ def declare(run: Run) -> Graph:
             f"The recipe of the run {run.path.name} names the system {system}, which is not here."
         ) from None
     try:
-        graph: Graph = module.declare(run)
+        declared: Graph | tuple[Graph, ...] = module.declare(run)
     except KeyError as error:
         raise RunInvalid(
             f"The run {run.path.name} has no {error} in its figures or manifest. Train it again."
         ) from None
+    return (declared,) if isinstance(declared, Graph) else declared
+
+
+def declare(run: Run) -> Graph:
+    """The graph of a run that serves one. Raises RunInvalid also where it serves several; as `graphs_of` does."""
+    graph, *others = graphs_of(run)
+    if others:
+        raise RunInvalid(f"The run {run.path.name} serves {len(others) + 1} graphs, and one was asked for.")
     return graph

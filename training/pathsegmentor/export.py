@@ -1,0 +1,255 @@
+"""What a run of PathSegmentor serves: text, image and prompt engine, and the ensemble of the latter two.
+
+Text is encoded once for all images, an image once for all its prompts (arXiv 2506.20988 has one network for both).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gateway.domain.prompts import PromptRow, all_triples, code_of, read_prompts, token_ids, words
+from training.errors import RecipeInvalid, RunInvalid
+from training.files import sha256_bytes
+from training.graphs import Arrays, Dim, Ensemble, Graph, TensorSpec
+from training.pathsegmentor.model import PathSegmentor, load
+from training.pathsegmentor.recipe import SegmentorRecipe
+from training.pathsegmentor.text import MAX_TOKENS, WordsTower
+from training.publish import card_texts, synthetic_tiles
+from training.runs import Run, parse_recipe
+
+TILES, PROMPTS = Dim("batch", 1, 4, 16), Dim("prompts", 1, 4, 32)
+TEXTS, TOKENS = Dim("batch", 1, 8, 32), Dim("tokens", 2, 5, MAX_TOKENS)
+PROMPTS_FILE = "prompts.csv"
+_FEATURE_STEPS = 16
+"""Per unit of the features that stand in for an image's: rounded, so that golden inputs of them are small files."""
+
+
+class TextEngine(nn.Module):
+    """token_ids, token_mask (P,L) to text_tokens (P,L,D), text_global (P,D)."""
+
+    def __init__(self, network: PathSegmentor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, token_ids: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network.text_encoder(token_ids, token_mask)
+
+
+class ImageEngine(nn.Module):
+    """image (B,S,S,3) RGB uint8 to three maps, fine to coarse, and the mask features."""
+
+    def __init__(self, network: PathSegmentor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image_BHWC: Tensor) -> tuple[Tensor, ...]:
+        scales, mask_features = self.network.image_encoder(image_BHWC.float().permute(0, 3, 1, 2))
+        return (*reversed(scales), mask_features)
+
+
+class PromptEngine(nn.Module):
+    """An image's maps and its prompts' texts to mask_logits (B,P,S,S), presence_logit and match_similarity (B,P).
+
+    And query_index (B,P): which query speaks. An engine of another precision must choose the same one.
+    """
+
+    def __init__(self, network: PathSegmentor) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self,
+        fine: Tensor,
+        middle: Tensor,
+        coarse: Tensor,
+        mask_features: Tensor,
+        text_tokens: Tensor,
+        text_global: Tensor,
+        text_mask: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        found = self.network.decode((coarse, middle, fine), mask_features, text_tokens, text_global, text_mask)
+        query_BP = found.layers[-1].cosine_NQ.argmax(-1).reshape(text_global.shape[:2])
+        return found.mask_logits_BPSS, found.presence_logit_BP, found.match_similarity_BP, query_BP
+
+
+def declare(run: Run) -> tuple[Graph, Graph, Graph]:
+    """Text, image and prompt engine of a finished run. Raises RecipeInvalid, RunInvalid, WeightsInvalid."""
+    recipe = parse_recipe(SegmentorRecipe, run.recipe)
+    if recipe.publish is None:
+        raise RecipeInvalid(f"The recipe of the run {run.path.name} has no section publish, so it serves nothing.")
+    network = load(run)
+    publish, width, text = recipe.publish, network.width, _tokens(run, network)
+    model, side_px, maps = publish.model, publish.tile_px, _maps(network, publish.tile_px)
+    texts = card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
+        "metrics": _metrics(run),
+        "mpp_by_level": dict(recipe.mpp_by_level),
+    }
+    plain = {key: value for key, value in texts.items() if key != "mpp_by_level"}
+    table, rows = _prompts(run)
+    name = {part: f"{model}_{part}" for part in ("text", "image", "prompt")}
+    return (
+        Graph(
+            model=name["text"],
+            kind="text_encoder",
+            network=TextEngine(network).eval(),
+            inputs=(TensorSpec("token_ids", "INT64", (TOKENS,)), TensorSpec("token_mask", "INT64", (TOKENS,))),
+            outputs=(TensorSpec("text_tokens", "FP32", (TOKENS, width)), TensorSpec("text_global", "FP32", (width,))),
+            samples=lambda sizes: _sentences(sizes["batch"], sizes["tokens"], text["vocabulary_size"], recipe.seed),
+            card=plain | text | {"text_pool": network.text_pool},
+            every=lambda: _every_sentence(text["vocabulary_size"]),
+            batch=TEXTS,
+        ),
+        Graph(
+            model=name["image"],
+            kind="image_encoder",
+            network=ImageEngine(network).eval(),
+            inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
+            outputs=maps,
+            samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
+            card=texts
+            | {
+                "stride_px": network.encoder.strides[0],
+                "normalisation": {"mean": list(network.mean), "std": list(network.std)},
+            },
+            batch=TILES,
+        ),
+        Graph(
+            model=name["prompt"],
+            kind="mask_decoder",
+            network=PromptEngine(network).eval(),
+            inputs=(
+                *maps,
+                TensorSpec("text_tokens", "FP32", (PROMPTS, TOKENS, width)),
+                TensorSpec("text_global", "FP32", (PROMPTS, width)),
+                TensorSpec("text_mask", "INT64", (PROMPTS, TOKENS)),
+            ),
+            outputs=(
+                TensorSpec("mask_logits", "FP32", (PROMPTS, *_mask_sides(network, side_px))),
+                TensorSpec("presence_logit", "FP32", (PROMPTS,)),
+                TensorSpec("match_similarity", "FP32", (PROMPTS,)),
+                TensorSpec("query_index", "INT64", (PROMPTS,)),
+            ),
+            samples=lambda sizes: _asked(network, sizes, side_px, text["vocabulary_size"], recipe.seed),
+            card=texts
+            | text
+            | _presence(run)
+            | {
+                "prompts": {"table_sha256": sha256_bytes(table), "entries": [_entry(row) for row in rows]},
+                "image_encoder": {"model": name["image"], "weights_sha256": run.weights_sha256},
+                "text_encoder": {"model": name["text"], "weights_sha256": run.weights_sha256},
+            },
+            batch=TILES,
+            apart=(PROMPTS.name,),
+            files={PROMPTS_FILE: table},
+            ensemble=Ensemble(model, publish.title, (name["image"], name["prompt"])),
+        ),
+    )
+
+
+def _maps(network: PathSegmentor, side_px: int) -> tuple[TensorSpec, ...]:
+    """The three maps that the decoder attends to, fine to coarse, and the mask features; each square."""
+    finest, *strides = network.encoder.strides
+    named = [*((f"features_{stride}", stride) for stride in strides), ("mask_features", finest)]
+    return tuple(
+        TensorSpec(name, "FP32", (network.width, side_px // stride, side_px // stride)) for name, stride in named
+    )
+
+
+def _mask_sides(network: PathSegmentor, side_px: int) -> tuple[int, int]:
+    side = side_px if network.config.full_resolution else side_px // network.encoder.strides[0]
+    return side, side
+
+
+def _tokens(run: Run, network: PathSegmentor) -> dict[str, Any]:
+    """What the card says of tokens. Raises RecipeInvalid where the text tower does not read the grammar's words."""
+    if not isinstance(network.text, WordsTower):
+        raise RecipeInvalid(f"The text of the run {run.path.name} is not in the grammar's words, so it is not served.")
+    size = network.text.words.num_embeddings
+    return {
+        "tokenizer_sha256": sha256_bytes("\n".join(words()[:size]).encode()),
+        "max_tokens": MAX_TOKENS,
+        "vocabulary_size": size,
+    }
+
+
+def _prompts(run: Run) -> tuple[bytes, tuple[PromptRow, ...]]:
+    """prompts.csv and its rows. Raises RunInvalid."""
+    try:
+        table = (run.path / PROMPTS_FILE).read_bytes()
+        rows = read_prompts(table.decode())
+    except OSError:
+        raise RunInvalid(f"The run {run.path.name} has no {PROMPTS_FILE}: it was not evaluated.") from None
+    except ValueError as error:
+        raise RunInvalid(f"{PROMPTS_FILE} of the run {run.path.name} is not one: {error}") from None
+    if not rows:
+        raise RunInvalid(f"{PROMPTS_FILE} of the run {run.path.name} has no row: it was trained on nothing.")
+    return table, rows
+
+
+def _entry(row: PromptRow) -> dict[str, Any]:
+    category, code = code_of(row.triple)
+    return {
+        "text": row.triple.text,
+        "category": asdict(category),
+        "code": asdict(code),
+        "supported": row.supported,
+        "dice": row.val_dice,
+        "train_images": row.train_images,
+    }
+
+
+def _presence(run: Run) -> dict[str, float]:
+    presence = run.metrics["presence"]
+    return {"presence_threshold": presence["threshold"], "temperature": presence["temperature"]}
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    """The run's figures that have intervals."""
+    return [
+        {
+            "classifier": "masks",
+            "name": figure["name"],
+            "value": figure["value"],
+            "interval": [figure["low"], figure["high"]],
+            "tiles": figure["images"],
+            "label": figure["label"],
+        }
+        for figure in run.metrics.get("card", ())
+    ]
+
+
+def _sentences(prompts: int, tokens: int, vocabulary: int, seed: int) -> Arrays:
+    """Words drawn by seed; a sentence is the same in every batch."""
+    rows = [np.random.default_rng((seed, row)).integers(1, vocabulary, tokens) for row in range(prompts)]
+    ids_PL = np.stack(rows).astype(np.int64)
+    return {"token_ids": ids_PL, "token_mask": np.ones_like(ids_PL)}
+
+
+def _every_sentence(vocabulary: int) -> Iterator[Arrays]:
+    """The grammar's sentences of words that the network knows."""
+    ids_PL, mask_PL = token_ids(list(all_triples()))
+    known = (ids_PL < vocabulary).all(1)
+    ids_PL, mask_PL = ids_PL[known], mask_PL[known]
+    for start in range(0, len(ids_PL), TEXTS.max):
+        rows = slice(start, start + TEXTS.max)
+        yield {"token_ids": ids_PL[rows], "token_mask": mask_PL[rows]}
+
+
+def _asked(network: PathSegmentor, sizes: Mapping[str, int], side_px: int, vocabulary: int, seed: int) -> Arrays:
+    """The network's own maps of synthetic tiles, rounded, and its texts of sentences: other ones for each tile."""
+    batch, prompts, tokens = sizes["batch"], sizes["prompts"], sizes["tokens"]
+    said = _sentences(batch * PROMPTS.max, tokens, vocabulary, seed)
+    picked = [tile * PROMPTS.max + prompt for tile in range(batch) for prompt in range(prompts)]
+    ids, mask = (torch.from_numpy(array[picked]) for array in said.values())
+    with torch.inference_mode():
+        text_tokens, text_global = network.text_encoder(ids, mask)
+        tiles = torch.from_numpy(synthetic_tiles(batch, side_px, seed))
+        maps = [torch.cat(parts) for parts in zip(*(ImageEngine(network)(tile[None]) for tile in tiles), strict=True)]
+    arrays = [torch.round(array * _FEATURE_STEPS) / _FEATURE_STEPS for array in maps]
+    arrays += [tensor.unflatten(0, (batch, prompts)) for tensor in (text_tokens, text_global, mask)]
+    names = [spec.name for spec in _maps(network, side_px)] + ["text_tokens", "text_global", "text_mask"]
+    return {name: array.numpy() for name, array in zip(names, arrays, strict=True)}
