@@ -3,14 +3,14 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.tiles import TileStore
 from gateway.operations.errors import Cancelled
 from gateway.slides import TileBatch
+from gateway.slides.window_stream import WindowBatch
 
 REQUEST_TILES = 32
 """Tiles in one request to Triton."""
@@ -19,13 +19,23 @@ IN_FLIGHT = 2
 """Requests in flight: one for each instance of the engine on two cores. Together they are the durable batch of
 `REQUEST_TILES * IN_FLIGHT` tiles, the most that is computed again after a kill."""
 
-Infer = Callable[[npt.NDArray[np.uint8]], Coroutine[Any, Any, npt.NDArray[np.float32]]]
+A = TypeVar("A")
+Kept = TypeVar("Kept", contravariant=True)
+
+
+class Store(Protocol[Kept]):
+    """Where answers are kept: complete up to the plan's picture `done`."""
+
+    @property
+    def done(self) -> int: ...
+
+    def append(self, answer: Kept, missing: int, /) -> None: ...
 
 
 async def run_batches(
-    batches: Iterator[TileBatch],
-    infer: Infer,
-    store: TileStore,
+    batches: Iterator[TileBatch | WindowBatch],
+    infer: Callable[[npt.NDArray[np.uint8]], Coroutine[Any, Any, A]],
+    store: Store[A],
     *,
     progress: Callable[[int], None],
     cancelled: Callable[[], bool],
@@ -35,7 +45,7 @@ async def run_batches(
     The next batch is decoded while the last ones are computed. An answer that comes early waits for its predecessor,
     so the store is always a prefix of the plan. Raises what `infer` and the iterator raise, and Cancelled.
     """
-    pending: deque[tuple[TileBatch, asyncio.Task[npt.NDArray[np.float32]]]] = deque()
+    pending: deque[tuple[TileBatch | WindowBatch, asyncio.Task[A]]] = deque()
 
     async def settle() -> None:
         batch, answer = pending[0]

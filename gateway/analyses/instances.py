@@ -136,7 +136,8 @@ def crofton_perimeters(labels_HW: Labels, count: int) -> npt.NDArray[np.float64]
 
 def irregularity(area_px: npt.NDArray[np.float64], perimeter_px: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """1 - 4·pi·area / perimeter², kept in 0..1: 0 for a disc."""
-    return np.clip(1 - 4 * np.pi * area_px / np.maximum(perimeter_px, 1e-9) ** 2, 0, 1)
+    values: npt.NDArray[np.float64] = np.clip(1 - 4 * np.pi * area_px / np.maximum(perimeter_px, 1e-9) ** 2, 0, 1)
+    return values
 
 
 def _watershed(mask: Mask, splitting: Splitting) -> Split:

@@ -202,6 +202,16 @@ class MaskFile:
             found = [tuple(row) for row in self._connection.execute(columns).all()]
         return np.array(found, np.int32).reshape(-1, 2)
 
+    def busiest(self, prompt: int) -> tuple[int, int] | None:
+        """(row, column) of the cell with the most of a mask, the first of several; None where the mask is empty."""
+        where = (_cells.c.prompt == prompt) & (_cells.c.area_px > 0)
+        most = sa.select(_cells.c.row, _cells.c.column).where(where)
+        with _errors():
+            found = self._connection.execute(
+                most.order_by(_cells.c.area_px.desc(), _cells.c.row, _cells.c.column).limit(1)
+            ).one_or_none()
+        return None if found is None else (found.row, found.column)
+
     def extent(self, prompt: int) -> tuple[int, int]:
         """Pixels in the mask, and the sum of their fractions."""
         sums = sa.select(

@@ -59,18 +59,25 @@ def reading_of(
 def findings_of(task: SlideTask, reading: SlideReading) -> tuple[Finding, ...]:
     """What the reader must know of how the slide was read, whatever the protocol found on it."""
     assert reading.grid is not None
+    if reading.grid.mpp <= task.eye.card.mpp * COARSER_TOLERANCE:
+        return seen_findings(task, reading)
+    coarser = Finding(
+        kind=FindingKind.QUALITY,
+        code=finding_code("coarser-than-model"),
+        text=f"The finest image has {reading.level_mpp:.3f} µm per pixel; the model was made for "
+        f"{task.eye.card.mpp:g}. It was read as it is, not enlarged.",
+        series=reading.series,
+    )
+    return (coarser, *seen_findings(task, reading))
+
+
+def seen_findings(task: SlideTask, reading: SlideReading) -> tuple[Finding, ...]:
+    """What the reader must know of the slide and its pixels, at whatever resolution they were read."""
     found: list[Finding] = []
 
     def add(kind: FindingKind, key: str, text: str) -> None:
         found.append(Finding(kind=kind, code=finding_code(key), text=text, series=reading.series))
 
-    if reading.grid.mpp > task.eye.card.mpp * COARSER_TOLERANCE:
-        add(
-            FindingKind.QUALITY,
-            "coarser-than-model",
-            f"The finest image has {reading.level_mpp:.3f} µm per pixel; the model was made for "
-            f"{task.eye.card.mpp:g}. It was read as it is, not enlarged.",
-        )
     for remark in task.slide.remarks:
         add(FindingKind.QUALITY, remark.key, remark.text)
     if reading.frames_missing:
