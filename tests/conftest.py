@@ -10,6 +10,7 @@ import structlog
 
 if TYPE_CHECKING:
     from tests.support.postgres import Postgres
+    from tests.support.segmenting import SegmentSite
 
 # gRPC's handlers of forks abort a child whose parent has threads in gRPC, as this process has in some tests.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
@@ -44,6 +45,15 @@ def cmu_slide() -> Path:
 def metaplasia_slide() -> Path:
     """H&E of the stomach, 13,198 × 11,685 pixels at 0.5 µm (outside the repository)."""
     return data_path("slides", "metaplasia_he")
+
+
+@pytest.fixture(scope="session")
+def segments(cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[SegmentSite]":
+    """One site that segments by words, for the tests of every door."""
+    from tests.support.segmenting import segment_site
+
+    with segment_site(tmp_path_factory.mktemp("segments"), cmu_slide) as site:
+        yield site
 
 
 @pytest.fixture(scope="session")

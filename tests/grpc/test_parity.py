@@ -4,16 +4,16 @@ from typing import Any
 
 import pytest
 
-from gateway.analyses import forms, order_form
+from gateway.analyses import forms, order_form, segment_form
 from gateway.analyses.ledger.queries import AnalysisQuery
 from gateway.domain.analysis import State
 from gateway.domain.delivery import DeliveryState
 from gateway.domain.feedback import Verdict
 from gateway.domain.order import Priority
 from gateway.domain.report import ReportState
-from gateway.grpc.proto.pathserve.v1 import analysis_pb2, catalog_service_pb2, order_pb2, results_pb2
+from gateway.grpc.proto.pathserve.v1 import analysis_pb2, catalog_service_pb2, order_pb2, results_pb2, segment_pb2
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
-from gateway.http import models, status, views
+from gateway.http import models, segment, status, views
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,11 @@ from gateway.http import models, status, views
         (order_pb2.Slide, order_form.SlideBody, set(), set()),
         (order_pb2.Patient, order_form.PatientBody, set(), set()),
         (order_pb2.Region, order_form.RegionBody, set(), set()),
+        (order_pb2.Point, order_form.PointBody, set(), set()),
+        (segment_pb2.SegmentRequest, segment_form.SegmentBody, set(), set()),
+        (segment_pb2.SegmentResponse, segment.SegmentView, set(), set()),
+        (segment_pb2.Mask, segment.MaskView, set(), set()),
+        (segment_pb2.Finding, segment.FindingView, set(), set()),
         (order_pb2.Code, order_form.CodeBody, set(), set()),
         (pb.UpdatePriorityRequest, forms.PriorityBody, {"id", "etag"}, set()),
         (pb.ReleaseAnalysisRequest, forms.ReleaseBody, {"id"}, set()),

@@ -33,6 +33,11 @@ values = {analyses}
 include-name = "POST /v1/analyses"
 checks.positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 422]
 
+# a prompt of other words, a slide that is not there;
+[[operations]]
+include-name = "POST /v1/segment"
+checks.positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 404, 409, 422]
+
 # a cursor of another list, a series that is not the case's;
 [[operations]]
 include-name = ["GET /v1/analyses", "POST /v1/analyses/{{analysis_id}}/feedback"]

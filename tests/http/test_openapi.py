@@ -79,6 +79,8 @@ async def test_every_example_of_a_body_is_taken(state: Path, ledger: Ledger, han
                     hand.complete(analysis_id)
                 elif path.endswith(("/sign", "/amend")):
                     continue  # they need the files of a real report: tests/e2e/test_sign.py
+                elif path == "/v1/segment":
+                    continue  # it needs a slide and the models: test_segment.py
                 answer = await client.request(method, filled(path, analysis_id), json=value)
                 assert answer.status_code < 300, (path, answer.text)
                 assert f"{answer.status_code}" in operation["responses"], path
