@@ -54,10 +54,9 @@ class DecoderLayer(nn.Module):
         seen = self.cross(asked, keys_BMD, values_BMD, bias_NQM.reshape(B, 1, -1, M)).reshape(N, Q, D)
         x_NQD = x_NQD + seen if self._pre else self.norms[0](x_NQD + seen)
 
-        y = torch.cat([x_NQD, text_NLD], dim=1)
-        y = self.norms[1](y) if self._pre else y
-        at = torch.cat([y[:, :Q] + positions_QD, y[:, Q:]], dim=1)
-        seen = self.self(at[:, :Q], at, y, text_bias)
+        y, words = (self.norms[1](x_NQD), self.norms[1](text_NLD)) if self._pre else (x_NQD, text_NLD)
+        asked = y + positions_QD
+        seen = self.self(asked, torch.cat([asked, words], dim=1), torch.cat([y, words], dim=1), text_bias)
         x_NQD = x_NQD + seen if self._pre else self.norms[1](x_NQD + seen)
 
         if self._pre:
@@ -119,7 +118,7 @@ class Decoder(nn.Module):
             keys = values
             if self._sine:
                 keys = values + sine_positions(scale.shape[2], scale.shape[3], scale.shape[1], scale.device)
-            parts.append((keys, values, F.avg_pool2d(mask_features_BDHW, ratio).flatten(2)))
+            parts.append((keys, values, F.avg_pool2d(mask_features_BDHW.detach(), ratio).flatten(2)))
         return parts
 
     def _heads(self, x_NQD: Tensor, global_ND: Tensor) -> Heads:
@@ -133,7 +132,6 @@ class Decoder(nn.Module):
 def _attended(embedding_NQD: Tensor, pooled_BDM: Tensor) -> Tensor:
     """(N,Q,M), to add to scores: a query sees where its mask so far is at least as likely as not; one whose mask is
     empty sees everything. The masks at a scale's resolution are products with averaged mask features."""
-    B, D, M = pooled_BDM.shape
     logits_NQM = mask_logits(embedding_NQD, pooled_BDM)
     keep_NQM = (logits_NQM >= 0).float()
     some_NQ1 = keep_NQM.amax(-1, keepdim=True)

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.errors import RunInvalid
+from training.nn.checkpoints import load_state, read_weights
 from training.pathsegmentor.decoder import Decoder, Heads, mask_logits
 from training.pathsegmentor.pyramid import BilinearPyramid, ConvPyramid
-from training.pathsegmentor.recipe import Network
+from training.pathsegmentor.recipe import Network, SegmentorRecipe
 from training.pathsegmentor.text import WordsTower, pooled
+from training.runs import Run, parse_recipe
 from training.ssl.model import IMAGENET
 
 
@@ -109,6 +112,17 @@ class PathSegmentor(nn.Module):
         return mask_logits(heads.embedding_NQD, mask_features.flatten(2)).unflatten(2, mask_features.shape[2:])
 
 
+def load(run: Run) -> PathSegmentor:
+    """A finished run's network, frozen. Raises RecipeInvalid, RunInvalid, WeightsInvalid."""
+    recipe = parse_recipe(SegmentorRecipe, run.recipe)
+    vocabulary = run.metrics.get("network", {}).get("vocabulary")
+    if vocabulary is None:
+        raise RunInvalid(f"metrics.json of the run {run.path.name} names no vocabulary. Train it again.")
+    network = PathSegmentor(recipe.network, vocabulary)
+    load_state(network, read_weights(run.weights_path), run.name)
+    return network.eval().requires_grad_(False)
+
+
 def selection(cosine_NQ: Tensor) -> Tensor:
     """(N,Q): 1 at the query most like the text, 0 elsewhere. One arg max and a comparison: no gather."""
     place_Q = torch.arange(cosine_NQ.shape[1], device=cosine_NQ.device)
@@ -118,7 +132,7 @@ def selection(cosine_NQ: Tensor) -> Tensor:
 def initialise(network: PathSegmentor) -> None:
     """Fresh weights from torch's own stream: linear layers Xavier, convolutions He, tables normal 0.02 (queries and
     words normal 1, so that they differ from the start)."""
-    for name, module in network.named_modules():
+    for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)

@@ -6,6 +6,8 @@ The pyramid with nearest steps, group norm and ReLU, after a transformer on the 
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -98,6 +100,11 @@ class Mask2FormerPyramid(nn.Module):
             x = self.output[level](self.lateral[level](maps[level]) + F.interpolate(x, scale_factor=2.0))
             scales.append(x)
         return scales[:3], self.mask(x)
+
+
+def to_image(image_NHWC: np.ndarray, device: torch.device) -> Tensor:
+    """(N,3,H,W) float, 0-255, of crops (N,H,W,3) uint8."""
+    return torch.from_numpy(image_NHWC).to(device).permute(0, 3, 1, 2).float()
 
 
 def _twice(x_BCHW: Tensor) -> Tensor:

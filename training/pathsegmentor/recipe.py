@@ -1,4 +1,4 @@
-"""The typed recipes of the pathsegmentor system: the text-prompted network, and the fixed-class nets it is held against.
+"""The typed recipes of pathsegmentor: the text-prompted network, and the fixed-class nets that it is held against.
 
 Settings and their published values: PathSegmentor (arXiv 2506.20988), and where it inherits them BiomedParse (arXiv
 2405.12971), SEEM (arXiv 2304.06718) and Mask2Former (arXiv 2112.01527).
@@ -115,8 +115,8 @@ class Network(Part):
 class Data(Part):
     """`sets` by their names; a crop is `side_px` wide at its level's scale.
 
-    `absent`: share of prompts for what is not in the crop. `naive_absent` takes what a set does not annotate for absent:
-    the mistake whose cost one arm measures. `without`: words of the prompt that the network is not shown.
+    `absent`: share of prompts for what is not in the crop. `naive_absent` takes what a set does not annotate for
+    absent: the mistake whose cost one arm measures. `without`: words of the prompt that the network is not shown.
     """
 
     sets: tuple[str, ...] = Field(min_length=1)
@@ -167,7 +167,7 @@ class _SegmentationRecipe(Recipe):
     data: Data
     training: Training
     loss: Loss = Loss()
-    mpp_by_level: dict[Literal["tissue", "cell", "nuclei"], float] = {"tissue": 1.0, "cell": 0.25, "nuclei": 0.25}
+    mpp_by_level: dict[Literal["tissue", "cell", "nuclei"], float]
 
 
 class SegmentorRecipe(_SegmentationRecipe):
