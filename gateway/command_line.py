@@ -24,7 +24,13 @@ def parser() -> argparse.ArgumentParser:
     analyze.add_argument("--accession", metavar="NUMBER", help="all slides of this accession (with --archive)")
     analyze.add_argument("--container", metavar="ID", help="the slides of this container (with --archive)")
     analyze.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the report's files")
-    analyze.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt of the protocol")
+    analyze.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to outline (segmentation), e.g. 'nuclei-level epithelial in colon pathology'; may be repeated",
+    )
     analyze.add_argument("--region", metavar="X,Y,W,H", help="only this box, in µm from the slide's top left")
     analyze.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
 

@@ -87,6 +87,22 @@ def test_a_region_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("pathserve: --region takes four numbers")
 
 
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ((), ("at least one prompt",)),
+        (("nuclei of colon", "unicorns in the colon"), ("unicorn", "Nearest")),
+    ],
+)
+def test_prompts_that_cannot_be_answered(
+    tmp_path: Path, cmu_slide: Path, prompts: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    asked = [option for prompt in prompts for option in ("--prompt", prompt)]
+    done = run(tmp_path, *_analyze(cmu_slide, tmp_path / "out", "--protocol", "segmentation", *asked))
+    expect_sentence(done, *words)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
 @pytest.mark.parametrize("wrong", [("--protocol", "palmistry"), ("--region", "x"), ("--set", "x")])
 def test_wrong_usage_leaves_no_earlier_report(tmp_path: Path, wrong: tuple[str, str]) -> None:
     out = tmp_path / "out"
