@@ -1,15 +1,18 @@
 """The embedded Triton held by the test process, so that it outlives what a test kills."""
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import tritonclient.grpc
 
-from gateway.inference import TritonEngine
-from gateway.inference.embedded import read_record
+from gateway.inference import TritonEngine, runtime
+from gateway.inference.embedded import kill_orphans, read_record
 from gateway.inference.runtime import KEY_HEADER
 from gateway.operations.settings import Settings
 
@@ -24,6 +27,10 @@ def held_triton(settings: Settings) -> Iterator[None]:
         async with TritonEngine.open(settings, ("tissue_classification",)):
             ready.set()
             await asyncio.to_thread(over.wait)
+            record = read_record(settings.state)
+            with suppress(ProcessLookupError):
+                if record is not None:  # its good end takes seconds
+                    os.killpg(record.pid, signal.SIGKILL)
 
     def run() -> None:
         try:
@@ -42,6 +49,21 @@ def held_triton(settings: Settings) -> Iterator[None]:
     finally:
         over.set()
         holder.join(60)
+
+
+def is_held(state: Path) -> bool:
+    """Whether this process owns the embedded Triton of a state folder."""
+    record = read_record(state)
+    return record is not None and record.pid in [child.pid for child in psutil.Process().children()]
+
+
+def end_triton(state: Path) -> None:
+    """End the embedded Triton whose owner was killed, if there is one, and clear what it leaves."""
+    record = read_record(state)
+    if record is not None:
+        kill_orphans(record)
+        runtime.remove_shared_memory(record.shm_prefix)
+        runtime.remove(Path(record.directory))
 
 
 def rows_computed(state: Path, model: str) -> int:
