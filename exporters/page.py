@@ -46,6 +46,9 @@ A version is a folder of its own: `tile_encoder` is version 1, `tile_encoder-v2`
 and precision built again replace their own folder; anything else gets the next free number. An encoder's new version
 brings one of each ensemble with it, so that a site can promote the whole of it.
 Which version serves is a site's decision ([models.md](models.md)).
+One run may be served in parts. A text-prompted segmentor gives `pathseg_text` (a text once for all images),
+`pathseg_image` (an image once for all its prompts) and `pathseg_prompt` (both to masks), and the ensemble `pathseg` of
+the latter two, in which the image's maps never leave the server. They are built together, or none is written.
 A head is only right on the weights that it was trained on; the exporter compares their digests.
 
 ## Gates
@@ -60,7 +63,7 @@ shapes are the config's |
 | G3 | on 5,000 tiles or more, against the fp32 ONNX: at most 0.1 % of the labels flip, none where both engines \
 answer; no tile crosses the operating point outside its band; worst cosine 0.9995; no \
 difference above 0.2 of the largest value; no NaN |
-| G4 | an input's answer alone, among others and twice is the same bit for bit |
+| G4 | an input's answer alone, among others and twice is the same bit for bit; so is a prompt's among other prompts |
 | G5 | a real Triton loads the folder and gives the engine's answers over its protocol, to 1e-3 |
 | G6 | a GPU's record (deploy/gpu-check) approves an engine of the same ONNX, weights, precision, TensorRT and GPU |
 

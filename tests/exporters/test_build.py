@@ -377,8 +377,10 @@ def test_an_ensemble_whose_other_step_is_corrupt_is_left_out_and_said_to_be(
 
 
 def test_a_head_of_no_encoder_is_refused(head_folder: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = building.declare
-    monkeypatch.setattr(building, "declare", lambda run: replace(real(run), needs={}, ensemble=None))
+    real = building.graphs_of
+    monkeypatch.setattr(
+        building, "graphs_of", lambda run: tuple(replace(graph, needs={}, ensemble=None) for graph in real(run))
+    )
     with pytest.raises(ExportError, match="tissue_head says of 0 models that it was trained on them, not of one"):
         build(head_folder, repository)
 
