@@ -17,8 +17,8 @@ from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
 from gateway.reports.derived import segment_role
 from gateway.reports.masks import outlined
-from gateway.reports.regions import Region, regions_of
-from gateway.reports.spatial import SlideSource
+from gateway.reports.regions import Region, regions_of, signed_areas
+from gateway.reports.spatial import Outlines, SlideSource
 
 _DECIMALS = 3
 _TOP_TILE_COLOR = (227, 26, 28)
@@ -121,11 +121,7 @@ def _segments(report: Report, source: SlideSource, to_finest: "_Scale") -> Itera
         shared = f'"classification":{_json({"name": segmented.triple, "color": _rgb(segmented.color)})}'
         number = 0
         for batch in batches:
-            ends = [*batch.first_G[1:].tolist(), len(batch.points_P2)]
-            rings_N: list[list[str]] = [[] for _ in batch.area_um2_N]
-            for at, first, end in zip(batch.object_G.tolist(), batch.first_G.tolist(), ends, strict=True):
-                rings_N[at].append(to_finest.ring(batch.points_P2[first:end]))
-            for at, rings in enumerate(rings_N):
+            for at, rings in enumerate(_rings(batch, to_finest)):
                 number += 1
                 measured = {
                     "Area µm^2": float(batch.area_um2_N[at]),
@@ -137,6 +133,18 @@ def _segments(report: Report, source: SlideSource, to_finest: "_Scale") -> Itera
                     f'{{"objectType":{kind},"name":{name} {number}{suffix},{shared},"measurements":{_json(measured)}}}'
                 )
                 yield _feature(derive_uid(report.analysis_id, f"region/{role}/{number}"), rings, properties)
+
+
+def _rings(batch: Outlines, to_finest: "_Scale") -> list[list[str]]:
+    """The rings of each object of a batch: outer ones turn one way, holes the other, however they came."""
+    ends_G = np.append(batch.first_G[1:], len(batch.points_P2))
+    hole_G = np.diff(batch.object_G, prepend=-1) == 0
+    turned_G = (signed_areas(batch.points_P2, batch.first_G) < 0) != hole_G
+    rings_N: list[list[str]] = [[] for _ in batch.area_um2_N]
+    for ring, at in enumerate(batch.object_G.tolist()):
+        points_K2 = batch.points_P2[batch.first_G[ring] : ends_G[ring]]
+        rings_N[at].append(to_finest.ring(points_K2[::-1] if turned_G[ring] else points_K2))
+    return rings_N
 
 
 def _rgb(color: str) -> list[int]:

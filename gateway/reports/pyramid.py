@@ -187,6 +187,7 @@ def _measures_of(image: Dataset, pixel_px: float) -> Dataset:
         if received.get(keyword):
             measures[keyword] = received[keyword]
     if pixel_px != 1:
+        del measures.PixelSpacing  # it is the image's own element
         measures.PixelSpacing = [decimal_string(float(value) * pixel_px) for value in received.PixelSpacing]
     return measures
 

@@ -123,11 +123,7 @@ class Rings:
     @property
     def areas(self) -> npt.NDArray[np.float64]:
         """Signed areas (G,) by the shoelace formula."""
-        following_K = np.arange(1, len(self.corners_K2) + 1)
-        following_K[np.append(self.first_G[1:], len(self.corners_K2)) - 1] = self.first_G
-        x_K, y_K = self.corners_K2.T
-        twice_G = np.add.reduceat(x_K * y_K[following_K] - x_K[following_K] * y_K, self.first_G)
-        return np.asarray(twice_G / 2)
+        return signed_areas(self.corners_K2, self.first_G)
 
     def by_label(self) -> Iterator[tuple[Ring, ...]]:
         """The rings of each label."""
@@ -135,6 +131,15 @@ class Rings:
         ends = np.searchsorted(self.label_G, np.arange(self.label_G[-1] + 1), side="right").tolist()
         for start, end in pairwise(ends):
             yield tuple(self.corners_K2[first[ring] : first[ring + 1]] for ring in range(start, end))
+
+
+def signed_areas(points_P2: npt.NDArray[np.number], first_G: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """The area (G,) of each of G open rings by the shoelace formula. `first_G`: each ring's first point."""
+    following_P = np.arange(1, len(points_P2) + 1)
+    following_P[np.append(first_G[1:], len(points_P2)) - 1] = first_G
+    x_P, y_P = points_P2.astype(np.float64).T
+    twice_G = np.add.reduceat(x_P * y_P[following_P] - x_P[following_P] * y_P, first_G)
+    return np.asarray(twice_G / 2)
 
 
 def connected(mask_RC: npt.NDArray[np.uint8]) -> tuple[Labels, int]:

@@ -6,14 +6,13 @@ functional groups are written as bytes, a frame at a time (PS3.5 7.5).
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, dcmwrite
-from pydicom.datadict import tag_for_keyword
 from pydicom.tag import Tag
 
 from gateway.operations.errors import PathserveError
@@ -21,7 +20,6 @@ from gateway.reports.tiled import BUFFER_BYTES, Bits, Frame, Tiling, describe_pi
 
 _MOST_DECIMALS = 16
 """Characters of a decimal string (PS3.5 6.2, DS)."""
-_UNDEFINED = struct.pack("<L", 0xFFFFFFFF)
 
 Ints = npt.NDArray[np.integer]
 
@@ -72,7 +70,7 @@ def write_sparse(
     windows = (tiling.window(row, column) for row, column in frames.tiles_F2.tolist())
     with path.open("wb", buffering=BUFFER_BYTES) as stream:
         dcmwrite(stream, dataset, enforce_file_format=True)
-        stream.write(_head("PerFrameFunctionalGroupsSequence", b"SQ") + _UNDEFINED)
+        stream.write(struct.pack("<HH2s2xL", 0x5200, 0x9230, b"SQ", 0xFFFFFFFF))
         for item in _groups(tiling, plane, frames):
             stream.write(item)
         stream.write(struct.pack("<HHL", 0xFFFE, 0xE0DD, 0))
@@ -96,58 +94,49 @@ def _dimension(organization: str, pointer: str, group: str, label: str) -> Datas
 
 def _groups(tiling: Tiling, plane: Plane, frames: Frames) -> Iterator[bytes]:
     """The per-frame functional groups of each frame, encoded."""
-    sides = np.array([tiling.tile_rows, tiling.tile_columns])
-    first_F2 = frames.tiles_F2.astype(np.int64) * sides
+    first_F2 = frames.tiles_F2.astype(np.int64) * [tiling.tile_rows, tiling.tile_columns]
     columns = [frames.tiles_F2[:, 0], frames.tiles_F2[:, 1]]
     if frames.segments_F is not None:
         columns.insert(0, frames.segments_F)
-    index_FD = np.stack([np.unique(column, return_inverse=True)[1] + 1 for column in columns], axis=1)
+    index_FD = np.stack([np.unique(column, return_inverse=True)[1] + 1 for column in columns], axis=1).astype("<u4")
     for number, (down, across) in enumerate(first_F2.tolist()):
         at_3 = plane.origin_3 + down * plane.row_step_3 + across * plane.column_step_3
-        content = _element("DimensionIndexValues", b"UL", index_FD[number].astype("<u4").tobytes())
+        offsets = (decimal_string(value).ljust(_MOST_DECIMALS).encode() for value in at_3.tolist())
         position = b"".join(
             (
-                *map(_decimal, _OFFSETS, at_3.tolist()),
-                _element("ColumnPositionInTotalImagePixelMatrix", b"SL", struct.pack("<l", across + 1)),
-                _element("RowPositionInTotalImagePixelMatrix", b"SL", struct.pack("<l", down + 1)),
+                *(element(value) for element, value in zip(_OFFSETS, offsets, strict=True)),
+                _COLUMN_POSITION(struct.pack("<l", across + 1)),
+                _ROW_POSITION(struct.pack("<l", down + 1)),
             )
         )
-        groups = _sequence("FrameContentSequence", content) + _sequence("PlanePositionSlideSequence", position)
+        groups = _FRAME_CONTENT(_item(_INDEX_VALUES(index_FD[number].tobytes()))) + _PLANE_POSITION(_item(position))
         if frames.segments_F is not None:
-            segment = struct.pack("<H", int(frames.segments_F[number]))
-            groups += _sequence("SegmentIdentificationSequence", _element("ReferencedSegmentNumber", b"US", segment))
+            groups += _IDENTIFICATION(_item(_SEGMENT_NUMBER(struct.pack("<H", int(frames.segments_F[number])))))
         yield _item(groups)
 
 
-_OFFSETS: Sequence[str] = tuple(f"{axis}OffsetInSlideCoordinateSystem" for axis in "XYZ")
+def _element(keyword: str, vr: bytes) -> Callable[[bytes], bytes]:
+    """What encodes values of an element (PS3.5 7.1.2)."""
+    tag = Tag(keyword)
+    head = struct.pack("<HH2s", tag.group, tag.element, vr)
+    length = struct.Struct("<2xL" if vr == b"SQ" else "<H")
+    return lambda value: head + length.pack(len(value)) + value
 
 
-def _head(keyword: str, vr: bytes) -> bytes:
-    """Tag and VR of an element whose length takes 32 bits (PS3.5 7.1.2)."""
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return struct.pack("<HH2s2x", tag.group, tag.element, vr)
+def _item(content: bytes) -> bytes:
+    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
 
 
-def _element(keyword: str, vr: bytes, value: bytes) -> bytes:
-    """An element whose length takes 16 bits."""
-    tag = Tag(tag_for_keyword(keyword) or 0)
-    return struct.pack("<HH2sH", tag.group, tag.element, vr, len(value)) + value
-
-
-def _decimal(keyword: str, value: float) -> bytes:
-    return _element(keyword, b"DS", decimal_string(value).ljust(_MOST_DECIMALS).encode())
+_FRAME_CONTENT = _element("FrameContentSequence", b"SQ")
+_INDEX_VALUES = _element("DimensionIndexValues", b"UL")
+_PLANE_POSITION = _element("PlanePositionSlideSequence", b"SQ")
+_OFFSETS = [_element(f"{axis}OffsetInSlideCoordinateSystem", b"DS") for axis in "XYZ"]
+_COLUMN_POSITION = _element("ColumnPositionInTotalImagePixelMatrix", b"SL")
+_ROW_POSITION = _element("RowPositionInTotalImagePixelMatrix", b"SL")
+_IDENTIFICATION = _element("SegmentIdentificationSequence", b"SQ")
+_SEGMENT_NUMBER = _element("ReferencedSegmentNumber", b"US")
 
 
 def decimal_string(value: float) -> str:
     """A number as precisely as VR DS can hold it."""
     return next(text for digits in range(15, 0, -1) if len(text := f"{value:.{digits}g}") <= _MOST_DECIMALS)
-
-
-def _sequence(keyword: str, content: bytes) -> bytes:
-    """A sequence of one item."""
-    item = _item(content)
-    return _head(keyword, b"SQ") + struct.pack("<L", len(item)) + item
-
-
-def _item(content: bytes) -> bytes:
-    return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content

@@ -78,12 +78,11 @@ class DrawnMasks:
                 of += [at] * len(found)
             sizes = np.array([len(ring) for ring in rings])
             chosen = [labels == number for number in numbers[start : start + 2]]
-            fractions = self.fractions_by_index[index]
             yield Outlines(
                 points_P2=np.concatenate(rings),
                 first_G=np.cumsum(sizes) - sizes,
                 object_G=np.array(of, np.int32),
-                area_um2_N=np.array([mask.sum() * 0.0625 for mask in chosen], np.float32),
+                area_um2_N=np.array([mask.sum() * 0.249 for mask in chosen], np.float32),
                 irregularity_N=np.linspace(0.1, 0.2, len(chosen), dtype=np.float32),
                 probability_N=np.array(
                     [self.fractions_by_index[index][mask].mean() / 255 for mask in chosen], np.float32
@@ -111,9 +110,9 @@ def worded(
     levels = volume_headers(COMMITTED)
     image = levels[0]
     rows, columns = int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
-    fine, coarse = (rows * 2, columns * 2), (-(-rows // 2), -(-columns // 2))
-    nuclei, nucleus_labels = _disks(fine, [(100, 100), (530, 500), (3000, 2000), (columns * 2 - 8, 4000)], 14)
-    lymphocytes, lymphocyte_labels = _disks(fine, [(3000 if overlap else 3300, 2004), (700, 4100)], 12)
+    fine, coarse = (rows, columns), (-(-rows // 2), -(-columns // 2))
+    nuclei, nucleus_labels = _disks(fine, [(100, 100), (512, 500), (1500, 1000), (columns - 8, 2000)], 14)
+    lymphocytes, lymphocyte_labels = _disks(fine, [(1500 if overlap else 1700, 1004), (700, 2100)], 12)
     glands = np.zeros(coarse, np.uint8)
     cv2.rectangle(glands, (300, 200), (699, 399), 200, -1)
     cv2.rectangle(glands, (400, 250), (499, 299), 20, -1)
@@ -123,7 +122,7 @@ def worded(
     series = str(image.SeriesInstanceUID)
     maps = (
         DrawnMasks(
-            series, 0, 0.5, 512, {0: nuclei * keep, 1: lymphocytes * keep, 2: none},
+            series, 0, 1.0, 512, {0: nuclei * keep, 1: lymphocytes * keep, 2: none},
             {0: nucleus_labels, 1: lymphocyte_labels} if found else {},
         ),
         DrawnMasks(series, 0, 2.0, 512, {3: glands * keep}),
