@@ -5,7 +5,7 @@ widely: figures on them say little about scale.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,76 +13,28 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gateway.domain.prompts import UNSPECIFIED, Level, Triple
+from gateway.domain.prompts import UNSPECIFIED, Triple
 from training.data.common import Source, data_root, read_image, read_mask
 from training.data.dataset import Dataset, masks_of
-from training.data.dataset import load as load_dataset
+from training.data.hashes import SAME_IMAGE_BITS, near_pairs
 from training.data.seen import Seen
 from training.errors import DataMissing, LeakageRefused, TaskInvalid
-from training.pathsegmentor.parts import PARTS, parts
-from training.pathsegmentor.sets import EXTERNAL, FEWEST_PX, MPP, SETS, Annotated, impossible, listed
+from training.pathsegmentor.items import UNKNOWN, Item, item_of
+from training.pathsegmentor.parts import PARTS, dataset_of, parts
+from training.pathsegmentor.published import READERS
+from training.pathsegmentor.sets import EXTERNAL, FEWEST_PX, SETS, Annotated, impossible, listed
+from training.pathsegmentor.sets import MPP as MPP  # with the items of its scale, for those who read them
 
-_TRIES, _WITHOUT_REGION = 20, 0.1
+_TRIES, _WITHOUT_REGION = 30, 0.1
 _WITH_INSTANCES = frozenset({"consep", "dsb2018", "glomeruli", "monuseg", "monusac"})
-_POINTS = 512
-"""Pixels of an object, spread over it, of which a crop is laid around one."""
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Item:
-    """One image of a set. image_HWC: uint8 RGB at MPP[level]; category_HW: uint8 numbers of what each pixel is, 0 none
-    of it; instances_HW: int32, where the set tells one object from its neighbour; objects: which numbers belong to each
-    object that is annotated here; exhaustive: those of which none is left out; points: (K,2) y, x of some pixels of
-    each object that is here; hash: the perceptual hash of the picture as its file has it."""
-
-    name: str
-    set: str
-    tier: str
-    group: str
-    part: str
-    organ: str
-    level: Level
-    mpp_known: bool
-    sources: tuple[Source, ...]
-    image_HWC: np.ndarray
-    category_HW: np.ndarray
-    instances_HW: np.ndarray | None
-    objects: Mapping[str, tuple[int, ...]]
-    exhaustive: frozenset[str]
-    points: Mapping[str, np.ndarray]
-    hash: np.uint64
-
-    @property
-    def triples(self) -> tuple[Triple, ...]:
-        """What is annotated here, in its own organ and then without one; whether it is here is another question."""
-        organs = dict.fromkeys((self.organ, UNSPECIFIED))
-        return tuple(Triple(self.level, name, organ) for organ in organs for name in self.objects)
-
-    def mask(self, triple: Triple) -> np.ndarray:
-        """(H,W) bool: the object's pixels; none where it is not annotated here."""
-        return self.among(triple)[self.category_HW]
-
-    def among(self, triple: Triple) -> np.ndarray:
-        """(256,) bool: whether pixels of a number belong to the triple."""
-        table = np.zeros(256, bool)
-        if self._asks(triple):
-            table[list(self.objects.get(triple.object, ()))] = True
-        return table
-
-    def exhaustively(self, triple: Triple) -> bool:
-        """Whether an empty mask means that the object is not here."""
-        if triple.level == self.level and triple.object in impossible(self.level, self.organ):
-            return True
-        return self._asks(triple) and triple.object in self.exhaustive
-
-    def _asks(self, triple: Triple) -> bool:
-        return triple.level == self.level and triple.region in (self.organ, UNSPECIFIED)
+_DENSITIES_K256 = np.rint(255 * (np.arange(256) / 255) ** np.linspace(0.9, 1.1, 21)[:, None]).astype(np.uint8)
+"""Grey levels by grey level, with optical density scaled by 0.9 to 1.1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crop:
-    """image_HWC: uint8 RGB; mask_HW, valid_HW: bool, pixels beyond the image's edge (mirrored) are not valid; present:
-    None where neither present nor absent may be learned."""
+    """image_HWC: uint8 RGB; mask_HW, valid_HW: bool; not valid are pixels beyond the image's edge (mirrored), and those
+    of which nothing is known; present: None where neither present nor absent may be learned."""
 
     image_HWC: np.ndarray
     mask_HW: np.ndarray
@@ -119,7 +71,7 @@ def load(part: str, sets: Sequence[str] | None = None) -> tuple[Item, ...]:
     """
     if part not in PARTS:
         raise TaskInvalid(f"There is no part {part!r} of a split. Name one of: {', '.join(PARTS)}.")
-    known = {**SETS, **EXTERNAL}
+    known = (*SETS, *EXTERNAL, *READERS)
     chosen = list(EXTERNAL if part == "external" else SETS) if sets is None else list(sets)
     for name in chosen:
         if name not in known:
@@ -127,11 +79,8 @@ def load(part: str, sets: Sequence[str] | None = None) -> tuple[Item, ...]:
         if name in EXTERNAL and part != "external":
             raise LeakageRefused(f"The set {name} is for measuring only: no part of it may be trained or chosen on.")
     items = tuple(item for name in chosen for item in _items(data_root(), name) if item.part == part)
-    for item in items:
-        if part in ("train", "val") and item.tier != "A":
-            raise LeakageRefused(
-                f"{item.set}/{item.name} is of tier {item.tier}; what ships is trained on tier A only."
-            )
+    if part in ("train", "val"):
+        _require_apart(items)
     return items
 
 
@@ -151,23 +100,26 @@ def crop(
     height, width = item.category_HW.shape
     rows, columns = slice(max(top, 0), top + side), slice(max(left, 0), left + side)
     image, number = item.image_HWC[rows, columns], item.category_HW[rows, columns]
-    valid = np.ones(number.shape, np.uint8)
     beyond = max(-top, 0), max(top + side - height, 0), max(-left, 0), max(left + side - width, 0)
     if any(beyond):
         image = cv2.copyMakeBorder(image, *beyond, borderType=cv2.BORDER_REFLECT_101)
-        number, valid = (cv2.copyMakeBorder(part, *beyond, borderType=cv2.BORDER_CONSTANT) for part in (number, valid))
+        number = cv2.copyMakeBorder(number, *beyond, borderType=cv2.BORDER_CONSTANT, value=UNKNOWN)
     if side != side_px:
         smooth = cv2.INTER_AREA if side > side_px else cv2.INTER_LINEAR
         image = cv2.resize(image, (side_px, side_px), interpolation=smooth)
-        number, valid = (
-            cv2.resize(part, (side_px, side_px), interpolation=cv2.INTER_NEAREST) for part in (number, valid)
-        )
+        number = cv2.resize(number, (side_px, side_px), interpolation=cv2.INTER_NEAREST)
     if augment:
-        image = cv2.LUT(image, _stains(rng))
-        turns, flip = int(rng.integers(4)), bool(rng.integers(2))
-        image, number, valid = (np.rot90(part[:, ::-1] if flip else part, turns) for part in (image, number, valid))
+        image = cv2.LUT(image, _DENSITIES_K256[rng.integers(len(_DENSITIES_K256), size=3)].T[:, None])
+        turned, flipped = rng.integers(2), rng.integers(-1, 3)
+        image, number = (_placed(part, bool(turned), int(flipped)) for part in (image, number))
     mask = item.among(triple)[number]
-    return Crop(np.ascontiguousarray(image), mask, np.ascontiguousarray(valid).view(bool), _present(item, triple, mask))
+    return Crop(np.ascontiguousarray(image), mask, number != UNKNOWN, _present(item, triple, mask))
+
+
+def _placed(image: np.ndarray, turned: bool, flipped: int) -> np.ndarray:
+    """One of the eight ways in which a square can lie; `flipped` as OpenCV counts axes, 2 for none."""
+    lying = cv2.transpose(image) if turned else image
+    return lying if flipped == 2 else cv2.flip(lying, flipped)
 
 
 def _corner(rng: np.random.Generator, item: Item, triple: Triple, side: int, aim: bool) -> tuple[int, int]:
@@ -190,19 +142,13 @@ def _present(item: Item, triple: Triple, mask_HW: np.ndarray) -> bool | None:
     return False if pixels == 0 and item.exhaustively(triple) else None
 
 
-def _stains(rng: np.random.Generator) -> np.ndarray:
-    """(256,1,3) uint8: grey levels whose optical density is scaled, each channel's by its own factor."""
-    levels_K = np.arange(256)[:, None] / 255.0
-    return np.rint(255.0 * levels_K ** rng.uniform(0.9, 1.1, 3)).astype(np.uint8)[:, None]
-
-
 class Sampler:
     """Draws crops with a prompt each: sets uniformly, then images, then what is asked.
 
-    A share `absent` of the prompts asks for what is not there: half of them for another object of the same level and
-    organ (hard), half for what cannot be in that organ; where a draw finds none of its kind it takes the other. The
-    region is left out of one prompt in ten. `naive` is the arm that takes "not annotated" for "absent": it shows what
-    the partial-label rule prevents.
+    A share `absent` of the prompts asks for what is not there: half of them for what the set annotates, at the same
+    level and in the same organ (hard: a set's objects are drawn uniformly), half for what cannot be in that organ;
+    where a draw finds none of its kind it takes the other. The region is left out of one prompt in ten. `naive` is the
+    arm that takes "not annotated" for "absent": it shows what the partial-label rule prevents.
     """
 
     def __init__(self, items: Sequence[Item], side_px: int, absent: float = 0.22, naive: bool = False) -> None:
@@ -218,26 +164,25 @@ class Sampler:
                 for level, name in everything
                 if level == item.level and name not in item.objects
             ]
-            _put(self._present, item, [triple for triple in own if triple.object in item.points])
-            _put(self._hard, item, [triple for triple in own if item.exhaustively(triple)] + unmarked * naive)
+            _put(self._present, item.set, item, [triple for triple in own if triple.object in item.points])
+            for triple in [triple for triple in own if item.exhaustively(triple)] + unmarked * naive:
+                _put(self._hard, f"{item.set} {triple.object}", item, [triple])
             elsewhere = [Triple(item.level, name, item.organ) for name in impossible(item.level, item.organ)]
-            _put(self._easy, item, [triple for triple in elsewhere if (triple.level, triple.object) in everything])
+            elsewhere = [triple for triple in elsewhere if (triple.level, triple.object) in everything]
+            _put(self._easy, item.set, item, elsewhere)
         if not self._present:
             raise DataMissing("None of the images holds an object to learn. Name more sets.")
 
     def draw(self, rng: np.random.Generator) -> Drawn:
-        """One crop whose object is known to be there, or known not to be."""
-        pools = [self._present]
-        if rng.random() < self._absent:
-            pools = [self._hard, self._easy] if rng.random() < 0.5 else [self._easy, self._hard]
-            pools = [pool for pool in pools if pool] or [self._present]
-        while True:
-            for pool in pools:
-                for _ in range(_TRIES):
-                    drawn = self._try(rng, pool)
-                    if drawn is not None:
-                        return drawn
-            pools = [self._present]
+        """One crop whose object is known to be there, or known not to be. Raises DataMissing where tries find none."""
+        absent = [self._hard, self._easy] if rng.random() < 0.5 else [self._easy, self._hard]
+        pools = [*absent, self._present] if rng.random() < self._absent else [self._present]
+        for pool in [pool for pool in pools if pool]:
+            for _ in range(_TRIES):
+                drawn = self._try(rng, pool)
+                if drawn is not None:
+                    return drawn
+        raise DataMissing("The images hold no object that a crop can show. Name more sets, or a longer side.")
 
     def batch(self, rng: np.random.Generator, size: int) -> Batch:
         """`size` draws."""
@@ -269,12 +214,12 @@ class Sampler:
 
 
 _Pool = dict[str, list[tuple[Item, list[Triple]]]]
-"""By set: its images with what can be asked of them."""
+"""By set (of hard prompts, by set and object): images with what can be asked of them."""
 
 
-def _put(pool: _Pool, item: Item, triples: list[Triple]) -> None:
+def _put(pool: _Pool, key: str, item: Item, triples: list[Triple]) -> None:
     if triples:
-        pool.setdefault(item.set, []).append((item, triples))
+        pool.setdefault(key, []).append((item, triples))
 
 
 def sources(items: Iterable[Item]) -> tuple[Source, ...]:
@@ -299,76 +244,53 @@ def train_images(items: Iterable[Item]) -> dict[Triple, int]:
     return {triple: counts[triple] for triple in listed()}
 
 
+def _require_apart(items: Iterable[Item]) -> None:
+    """Raises LeakageRefused where a picture or a group stands on a side of the split that may not see it."""
+    outside = [dataset_of(data_root(), name) for name in EXTERNAL]
+    hashes_N = np.concatenate([dataset.hashes() for dataset in outside])
+    groups = {group for dataset in outside for group in dataset.groups_N.tolist()}
+    for item in items:
+        if item.tier != "A":
+            raise LeakageRefused(
+                f"{item.set}/{item.name} is of tier {item.tier}; what ships is trained on tier A only."
+            )
+        if item.group in groups or len(near_pairs(np.array([item.hash]), hashes_N, SAME_IMAGE_BITS)):
+            raise LeakageRefused(f"{item.set}/{item.name} stands in a set that is for measuring only. Leave it out.")
+
+
 @cache
 def _items(root: Path, name: str) -> tuple[Item, ...]:
+    """All images of a set, decoded. `root` is the data folder, so that another folder's are not taken for them."""
+    if name in READERS:
+        return tuple(READERS[name](root / name))
     annotated = {**SETS, **EXTERNAL}[name]
-    dataset, parts_N = load_dataset(name), parts(root)[name]
-    items = []
-    done: set[Source] = set()
-    for index, source in enumerate(dataset.sources):
-        outside = annotated.stain is not None and dataset.cohort_N[index] != annotated.stain
-        if source not in done and not outside:  # a source may hold several items: its boxes
-            done.add(source)
-            items.append(_item(dataset, annotated, index, str(parts_N[index])))
-    if (
-        annotated.red
-        and np.mean([item.image_HWC[..., 0].mean() - item.image_HWC[..., 2].mean() for item in items]) <= 0
-    ):
+    dataset, parts_N = dataset_of(root, name), parts(root)[name]
+    hashes_N = dataset.hashes()
+    places = {source: index for index, source in reversed(list(enumerate(dataset.sources)))}
+    items = tuple(
+        _item(dataset, annotated, index, str(parts_N[index]), hashes_N[index])
+        for index in sorted(places.values())
+        if annotated.stain is None or dataset.cohort_N[index] == annotated.stain
+    )
+    if annotated.red and np.mean([np.diff(item.image_HWC[..., ::2].mean((0, 1))) for item in items]) >= 0:
         raise DataMissing(f"The images of {name} have red and blue exchanged. Fetch the data again.")
-    return tuple(items)
+    return items
 
 
-def _item(dataset: Dataset, annotated: Annotated, index: int, part: str) -> Item:
-    source, mask_source = dataset.sources[index], dataset.masks[index]
-    tier = max(source.tier, mask_source.tier)
-    image = read_image(data_root(), source, "AB")
-    category = read_mask(data_root(), mask_source, "AB").astype(np.uint8)
-    told: tuple[Source, ...] = ()
-    instances = None
-    if dataset.name in _WITH_INSTANCES:
-        told = masks_of([source], "instances")
-        instances = read_mask(data_root(), told[0], "AB").astype(np.int32)
-    factor = annotated.nominal_mpp / MPP[annotated.level]
-    if factor != 1.0:
-        size = round(image.shape[1] * factor), round(image.shape[0] * factor)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if factor < 1.0 else cv2.INTER_CUBIC)
-        category = cv2.resize(category, size, interpolation=cv2.INTER_NEAREST)
-        if instances is not None:
-            instances = cv2.resize(instances, size, interpolation=cv2.INTER_NEAREST)
-    organ = annotated.organs[0]
-    if len(annotated.organs) > 1:
-        organ = dataset.classes[dataset.labels_N[index]]
-    here = set(np.unique(category).tolist()) - {0}
-    numbers = {number: names for number, names in annotated.objects.items() if annotated.everywhere or number in here}
-    objects: dict[str, tuple[int, ...]] = {}
-    for number, names in numbers.items():
-        for name in names:
-            objects[name] = (*objects.get(name, ()), number)
-    return Item(
-        name=Path(source.file).stem,
-        set=dataset.name,
-        tier=tier,
+def _item(dataset: Dataset, annotated: Annotated, index: int, part: str, hash_of_file: np.uint64) -> Item:
+    picture, mask = dataset.sources[index], dataset.masks[index]
+    told = masks_of([picture], "instances") if dataset.name in _WITH_INSTANCES else ()
+    return item_of(
+        annotated,
+        name=Path(picture.file).stem,
+        of_set=dataset.name,
         group=str(dataset.groups_N[index]),
         part=part,
-        organ=organ,
-        level=annotated.level,
-        mpp_known=annotated.mpp_known,
-        sources=(source, mask_source, *told),
-        image_HWC=image,
-        category_HW=category,
-        instances_HW=instances,
-        objects=objects,
-        exhaustive=annotated.exhaustive & objects.keys(),
-        points=_points(category, objects),
-        hash=dataset.hashes()[index],
+        organ=annotated.organs[0] if len(annotated.organs) == 1 else dataset.classes[dataset.labels_N[index]],
+        sources=(picture, mask, *told),
+        image_HWC=read_image(data_root(), picture, "AB"),
+        category_HW=read_mask(data_root(), mask, "AB").astype(np.uint8),
+        instances_HW=read_mask(data_root(), told[0], "AB").astype(np.int32) if told else None,
+        mpp=annotated.nominal_mpp,
+        hash_of_file=hash_of_file,
     )
-
-
-def _points(category_HW: np.ndarray, objects: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Of each object with enough pixels, some of them, spread evenly."""
-    points = {}
-    for name, numbers in objects.items():
-        places_K2 = np.argwhere(np.isin(category_HW, numbers))
-        if len(places_K2) >= FEWEST_PX:
-            points[name] = places_K2[np.linspace(0, len(places_K2) - 1, min(_POINTS, len(places_K2))).astype(int)]
-    return points

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.dataset import load
+from training.data.common import data_root
+from training.data.dataset import Dataset, load
 from training.data.hashes import SAME_IMAGE_BITS, joined, near_pairs
 from training.data.split import held_out
 from training.pathsegmentor.sets import EXTERNAL, SETS
@@ -23,12 +24,17 @@ _OF_SPLIT = {"train": 0, "validation": 1, "test": 2}
 
 
 @cache
+def dataset_of(root: Path, name: str) -> Dataset:
+    """A set, its tables read once. `root` is the data folder, so that another folder's set is not taken for it."""
+    return load(name)
+
+
+@cache
 def parts(root: Path) -> Mapping[str, np.ndarray]:
-    """(N,) str by set: the part of each of its items. `root` is the data folder, so that the answer for another one is
-    not taken for this one's. Raises DataMissing."""
+    """(N,) str by set: the part of each of its items. Raises DataMissing."""
     numbers, hashes, groups, of_set = [], [], [], []
     for name in (*SETS, *EXTERNAL):
-        dataset = load(name)
+        dataset = dataset_of(root, name)
         split = held_out(dataset, allow_missing=True)
         numbers += [PARTS.index("external") if name in EXTERNAL else _OF_SPLIT[part] for part in split.parts_N.tolist()]
         groups += [f"{name}/{group}" for group in split.groups_N]
@@ -60,8 +66,9 @@ class Overlap:
 
 def overlaps() -> tuple[Overlap, ...]:
     """Every two sets of segmentation. Raises DataMissing."""
-    hashes = {name: np.unique(load(name).hashes()) for name in (*SETS, *EXTERNAL)}
-    groups = {name: set(load(name).groups_N.tolist()) for name in hashes}
+    sets = {name: dataset_of(data_root(), name) for name in (*SETS, *EXTERNAL)}
+    hashes = {name: np.unique(dataset.hashes()) for name, dataset in sets.items()}
+    groups = {name: set(dataset.groups_N.tolist()) for name, dataset in sets.items()}
     return tuple(
         Overlap(
             first,
