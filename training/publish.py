@@ -4,14 +4,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from training.runs import Part
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Coded(_Part):
+class Coded(Part):
     """A coded concept."""
 
     code: str
@@ -19,7 +17,7 @@ class Coded(_Part):
     display: str
 
 
-class LabelText(_Part):
+class LabelText(Part):
     """One class: how it is named inside the intended use, how outside it, and its colour on the map."""
 
     code: Coded
@@ -27,7 +25,7 @@ class LabelText(_Part):
     color: str = Field(pattern=r"^#[0-9a-f]{6}$")
 
 
-class Published(_Part):
+class Published(Part):
     """The served model that comes of the recipe, for its card."""
 
     model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")

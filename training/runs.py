@@ -25,10 +25,14 @@ RELEASED = _CHECKOUT / "training" / "released"
 _TOOLS = ("torch", "numpy", "scikit-learn", "scipy", "safetensors", "simplejpeg")
 
 
-class Recipe(BaseModel):
-    """What every recipe has. `system` and `stage` say which code reads the rest."""
+class Part(BaseModel):
+    """A section of a recipe or of a card: it cannot be changed, and holds no setting that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(Part):
+    """What every recipe has. `system` and `stage` say which code reads the rest."""
 
     name: str
     system: str

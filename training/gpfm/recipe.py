@@ -5,8 +5,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from training.publish import Published
-from training.runs import Recipe
-from training.ssl.recipe import Augment, Checkpoints, Crops, Dino, Part, SelfDistillationRecipe, ViTNetwork
+from training.runs import Part, Recipe
+from training.ssl.recipe import Augment, Checkpoints, Crops, Dino, SelfDistillationRecipe, ViTNetwork
 
 
 class ExpertSettings(Part):

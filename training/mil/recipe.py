@@ -2,17 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from training.publish import Published
-from training.runs import Recipe
+from training.runs import Part, Recipe
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Slides(_Part):
+class Slides(Part):
     """How many slides are composed, and how: `train` new ones every epoch, `validation` in each inner fold.
 
     A slide has 1 to `most_tiles` tiles (training and validation: `most_training_tiles`), log-uniform; half of the
@@ -28,7 +24,7 @@ class Slides(_Part):
     least_share: float = Field(gt=0, le=1)
 
 
-class Optimiser(_Part):
+class Optimiser(Part):
     """Adam on one slide at a time, cosine to zero by epoch. The inner folds say after which epoch training ends: the
     one of the least loss on slides of held-out tiles."""
 

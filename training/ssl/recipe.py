@@ -9,19 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from training.errors import RecipeInvalid
-from training.runs import R, Recipe, parse_recipe, read_toml
+from training.runs import Part, R, Recipe, parse_recipe, read_toml
 
 Range = tuple[float, float]
 Probability = Annotated[float, Field(ge=0, le=1)]
-
-
-class Part(BaseModel):
-    """A section of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ViTNetwork(Part):

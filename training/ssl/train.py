@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gateway.operations.errors import PathserveError
 from training import command
-from training.data.corpus import HE_SETS, HE_SLIDES, he_corpus
+from training.data.corpus import he_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.repeatable import repeatable
 from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
@@ -84,7 +84,7 @@ def run(
         parents["student"] = find_run(recipe.start)
         start = read_weights(parents["student"].weights_path)
     with joined() as world, ExitStack() as held:
-        tiles = corpus if corpus is not None else he_corpus(recipe.data.sets or (*HE_SETS, *HE_SLIDES))
+        tiles = corpus if corpus is not None else he_corpus(recipe.data.sets)
         method = SelfDistillation(recipe)
         if terms is not None:
             method.terms.update(terms(method.student["backbone"]))

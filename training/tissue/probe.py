@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 
 from training.data.views import VIEWS
+from training.runs import Part
 from training.statistics import best_temperature
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -21,10 +21,8 @@ Features = Callable[[np.ndarray], np.ndarray]
 Frozen features do not depend on the indices; an encoder that is trained does."""
 
 
-class Protocol(BaseModel):
+class Protocol(Part):
     """How a probe is fitted and measured."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     folds: int = 5
     repeats: int = 2

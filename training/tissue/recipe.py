@@ -2,18 +2,14 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from training.publish import Published
-from training.runs import Recipe
+from training.runs import Part, Recipe
 from training.tissue.probe import Protocol
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EnsembleText(_Part):
+class EnsembleText(Part):
     """An ensemble that is written with the head: images through the steps, one after another."""
 
     model: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
@@ -21,7 +17,7 @@ class EnsembleText(_Part):
     steps: tuple[str, ...]
 
 
-class Training(_Part):
+class Training(Part):
     """Supervised training of the encoder with a throw-away classifier: AdamW, cosine to zero, label smoothing 0.1."""
 
     epochs: int = Field(gt=0)
