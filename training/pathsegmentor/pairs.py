@@ -43,6 +43,8 @@ class Pair:
     green: float = np.nan
     blue: float = np.nan
     dice: float = np.nan
+    recall: float = np.nan
+    """Share of the truth's pixels that the mask holds."""
     no_level: float = np.nan
     no_region: float = np.nan
     no_constant: float = np.nan
@@ -91,6 +93,10 @@ class Table:
     def groups(self) -> np.ndarray:
         """(N,) str. Groups of different sets are different, whatever their names."""
         return np.char.add(np.char.add(self["set"], "/"), self["group"])
+
+    @classmethod
+    def joined(cls, *tables: "Table") -> "Table":
+        return cls({field.name: np.concatenate([table[field.name] for table in tables]) for field in fields(Pair)})
 
     def where(self, kept_N: np.ndarray) -> "Table":
         return Table({name: values[kept_N] for name, values in self._columns.items()})
