@@ -180,13 +180,14 @@ def taking(server: RoguePacs, slide: Path) -> list[str]:
     return taken
 
 
-def test_the_pacs_refuses_the_report(cmu_slide: Path, tmp_path: Path) -> None:
+def test_the_pacs_refuses_the_report(gateway: Gateway, cmu_slide: Path) -> None:
     """The report is there and says so; that it is not in the PACS is a dead letter, until the PACS is mended."""
+    gateway.stop()  # the last test of it: another takes its place, beside the same Triton
     failure = {"00081155": {"vr": "UI", "Value": ["1.2"]}, "00081197": {"vr": "US", "Value": [0x0110]}}
     refusal = json.dumps({"00081198": {"vr": "SQ", "Value": [failure]}}).encode()
     server = pacs_with(cmu_slide)
     server.store = lambda request: request.answer(409, "application/dicom+json", refusal)
-    with running(server), running_gateway(tmp_path / "state", server.address, **QUICK) as gateway:
+    with running(server), running_gateway(gateway.state, server.address, **gateway.settings) as gateway:
 
         def stow() -> dict[str, object]:
             [row] = gateway.request("GET", f"/v1/analyses/{analysis}/deliveries").json()["items"]
