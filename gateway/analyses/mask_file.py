@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from gateway.analyses.blending import CELL_PX, MASK_FRACTION, Array, Cell
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import DiskFull, RowsOutdated, StateError
+from gateway.slides import quality
 
 _LEVEL = 1
 _tables = sa.MetaData()
@@ -133,7 +134,7 @@ class MaskFile:
         with _errors():
             rows = self._connection.execute(sa.select(_answers).order_by(_answers.c.first)).all()
         presence = np.frombuffer(b"".join(row.presence for row in rows), "<f4").reshape(-1, self._prompts)
-        figures = np.frombuffer(b"".join(row.figures for row in rows), "<f4").reshape(len(presence), -1)
+        figures = np.frombuffer(b"".join(row.figures for row in rows), "<f4").reshape(-1, quality.WIDTH)
         return presence, figures
 
     def put_begun(self, cells: Mapping[tuple[int, int], Array]) -> None:
