@@ -101,7 +101,7 @@ def test_a_client_without_our_code_calls_every_method(api: Api) -> None:
             code = code_of(call, request)
             assert code in ("INVALID_ARGUMENT", "NOT_FOUND", "PERMISSION_DENIED", "OK"), method.name
             called += 1
-    assert called == 22
+    assert called == 23
 
 
 def test_a_request_that_is_too_large_is_refused_unread(api: Api, client: Any) -> None:
