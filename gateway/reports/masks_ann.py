@@ -47,7 +47,7 @@ def _group(report: Report, source: SlideSource, segmented: Segmented, batches: l
         said.append(wording.EXPLORATORY)
     measured = [
         (concept.AREA, MICROMETRE_SQUARED, np.concatenate([batch.area_um2_N for batch in batches])),
-        (concept.OBJECT_PROBABILITY, NO_UNITS, np.concatenate([batch.probability_N for batch in batches])),
+        (concept.MASK_PROBABILITY, NO_UNITS, np.concatenate([batch.probability_N for batch in batches])),
     ]
     if np.isfinite(irregularity_N).any():
         measured.append((concept.IRREGULARITY, NO_UNITS, irregularity_N))
