@@ -107,7 +107,7 @@ def crop(
     if side != side_px:
         smooth = cv2.INTER_AREA if side > side_px else cv2.INTER_LINEAR
         image = cv2.resize(image, (side_px, side_px), interpolation=smooth)
-        number = cv2.resize(number, (side_px, side_px), interpolation=cv2.INTER_NEAREST)
+        number = cv2.resize(number, (side_px, side_px), interpolation=cv2.INTER_NEAREST_EXACT)
     if augment:
         image = cv2.LUT(image, _DENSITIES_K256[rng.integers(len(_DENSITIES_K256), size=3)].T[:, None])
         turned, flipped = rng.integers(2), rng.integers(-1, 3)

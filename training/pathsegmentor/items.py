@@ -71,14 +71,14 @@ class Item:
 def scaled(
     image_HWC: np.ndarray, category_HW: np.ndarray, instances_HW: np.ndarray | None, factor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """An image and its maps at another scale: the image smoothly, the maps by the nearest pixel."""
+    """An image and its maps at another scale: the image smoothly, the maps by the pixel whose centre is nearest."""
     if round(factor, 6) == 1.0:
         return image_HWC, category_HW, instances_HW
     size = round(image_HWC.shape[1] * factor), round(image_HWC.shape[0] * factor)
     image_HWC = cv2.resize(image_HWC, size, interpolation=cv2.INTER_AREA if factor < 1.0 else cv2.INTER_CUBIC)
-    category_HW = cv2.resize(category_HW, size, interpolation=cv2.INTER_NEAREST)
+    category_HW = cv2.resize(category_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
     if instances_HW is not None:
-        instances_HW = cv2.resize(instances_HW, size, interpolation=cv2.INTER_NEAREST)
+        instances_HW = cv2.resize(instances_HW, size, interpolation=cv2.INTER_NEAREST_EXACT)
     return image_HWC, category_HW, instances_HW
 
 
