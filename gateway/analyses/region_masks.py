@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gateway.analyses.blending import blend, presence_of
 from gateway.analyses.feature_cache import FeatureCache, RegionFeatures, RegionKey
 from gateway.analyses.identity import unreleased
-from gateway.analyses.intended_use import compare
+from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.prompt_texts import Asked, asked, prompt_findings, text_vectors
 from gateway.analyses.segment_engine import SegmentEngine, SegmentModels
@@ -23,7 +23,6 @@ from gateway.analyses.work import Work, in_order
 from gateway.archive import Access, SeriesEntry, Wanted, open_archive
 from gateway.archive.cache import FrameCache
 from gateway.archive.partial import is_partial
-from gateway.domain.codes import Code
 from gateway.domain.identity import Problem
 from gateway.domain.model import ModelCard
 from gateway.domain.order import Order, RegionUm
@@ -76,7 +75,7 @@ class _Request:
     ask: SegmentAsk
     slide: Slide
     partial: bool
-    site: Code | None
+    use: Use
     models: SegmentModels
     engine: TritonEngine
     work: Work
@@ -105,7 +104,7 @@ class RegionMasks:
             async with self._engine.serving() as (models, engine):
                 use = compare(order.specimens[0], slide.header, models.card)
                 request = _Request(
-                    ask=ask, slide=slide, partial=partial, site=use.site, models=models, engine=engine, work=work
+                    ask=ask, slide=slide, partial=partial, use=use, models=models, engine=engine, work=work
                 )
                 masks, findings = await self._masks(request, asked(order.prompts, models.card))
         return SegmentAnswer(
@@ -139,7 +138,8 @@ class RegionMasks:
                     )
                 )
                 masks |= zip((each.index for each in some), made, strict=True)
-        findings = (_frames_missing(request.ask.series, missing),) if missing else ()
+        text = f"{missing} image frames are missing; they were read as background."
+        findings = (_of_quality(request.ask.series, "frames-missing", text),) if missing else ()
         return tuple(masks[each.index] for each in prompts), findings
 
     async def _seen(self, request: _Request, plan: WindowPlan) -> RegionFeatures:
@@ -256,7 +256,8 @@ def _mask(
     category, code = code_of(prompt.triple)
     pixels = int(np.count_nonzero(mask_HW))
     x_um, y_um = field.corner_um
-    polygons, tolerance_um = polygons_of(mask_HW, field.corner_um, field.pixel_um)
+    shown_HW = mask_HW & (not request.use.wrong_stain)
+    polygons, tolerance_um = polygons_of(shown_HW, field.corner_um, field.pixel_um)
     height_px, width_px = mask_HW.shape
     return PromptMask(
         prompt=prompt.prompt,
@@ -273,17 +274,25 @@ def _mask(
         height_px=height_px,
         area_um2=pixels * field.pixel_um[0] * field.pixel_um[1],
         area_fraction=pixels / int(np.count_nonzero(field.inside_HW)),
-        png=png_of(mask_HW),
+        png=png_of(shown_HW),
         polygons=polygons,
         tolerance_um=tolerance_um,
-        findings=prompt_findings((prompt,), card, request.site, request.ask.series),
+        findings=(
+            *_enlarged(request, field.plan),
+            *prompt_findings((prompt,), card, request.use.site, request.ask.series),
+        ),
     )
 
 
-def _frames_missing(series: str, missing: int) -> Finding:
-    return Finding(
-        kind=FindingKind.QUALITY,
-        code=finding_code("frames-missing"),
-        text=f"{missing} image frames are missing; they were read as background.",
-        series=series,
-    )
+def _enlarged(request: _Request, plan: WindowPlan) -> Iterator[Finding]:
+    if plan.pixel_px < 1:
+        level = request.slide.levels[plan.level]
+        yield _of_quality(
+            request.ask.series,
+            "coarser-than-model",
+            f"The finest image has {level.mpp:.3f} µm per pixel; the mask has {plan.mpp:.3f}. It was enlarged.",
+        )
+
+
+def _of_quality(series: str, key: str, text: str) -> Finding:
+    return Finding(kind=FindingKind.QUALITY, code=finding_code(key), text=text, series=series)
