@@ -1,5 +1,7 @@
 """The language of prompts: its words, their numbers and codes, and the table of what a model was trained on."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pydicom.sr._concepts_dict import concepts
@@ -18,6 +20,7 @@ from gateway.domain.prompts import (
     region_code,
     regions,
     token_ids,
+    vocabulary,
     words,
 )
 
@@ -108,3 +111,14 @@ def test_a_table_of_prompts_is_read() -> None:
 def test_what_is_no_table_of_prompts_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^(A|The) "):
         read_prompts(text)
+
+
+def test_the_page_lists_every_word() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")]
+    for table, columns in (("objects", 4), ("regions", 2)):
+        listed = {row[0]: row[1:] for row in rows if len(row) == columns}
+        for entry in vocabulary()[table]:
+            assert listed[entry["name"]][-2 if columns == 4 else 0] == ", ".join(entry["aliases"])
+    levels = {row[0]: row[1] for row in rows if len(row) == 4}
+    assert all(levels[name] == ", ".join(levels_of(name)) for name in objects())

@@ -1,0 +1,49 @@
+"""The real sets: how many images each part has, and that no picture or group stands on two sides."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from gateway.domain.prompts import Level
+from training.data.common import data_root
+from training.data.hashes import SAME_IMAGE_BITS, near_pairs
+from training.errors import DataMissing
+from training.pathsegmentor.data import crop, load
+from training.pathsegmentor.parts import PARTS, overlaps
+from training.pathsegmentor.sets import listed
+
+pytestmark = pytest.mark.training
+
+
+@pytest.fixture(scope="module")
+def real_data() -> None:
+    try:
+        data_root()
+    except DataMissing:
+        pytest.skip("data sets not present (set PATHSERVE_DATA)")
+
+
+def test_the_real_sets_stand_apart(real_data: None) -> None:
+    found = {part: load(part) for part in PARTS}
+    counts = {part: dict(Counter(one.set for one in items)) for part, items in found.items()}
+    assert counts == {
+        "train": {"consep": 224, "dsb2018": 18, "glomeruli": 12, "ebhi": 24, "camelyon": 16},
+        "val": {"consep": 80, "dsb2018": 6, "glomeruli": 5, "ebhi": 7, "camelyon": 6},
+        "test": {"consep": 128, "dsb2018": 15, "glomeruli": 7, "ebhi": 12, "camelyon": 10},
+        "external": {"monuseg": 30, "monusac": 39},
+    }
+    hashes = {part: np.array([one.hash for one in items], np.uint64) for part, items in found.items()}
+    for part in PARTS[1:]:
+        assert not len(near_pairs(hashes["train"], hashes[part], SAME_IMAGE_BITS))
+        assert not {one.group for one in found["train"]} & {one.group for one in found[part]}
+    colours = np.array([one.image_HWC.mean((0, 1)) for one in found["external"] if one.set == "monusac"])
+    assert colours[:, 0].mean() > colours[:, 2].mean()  # a popular copy has red and blue exchanged
+    rng = np.random.default_rng(0)
+    for one in load("external", ["monuseg"])[:5]:
+        for triple in listed():
+            if triple.level == Level.NUCLEI:
+                assert crop(rng, one, triple, 128, aim=False).present is not False
+    assert {(row.first, row.second): row.groups for row in overlaps() if row.groups or row.pictures} == {
+        ("monuseg", "monusac"): 1
+    }
