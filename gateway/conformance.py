@@ -116,6 +116,8 @@ _FALSE_ERRORS = """\
 segment of a frame follow from its number (PS3.3 C.7.6.17.3) |
 | Label Map Segmentation | Information Object Not found; SegmentNumber not monotonically increasing | it does not know \
 the class, nor the background's number 0 (PS3.3 C.8.20.2) |
+| Structured report on a label map | Shall not be present for Referenced SOP Class that is not segmentation - attribute \
+ReferencedSegmentNumber | a label map is a segmentation, too (PS3.3 table 10-3) |
 | Annotations | Only valid for AnnotationCoordinateType of 3D - attribute CommonZCoordinateValue | the attribute is \
 absent, as it must be in 2D (PS3.3 C.37.1.2) |"""
 
@@ -209,7 +211,9 @@ def _written(binary: dict[Kind, pydicom.Dataset], label_map: pydicom.Dataset) ->
         "a person signs or amends, SR, PDF and KO are written anew as other objects, in series of their own, numbered "
         "10 higher for each revision: VERIFIED and FINAL, the person in Verifying Observer Sequence, the "
         "document before it in Predecessor Documents Sequence; what is drawn on the slides stays. What lies outside "
-        "the intended use of the model is marked exploratory in Series Description and content."
+        "the intended use of the model is marked exploratory in Series Description and content. What is found by words "
+        "is written as SEG in TILED_SPARSE, a segment a prompt: one as `BINARY`, or as `LABELMAP` where that is chosen "
+        "and no segments overlap, and one as `FRACTIONAL` (PROBABILITY, JPEG-LS Lossless)."
     )
     return (
         _table(("SOP class", "modality", "transfer syntax", "template", "series number", "series description"), rows)
