@@ -20,7 +20,7 @@ LONGEST = 200
 
 _EXAMPLE = "nuclei-level epithelial in colon pathology"
 _PLAIN = re.compile(r"[a-z0-9 \-'\",.;:()/&?!]*")
-_PLAINER = str.maketrans("‘’“”", "''\"\"", "\u0300\u0301\u0302\u0303\u0308\u030a") | {ord("œ"): "oe", ord("æ"): "ae"}
+_PLAINER = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "œ": "oe", "æ": "ae"})
 _SHOWN_WORDS, _SHOWN_LETTERS, _NEAREST = 3, 16, 5
 _ALIKE = 0.65
 _SHORTEST_GUESS, _TWO_EDITS_FROM = 4, 7
@@ -74,8 +74,9 @@ def _tokens(text: str) -> list[str]:
     if any(unicodedata.category(character).startswith("C") for character in stripped):
         raise PromptInvalid(f'The prompt has control characters in it. Write one line, as in "{_EXAMPLE}".')
     # Letters are read without their accents, and dashes and quotes of every shape as plain ones.
-    letters = unicodedata.normalize("NFKD", stripped).lower().translate(_PLAINER)
-    plain = "".join("-" if unicodedata.category(letter) == "Pd" else letter for letter in letters)
+    letters = unicodedata.normalize("NFKD", stripped.lower()).translate(_PLAINER)
+    kinds = ((letter, unicodedata.category(letter)) for letter in letters)
+    plain = "".join("-" if kind == "Pd" else letter for letter, kind in kinds if kind != "Mn")
     if not _PLAIN.fullmatch(" ".join(plain.split())):
         raise PromptInvalid(f'The prompt has characters that are in no word or sentence. Write as in "{_EXAMPLE}".')
     return re.findall(r"[a-z0-9]+", plain.replace("n't", " not"))

@@ -45,6 +45,7 @@ def refusal(text: str) -> str:
         ("please outline all glands in this H&E slide of the large intestine", "tissue-level gland in colon pathology"),
         ("colorectal polyps", "tissue-level polyp in colon pathology"),
         ("gland in multiple pathology", "tissue-level gland in unspecified pathology"),
+        ("gl\u00e1nds in c\u0327olon", "tissue-level gland in colon pathology"),
         ("œsophageal glands", "tissue-level gland in esophagus pathology"),
         ("gland, adrenal gland", "tissue-level gland in adrenal gland pathology"),
         ("nuclei of head and neck", "nuclei-level nucleus in head and neck pathology"),
