@@ -116,8 +116,8 @@ _FALSE_ERRORS = """\
 segment of a frame follow from its number (PS3.3 C.7.6.17.3) |
 | Label Map Segmentation | Information Object Not found; SegmentNumber not monotonically increasing | it does not know \
 the class, nor the background's number 0 (PS3.3 C.8.20.2) |
-| Structured report on a label map | Shall not be present for Referenced SOP Class that is not segmentation - attribute \
-ReferencedSegmentNumber | a label map is a segmentation, too (PS3.3 table 10-3) |
+| Structured report on a label map | Shall not be present for Referenced SOP Class that is not segmentation - \
+attribute ReferencedSegmentNumber | a label map is a segmentation, too (PS3.3 table 10-3) |
 | Annotations | Only valid for AnnotationCoordinateType of 3D - attribute CommonZCoordinateValue | the attribute is \
 absent, as it must be in 2D (PS3.3 C.37.1.2) |"""
 

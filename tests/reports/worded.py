@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import cv2
 import numpy as np
@@ -101,6 +102,7 @@ def _disks(shape: tuple[int, int], centres: list[tuple[int, int]], radius: int) 
     return fractions, labels
 
 
+@cache
 def worded(
     *, prompts: tuple[str, str, str, str] = ("all nuclei", "lymphocytes", "neutrophils in colon", "glands"),
     exploratory: bool = False, overlap: bool = True, found: bool = True,
