@@ -194,11 +194,11 @@ def _prompt() -> onnx.ModelProto:
             "query_index": ["prompts"],
         },
         {
-            "shape": np.array([1, 1, 0, 0], np.float32),
+            "shape": np.eye(WIDTH, dtype=np.float32)[:2].sum(0),
             "cells": np.array([0, WIDTH, side * side], np.int64),
             "square": np.array([0, -1, side, side], np.int64),
             "scales": np.array([1, 1, 2, 2], np.float32),
-            "presence": np.array([0, 0, 1, 0], np.float32),
+            "presence": np.eye(WIDTH, dtype=np.float32)[2],
             "inner": np.array([-1], np.int64),
         },
     )
