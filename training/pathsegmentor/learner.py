@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from gateway.domain.prompts import Triple, token_ids, words
+from training.pathsegmentor.bert_text import begin_text
 from training.pathsegmentor.data import Batch
 from training.pathsegmentor.losses import Target, averaged, losses
 from training.pathsegmentor.model import PathSegmentor
 from training.pathsegmentor.predictor import WORDS_AT
 from training.pathsegmentor.pyramid import to_image
-from training.pathsegmentor.recipe import SegmentorRecipe
+from training.pathsegmentor.recipe import SegmentorRecipe, WordsText
 
 
 class SegmentorLearner(nn.Module):
@@ -25,6 +26,8 @@ class SegmentorLearner(nn.Module):
         self._recipe = recipe
         self.model = PathSegmentor(recipe.network, len(words()))
         self.log_scale = nn.Parameter(torch.ones(()))
+        text = recipe.network.text
+        self.pretraining = () if isinstance(text, WordsText) else begin_text(self.model.text, text, words())
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         device = self.log_scale.device

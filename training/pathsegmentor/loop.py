@@ -21,11 +21,10 @@ from training.errors import WeightsInvalid
 from training.pathsegmentor.data import Batch
 from training.pathsegmentor.recipe import Training
 from training.runs import RunWriter
-from training.ssl import ema
 from training.ssl.distributed import World
 from training.ssl.schedules import Schedule
 
-_TABLES = ("words.weight", "positions", "levels", "queries", "position.weight", "word.weight")
+_TABLES = ("words.weight", "embeddings.weight", "positions", "levels", "queries")
 _VALIDATION_BATCH = 16
 
 
@@ -113,8 +112,16 @@ class Loop:
         nn.utils.clip_grad_norm_(self._learner.parameters(), training.clip)
         self._optimiser.step()
         # An average over a thousand steps would be of the fresh weights for the first thousand.
-        ema.follow(self.average, self._learner.model, min(training.ema, (1 + iteration) / (10 + iteration)))
+        self._follow(min(training.ema, (1 + iteration) / (10 + iteration)))
         return parts
+
+    @torch.no_grad()
+    def _follow(self, momentum: float) -> None:
+        """average ← momentum · average + (1 - momentum) · weights, of what is trained."""
+        pairs = zip(self.average.parameters(), self._learner.model.parameters(), strict=True)
+        followers, leaders = zip(*((mine, theirs) for mine, theirs in pairs if theirs.requires_grad), strict=True)
+        torch._foreach_mul_(followers, momentum)
+        torch._foreach_add_(followers, leaders, alpha=1 - momentum)
 
     def _validate(self, iteration: int) -> None:
         found = dice_by_triple(self._learner, self.average, self._validation)
@@ -127,7 +134,7 @@ class Loop:
         )
         if mean > self.best_dice:
             self.best_dice = mean
-            ema.copy(self.best, self.average)
+            self.best.load_state_dict(self.average.state_dict())
 
     def _save(self) -> None:
         partial = self._checkpoint.with_suffix(".new")

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from training.errors import RunInvalid
 from training.nn.checkpoints import load_state, read_weights
+from training.nn.focalnet import FocalNet
+from training.pathsegmentor.bert_text import BertTower
 from training.pathsegmentor.decoder import Decoder, Heads, mask_logits
-from training.pathsegmentor.pyramid import BilinearPyramid, ConvPyramid
-from training.pathsegmentor.recipe import Network, SegmentorRecipe
+from training.pathsegmentor.pyramid import BilinearPyramid, ConvPyramid, Mask2FormerPyramid
+from training.pathsegmentor.recipe import ConvEncoder, Encoder, Network, SegmentorRecipe, WordsText
 from training.pathsegmentor.text import WordsTower, pooled
 from training.runs import Run, parse_recipe
 from training.ssl.model import IMAGENET
@@ -43,9 +45,10 @@ class PathSegmentor(nn.Module):
     def __init__(self, network: Network, vocabulary: int) -> None:
         super().__init__()
         self.config = network
-        self.encoder = ConvPyramid(network.encoder)
-        self.pyramid = BilinearPyramid(self.encoder.widths, network.width)
-        self.text = WordsTower(vocabulary, network.width, network.text)
+        self.encoder = _encoder(network.encoder)
+        self.pyramid = _pyramid(self.encoder.widths, network)
+        tower = WordsTower if isinstance(network.text, WordsText) else BertTower
+        self.text = tower(vocabulary, network.width, network.text)
         self.pool = nn.Linear(network.width, network.width)
         strides = self.encoder.strides
         self.decoder = Decoder(network.width, network.decoder, [stride // strides[0] for stride in strides[:0:-1]])
@@ -129,6 +132,18 @@ def selection(cosine_NQ: Tensor) -> Tensor:
     return (place_Q == cosine_NQ.argmax(-1, keepdim=True)).to(cosine_NQ.dtype)
 
 
+def _encoder(settings: Encoder) -> ConvPyramid | FocalNet:
+    if isinstance(settings, ConvEncoder):
+        return ConvPyramid(settings)
+    return FocalNet(**settings.model_dump(exclude={"arch"}))
+
+
+def _pyramid(widths: Sequence[int], network: Network) -> BilinearPyramid | Mask2FormerPyramid:
+    if network.transformer is None:
+        return BilinearPyramid(widths, network.width)
+    return Mask2FormerPyramid(widths, network.width, network.transformer)
+
+
 def initialise(network: PathSegmentor) -> None:
     """Fresh weights from torch's own stream: linear layers Xavier, convolutions He, tables normal 0.02 (queries and
     words normal 1, so that they differ from the start)."""
@@ -141,7 +156,7 @@ def initialise(network: PathSegmentor) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for name, parameter in network.named_parameters():
-        if name in ("decoder.positions", "decoder.levels", "text.positions"):
+        if name in ("decoder.positions", "decoder.levels", "text.positions") or name.endswith("_embeddings.weight"):
             nn.init.normal_(parameter, std=0.02)
         elif name in ("decoder.queries", "text.words.weight"):
             nn.init.normal_(parameter)

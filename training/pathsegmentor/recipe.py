@@ -97,14 +97,13 @@ class DecoderSettings(Part):
 class Network(Part):
     """The network. `width` is that of scales, mask features, text tokens and queries.
 
-    `pyramid`: bilinear steps and one smoothing convolution, or Mask2Former's (nearest steps, group norm, ReLU),
-    after `transformer`. `text_pool`: how text tokens become one vector. `full_resolution`: masks have the image's size,
+    The pyramid has bilinear steps and one smoothing convolution; with `transformer` it is Mask2Former's, after that
+    transformer: nearest steps, group norm, ReLU. `text_pool`: how text tokens become one vector. `full_resolution`: masks have the image's size,
     else the mask features'.
     """
 
     width: int = Field(gt=0)
     encoder: Encoder
-    pyramid: Literal["bilinear", "mask2former"] = "bilinear"
     transformer: TransformerSettings | None = None
     text: Text
     text_pool: Literal["mean", "cls", "last"] = "mean"

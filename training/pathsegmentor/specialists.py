@@ -59,7 +59,7 @@ class SpecialistLearner(nn.Module):
 
     def __init__(self, recipe: SpecialistRecipe, items: Sequence[Item]) -> None:
         super().__init__()
-        self._recipe = recipe
+        self._recipe, self.pretraining = recipe, ()
         classes = sorted({(triple.level, triple.object) for item in items for triple in item.triples})
         self.model = Specialist(recipe.network, classes)
 

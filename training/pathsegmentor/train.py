@@ -176,7 +176,13 @@ def _finish(
         measured, table = evaluate.finish(network.eval(), recipe)
         metrics |= measured
         write_atomic(writer.path / "prompts.csv", table)
-    return writer.finish(metrics=metrics, seed=recipe.seed, data=data.sources(items), seen=data.seen(items))
+    return writer.finish(
+        metrics=metrics,
+        seed=recipe.seed,
+        data=data.sources(items),
+        pretraining=learner.pretraining,
+        seen=data.seen(items),
+    )
 
 
 def _figures(log: Path) -> dict[str, Any]:
