@@ -26,6 +26,7 @@ from training.pathsegmentor.fixed_classes import Specialists
 from training.pathsegmentor.measuring import measure
 from training.pathsegmentor.model import PathSegmentor, load
 from training.pathsegmentor.pairs import SEED, Table
+from training.pathsegmentor.parts import PARTS, overlaps
 from training.pathsegmentor.pictures import write_pictures
 from training.pathsegmentor.predictor import Asked, Predictor, TextPrompted
 from training.pathsegmentor.prompts import prompts_csv
@@ -100,9 +101,22 @@ def evaluate(run: Run) -> dict[str, Any]:
         "trends": trends(test),
         "pairs": test.record(),
     }
+    if found["arm"] == SHIPPED:
+        found["data"] = {"split": _split(), "overlaps": [asdict(pair) for pair in overlaps()]}
     if external:
         found["controls"] = controls(predictor, data.load("test", sets)[:_CONTROL_IMAGES])
     return found | {"evaluation_cpu_s": round(time.process_time() - started, 1)}
+
+
+def _split() -> dict[str, Any]:
+    """How many images and groups of each set lie in each part."""
+    found: dict[str, Any] = {}
+    for part in PARTS:
+        items = data.load(part)
+        for name in dict.fromkeys(item.set for item in items):
+            groups = [item.group for item in items if item.set == name]
+            found.setdefault(name, {})[part] = {"images": len(groups), "groups": len(set(groups))}
+    return found
 
 
 def opened(run: Run) -> tuple[Predictor, tuple[str, ...], bool]:

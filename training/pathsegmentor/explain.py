@@ -29,6 +29,7 @@ from training.repeatable import repeatable
 
 OBJECTS = ("red", "green", "blue", "yellow", "violet")
 _COLOURS_O3 = np.array([(200, 70, 70), (70, 180, 90), (70, 90, 200), (200, 190, 60), (160, 70, 190)], np.float32)
+PLAIN, OBJECT_AWARE, CONTROL = "attention pooling", "object-aware", "object-aware, masks of another slide"
 _SIDE_PX, _CELL_PX, _WIDTH = 32, 4, 24
 _WRONG_LABELS, _STRIPED = 0.1, (0.15, 0.85)
 
@@ -161,9 +162,9 @@ def one_seed(setting: Setting, seed: int) -> dict[str, Any]:
         "causal_rank": order.index(OBJECTS[causal]) + 1,
         "objects": objects,
         "auroc": {
-            "attention pooling": _auroc(said(asked_maps), truth),
-            "object-aware": object_auroc(*as_made),
-            "object-aware, masks of another slide": object_auroc(*exchanged),
+            PLAIN: _auroc(said(asked_maps), truth),
+            OBJECT_AWARE: object_auroc(*as_made),
+            CONTROL: object_auroc(*exchanged),
         },
     }
 

@@ -6,12 +6,13 @@ Dice is a pair's own; it is then averaged over pairs of a set or of a prompt. Th
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from training.pathbench.statistics import Units, holm, wilcoxon
-from training.statistics import Figure, StatisticsInvalid, bootstrap, macro_auroc
+from training.statistics import Figure, RunsScore, StatisticsInvalid, bootstrap, interval, macro_auroc, picks
 
 RESAMPLES, SEED = 1000, 2026
 FEWEST_GROUPS = 3
@@ -128,7 +129,11 @@ def mean(values_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
     value = float(values.mean())
     found = Figure(value, value, value)
     if count >= FEWEST_GROUPS:
-        found = bootstrap(lambda index: float(values[index].mean()), groups, count=RESAMPLES, seed=SEED)
+        # What `bootstrap` of the mean draws and finds, from the groups' sums: two orders of magnitude sooner.
+        number_N = np.unique(groups, return_inverse=True)[1]
+        sums_G, sizes_G = np.bincount(number_N, values), np.bincount(number_N)
+        picked_BG = np.array(list(islice(picks(count, SEED), RESAMPLES)))
+        found = interval(value, sums_G[picked_BG].sum(1) / sizes_G[picked_BG].sum(1))
     return rounded(found) | {"pairs": len(values), "groups": count, "interval": count >= FEWEST_GROUPS}
 
 
@@ -190,7 +195,8 @@ def auroc_figure(scores_N: np.ndarray, positive_N: np.ndarray, groups_N: np.ndar
     if len(np.unique(groups_N)) < FEWEST_GROUPS:
         return without
     try:
-        found = bootstrap(lambda index: auroc(scores_N[index], positive_N[index]), groups_N, count=RESAMPLES, seed=SEED)
+        score = RunsScore(macro_auroc, np.column_stack([-scores_N, scores_N])[None], positive_N.astype(np.int64))
+        found = bootstrap(score, groups_N, score.labels_N, RESAMPLES, SEED)
     except StatisticsInvalid:
         return without
     return rounded(found) | counts | {"interval": True}
