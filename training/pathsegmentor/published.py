@@ -5,6 +5,7 @@
 | PanNuke (Gamper et al. 2020, arXiv 2003.10778) | CC BY-NC-SA 4.0 | B |
 | GlaS (Sirinukunwattana et al. 2017, doi 10.1016/j.media.2016.08.008) | research only | B |
 | BCSS (Amgad et al. 2019, doi 10.1093/bioinformatics/btz083) | CC0 1.0 | A |
+| SegPath (Komura et al. 2023, doi 10.1016/j.patter.2023.100688) | not known here, taken as non-commercial | B |
 
 Each is read from a folder of its name among the data. A licence is to be verified at download: the tier decides what
 may be trained on it. No digest of theirs is known here, so a run names the files as they were found.
@@ -19,7 +20,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from gateway.domain.prompts import Level
+from gateway.domain.prompts import UNSPECIFIED, Level
 from training.data.common import Source
 from training.data.hashes import difference_hash
 from training.errors import DataMissing
@@ -55,6 +56,18 @@ _BCSS = {
 none of them."""
 _BCSS_UNKNOWN = (0, 7, 15, 19, 20, 21)
 """Outside of what was annotated, excluded, undetermined; tumor in vessels or in situ, which is tumor to some; other."""
+
+
+_SEGPATH = {
+    "panCK_Epithelium": "epithelial",
+    "aSMA_SmoothMuscle": "smooth muscle",
+    "CD235a_RBC": "red blood cell",
+    "CD45RB_Leukocyte": "leukocyte",
+    "CD3CD20_Lymphocyte": "lymphocyte",
+    "ERG_Endothelium": "endothelial",
+    "MIST1_PlasmaCell": "plasma cell",
+    "MNDA_MyeloidCell": "myeloid cell",
+}
 
 
 def pannuke(folder: Path) -> Iterator[Item]:
@@ -165,9 +178,55 @@ def bcss(folder: Path) -> Iterator[Item]:
         )
 
 
+def segpath(folder: Path) -> Iterator[Item]:
+    """`<stain>_fileinfo.csv` (`filename`, `train_val_test`) and `<stain>_<kind>/…_HE.png` with `…_mask.png` of 0 and 1.
+
+    One kind of cell an image, stained and annotated as a region; the others are not known. The split is the set's own;
+    a group is a slide, the number after the kind. 40x, taken as 0.22 µm per pixel; organs are not told. Raises
+    DataMissing.
+    """
+    for kind, name in _SEGPATH.items():
+        annotated = Annotated(
+            level=Level.TISSUE,
+            objects={1: (name,)},
+            organs=(UNSPECIFIED,),
+            exhaustive=frozenset({name}),
+            nominal_mpp=0.22,
+            mpp_known=False,
+        )
+        table = folder / f"{kind.split('_')[0]}_fileinfo.csv"
+        if not table.is_file():
+            continue  # each kind is a download of its own
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.DictReader(file) if row["filename"].endswith("_HE.png")]
+        for row in rows:
+            picture = folder / kind / Path(row["filename"]).name
+            mask = picture.with_name(picture.name.replace("_HE.png", "_mask.png"))
+            image_HWC = _picture(picture)
+            yield item_of(
+                annotated,
+                name=picture.stem.removesuffix("_HE"),
+                of_set="segpath",
+                group="segpath_" + picture.name.removeprefix(f"{kind}_").split("_")[0],
+                part=row["train_val_test"],
+                organ=UNSPECIFIED,
+                sources=tuple(_source(folder, one, "SegPath", "not known", "B") for one in (picture, mask)),
+                image_HWC=image_HWC,
+                category_HW=(_map(mask) > 0).astype(np.uint8),
+                instances_HW=None,
+                mpp=annotated.nominal_mpp,
+                hash_of_file=difference_hash(image_HWC),
+            )
+
+
 _PARTS_OF_TEN = (*("train",) * 7, "val", "test", "test")
 
-READERS: Mapping[str, Callable[[Path], Iterator[Item]]] = {"pannuke": pannuke, "glas": glas, "bcss": bcss}
+READERS: Mapping[str, Callable[[Path], Iterator[Item]]] = {
+    "pannuke": pannuke,
+    "glas": glas,
+    "bcss": bcss,
+    "segpath": segpath,
+}
 """By the name of the set, which is the name of its folder."""
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -231,7 +232,7 @@ def test_exchanged_colours_are_noticed(segmentation_data: Path, monkeypatch: pyt
 def test_a_set_that_is_not_ours_is_checked_before_it_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_sets: Path
 ) -> None:
-    """A picture of an external set under another name is refused, by its patient."""
+    """A picture of an external set under another name is refused, by its patient; so is what is not of tier A."""
     folder = tmp_path / "data"
     folder.mkdir()
     for entry in made_sets.iterdir():
@@ -245,3 +246,10 @@ def test_a_set_that_is_not_ours_is_checked_before_it_is_learned(
     made.mask(f"bcss/rgbs_colorNormalized/{name}", made.mosaic(200, 200))
     with pytest.raises(LeakageRefused, match="stands in a set that is for measuring only"):
         load("train", ["bcss"])
+    (folder / "glas").mkdir()
+    (folder / "glas/Grade.csv").write_text("name,patient ID\ntrain_1,3\n")
+    for stem, pixels in (("train_1", made.mosaic(60, 60)), ("train_1_anno", np.ones((60, 60), np.uint8))):
+        assert cv2.imwrite(str(folder / f"glas/{stem}.bmp"), pixels)
+    with pytest.raises(LeakageRefused, match="of tier B"):
+        load("train", ["glas"])
+    assert not load("test", ["glas"])

@@ -10,7 +10,7 @@ from gateway.domain.prompts import Level, Triple
 from training.errors import DataMissing
 from training.pathsegmentor.data import crop
 from training.pathsegmentor.items import UNKNOWN, Item
-from training.pathsegmentor.published import bcss, glas, pannuke
+from training.pathsegmentor.published import bcss, glas, pannuke, segpath
 
 pytestmark = pytest.mark.training
 
@@ -105,3 +105,24 @@ def test_bcss(tmp_path: Path) -> None:
     (tmp_path / "masks" / name).rename(tmp_path / "masks" / "TCGA-A1-A0SK-DX1.png")
     with pytest.raises(DataMissing, match="per pixel"):
         next(bcss(tmp_path))
+
+
+def test_segpath(tmp_path: Path) -> None:
+    rows, kind = ["filename,train_val_test"], "MIST1_PlasmaCell"
+    for slide, part in (("0012", "train"), ("0015", "test")):
+        stem = f"{kind}_{slide}_034816_066560"
+        mask = np.zeros((200, 200), np.uint8)
+        mask[:100] = 1
+        write(tmp_path / kind / f"{stem}_HE.png", picture(200))
+        write(tmp_path / kind / f"{stem}_mask.png", mask)
+        rows += [f"{kind}/{stem}_HE.png,{part}", f"{kind}/{stem}_mask.png,{part}"]
+    (tmp_path / "MIST1_fileinfo.csv").write_text("\n".join(rows))
+    items = list(segpath(tmp_path))
+    assert [(one.part, one.group) for one in items] == [("train", "segpath_0012"), ("test", "segpath_0015")]
+    assert items[0].image_HWC.shape == (44, 44, 3)
+    assert objects(items[0]) == {"plasma cell": 22 * 44}
+    assert items[0].exhaustively(Triple(Level.TISSUE, "plasma cell"))
+    assert not items[0].exhaustively(Triple(Level.TISSUE, "lymphocyte"))
+    (tmp_path / kind / "MIST1_PlasmaCell_0015_034816_066560_mask.png").unlink()
+    with pytest.raises(DataMissing):
+        list(segpath(tmp_path))
