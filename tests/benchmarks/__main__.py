@@ -18,6 +18,7 @@ from tests.benchmarks import (
     bench_objects,
     bench_orders,
     bench_pull,
+    bench_segment,
     bench_training,
     bench_triton,
 )
@@ -55,6 +56,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
         ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
         ("pulling from Orthanc", lambda: bench_pull.measure(work / "pull", _slides(phantom(28_000)))),
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
+        ("segmentation by words", lambda: bench_segment.measure(work / "segment", phantom(10_000))),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("a step of self-distillation", bench_training.measure),
