@@ -1,8 +1,6 @@
 """A state folder, its ledger, and the stand-in workers that a test runs on it."""
 
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +9,9 @@ from gateway.analyses.ledger import Ledger, Record
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, Patient, Priority, SlideReference, Specimen
 from gateway.domain.principal import DEFAULT_TENANT, Principal, PrincipalKind
+from tests.analyses import standin
+from tests.support.forked import Forked
 
-STANDIN = Path(__file__).with_name("standin.py")
-CHECKOUT = Path(__file__).resolve().parents[2]
 CALLER = Principal("key:test", PrincipalKind.KEY, DEFAULT_TENANT, frozenset())
 
 
@@ -34,19 +32,23 @@ class Place:
         self.state = state
         self.url = url
         self.ledger = Ledger.open(url or f"sqlite:///{state / 'pathserve.db'}", state)
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Forked] = []
 
-    def worker(self, **settings: str) -> "subprocess.Popen[bytes]":
+    def worker(self, **settings: str) -> Forked:
         """Start one more. Besides settings: STANDIN_HOST (as if on another machine), STANDIN_DEAD_S."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")}
         environment |= {"PATHSERVE_STATE": str(self.state), "PATHSERVE_RETRY_DELAY_S": "0.05"}
-        environment |= {"PYTHONPATH": str(CHECKOUT)} | settings
+        environment |= settings
         if self.url is not None:
             environment["PATHSERVE_DATABASE_URL"] = self.url
-        with (self.state / "stderr").open("ab") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, str(STANDIN), "0"], env=environment, cwd=self.state, stderr=stderr
-            )
+        process = Forked(
+            standin.main,
+            ["0"],
+            environment=environment,
+            folder=self.state,
+            out=self.state / "stdout",
+            error=self.state / "stderr",
+        )
         self.workers.append(process)
         return process
 
@@ -54,9 +56,9 @@ class Place:
         """Wait until so many workers have noted a heartbeat with all parts well."""
         self.until(lambda: sum(all(each.parts.values()) for each in self.ledger.workers.all()) >= count)
 
-    def holder(self, analysis_id: str) -> "subprocess.Popen[bytes]":
+    def holder(self, analysis_id: str) -> Forked:
         """The process of the worker that has the analysis in hand."""
-        found: list[subprocess.Popen[bytes]] = []
+        found: list[Forked] = []
 
         def look() -> bool:
             for worker in self.ledger.workers.all():

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -188,8 +188,8 @@ def standin_parts(settings: Settings, ledger: Ledger, worker: str) -> Iterator[P
     )
 
 
-def main() -> None:
-    """argv: parent pid (0 = none). The state folder comes from the environment.
+def main(arguments: Sequence[str]) -> None:
+    """The argument: parent pid (0 = none). The state folder comes from the environment.
 
     STANDIN_HOST lets the worker believe that it runs on another machine, whose processes nobody here can see;
     STANDIN_DEAD_S shortens the silence after which a worker is dead (and what depends on it).
@@ -200,10 +200,10 @@ def main() -> None:
         reaper.DEAD_S, pulse.LOST_S, workers.LEASE_S = dead_s, 0.75 * dead_s, 0.5 * dead_s
     configure_logging("worker", folder=settings().state / "logs")
     try:
-        run_worker(settings(), standin_parts, parent_pid=int(sys.argv[1]) or None)
+        run_worker(settings(), standin_parts, parent_pid=int(arguments[0]) or None)
     except PathserveError as error:
         sys.exit(error.detail)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

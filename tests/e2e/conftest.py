@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gateway.operations.settings import Settings
+from tests.support.forked import command
 from tests.support.oidc_issuer import Issuer, running_issuer
 from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
@@ -27,14 +29,9 @@ class Cli:
     def __call__(
         self, *arguments: object, timeout_s: float = 240, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [PATHSERVE, *map(str, arguments)],
-            env={**os.environ, "PATHSERVE_STATE": str(self.state), **self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        whole = {**os.environ, "PATHSERVE_STATE": str(self.state), **self.environment, **environment}
+        with tempfile.TemporaryDirectory() as printed:
+            return command(list(map(str, arguments)), whole, Path(printed), timeout_s)
 
 
 @pytest.fixture(scope="module")

@@ -65,6 +65,13 @@ def test_every_object_is_standards_clean(report_dir: Path) -> None:
     assert {path.name: validate(path) for path in objects} == {path.name: [] for path in objects}
 
 
+def test_the_key_objects_name_every_other_object(report_dir: Path) -> None:
+    text = pydicom.dcmread(report_dir / "report.ko.dcm").to_json()
+    others = [path for path in report_dir.glob("*.dcm") if path.name != "report.ko.dcm"]
+    assert len(others) == 5
+    assert [path.name for path in others if pydicom.dcmread(path).SOPInstanceUID not in text] == []
+
+
 def test_every_object_belongs_to_the_slide(report_dir: Path, cmu_slide: Path) -> None:
     source = pydicom.dcmread(next(cmu_slide.glob("*.dcm")), stop_before_pixels=True)
     objects = [pydicom.dcmread(path, stop_before_pixels=True) for path in report_dir.glob("*.dcm")]

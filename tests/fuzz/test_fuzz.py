@@ -17,7 +17,8 @@ SAMPLE = range(7 * len(MUTATORS), 8 * len(MUTATORS))
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corpus(tmp_path_factory.mktemp("fuzz") / "corpus")
+    # One for all tests of a run.
+    return corpus(tmp_path_factory.getbasetemp() / "corpus")
 
 
 @pytest.mark.timeout(240)

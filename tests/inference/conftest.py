@@ -1,6 +1,5 @@
 """A repository of tiny models, and real embedded Tritons on it."""
 
-import asyncio
 import json
 import os
 import select
@@ -21,6 +20,7 @@ from gateway.inference.embedded import EmbeddedServer, Record, read_record
 from gateway.inference.installation import check
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
+from tests.support.triton import end_triton
 
 from . import models
 
@@ -111,15 +111,7 @@ def hold(installed: None, repository: Path) -> Iterator[Callable[..., Holder]]:
     for holder in holders:
         holder.close()
     for state in {holder.state for holder in holders}:
-        if read_record(state) is not None:
-            # Killed owners leave their server to the next one: be it, and end it cleanly.
-            settings = Settings(state=state, model_repository=repository)
-            asyncio.run(_open_and_close(settings))
-
-
-async def _open_and_close(settings: Settings) -> None:
-    async with TritonEngine.open(settings, []):
-        pass
+        end_triton(state)  # a killed owner leaves its server to the next one
 
 
 @pytest.fixture

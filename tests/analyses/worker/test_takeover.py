@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from gateway.analyses.ledger.schema import ANALYSES
 from gateway.domain.analysis import State
 from gateway.domain.order import Priority
 from tests.analyses.place import CALLER, Place
+from tests.support.forked import Forked
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -39,7 +39,7 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.close()
 
 
-def kill(worker: "subprocess.Popen[bytes]") -> float:
+def kill(worker: Forked) -> float:
     worker.kill()
     worker.wait()
     return time.monotonic()
