@@ -58,20 +58,20 @@ def _overview(group: Group, thumbnail_HW3: Rgb, region: RegionUm | None) -> tupl
 
 
 def _field(group: Group, file: MaskFile, number: int, segment: Segmented) -> bytes:
-    """A window over the cell with the most of a prompt's mask, with the mask's outline."""
+    """The window nearest to the cell with the most of a prompt's mask, with the mask's outline."""
     plan = group.plan
     cell = file.busiest(number)
     assert cell is not None
-    top = max(0, min(cell[0] * CELL_PX, plan.height_px - plan.side_px))
-    left = max(0, min(cell[1] * CELL_PX, plan.width_px - plan.side_px))
+    y, x = ((place + 0.5) * CELL_PX - plan.side_px / 2 for place in cell)
+    nearest = np.hypot(plan.tops_N - y, plan.lefts_N - x).argmin(keepdims=True)
     one = replace(
         plan,
-        tops_N=np.array([top], np.int32),
-        lefts_N=np.array([left], np.int32),
-        strips_N=np.zeros(1, np.int32),
-        tissue_N=np.ones(1, np.float32),
+        tops_N=plan.tops_N[nearest],
+        lefts_N=plan.lefts_N[nearest],
+        strips_N=plan.strips_N[nearest],
+        tissue_N=plan.tissue_N[nearest],
     )
     (batch,) = stream_windows(group.task.slide, one, batch=1)
-    rows, columns = slice(top, top + plan.side_px), slice(left, left + plan.side_px)
+    rows, columns = (slice(start, start + plan.side_px) for start in (one.tops_N.item(), one.lefts_N.item()))
     mask_HW = file.read(number, rows, columns) >= MASK_FRACTION
     return field_picture(batch.images_BHWC[0], mask_HW, segment.color)

@@ -16,7 +16,7 @@ from gateway.analyses.prompt_texts import asked
 from gateway.analyses.slide_half import SlideTask
 from gateway.domain.slide import TileGrid
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import ModelRefused, ResolutionTooCoarse
+from gateway.operations.errors import ModelRefused, NoTissue, ResolutionTooCoarse
 from gateway.slides import TilePlan, find_tissue
 from gateway.slides.windows import WindowPlan, covered_mm2, plan_windows
 
@@ -82,11 +82,14 @@ class SegmentPlan:
         if not windows:
             assert coarse is not None
             raise coarse
+        read_mm2 = covered_mm2(next(iter(windows.values())), tissue, region)
+        if read_mm2 == 0:
+            raise NoTissue("There is no tissue in the region of the order. Order one with tissue in it.")
         plan = cls(
             windows=windows,
             tissue_area_mm2=tissue.area_mm2,
             pen_area_mm2=tissue.pen_area_mm2,
-            read_mm2=covered_mm2(next(iter(windows.values())), tissue, region),
+            read_mm2=read_mm2,
             of=of,
         )
         plan.save(path)

@@ -1,0 +1,285 @@
+"""The slide half of `segmentation`, on the committed slide with models whose masks are known; no Triton."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+
+from gateway.analyses import mask_store
+from gateway.analyses.prompt_texts import asked, text_vectors
+from gateway.analyses.protocols import check_order
+from gateway.analyses.segmentation import Segmentation
+from gateway.analyses.slide_half import SlideOutcome, SlideTask
+from gateway.domain.codes import Code
+from gateway.domain.model import ModelCard
+from gateway.domain.order import Order, PointUm, RegionUm
+from gateway.domain.prompts import Level
+from gateway.operations.errors import (
+    Cancelled,
+    InferenceError,
+    InvalidOrder,
+    ModelRefused,
+    NoTissue,
+    PromptInvalid,
+    ResolutionTooCoarse,
+    RowsOutdated,
+)
+from tests.support.masks import ChainedEngine, segmenting
+from tests.support.pathseg import expected_mask
+
+NUCLEI, TUMOR = "nuclei-level epithelial in colon pathology", "tissue-level tumor in breast pathology"
+GLANDS, GLOMERULI = "colon glands", "tissue-level glomerulus in kidney pathology"
+REGION = RegionUm(500, 1250, 110, 90)
+
+
+@pytest.fixture(scope="module")
+def engine(mask_models: Path) -> ChainedEngine:
+    return ChainedEngine(mask_models)
+
+
+async def run(task: SlideTask, engine: Any) -> SlideOutcome:
+    half = Segmentation()
+    plan = half.plan(task)
+    done: list[int] = []
+    await half.infer(task, plan, engine, progress=done.append, cancelled=lambda: False)
+    assert done == sorted(done)
+    assert done[-1] == len(plan)
+    return half.outcome(task)
+
+
+def keys(outcome: SlideOutcome) -> list[str]:
+    return [finding.code.code for finding in outcome.findings]
+
+
+def drawn(outcome: SlideOutcome, index: int) -> np.ndarray:
+    """The whole mask of a prompt."""
+    (masks,) = (masks for masks in outcome.masks if index in masks.indices)
+    picture = np.zeros((masks.rows, masks.columns), np.uint8)
+    for (row, column), tile in zip(masks.occupied(index), masks.fractions(index), strict=True):
+        y, x = row * masks.tile_px, column * masks.tile_px
+        picture[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    return picture >= masks.threshold
+
+
+async def test_prompts_over_the_whole_slide(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    """Three tissue prompts, of which one is denied everywhere: the masks are what the models see in the level."""
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, GLOMERULI, GLANDS) as task:
+        outcome = await run(task, engine)
+        calls = dict(engine.calls)
+        again = await run(task, engine)
+        level = task.slide.read_level(1)
+        plan = Segmentation().plan(task)
+    assert engine.calls == calls  # all of it lay on disk
+    assert again.segmentation == outcome.segmentation
+    result = outcome.segmentation
+    assert result is not None
+    tumor, glomeruli, glands = result.segments
+    assert (tumor.index, tumor.triple, tumor.prompt) == (0, TUMOR, TUMOR)
+    assert (glands.triple, glands.supported) == ("tissue-level gland in colon pathology", True)
+    mask = drawn(outcome, 0)
+    windows = plan.finest
+    seen = np.zeros(mask.shape, bool)
+    for top, left in zip(windows.tops_N, windows.lefts_N, strict=True):
+        seen[top : top + 256, left : left + 256] = True
+    expected = expected_mask(level[: len(level) // 2 * 2, : level.shape[1] // 2 * 2], Level.TISSUE)
+    assert not mask[~seen].any()
+    # Windows begin at odd pixels, where the models' cells of 2 × 2 pixels are others: at most the rim differs.
+    differ = expected != mask[: expected.shape[0], : expected.shape[1]]
+    assert differ[seen[: expected.shape[0], : expected.shape[1]]].mean() < 0.03
+    assert np.array_equal(mask, drawn(outcome, 2))
+    assert tumor.area_mm2 == pytest.approx(np.count_nonzero(mask) * 0.998**2 / 1e6)
+    assert tumor.area_fraction == min(1, tumor.area_mm2 / result.area_mm2)
+    assert tumor.objects is None
+    assert glands.objects is not None
+    assert glands.objects.density_per_mm2 == glands.objects.count / result.area_mm2
+    assert (glomeruli.present, glomeruli.area_mm2, glomeruli.supported) == (False, 0, False)
+    assert glomeruli.presence < result.min_presence <= tumor.presence
+    assert not drawn(outcome, 1).any()
+    assert not any(True for _ in outcome.masks[0].outlines(1))
+    assert list(outcome.pictures) == ["thumbnail", "segment-1", "segment-field-1", "segment-3", "segment-field-3"]
+    assert keys(outcome) == [
+        "prompt-site-differs",
+        "not-validated",
+        "prompt-site-differs",
+        "object-absent",
+        "counts-approximate",
+    ]
+    assert outcome.reading.quality is None  # at 1 µm a pixel focus cannot be judged
+    assert outcome.reading.stain_figures is not None
+
+
+async def test_a_region_at_two_resolutions(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    """The nuclei are read from a level of half their resolution, enlarged; only the region counts."""
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, NUCLEI, region=REGION) as task:
+        outcome = await run(task, engine)
+    result = outcome.segmentation
+    assert result is not None
+    assert [masks.indices for masks in outcome.masks] == [(1,), (0,)]
+    assert [round(segment.mpp, 3) for segment in result.segments] == [0.998, 0.249]
+    for index, mpp in ((0, 0.998), (1, 0.2495)):
+        y, x = np.nonzero(drawn(outcome, index))
+        assert x.min() * mpp >= 500 - mpp
+        assert (x.max() + 1) * mpp <= 610 + mpp
+        assert y.min() * mpp >= 1250 - mpp
+        assert (y.max() + 1) * mpp <= 1340 + mpp
+    nuclei = result.segments[1]
+    assert nuclei.objects is not None
+    assert nuclei.objects.count == sum(len(batch.area_um2_N) for batch in outcome.masks[0].outlines(1)) > 20
+    assert nuclei.objects.mean_area_um2 * nuclei.objects.count <= nuclei.area_mm2 * 1e6
+    assert result.area_mm2 == pytest.approx(110 * 90 / 1e6, rel=0.2)
+    assert {"coarser-than-model", "region-only", "counts-approximate"} <= set(keys(outcome))
+    assert outcome.reading.quality is not None
+
+
+async def test_a_polygon_is_a_part_of_its_box(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    triangle = RegionUm(500, 1250, 110, 90, (PointUm(500, 1250), PointUm(610, 1250), PointUm(500, 1340)))
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, region=triangle) as task:
+        outcome = await run(task, engine)
+    y, x = np.nonzero(drawn(outcome, 0))
+    assert len(y) > 100
+    assert ((x * 0.998 - 500) / 110 + (y * 0.998 - 1250) / 90).max() < 1
+
+
+async def test_stopped_and_gone_on_with(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is committed is not computed again, and the answer is that of one go."""
+    monkeypatch.setattr(mask_store, "_COMMIT_S", 0.0)
+    half = Segmentation()
+    with segmenting(cmu_slide, mask_models, tmp_path / "whole", NUCLEI, region=REGION) as task:
+        whole = await run(task, engine)
+    with segmenting(cmu_slide, mask_models, tmp_path / "parts", NUCLEI, region=REGION) as task:
+        monkeypatch.setattr("gateway.analyses.segmentation._DECODED", 2)
+        plan = half.plan(task)
+        done: list[int] = []
+        with pytest.raises(RowsOutdated):
+            half.outcome(task)
+        with pytest.raises(Cancelled):
+            await half.infer(task, plan, engine, progress=done.append, cancelled=lambda: done[-1] >= 4)
+        with pytest.raises(RowsOutdated):
+            half.outcome(task)
+        before = engine.calls["pathseg_image"]
+        parts = await run(task, engine)
+        assert (engine.calls["pathseg_image"] - before) * 2 <= len(plan) - 4 + 1
+    assert parts.segmentation == whole.segmentation
+    assert np.array_equal(drawn(parts, 0), drawn(whole, 0))
+
+
+async def test_the_order_may_ask_for_surer_presence(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    """Where presence fails, nothing is drawn; changed again, nothing of the old masks is used."""
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, region=REGION, presence__min_probability="0.99") as task:
+        outcome = await run(task, engine)
+    assert outcome.segmentation is not None
+    (tumor,) = outcome.segmentation.segments
+    assert (tumor.present, tumor.mean_probability, outcome.segmentation.min_presence) == (False, None, 0.99)
+    assert not drawn(outcome, 0).any()
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, region=REGION) as task:
+        outcome = await run(task, engine)
+    assert outcome.segmentation is not None
+    assert outcome.segmentation.segments[0].present
+
+
+async def test_too_coarse_for_nuclei_or_no_tissue(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    """Alone it is an error, beside a prompt that can be answered a finding."""
+    coarse = tmp_path / "coarse"
+    coarse.mkdir()
+    for file in sorted(cmu_slide.glob("*.dcm")):
+        if pydicom.dcmread(file, specific_tags=["TotalPixelMatrixColumns"]).get("TotalPixelMatrixColumns") != 2220:
+            (coarse / file.name).symlink_to(file)
+    refused = pytest.raises(ResolutionTooCoarse, match="cannot answer at this resolution")
+    with segmenting(coarse, mask_models, tmp_path / "one", NUCLEI) as task, refused:
+        Segmentation().plan(task)
+    with segmenting(coarse, mask_models, tmp_path / "two", NUCLEI, TUMOR, region=REGION) as task:
+        outcome = await run(task, engine)
+    assert outcome.segmentation is not None
+    assert [segment.triple for segment in outcome.segmentation.segments] == [TUMOR]
+    assert "cannot-answer" in keys(outcome)
+    glass = RegionUm(10, 10, 40, 40)
+    with segmenting(coarse, mask_models, tmp_path / "glass", TUMOR, region=glass) as task, pytest.raises(NoTissue):
+        Segmentation().plan(task)
+
+
+async def test_outside_the_intended_use(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path
+) -> None:
+    breast = Code("76752008", "SCT", "Breast")
+    with segmenting(
+        cmu_slide, mask_models, tmp_path, TUMOR, TUMOR, "nucleus in lung", region=REGION, site=breast
+    ) as task:
+        outcome = await run(task, engine)
+    assert outcome.exploratory
+    assert "organ-conflict" in keys(outcome) or "organ-outside" in keys(outcome)
+    assert keys(outcome).count("not-validated") == 1
+    assert "prompt-repeated" in keys(outcome)
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, region=REGION, stain="PAP") as task:
+        outcome = await run(task, engine)
+    assert outcome.masks == ()
+    assert outcome.exploratory
+
+
+async def test_text_is_encoded_once(mask_models: Path, mask_card: ModelCard, cmu_slide: Path, tmp_path: Path) -> None:
+    engine = ChainedEngine(mask_models)
+    prompts = ("nucleus in the liver", "tissue-level stroma in liver", "nucleus in the liver")
+    with segmenting(cmu_slide, mask_models, tmp_path, *prompts) as task:
+        triples = [each.triple for each in asked(prompts, mask_card)]
+        first = await text_vectors(task.models[0], triples[:1], engine)
+        every = await text_vectors(task.models[0], triples, engine)
+        assert np.array_equal(every.tokens_PLd[0], first.tokens_PLd[0])
+        assert np.array_equal(every.global_Pd[2], first.global_Pd[0])
+        assert engine.calls["pathseg_text"] == 2  # the third asks for nothing new
+        assert every.repeated(3)["text_tokens"].shape == (3, *every.tokens_PLd.shape)
+
+
+async def test_models_that_do_not_fit(
+    cmu_slide: Path, mask_models: Path, engine: ChainedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(ChainedEngine):
+        async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> dict[str, Any]:
+            answer = await super().infer(model, batch)
+            return answer | {"mask_logits": answer["mask_logits"] * np.nan} if model == "pathseg" else answer
+
+    with segmenting(cmu_slide, mask_models, tmp_path, TUMOR, region=REGION) as task:
+        with pytest.raises(InferenceError, match="no finite number"):
+            await run(task, Broken(mask_models))
+        with pytest.raises(RowsOutdated):
+            Segmentation().outcome(task)
+        monkeypatch.setattr("gateway.analyses.prompt_texts.words", lambda: ("", "other"))
+        with pytest.raises(ModelRefused, match="another table of words"):
+            await run(task, engine)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "said"),
+    [
+        ((), InvalidOrder, "at least one prompt"),
+        (("",), PromptInvalid, "empty|names? nothing|no object|what"),
+        ((NUCLEI, "drop table analyses"), PromptInvalid, "not understood"),
+        ((NUCLEI,) * 33, InvalidOrder, "33 prompts"),
+    ],
+)
+def test_orders_that_are_refused(
+    prompts: tuple[str, ...], error: type[Exception], said: str, cmu_slide: Path, mask_models: Path, tmp_path: Path
+) -> None:
+    with segmenting(cmu_slide, mask_models, tmp_path, *prompts) as task, pytest.raises(error, match=said):
+        check_order(task.order)
+
+
+def test_a_polygon_is_refused_where_boxes_are_read(cmu_slide: Path, mask_models: Path, tmp_path: Path) -> None:
+    triangle = RegionUm(0, 0, 9, 9, (PointUm(0, 0), PointUm(9, 0), PointUm(0, 9)))
+    with segmenting(cmu_slide, mask_models, tmp_path, NUCLEI, region=triangle) as task:
+        check_order(task.order)
+        other = Order(protocol="tissue-classification", specimens=task.order.specimens, region=triangle)
+        with pytest.raises(InvalidOrder, match="no polygons"):
+            check_order(other)
