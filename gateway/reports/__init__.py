@@ -4,7 +4,7 @@ from gateway.reports.encode import DICOM, result_objects, segment_files, write_a
 from gateway.reports.headers import keep, kept
 from gateway.reports.html import to_html
 from gateway.reports.json_report import from_json, report_schema, to_json
-from gateway.reports.masks import MaskBox, busiest_tile, coverage_of
+from gateway.reports.masks import MaskBox, coverage_of
 from gateway.reports.pictures import (
     attention_map,
     field_picture,
@@ -26,7 +26,6 @@ __all__ = [
     "SlideSource",
     "TileMap",
     "attention_map",
-    "busiest_tile",
     "coverage_of",
     "field_picture",
     "from_json",

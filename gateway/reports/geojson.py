@@ -189,19 +189,16 @@ class _Scale:
 
     def ring(self, ring_K2: npt.NDArray[np.number]) -> str:
         """A closed ring of positions, on the finest level and not beyond it."""
-        (across, down), (right, bottom) = self._factors, self._limits
-        corners = [f"[{_tidy(min(x * across, right))},{_tidy(min(y * down, bottom))}]" for x, y in ring_K2.tolist()]
-        return f"[{','.join(corners)},{corners[0]}]"
+        scaled_K2 = np.round(np.minimum(ring_K2 * np.array(self._factors, np.float64), self._limits), _DECIMALS)
+        whole_K2 = scaled_K2.astype(np.int64)
+        corners: list[list[float]] = (whole_K2 if (whole_K2 == scaled_K2).all() else scaled_K2).tolist()
+        return _json([*corners, corners[0]])
 
 
 def _factor(large: int, small: int) -> float:
     """How many finest pixels a pixel spans: a whole number where the smaller size is the larger one's, rounded."""
     whole = round(large / small)
     return whole if abs(whole * small - large) < whole else large / small
-
-
-def _tidy(value: float) -> float:
-    return int(value) if value == int(value) else round(value, _DECIMALS)
 
 
 class _Class:

@@ -40,16 +40,6 @@ def coverage_of(masks: MaskMap, index: int, box: MaskBox, shape: tuple[int, int]
     return inside_HW[np.ix_(row_H, column_W)]
 
 
-def busiest_tile(masks: MaskMap, index: int) -> tuple[int, int] | None:
-    """The (row, column) of the tile with the most of a prompt's mask, the first of several; None where it is empty."""
-    most, found = 0, None
-    for place, fraction_HW in zip(masks.occupied(index).tolist(), masks.fractions(index), strict=True):
-        count = int(np.count_nonzero(fraction_HW >= masks.threshold))
-        if count > most:
-            most, found = count, (place[0], place[1])
-    return found
-
-
 def any_outlines(masks: MaskMap, index: int) -> bool:
     """Whether there is anything to outline of a prompt."""
     return next(outlines_of(masks, index, mpp=1, simple=True), None) is not None

@@ -1,4 +1,4 @@
-"""Masks seen from further away: the share of larger pixels, the busiest tile, the outlines of regions and objects."""
+"""Masks seen from further away: the share of larger pixels, the outlines of regions and objects."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gateway.reports import MaskBox, Outlines, SlideSource, busiest_tile, coverage_of
+from gateway.reports import MaskBox, Outlines, SlideSource, coverage_of
 from gateway.reports.masks import any_outlines, outlined, outlines_of
 from tests.reports.drawn import ring_area
 from tests.reports.worded import DrawnMasks, worded
@@ -45,13 +45,6 @@ def test_coverage_is_the_share_of_each_pixel_in_the_mask(
     if divides or shape[0] > box.height:
         assert found == pytest.approx(expected)
     assert found.mean() == pytest.approx(expected.mean(), abs=0.03)
-
-
-def test_busiest_tile(blotches: DrawnMasks) -> None:
-    mask = np.zeros((24, 24), np.uint8)
-    mask[2:5, 2:5], mask[9:14, 17:22] = 255, 255
-    assert busiest_tile(drawn(mask), 0) == (1, 2)
-    assert busiest_tile(drawn(np.zeros((24, 24), np.uint8)), 0) is None
 
 
 def rings_of(outlines: Outlines) -> list[list[np.ndarray]]:
