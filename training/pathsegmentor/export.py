@@ -79,74 +79,94 @@ class PromptEngine(nn.Module):
 def declare(run: Run) -> tuple[Graph, Graph, Graph]:
     """Text, image and prompt engine of a finished run. Raises RecipeInvalid, RunInvalid, WeightsInvalid."""
     recipe = parse_recipe(SegmentorRecipe, run.recipe)
-    if recipe.publish is None:
+    publish = recipe.publish
+    if publish is None:
         raise RecipeInvalid(f"The recipe of the run {run.path.name} has no section publish, so it serves nothing.")
     network = load(run)
-    publish, width, text = recipe.publish, network.width, _tokens(run, network)
-    model, side_px, maps = publish.model, publish.tile_px, _maps(network, publish.tile_px)
-    texts = card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
-        "metrics": _metrics(run),
-        "mpp_by_level": dict(recipe.mpp_by_level),
-    }
-    plain = {key: value for key, value in texts.items() if key != "mpp_by_level"}
+    texts = card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {"metrics": _metrics(run)}
+    names = {part: f"{publish.model}_{part}" for part in ("text", "image", "prompt")}
+    words_known = _tokens(run, network)
+    scales = texts | {"mpp_by_level": dict(recipe.mpp_by_level)}
     table, rows = _prompts(run)
-    name = {part: f"{model}_{part}" for part in ("text", "image", "prompt")}
+    masks = {
+        "prompts": {"table_sha256": sha256_bytes(table), "entries": [_entry(row) for row in rows]},
+        "image_encoder": {"model": names["image"], "weights_sha256": run.weights_sha256},
+        "text_encoder": {"model": names["text"], "weights_sha256": run.weights_sha256},
+    }
     return (
-        Graph(
-            model=name["text"],
-            kind="text_encoder",
-            network=TextEngine(network).eval(),
-            inputs=(TensorSpec("token_ids", "INT64", (TOKENS,)), TensorSpec("token_mask", "INT64", (TOKENS,))),
-            outputs=(TensorSpec("text_tokens", "FP32", (TOKENS, width)), TensorSpec("text_global", "FP32", (width,))),
-            samples=lambda sizes: _sentences(sizes["batch"], sizes["tokens"], text["vocabulary_size"], recipe.seed),
-            card=plain | text | {"text_pool": network.text_pool},
-            every=lambda: _every_sentence(text["vocabulary_size"]),
-            batch=TEXTS,
-        ),
-        Graph(
-            model=name["image"],
-            kind="image_encoder",
-            network=ImageEngine(network).eval(),
-            inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
-            outputs=maps,
-            samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
-            card=texts
-            | {
-                "stride_px": network.encoder.strides[0],
-                "normalisation": {"mean": list(network.mean), "std": list(network.std)},
-            },
-            batch=TILES,
-        ),
-        Graph(
-            model=name["prompt"],
-            kind="mask_decoder",
-            network=PromptEngine(network).eval(),
-            inputs=(
-                *maps,
-                TensorSpec("text_tokens", "FP32", (PROMPTS, TOKENS, width)),
-                TensorSpec("text_global", "FP32", (PROMPTS, width)),
-                TensorSpec("text_mask", "INT64", (PROMPTS, TOKENS)),
-            ),
-            outputs=(
-                TensorSpec("mask_logits", "FP32", (PROMPTS, *_mask_sides(network, side_px))),
-                TensorSpec("presence_logit", "FP32", (PROMPTS,)),
-                TensorSpec("match_similarity", "FP32", (PROMPTS,)),
-                TensorSpec("query_index", "INT64", (PROMPTS,)),
-            ),
-            samples=lambda sizes: _asked(network, sizes, side_px, text["vocabulary_size"], recipe.seed),
-            card=texts
-            | text
-            | _presence(run)
-            | {
-                "prompts": {"table_sha256": sha256_bytes(table), "entries": [_entry(row) for row in rows]},
-                "image_encoder": {"model": name["image"], "weights_sha256": run.weights_sha256},
-                "text_encoder": {"model": name["text"], "weights_sha256": run.weights_sha256},
-            },
-            batch=TILES,
-            apart=(PROMPTS.name,),
+        _text_graph(names["text"], network, recipe.seed, texts | words_known),
+        _image_graph(names["image"], network, publish.tile_px, recipe.seed, scales),
+        _prompt_graph(
+            names["prompt"],
+            network,
+            publish.tile_px,
+            recipe.seed,
+            scales | words_known | _presence(run) | masks,
             files={PROMPTS_FILE: table},
-            ensemble=Ensemble(model, publish.title, (name["image"], name["prompt"])),
+            ensemble=Ensemble(publish.model, publish.title, (names["image"], names["prompt"])),
         ),
+    )
+
+
+def _text_graph(model: str, network: PathSegmentor, seed: int, card: Mapping[str, Any]) -> Graph:
+    vocabulary, width = network.text.words.num_embeddings, network.width
+    return Graph(
+        model=model,
+        kind="text_encoder",
+        network=TextEngine(network).eval(),
+        inputs=(TensorSpec("token_ids", "INT64", (TOKENS,)), TensorSpec("token_mask", "INT64", (TOKENS,))),
+        outputs=(TensorSpec("text_tokens", "FP32", (TOKENS, width)), TensorSpec("text_global", "FP32", (width,))),
+        samples=lambda sizes: _sentences(sizes["batch"], sizes["tokens"], vocabulary, seed),
+        card={**card, "text_pool": network.text_pool},
+        every=lambda: _every_sentence(vocabulary),
+        batch=TEXTS,
+    )
+
+
+def _image_graph(model: str, network: PathSegmentor, side_px: int, seed: int, card: Mapping[str, Any]) -> Graph:
+    return Graph(
+        model=model,
+        kind="image_encoder",
+        network=ImageEngine(network).eval(),
+        inputs=(TensorSpec("image", "UINT8", (side_px, side_px, 3)),),
+        outputs=_maps(network, side_px),
+        samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, seed)},
+        card={
+            **card,
+            "stride_px": network.encoder.strides[0],
+            "normalisation": {"mean": list(network.mean), "std": list(network.std)},
+        },
+        batch=TILES,
+    )
+
+
+def _prompt_graph(
+    model: str, network: PathSegmentor, side_px: int, seed: int, card: Mapping[str, Any], **more: Any
+) -> Graph:
+    width, mask_px = network.width, side_px
+    if not network.config.full_resolution:
+        mask_px //= network.encoder.strides[0]
+    return Graph(
+        model=model,
+        kind="mask_decoder",
+        network=PromptEngine(network).eval(),
+        inputs=(
+            *_maps(network, side_px),
+            TensorSpec("text_tokens", "FP32", (PROMPTS, TOKENS, width)),
+            TensorSpec("text_global", "FP32", (PROMPTS, width)),
+            TensorSpec("text_mask", "INT64", (PROMPTS, TOKENS)),
+        ),
+        outputs=(
+            TensorSpec("mask_logits", "FP32", (PROMPTS, mask_px, mask_px)),
+            TensorSpec("presence_logit", "FP32", (PROMPTS,)),
+            TensorSpec("match_similarity", "FP32", (PROMPTS,)),
+            TensorSpec("query_index", "INT64", (PROMPTS,)),
+        ),
+        samples=lambda sizes: _asked(network, sizes, side_px, seed),
+        card=card,
+        batch=TILES,
+        apart=(PROMPTS.name,),
+        **more,
     )
 
 
@@ -157,11 +177,6 @@ def _maps(network: PathSegmentor, side_px: int) -> tuple[TensorSpec, ...]:
     return tuple(
         TensorSpec(name, "FP32", (network.width, side_px // stride, side_px // stride)) for name, stride in named
     )
-
-
-def _mask_sides(network: PathSegmentor, side_px: int) -> tuple[int, int]:
-    side = side_px if network.config.full_resolution else side_px // network.encoder.strides[0]
-    return side, side
 
 
 def _tokens(run: Run, network: PathSegmentor) -> dict[str, Any]:
@@ -218,7 +233,7 @@ def _metrics(run: Run) -> list[dict[str, Any]]:
             "tiles": figure["images"],
             "label": figure["label"],
         }
-        for figure in run.metrics.get("card", ())
+        for figure in run.metrics["card"]
     ]
 
 
@@ -239,10 +254,10 @@ def _every_sentence(vocabulary: int) -> Iterator[Arrays]:
         yield {"token_ids": ids_PL[rows], "token_mask": mask_PL[rows]}
 
 
-def _asked(network: PathSegmentor, sizes: Mapping[str, int], side_px: int, vocabulary: int, seed: int) -> Arrays:
+def _asked(network: PathSegmentor, sizes: Mapping[str, int], side_px: int, seed: int) -> Arrays:
     """The network's own maps of synthetic tiles, rounded, and its texts of sentences: other ones for each tile."""
     batch, prompts, tokens = sizes["batch"], sizes["prompts"], sizes["tokens"]
-    said = _sentences(batch * PROMPTS.max, tokens, vocabulary, seed)
+    said = _sentences(batch * PROMPTS.max, tokens, network.text.words.num_embeddings, seed)
     picked = [tile * PROMPTS.max + prompt for tile in range(batch) for prompt in range(prompts)]
     ids, mask = (torch.from_numpy(array[picked]) for array in said.values())
     with torch.inference_mode():
