@@ -11,7 +11,7 @@ from gateway.reports import sr_concepts as concept
 
 
 def measurement(name: Code, value: float, unit: Code, *, derivation: Code | None = None) -> hd.Measurement:
-    """One numeric content item (TID 1419)."""
+    """One numeric content item (TID 300)."""
     return hd.Measurement(
         name=concept.coded(name),
         value=value,
