@@ -41,7 +41,7 @@ class Interactive:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._masks: RegionMasks | None = None
         self._making = asyncio.Lock()
-        self._here = 0
+        self._here: set[asyncio.Task[SegmentAnswer]] = set()
         self._used_s = 0.0
 
     def begin(self, ask: SegmentAsk, admit: Callable[[], None]) -> "Future[SegmentAnswer]":
@@ -87,16 +87,17 @@ class Interactive:
             except TimeoutError:
                 if not self._here and time.monotonic() - self._used_s > IDLE_S:
                     await self._rest()
-        here = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in here:
+        for task in self._here:
             task.cancel()
-        await asyncio.gather(*here, return_exceptions=True)
+        await asyncio.gather(*self._here, return_exceptions=True)
         await self._rest()
 
     async def _answer(self, ask: SegmentAsk, admit: Callable[[], None]) -> SegmentAnswer:
-        if self._here >= MOST_WAITING:
+        if len(self._here) >= MOST_WAITING:
             raise TooManyRequests("Too many regions are being segmented. Ask again in some seconds.", 2.0)
-        self._here += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._here.add(task)
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await asyncio.to_thread(admit)
@@ -111,7 +112,7 @@ class Interactive:
                 raise _stopping() from None
             raise
         finally:
-            self._here -= 1
+            self._here.discard(task)
             self._used_s = time.monotonic()
 
     async def _made(self) -> "RegionMasks":

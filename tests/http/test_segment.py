@@ -259,7 +259,7 @@ async def test_more_than_can_be_worked_on_is_told_to_come_again(
     monkeypatch.setattr(interactive, "MOST_WAITING", 2)
     some = [asyncio.create_task(client.post("/v1/segment", json=segments.ask(NUCLEI))) for _ in range(2)]
     try:
-        while segments.context.service._interactive._here < 2:
+        while len(segments.context.service._interactive._here) < 2:
             await asyncio.sleep(0.01)
         answer = await client.post("/v1/segment", json=segments.ask(NUCLEI))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
