@@ -10,7 +10,6 @@ from types import MappingProxyType
 
 from gateway.domain.order import Order
 from gateway.operations.errors import InvalidOrder, InvalidSetting, UnknownProtocol
-from gateway.operations.prompts import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +145,8 @@ def check_order(order: Order) -> None:
 
 def _check_prompts(order: Order) -> None:
     """Raises InvalidOrder, PromptInvalid."""
+    from gateway.operations.prompts import parse  # it brings numpy, which the process that answers does without
+
     if not order.prompts:
         raise InvalidOrder(
             f"The protocol {order.protocol} needs to be told what to look for. Give at least one prompt, such as "
