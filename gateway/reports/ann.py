@@ -1,21 +1,26 @@
 """Report -> Microscopy Bulk Simple Annotations (PS3.3 A.87): the regions of each class on one slide.
 
-`write_groups` writes points and polygons by the hundred thousand: coordinates go from arrays into the object as they
-are, without a Python object for each.
+`write_groups` writes points and polygons by the million: coordinates go from arrays, which may lie on disk, into the
+file as they are, without a Python object for each and without a copy of all.
 """
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.ann import Measurements
 from highdicom.color import CIELabColor
-from pydicom import Dataset
+from pydicom import Dataset, dcmwrite
+from pydicom.charset import convert_encodings
+from pydicom.filebase import DicomFileLike
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
 from pydicom.uid import MicroscopyBulkSimpleAnnotationsStorage
 
 from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PRIVATE_SCHEME, Code
@@ -27,9 +32,16 @@ from gateway.reports import sr_concepts as concept
 from gateway.reports.derived import Kind, ObjectName, algorithm_of, complete, copy_specimen, reference_to
 from gateway.reports.regions import Region, regions_of
 from gateway.reports.spatial import SlideSource
+from gateway.reports.tiled import BUFFER_BYTES
 
 OUTLINE_AREA = Code("outline-area", PRIVATE_SCHEME, "Area inside the outline")
 REGION_NUMBER = Code("region-number", PRIVATE_SCHEME, "Number of the region that this is (a part of)")
+
+_GROUPS = Tag("AnnotationGroupSequence")
+_SINGLE, _DOUBLE = Tag("PointCoordinatesData"), Tag("DoublePointCoordinatesData")
+_UNDEFINED = 0xFFFFFFFF
+_UTF8 = convert_encodings("ISO_IR 192")
+_POINTS_AT_ONCE = 1 << 16
 
 Floats = npt.NDArray[np.floating]
 
@@ -98,9 +110,40 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
     series.ReferencedInstanceSequence = [reference_to(image)]
     dataset.ReferencedSeriesSequence = [series]
     algorithm = algorithm_of(report)
-    dataset.AnnotationGroupSequence = [_item(number, group, algorithm) for number, group in enumerate(groups, 1)]
+    items = [_item(number, group, algorithm) for number, group in enumerate(groups, 1)]
+    dataset.AnnotationGroupSequence = items
     complete(dataset, report, image, name)
-    dicom_file.save(dataset, path)
+    with path.open("wb", buffering=BUFFER_BYTES) as stream:
+        before, after = dataset[:_GROUPS], dataset[_GROUPS + 1 :]
+        before.file_meta = dataset.file_meta
+        dcmwrite(stream, before, enforce_file_format=True)
+        stream.write(struct.pack("<HH2s2xL", _GROUPS.group, _GROUPS.element, b"SQ", _UNDEFINED))
+        for item, group in zip(items, groups, strict=True):
+            _write_item(stream, item, group.points_P2)
+        stream.write(struct.pack("<HHL", 0xFFFE, 0xE0DD, 0))
+        _write_elements(stream, after)
+
+
+def _write_item(stream: BinaryIO, item: Dataset, points_P2: Floats) -> None:
+    """Write an item of the Annotation Group Sequence with its coordinates (PS3.5 7.5): single precision where it loses
+    nothing (whole pixels up to 16.7 million), else double."""
+    single = points_P2.dtype == np.float32 or bool((points_P2.astype("<f4") == points_P2).all())
+    element, vr, kind = (_SINGLE, b"OF", "<f4") if single else (_DOUBLE, b"OD", "<f8")
+    length = points_P2.size * np.dtype(kind).itemsize
+    stream.write(struct.pack("<HHL", 0xFFFE, 0xE000, _UNDEFINED))
+    _write_elements(stream, item[:_SINGLE])
+    stream.write(struct.pack("<HH2s2xL", element.group, element.element, vr, length))
+    for start in range(0, len(points_P2), _POINTS_AT_ONCE):
+        stream.write(points_P2[start : start + _POINTS_AT_ONCE].astype(kind).tobytes())
+    _write_elements(stream, item[_SINGLE:])
+    stream.write(struct.pack("<HHL", 0xFFFE, 0xE00D, 0))
+
+
+def _write_elements(stream: BinaryIO, dataset: Dataset) -> None:
+    """Write some elements of an object of ours, explicit VR little endian."""
+    encoder = DicomFileLike(stream)
+    encoder.is_little_endian, encoder.is_implicit_VR = True, False
+    write_dataset(encoder, dataset, _UTF8)
 
 
 def _group(report: Report, source: SlideSource, tissue: TissueClass, regions: Sequence[Region]) -> Group:
@@ -147,7 +190,6 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
     item.RecommendedDisplayCIELabValue = list(CIELabColor.from_string(group.color).value)
     item.AnnotationAppliesToAllOpticalPaths = "YES"
     item.GraphicType = group.graphic
-    _set_coordinates(item, group.points_P2)
     if group.graphic == "POLYGON":
         # Counted in values, two a point, and from 1.
         item.LongPrimitivePointIndexList = (group.first_N * 2 + 1).astype("<u4").tobytes()
@@ -156,15 +198,6 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
             Measurements(concept.coded(name), values, concept.coded(unit)) for name, unit, values in group.measurements
         ]
     return item
-
-
-def _set_coordinates(item: Dataset, points_P2: Floats) -> None:
-    """Single precision where it loses nothing (whole pixels up to 16.7 million), else double."""
-    single = points_P2.astype("<f4", copy=False)
-    if np.array_equal(single, points_P2):
-        item.PointCoordinatesData = single.tobytes()
-    else:
-        item.DoublePointCoordinatesData = points_P2.astype("<f8").tobytes()
 
 
 def _check(group: Group) -> None:
