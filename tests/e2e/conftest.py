@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ from tests.support.forked import command
 from tests.support.oidc_issuer import Issuer, running_issuer
 from tests.support.orthanc import Orthanc, running_orthanc
 from tests.support.triton import held_triton
-
-PATHSERVE = Path(sys.prefix) / "bin" / "pathserve"
 
 
 @dataclass(frozen=True)

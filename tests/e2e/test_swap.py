@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from tests.e2e.conftest import PATHSERVE
+from tests.e2e.conftest import Cli
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
 from tests.support.models import add_version, change_engine, seal, shifted, without_slide_heads
 from tests.support.triton import loaded
@@ -66,8 +65,7 @@ def gateway(repository: Path, slide: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def models(gateway: Gateway, *arguments: str) -> tuple[int, str]:
-    environment = {**os.environ, "PATHSERVE_STATE": str(gateway.state), **gateway.settings}
-    done = subprocess.run([PATHSERVE, "models", *arguments], env=environment, capture_output=True, text=True)
+    done = Cli(gateway.state, gateway.settings)("models", *arguments)
     return done.returncode, done.stdout + done.stderr
 
 

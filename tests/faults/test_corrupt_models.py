@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
-from tests.support.gateway import PATHSERVE, Gateway, case_of, eventually, running_gateway
+from tests.e2e.conftest import Cli
+from tests.support.gateway import Gateway, case_of, eventually, running_gateway
 from tests.support.models import add_model, change_engine, read, seal, write
 
 ENCODER, HEAD, ENSEMBLE = "tile_encoder", "tissue_head", "tissue_classification"
@@ -179,19 +179,8 @@ def test_a_server_names_every_corrupt_model_and_serves_with_the_others(
 
 @pytest.mark.triton
 def test_the_doctor_names_every_corrupt_model(gateway: Gateway, corrupt: Path) -> None:
-    environment = {"PATHSERVE_STATE": gateway.state, "PATHSERVE_MODEL_REPOSITORY": corrupt}
-    ran = subprocess.run(
-        [PATHSERVE, "doctor"],
-        env={
-            **os.environ,
-            "PATHSERVE_ARCHIVE": gateway.archive,
-            **{key: str(value) for key, value in environment.items()},
-        },
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    environment = {"PATHSERVE_ARCHIVE": gateway.archive, "PATHSERVE_MODEL_REPOSITORY": str(corrupt)}
+    ran = Cli(gateway.state, environment)("doctor", timeout_s=60)
     assert ran.returncode == 1
     failing = dict(re.findall(r"^FAIL (?:model|loaded) (\S+): (.*)$", ran.stdout, re.MULTILINE))
     for corruption, model in EVERY:

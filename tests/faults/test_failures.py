@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +13,9 @@ import pytest
 
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
+from tests.e2e.conftest import Cli
 from tests.support.dicom import dicom_file
 from tests.support.gateway import (
-    PATHSERVE,
     Case,
     Gateway,
     case_of,
@@ -215,10 +213,8 @@ def test_the_pacs_refuses_the_report(gateway: Gateway, cmu_slide: Path) -> None:
 
 def deliveries(gateway: Gateway, *words: str) -> str:
     """What `pathserve deliveries …` prints on the gateway's state folder."""
-    environment = {**os.environ, "PATHSERVE_STATE": str(gateway.state)}
-    done = subprocess.run(
-        [PATHSERVE, "deliveries", *words], env=environment, check=True, capture_output=True, text=True
-    )
+    done = Cli(gateway.state)("deliveries", *words)
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

@@ -4,8 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 import httpx
 import psutil
 
+from tests.http import standin_serve
+from tests.support.forked import Forked
 from tests.support.http import NO_TLS
 
-SCRIPT = Path(__file__).with_name("standin_serve.py")
 CHECKOUT = Path(__file__).resolve().parents[2]
 KEY = "a-key-for-tests"
 
@@ -39,13 +38,14 @@ class Server:
         clean |= {"PATHSERVE_STATE": str(state), "PATHSERVE_METRICS_PORT": "0", "PYTHONPATH": str(CHECKOUT)}
         if key is not None:
             clean["PATHSERVE_API_KEY"] = key
-        with self.stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(port), str(workers)],
-                env=clean | environment,
-                cwd=state.parent,
-                stderr=stderr,
-            )
+        self.process = Forked(
+            standin_serve.main,
+            [str(port), str(workers)],
+            environment=clean | environment,
+            folder=state.parent,
+            out=self.stderr.with_name(f"{self.stderr.name}.out"),
+            error=self.stderr,
+        )
         self.url = until(lambda: self._said(r"serving on (https?://\S+)") or self.process.poll() is not None)
         assert isinstance(self.url, str), self.stderr.read_text()
         self.key = key or self._said(r"API key \(.*\): (\S+)")

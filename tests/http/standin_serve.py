@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gateway.http.serve import serve
@@ -9,9 +10,15 @@ from gateway.operations.errors import PathserveError
 
 STANDIN = Path(__file__).parents[1] / "analyses" / "standin.py"
 
-if __name__ == "__main__":
+
+def main(arguments: Sequence[str]) -> int:
+    """The arguments: port, workers."""
+    port, workers = map(int, arguments)
     try:
-        port, workers = int(sys.argv[1]), int(sys.argv[2])
-        sys.exit(serve("127.0.0.1", port, workers, command=[sys.executable, str(STANDIN), str(os.getpid())]))
+        return serve("127.0.0.1", port, workers, command=[sys.executable, str(STANDIN), str(os.getpid())])
     except PathserveError as error:
         sys.exit(error.detail)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -19,7 +19,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.http.serving import CHECKOUT, KEY, SCRIPT, Server, until
+from tests.http import standin_serve
+from tests.http.serving import CHECKOUT, KEY, Server, until
+from tests.support.forked import Forked
 
 
 @pytest.fixture
@@ -174,15 +176,17 @@ def test_taken_ports(started: Callable[..., Server], tmp_path: Path) -> None:
         server = started(workers=0, PATHSERVE_METRICS_PORT=port)
         assert server.request("GET", "/v1/analyses").status_code == 200
         assert "metrics port is taken" in server.stderr.read_text()
-        refused = subprocess.run(
-            [sys.executable, str(SCRIPT), port, "0"],
-            env=os.environ | {"PATHSERVE_STATE": str(tmp_path / "other"), "PYTHONPATH": str(CHECKOUT)},
-            capture_output=True,
-            text=True,
-            timeout=30,
+        refused = Forked(
+            standin_serve.main,
+            [port, "0"],
+            environment=os.environ | {"PATHSERVE_STATE": str(tmp_path / "other")},
+            folder=tmp_path,
+            out=tmp_path / "out",
+            error=tmp_path / "error",
         )
-        assert refused.returncode == 1
-        assert "cannot be used" in refused.stderr
-        assert "Traceback" not in refused.stderr
+        assert refused.wait(30) == 1
+        said = (tmp_path / "error").read_text()
+        assert "cannot be used" in said
+        assert "Traceback" not in said
     # No key was made that nobody has seen.
     assert not (tmp_path / "other" / "api-key.sha256").exists()

@@ -14,11 +14,16 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
     [
         "pytest",
+        "gateway.analyses.deliveries_command",
         "gateway.analyses.doctor",
         "gateway.analyses.local",
+        "gateway.analyses.models_command",
+        "gateway.grpc.server",
+        "gateway.http.serve",
         "gateway.operations.audit.command",
         "gateway.reports.outputs",
         "tests.analyses.standin",
+        "tests.http.standin_serve",
         "tests.support.forked",
     ]
 )

@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pydicom
 
+from gateway.cli import main
+from tests.support.forked import Forked
 from tests.support.http import NO_TLS
 from tests.support.orthanc import free_port
 
@@ -98,7 +100,7 @@ class Gateway:
     archive: str
     settings: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: "subprocess.Popen[bytes] | None" = None
+    process: Forked | None = None
 
     @property
     def log(self) -> Path:
@@ -114,10 +116,8 @@ class Gateway:
             "PATHSERVE_METRICS_PORT": "0",
             **self.settings,
         }
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [PATHSERVE, "serve", "--port", str(self.port)], env=environment, stdout=log, stderr=log
-            )
+        command = ["serve", "--port", str(self.port)]
+        self.process = Forked(main, command, environment=environment, folder=Path.cwd(), out=self.log, error=self.log)
 
         def answers() -> bool:
             assert self.process is not None
