@@ -142,6 +142,10 @@ def _present(item: Item, triple: Triple, mask_HW: np.ndarray) -> bool | None:
     return False if pixels == 0 and item.exhaustively(triple) else None
 
 
+_Pool = dict[str, list[tuple[Item, list[Triple]]]]
+"""By set (of hard prompts, by set and object): images with what can be asked of them."""
+
+
 class Sampler:
     """Draws crops with a prompt each: sets uniformly, then images, then what is asked.
 
@@ -165,7 +169,7 @@ class Sampler:
                 if level == item.level and name not in item.objects
             ]
             _put(self._present, item.set, item, [triple for triple in own if triple.object in item.points])
-            for triple in [triple for triple in own if item.exhaustively(triple)] + unmarked * naive:
+            for triple in [triple for triple in own if item.exhaustively(triple)] + (unmarked if naive else []):
                 _put(self._hard, f"{item.set} {triple.object}", item, [triple])
             elsewhere = [Triple(item.level, name, item.organ) for name in impossible(item.level, item.organ)]
             elsewhere = [triple for triple in elsewhere if (triple.level, triple.object) in everything]
@@ -196,7 +200,7 @@ class Sampler:
             tuple(one.item.set for one in drawn),
         )
 
-    def _try(self, rng: np.random.Generator, pool: "_Pool") -> Drawn | None:
+    def _try(self, rng: np.random.Generator, pool: _Pool) -> Drawn | None:
         """One try of a pool; None where the crop does not show what the pool is for."""
         names = list(pool)
         rows = pool[names[rng.integers(len(names))]]
@@ -211,10 +215,6 @@ class Sampler:
         if rng.random() < _WITHOUT_REGION:
             triple = replace(triple, region=UNSPECIFIED)
         return Drawn(item, triple, found)
-
-
-_Pool = dict[str, list[tuple[Item, list[Triple]]]]
-"""By set (of hard prompts, by set and object): images with what can be asked of them."""
 
 
 def _put(pool: _Pool, key: str, item: Item, triples: list[Triple]) -> None:

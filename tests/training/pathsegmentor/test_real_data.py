@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from skimage.measure import regionprops
 
 from gateway.domain.prompts import Level
 from training.data.common import data_root
@@ -11,7 +12,7 @@ from training.data.hashes import SAME_IMAGE_BITS, near_pairs
 from training.errors import DataMissing
 from training.pathsegmentor.data import crop, load
 from training.pathsegmentor.parts import PARTS, overlaps
-from training.pathsegmentor.sets import listed
+from training.pathsegmentor.sets import SETS, listed
 
 pytestmark = pytest.mark.training
 
@@ -47,3 +48,21 @@ def test_the_real_sets_stand_apart(real_data: None) -> None:
     assert {(row.first, row.second): row.groups for row in overlaps() if row.groups or row.pictures} == {
         ("monuseg", "monusac"): 1
     }
+
+
+def test_the_kinds_of_nuclei_are_what_they_are_called(real_data: None) -> None:
+    """CoNSeP's numbers differ between copies: epithelial nuclei are the largest, inflammatory the roundest, spindle-
+    shaped the longest for their width."""
+    area: dict[int, list[float]] = {number: [] for number in range(1, 5)}
+    roundness: dict[int, list[float]] = {number: [] for number in range(1, 5)}
+    for one in load("test", ["consep"])[::4]:
+        for region in regionprops(one.instances_HW):
+            number = int(np.bincount(one.category_HW[tuple(region.coords.T)], minlength=5)[1:].argmax()) + 1
+            area[number].append(region.area)
+            roundness[number].append(region.axis_minor_length / max(region.axis_major_length, 1.0))
+    names = {number: annotated[0] for number, annotated in SETS["consep"].objects.items()}
+    areas = {names[number]: np.median(values) for number, values in area.items()}
+    shapes = {names[number]: np.median(values) for number, values in roundness.items()}
+    assert max(areas, key=areas.__getitem__) == "epithelial"
+    assert max(shapes, key=shapes.__getitem__) == "inflammatory"
+    assert min(shapes, key=shapes.__getitem__) == "spindle"
