@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.pathsegmentor.attention import Attention, Feed, hide, sine_positions
+from training.pathsegmentor.attention import Attention, Feed, by_rows, hide, sine_positions
 from training.pathsegmentor.recipe import DecoderSettings
 
 
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
     def presence_logit(self, heads: Heads, global_ND: Tensor) -> Tensor:
         """(N,): from the queries in proportion to their likeness with the text, and the text."""
         summary = (heads.cosine_NQ.softmax(-1)[..., None] * heads.queries_NQD).sum(1)
-        return self.presence(torch.cat([summary, global_ND], dim=-1)).squeeze(-1)
+        return by_rows(self.presence, torch.cat([summary, global_ND], dim=-1)).squeeze(-1)
 
     def _scales(self, scales: Sequence[Tensor], mask_features_BDHW: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Each scale's keys and values (B,M,D), and the mask features at its resolution (B,D,M)."""

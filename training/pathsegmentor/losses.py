@@ -125,4 +125,4 @@ def _places(
 
 def sampled(maps_NCHW: Tensor, at_NM2: Tensor) -> Tensor:
     """(N,C,M): bilinear values at points (x, y) in [0,1] of the map's extent, pixel centres half a pixel inside."""
-    return F.grid_sample(maps_NCHW, 2 * at_NM2[:, :, None] - 1, align_corners=False)[..., 0]
+    return F.grid_sample(maps_NCHW, 2 * at_NM2[:, :, None] - 1, padding_mode="border", align_corners=False)[..., 0]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from training.errors import RunInvalid
 from training.nn.checkpoints import load_state, read_weights
 from training.nn.focalnet import FocalNet
+from training.pathsegmentor.attention import by_rows
 from training.pathsegmentor.bert_text import BertTower
 from training.pathsegmentor.decoder import Decoder, Heads, mask_logits
 from training.pathsegmentor.pyramid import BilinearPyramid, ConvPyramid, Mask2FormerPyramid
@@ -76,7 +77,7 @@ class PathSegmentor(nn.Module):
     def text_encoder(self, token_ids_PL: Tensor, token_mask_PL: Tensor) -> tuple[Tensor, Tensor]:
         """text_tokens (P,L,D) and text_global (P,D); the mask is 1 where a token is there."""
         tokens_PLD = self.text(token_ids_PL, token_mask_PL)
-        return tokens_PLD, self.pool(pooled(tokens_PLD, token_mask_PL, self.config.text_pool))
+        return tokens_PLD, by_rows(self.pool, pooled(tokens_PLD, token_mask_PL, self.config.text_pool))
 
     def decode(
         self,
@@ -93,10 +94,8 @@ class PathSegmentor(nn.Module):
         last = layers[-1]
         chosen_NQ = selection(last.cosine_NQ)
         embedding_BPD = (chosen_NQ[..., None] * last.embedding_NQD).sum(1).reshape(B, P, D)
-        # A product with fewer than four rows goes through other kernels, whose sums are rounded otherwise: with rows to
-        # spare, a prompt's mask has the same bits whether it is asked alone or not.
-        rows_BRD = F.pad(embedding_BPD, (0, 0, 0, 3))
-        logits_BPHW = (rows_BRD @ mask_features.flatten(2))[:, :P].unflatten(2, (H, W))
+        features_BDM = mask_features.flatten(2)
+        logits_BPHW = by_rows(lambda rows_BRD: rows_BRD @ features_BDM, embedding_BPD).unflatten(2, (H, W))
         if self.config.full_resolution:
             logits_BPHW = self._enlarged(logits_BPHW)
         presence_N = self.decoder.presence_logit(last, text_global_BPD.flatten(0, 1))

@@ -98,8 +98,8 @@ class Network(Part):
     """The network. `width` is that of scales, mask features, text tokens and queries.
 
     The pyramid has bilinear steps and one smoothing convolution; with `transformer` it is Mask2Former's, after that
-    transformer: nearest steps, group norm, ReLU. `text_pool`: how text tokens become one vector. `full_resolution`: masks have the image's size,
-    else the mask features'.
+    transformer: nearest steps, group norm, ReLU. `text_pool`: how text tokens become one vector. `full_resolution`:
+    masks have the image's size, else the mask features'.
     """
 
     width: int = Field(gt=0)
