@@ -1,13 +1,17 @@
 """Masks seen from further away: the share of larger pixels, the outlines of regions and objects."""
 
+import tracemalloc
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gateway.reports import MaskBox, Outlines, SlideSource, coverage_of
 from gateway.reports.masks import any_outlines, outlined, outlines_of
+from gateway.reports.masks_ann import write_mask_annotations
 from tests.reports.drawn import ring_area
 from tests.reports.worded import DrawnMasks, worded
 
@@ -123,3 +127,34 @@ def test_annotations_get_objects_without_their_holes() -> None:
     assert [len(rings) for rings in rings_of(simple)] == [1, 1]
     assert np.array_equal(simple.area_um2_N, whole.area_um2_N)
     assert np.array_equal(rings_of(simple)[1][0], rings_of(whole)[1][0])
+
+
+class ManyObjects(DrawnMasks):
+    """The same objects over and over."""
+
+    def outlines(self, index: int) -> Iterator[Outlines]:
+        count, corners = 5000, 20
+        ring = np.random.default_rng(1).integers(0, 900, (count * corners, 2)).astype(np.float32)
+        for _ in range(20):
+            yield Outlines(
+                points_P2=ring,
+                first_G=np.arange(count) * corners,
+                object_G=np.arange(count, dtype=np.int32),
+                area_um2_N=np.ones(count, np.float32),
+                irregularity_N=np.zeros(count, np.float32),
+                probability_N=np.ones(count, np.float32),
+            )
+
+
+def test_annotations_of_many_objects_do_not_lie_in_memory(tmp_path: Path) -> None:
+    report, source = worded()
+    drawn = source.masks[0]
+    many = ManyObjects(drawn.series, drawn.level, drawn.pixel_px, drawn.tile_px, {0: drawn.fractions_by_index[0]})
+    tracemalloc.start()
+    write_mask_annotations(tmp_path / "many.ann.dcm", report, replace(source, masks=(many,)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    size = (tmp_path / "many.ann.dcm").stat().st_size
+    assert size > 2_000_000 * 8
+    assert peak < 0.7 * size  # what is kept of each object, whatever its corners, and the check of their coordinates
+    assert [path.name for path in tmp_path.iterdir()] == ["many.ann.dcm"]

@@ -1,6 +1,7 @@
 """What was found by words as DICOM segmentations: read by highdicom, each mask is where and what it was."""
 
 import tracemalloc
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +187,27 @@ def test_where_nothing_is_found_nothing_is_written(tmp_path: Path) -> None:
     assert not [name for name in kinds if name.endswith((".seg.dcm", ".ann.dcm"))]
     with pytest.raises(PathserveError, match="at least one frame"):
         write_mask_seg(tmp_path / "x", report, source, source.masks[0], segmentation_type="BINARY")
+
+
+def test_a_slide_that_is_not_placed_gets_a_frame_of_reference_of_its_own(
+    case: tuple[Report, SlideSource], tmp_path: Path
+) -> None:
+    report, source = case
+    image = deepcopy(source.image)
+    del image.FrameOfReferenceUID
+    unplaced = report, replace(source, levels=(image, *source.levels[1:]))
+    for grid, half_px in ((0, 0.0), (1, 0.5)):
+        path = written(unplaced, grid, "BINARY", tmp_path)
+        dataset = pydicom.dcmread(path)
+        first = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSlideSequence[0]
+        assert dataset.FrameOfReferenceUID != source.image.FrameOfReferenceUID
+        assert float(dataset.TotalPixelMatrixOriginSequence[0].XOffsetInSlideCoordinateSystem) == pytest.approx(
+            half_px * spacing_of(image)[1], abs=1e-9
+        )
+        column = (first.ColumnPositionInTotalImagePixelMatrix - 1) * spacing_of(dataset)[1]
+        assert float(first.XOffsetInSlideCoordinateSystem) == pytest.approx(half_px * spacing_of(image)[1] + column)
+        masks = source.masks[grid]
+        assert np.array_equal(matrix(path, masks)[..., 0], masks.mask(masks.indices[0]))
 
 
 def test_prompts_that_the_report_does_not_know(case: tuple[Report, SlideSource], tmp_path: Path) -> None:

@@ -6,11 +6,16 @@ import pytest
 from PIL import Image
 
 from gateway.domain.slide import TileGrid
-from gateway.reports import UNCERTAIN, picture, thumbnail_jpeg, tissue_map
+from gateway.reports import UNCERTAIN, field_picture, picture, segment_picture, thumbnail_jpeg, tissue_map
 
 GRID = TileGrid(level=0, mpp=0.5, tile_px=224, field_px=200, columns=4, rows=3)
 LEVEL_PX = (870, 620)
 COLORS = {0: "#ff0000", 1: "#0000ff"}
+
+
+def pixels(data: bytes) -> np.ndarray:
+    with Image.open(BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def draw(rows: list[int], columns: list[int], classes: list[int], *, shade: int = 200) -> np.ndarray:
@@ -99,3 +104,27 @@ def test_picture_record() -> None:
     record = picture("thumbnail", "thumbnail-1.jpg", jpeg, "1.2.3")
     assert (record.media_type, record.width_px, record.height_px) == ("image/jpeg", 50, 40)
     assert record.sha256 == hashlib.sha256(jpeg).hexdigest()
+
+
+def test_a_segment_is_drawn_the_stronger_the_more_of_a_pixel_it_covers() -> None:
+    ground = np.full((8, 12, 3), 240, np.uint8)
+    share = np.zeros((8, 12), np.float32)
+    share[:, 4:8], share[:, 8:] = 0.04, 1
+    drawn = pixels(segment_picture(ground, share, "#ff0000"))
+    assert (drawn[4, 1] == 240).all()
+    greens = [int(drawn[4, column, 1]) for column in (1, 5, 10)]
+    assert greens[0] - greens[1] > 20  # a twenty-fifth of a pixel is seen
+    assert greens == sorted(greens, reverse=True)
+    assert drawn[4, 7].max() < drawn[4, 6].max()  # the outline
+
+
+def test_a_field_keeps_its_colours_but_for_the_outline() -> None:
+    ground = np.random.default_rng(2).integers(60, 200, (64, 64, 3)).astype(np.uint8)
+    ground = np.repeat(np.repeat(ground[::16, ::16], 16, axis=0), 16, axis=1)  # a JPEG keeps it
+    mask = np.zeros((64, 64), bool)
+    mask[16:48, 16:48] = True
+    drawn = pixels(field_picture(ground, mask, "#00ff00"))
+    assert np.abs(drawn[32, 32] - ground[32, 32]).max() < 12
+    assert np.abs(drawn[4, 4] - ground[4, 4]).max() < 12
+    assert drawn[32, 15].min() > 180  # white outside
+    assert drawn[32, 16, 1] > drawn[32, 16, 0] + 60  # its colour inside
