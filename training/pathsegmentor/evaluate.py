@@ -159,6 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         repeatable()
+        chosen.out.mkdir(parents=True, exist_ok=True)
         for folder in chosen.runs:
             run = open_run(folder)
             found = evaluate(run)
