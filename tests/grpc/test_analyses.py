@@ -80,6 +80,20 @@ def test_a_wrong_field_is_named(client: Any, order: order_pb2.Order, field: str)
     assert field in [each.field for each in wrong.details["BadRequest"].field_violations]
 
 
+def test_prompts_and_polygons_are_kept_and_a_prompt_of_other_words_is_refused(api: Api, client: Any) -> None:
+    corners = [order_pb2.Point(x_um=x, y_um=y) for x, y in ((0, 0), (100, 0), (0, 50))]
+    region = order_pb2.Region(x_um=0, y_um=0, width_um=100, height_um=50, polygon_um=corners)
+    order = an_order("1.6.1", prompts=["glands", "nuclei of colon"], region=region)
+    order.protocol = "segmentation"
+    accepted = client.CreateAnalysis(pb.CreateAnalysisRequest(order=order))
+    assert (accepted.order.prompts, accepted.order.region) == (order.prompts, region)
+    assert api.ledger.get(accepted.id).analysis.order.prompts == ("glands", "nuclei of colon")
+    order.prompts.append("unicorns")
+    wrong = refusal(lambda: client.CreateAnalysis(pb.CreateAnalysisRequest(order=order)))
+    assert (wrong.code, wrong.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "prompt-invalid")
+    assert "unicorn" in wrong.message
+
+
 def test_an_unknown_protocol_is_one_of_the_tree(client: Any) -> None:
     order = an_order()
     order.protocol = "reading-tea-leaves"
@@ -202,8 +216,9 @@ def test_an_analysis_that_is_not_there(client: Any, wrong_id: str) -> None:
 
 def test_the_catalogue_says_what_the_server_can_do(api: Api) -> None:
     catalogue = api.catalogue()
-    protocol, of_slides = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
+    protocol, of_slides, by_words = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
     assert (protocol.name, of_slides.name) == ("tissue-classification", "slide-classification")
+    assert (by_words.name, list(by_words.models)) == ("segmentation", ["pathseg_text", "pathseg"])
     assert list(of_slides.models) == ["tile_encoder", "slide_abmil"]
     assert protocol.settings["tissue.min_share"].default == 0.25
     assert not protocol.settings["operating_point.min_probability"].HasField("default")
