@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import imagecodecs
@@ -65,12 +66,14 @@ _objects = sa.Table(
 
 
 class MaskFile:
-    """One open file. All that is written since the last `commit` is lost with a kill. Raises DiskFull, StateError."""
+    """One open file. All that is written since the last `commit` is lost with a kill. Thread-safe, each call by itself.
+    Raises DiskFull, StateError."""
 
     def __init__(self, path: Path, connection: sa.Connection, prompts: int) -> None:
         self.path = path
         self._connection = connection
         self._prompts = prompts
+        self._turn = RLock()
         self.windows, self.missing, self.blocks = 0, 0, 0
         """Windows answered, image frames missing under them, blocks split into objects: of the plan's first ones."""
 
@@ -110,13 +113,12 @@ class MaskFile:
 
     def take_stock(self) -> None:
         """How far the last commit says that the work is."""
-        with _errors():
-            state = self._connection.execute(sa.select(_state)).one()
+        (state,) = self._rows(sa.select(_state))
         self.windows, self.missing, self.blocks = state.windows, state.missing, state.blocks
 
     def commit(self) -> None:
         """Bring everything written so far to the disk, together."""
-        with _errors():
+        with self._turn, _errors():
             self._connection.execute(
                 sa.update(_state).values(windows=self.windows, missing=self.missing, blocks=self.blocks)
             )
@@ -125,14 +127,13 @@ class MaskFile:
     def add_answers(self, presence_BP: Array, figures_BF: Array, missing: int) -> None:
         """What the next windows said of the prompts' presence, and their figures of `gateway.slides.quality`."""
         row = {"first": self.windows, "presence": _bytes(presence_BP), "figures": _bytes(figures_BF)}
-        self._insert(_answers, [row])
+        self._write(sa.insert(_answers), [row])
         self.windows += len(presence_BP)
         self.missing += missing
 
     def answers(self) -> tuple[Array, Array]:
         """Presence (N, P) and figures (N, F) of the windows answered so far."""
-        with _errors():
-            rows = self._connection.execute(sa.select(_answers).order_by(_answers.c.first)).all()
+        rows = self._rows(sa.select(_answers).order_by(_answers.c.first))
         presence = np.frombuffer(b"".join(row.presence for row in rows), "<f4").reshape(-1, self._prompts)
         figures = np.frombuffer(b"".join(row.figures for row in rows), "<f4").reshape(-1, quality.WIDTH)
         return presence, figures
@@ -144,17 +145,15 @@ class MaskFile:
             for (row, column), sums in cells.items()
         ]
         if rows:
-            with _errors():
-                self._connection.execute(sa.insert(_begun).prefix_with("OR REPLACE"), rows)
+            self._write(sa.insert(_begun).prefix_with("OR REPLACE"), rows)
 
     def begun(self, row: int, column: int) -> Array | None:
         """The sums of a cell (P, CELL_PX, CELL_PX) that were put away, if any."""
-        with _errors():
-            where = (_begun.c.row == row) & (_begun.c.column == column)
-            sums = self._connection.execute(sa.select(_begun.c.sums).where(where)).scalar()
-        if sums is None:
+        where = (_begun.c.row == row) & (_begun.c.column == column)
+        found = self._rows(sa.select(_begun.c.sums).where(where))
+        if not found:
             return None
-        values = np.frombuffer(imagecodecs.zstd_decode(sums), "<f4")
+        values = np.frombuffer(imagecodecs.zstd_decode(found[0].sums), "<f4")
         return values.reshape(self._prompts, CELL_PX, CELL_PX).copy()
 
     def add_cell(self, cell: Cell) -> None:
@@ -169,19 +168,15 @@ class MaskFile:
             packed = imagecodecs.zstd_encode(fractions_HW.tobytes(), _LEVEL)
             rows.append(row | {"total": total, "fractions": packed})
         if rows:
-            self._insert(_cells, rows)
-        with _errors():
-            where = (_begun.c.row == cell.row) & (_begun.c.column == cell.column)
-            self._connection.execute(sa.delete(_begun).where(where))
+            self._write(sa.insert(_cells), rows)
+        self._write(sa.delete(_begun).where((_begun.c.row == cell.row) & (_begun.c.column == cell.column)))
 
     def cells(self, prompt: int, rows: slice, columns: slice) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """The finished cells of a prompt in these rows and columns of cells that hold anything: (row, column,
         fractions)."""
         where = (_cells.c.prompt == prompt) & _cells.c.row.between(rows.start, rows.stop - 1)
         where &= _cells.c.column.between(columns.start, columns.stop - 1)
-        with _errors():
-            found = self._connection.execute(sa.select(_cells).where(where)).all()
-        for cell in found:
+        for cell in self._rows(sa.select(_cells).where(where)):
             values = np.frombuffer(imagecodecs.zstd_decode(cell.fractions), np.uint8)
             yield cell.row, cell.column, values.reshape(CELL_PX, CELL_PX)
 
@@ -199,46 +194,48 @@ class MaskFile:
         """(row, column) of each cell (N, 2) with a pixel in the mask, in reading order."""
         where = (_cells.c.prompt == prompt) & (_cells.c.area_px > 0)
         columns = sa.select(_cells.c.row, _cells.c.column).where(where).order_by(_cells.c.row, _cells.c.column)
-        with _errors():
-            found = [tuple(row) for row in self._connection.execute(columns).all()]
+        found = [tuple(row) for row in self._rows(columns)]
         return np.array(found, np.int32).reshape(-1, 2)
 
     def busiest(self, prompt: int) -> tuple[int, int] | None:
         """(row, column) of the cell with the most of a mask, the first of several; None where the mask is empty."""
         where = (_cells.c.prompt == prompt) & (_cells.c.area_px > 0)
         most = sa.select(_cells.c.row, _cells.c.column).where(where)
-        with _errors():
-            found = self._connection.execute(
-                most.order_by(_cells.c.area_px.desc(), _cells.c.row, _cells.c.column).limit(1)
-            ).one_or_none()
-        return None if found is None else (found.row, found.column)
+        found = self._rows(most.order_by(_cells.c.area_px.desc(), _cells.c.row, _cells.c.column).limit(1))
+        return (found[0].row, found[0].column) if found else None
 
     def extent(self, prompt: int) -> tuple[int, int]:
         """Pixels in the mask, and the sum of their fractions."""
         sums = sa.select(
             sa.func.coalesce(sa.func.sum(_cells.c.area_px), 0), sa.func.coalesce(sa.func.sum(_cells.c.total), 0)
         )
-        with _errors():
-            area, total = self._connection.execute(sums.where(_cells.c.prompt == prompt)).one()
-        return int(area), int(total)
+        (found,) = self._rows(sums.where(_cells.c.prompt == prompt))
+        area, total = (int(value) for value in found)
+        return area, total
 
-    def add_objects(self, prompt: int, block: int, outlines: bytes) -> None:
-        self._insert(_objects, [{"prompt": prompt, "block": block, "outlines": outlines}])
+    def add_objects(self, objects: Sequence[tuple[int, int, bytes]], *, blocks: int) -> None:
+        """Write the objects (prompt, block, outlines) of the next `blocks` blocks."""
+        rows = [{"prompt": prompt, "block": block, "outlines": outlines} for prompt, block, outlines in objects]
+        with self._turn:  # no commit may come between the two
+            if rows:
+                self._write(sa.insert(_objects), rows)
+            self.blocks += blocks
 
     def objects(self, prompt: int) -> Iterator[bytes]:
         """What was written of a prompt's objects, block by block."""
         blocks = sa.select(_objects.c.block).where(_objects.c.prompt == prompt).order_by(_objects.c.block)
-        with _errors():
-            numbers: Sequence[int] = self._connection.execute(blocks).scalars().all()
-        for block in numbers:
-            where = (_objects.c.prompt == prompt) & (_objects.c.block == block)
-            with _errors():
-                outlines: bytes = self._connection.execute(sa.select(_objects.c.outlines).where(where)).scalar_one()
-            yield outlines
+        for row in self._rows(blocks):
+            where = (_objects.c.prompt == prompt) & (_objects.c.block == row.block)
+            (found,) = self._rows(sa.select(_objects.c.outlines).where(where))
+            yield found.outlines
 
-    def _insert(self, table: sa.Table, rows: list[dict[str, Any]]) -> None:
-        with _errors():
-            self._connection.execute(sa.insert(table), rows)
+    def _rows(self, statement: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        with self._turn, _errors():
+            return self._connection.execute(statement).all()
+
+    def _write(self, statement: sa.Executable, rows: Sequence[Mapping[str, Any]] | None = None) -> None:
+        with self._turn, _errors():
+            self._connection.execute(statement, rows)
 
 
 @contextmanager

@@ -1,65 +1,98 @@
-"""The finished masks of a slide split into objects, block by block, after a kill from the last block that was kept."""
+"""The masks of a slide split into objects, block by block, while later windows are still being answered.
 
-import time
-from collections.abc import Callable, Mapping
+A block is split when no later window touches what lies within an object's reach of it. Blocks are taken in the order in
+which that comes about, which the plan alone decides: after a kill the work goes on with the first that was not kept.
+"""
 
-from gateway.analyses.blending import CELL_PX, MASK_FRACTION
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from gateway.analyses.blending import MASK_FRACTION
 from gateway.analyses.instances import BLOCK_PX, Splitting, outlines_of, split
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.outline_codec import packed
 from gateway.operations.errors import Cancelled
 from gateway.slides.windows import WindowPlan
 
-_COMMIT_S = 5.0
+_WORKERS = min(4, os.cpu_count() or 1)
 
 
-def split_objects(
-    file: MaskFile, plan: WindowPlan, splittings: Mapping[int, Splitting], cancelled: Callable[[], bool]
-) -> None:
-    """Write the outlines of the objects of these prompts (by their number in the file).
+class Splitter:
+    """The objects of those prompts of a file (by their number in it) that come in pieces."""
 
-    Memory is that of one block. Raises Cancelled, DiskFull, StateError.
-    """
-    committed_s = time.monotonic()
-    blocks = _blocks(file, plan, splittings)
-    across = -(-plan.width_px // BLOCK_PX)
-    while file.blocks < len(blocks):
-        if cancelled():
-            raise Cancelled("The analysis was cancelled.")
-        prompt, block = blocks[file.blocks]
-        splitting = splittings[prompt]
-        core, seen = [], []
-        for start in (block // across * BLOCK_PX, block % across * BLOCK_PX):
-            core.append(slice(splitting.reach_px, splitting.reach_px + BLOCK_PX))
-            seen.append(slice(start - splitting.reach_px, start + BLOCK_PX + splitting.reach_px))
-        fractions = file.read(prompt, seen[0], seen[1])
-        outlines = outlines_of(
-            split(fractions >= MASK_FRACTION, splitting),
-            fractions,
-            splitting,
-            (plan.mpp_x, plan.mpp_y),
-            corner=(seen[0].start, seen[1].start),
-            core=(core[0], core[1]),
-        )
-        if len(outlines.area_um2_N):
-            file.add_objects(prompt, block, packed(outlines))
-        file.blocks += 1
-        if file.blocks == len(blocks) or time.monotonic() - committed_s > _COMMIT_S:
-            file.commit()
-            committed_s = time.monotonic()
+    def __init__(self, file: MaskFile, plan: WindowPlan, splittings: Mapping[int, Splitting]) -> None:
+        self._file = file
+        self._plan = plan
+        self._splittings = splittings
+        self._blocks, self._needs = _in_order(plan, splittings)
+
+    @property
+    def finished(self) -> bool:
+        return self._file.blocks == len(self._blocks)
+
+    def run(self, windows: int, cancelled: Callable[[], bool]) -> None:
+        """Split what can be split once so many windows are done, and write it. One call at a time.
+
+        Memory is that of a few blocks. Raises Cancelled, DiskFull, StateError.
+        """
+        ready = int(np.searchsorted(self._needs, windows, "right"))
+        with ThreadPoolExecutor(_WORKERS, thread_name_prefix="objects") as pool:
+            for first in range(self._file.blocks, ready, _WORKERS):
+                if cancelled():
+                    raise Cancelled("The analysis was cancelled.")
+                blocks = self._blocks[first : min(first + _WORKERS, ready)].tolist()
+                found = [each for several in pool.map(self._split, blocks) for each in several]
+                self._file.add_objects(found, blocks=len(blocks))
+
+    def _split(self, block: int) -> list[tuple[int, int, bytes]]:
+        """The objects of a block as the file keeps them: (prompt, block, outlines)."""
+        plan, across = self._plan, -(-self._plan.width_px // BLOCK_PX)
+        top, left = block // across * BLOCK_PX, block % across * BLOCK_PX
+        found = []
+        for prompt, splitting in self._splittings.items():
+            reach = splitting.reach_px
+            rows, columns = (slice(start - reach, start + BLOCK_PX + reach) for start in (top, left))
+            fractions = self._file.read(prompt, rows, columns)
+            if not fractions.any():
+                continue
+            core = slice(reach, reach + BLOCK_PX)
+            outlines = outlines_of(
+                split(fractions >= MASK_FRACTION, splitting),
+                fractions,
+                splitting,
+                (plan.mpp_x, plan.mpp_y),
+                corner=(rows.start, columns.start),
+                core=(core, core),
+            )
+            if len(outlines.area_um2_N):
+                found.append((prompt, block, packed(outlines)))
+        return found
 
 
-def is_split(file: MaskFile, plan: WindowPlan, splittings: Mapping[int, Splitting]) -> bool:
-    """Whether every block is done."""
-    return file.blocks == len(_blocks(file, plan, splittings))
+def _in_order(
+    plan: WindowPlan, splittings: Mapping[int, Splitting]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The blocks under any window, and the number of windows that each waits for, which rises."""
+    shape = -(-plan.height_px // BLOCK_PX), -(-plan.width_px // BLOCK_PX)
+    needs = np.zeros(shape, np.int64)
+    seen = np.zeros(shape, np.bool_)
+    reach = max((splitting.reach_px for splitting in splittings.values()), default=0)
+
+    def under(start: int, margin: int) -> slice:
+        return slice(max(0, start - margin) // BLOCK_PX, -(-(start + plan.side_px + margin) // BLOCK_PX))
+
+    for window, (top, left) in enumerate(_corners(plan), 1):
+        needs[under(top, reach), under(left, reach)] = window
+        seen[under(top, 0), under(left, 0)] = True
+    blocks = np.flatnonzero(seen) if splittings else np.zeros(0, np.int64)
+    needs_B = needs.ravel()[blocks]
+    order = np.lexsort((blocks, needs_B))
+    return blocks[order], needs_B[order]
 
 
-def _blocks(file: MaskFile, plan: WindowPlan, splittings: Mapping[int, Splitting]) -> list[tuple[int, int]]:
-    """(prompt, number of the block) of each block that holds any of a prompt's mask, in order."""
-    across = -(-plan.width_px // BLOCK_PX)
-    per_block = BLOCK_PX // CELL_PX
-    return [
-        (prompt, block)
-        for prompt in sorted(splittings)
-        for block in sorted({int(row) * across + int(column) for row, column in file.occupied(prompt) // per_block})
-    ]
+def _corners(plan: WindowPlan) -> Iterator[tuple[int, int]]:
+    return zip(plan.tops_N.tolist(), plan.lefts_N.tolist(), strict=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gateway.analyses.instances import Splitting, splitting_of
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.mask_store import StoredMasks
-from gateway.analyses.object_splitting import is_split
+from gateway.analyses.object_splitting import Splitter
 from gateway.analyses.prompt_texts import Asked, asked
 from gateway.analyses.segment_plan import SegmentPlan
 from gateway.analyses.slide_half import SlideTask
@@ -66,7 +66,7 @@ class Group:
     def finished(self) -> Iterator[MaskFile]:
         """The file of the masks. Raises RowsOutdated where they belong to anything else, or are not all there."""
         with self.masks.opened() as file:
-            if file.windows != len(self.plan) or not is_split(file, self.plan, self.splittings):
+            if file.windows != len(self.plan) or not Splitter(file, self.plan, self.splittings).finished:
                 raise RowsOutdated("The masks of the slide are not complete. The rest is computed.")
             yield file
 

@@ -6,7 +6,8 @@ All prompts of one resolution are answered together; what is finished lies on di
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from gateway.analyses.blending import presence_of
 from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.mask_store import MaskStore, WindowAnswers
-from gateway.analyses.object_splitting import split_objects
+from gateway.analyses.object_splitting import Splitter
 from gateway.analyses.prompt_texts import Texts, text_vectors
 from gateway.analyses.readings import reading_of, seen_findings
 from gateway.analyses.segment_group import Group, groups_of
@@ -86,12 +87,38 @@ async def _answer(group: Group, engine: Engine, progress: Callable[[int], None],
     region = None if task.order.region is None else group.inside
     with MaskFile.writing(masks.path, masks.belongs_to, prompts) as file:
         store = await asyncio.to_thread(MaskStore, file, plan, prompts, group.min_presence, region)
+        splitter = await asyncio.to_thread(Splitter, file, plan, group.splittings)
         progress(store.done)
         if store.done < len(plan):
             batch = max(1, min(task.models[-1].contract.max_batch_size, _DECODED // prompts))
             windows = stream_windows(task.slide, plan, batch=batch, first=store.done, cancelled=cancelled)
-            await run_batches(windows, _asker(group, texts, engine), store, progress=progress, cancelled=cancelled)
-        await asyncio.to_thread(split_objects, file, plan, group.splittings, cancelled)
+            async with _splitting_behind(splitter, progress, cancelled) as told:
+                await run_batches(windows, _asker(group, texts, engine), store, progress=told, cancelled=cancelled)
+        await asyncio.to_thread(splitter.run, len(plan), cancelled)
+        await asyncio.to_thread(file.commit)
+
+
+@asynccontextmanager
+async def _splitting_behind(
+    splitter: Splitter, progress: Callable[[int], None], cancelled: Callable[[], bool]
+) -> AsyncIterator[Callable[[int], None]]:
+    """What can be split already is split in a thread beside the work in the block, which tells how far it is."""
+    behind: list[asyncio.Task[None]] = []
+
+    def told(done: int) -> None:
+        progress(done)
+        if behind and behind[0].done():
+            behind.pop().result()
+        if not behind:
+            behind.append(asyncio.create_task(asyncio.to_thread(splitter.run, done, cancelled)))
+
+    try:
+        yield told
+    finally:
+        ended = await asyncio.gather(*behind, return_exceptions=True)  # no thread may be left with the file
+    for each in ended:
+        if each is not None:
+            raise each
 
 
 def _asker(
