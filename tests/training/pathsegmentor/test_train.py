@@ -143,7 +143,7 @@ def test_a_specialist_is_trained_from_the_same_draws(segmentation_data: Path, tm
 
 def test_scales_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
     text = RECIPE.replace("nuclei = 0.25", "nuclei = 0.5")
-    with pytest.raises(RecipeInvalid, match="mpp_by_level.nuclei is not 0.25"):
+    with pytest.raises(RecipeInvalid, match="at which the data of that level are read"):
         train(written(tmp_path, text), tmp_path / "run")
 
 
