@@ -64,15 +64,14 @@ class SpecialistLearner(nn.Module):
         self.model = Specialist(recipe.network, classes)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        weights, there_N = self._recipe.loss, torch.from_numpy(batch.present_B).float()
+        weights = self._recipe.loss
         masks_NCHW, presence_NC = self.model(to_image(batch.image_BHWC, self._device))
         row_N, place_N = torch.arange(len(batch.triples)), self._places(batch.triples)
         logits_N1M = masks_NCHW[row_N, place_N].flatten(1)[:, None]
-        truth_NM, valid_NM, there_N = (
-            torch.from_numpy(values).to(self._device).float().flatten(1)
-            for values in (batch.mask_BHW, batch.valid_BHW, batch.present_B[:, None])
+        truth_NM, valid_NM = (
+            torch.from_numpy(values).to(self._device).float().flatten(1) for values in (batch.mask_BHW, batch.valid_BHW)
         )
-        there_N = there_N[:, 0]
+        there_N = torch.from_numpy(batch.present_B).to(self._device).float()
         bce_N, dice_N = (value.squeeze(1) for value in bce_and_dice(logits_N1M, truth_NM, valid_NM))
         present = there_N.sum().clamp(min=1)
         parts = {

@@ -13,6 +13,7 @@ from gateway.domain.prompts import LEVEL_AT, Level, Triple, read_prompts, words
 from training.errors import DataMissing, RecipeInvalid, RunInvalid, WeightsInvalid
 from training.files import sha256_file
 from training.nn.bert import BertConfig
+from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.pathsegmentor import data
 from training.pathsegmentor.bert_text import BertTower, set_pieces
 from training.pathsegmentor.learner import SegmentorLearner
@@ -220,7 +221,7 @@ def test_minilm_names_its_package_where_it_is_absent(monkeypatch: pytest.MonkeyP
         SegmentorLearner(recipe.model_copy(update={"network": network}))
 
 
-def test_a_bert_tower_reads_the_pieces_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bert_tower_reads_the_pieces_of_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("training.pathsegmentor.bert_text.MINILM", TINY_BERT)
     torch.manual_seed(0)
     tower = BertTower(3, 8, BertText(tower="minilm"))
@@ -235,5 +236,9 @@ def test_a_bert_tower_reads_the_pieces_of_words(monkeypatch: pytest.MonkeyPatch)
     assert not any(parameter.requires_grad for parameter in tower.bert.parameters())
     found.sum().backward()  # what is remembered is not of an earlier graph
     tower(ids, torch.ones_like(ids)).sum().backward()
+    save_weights(tmp_path / "tower.safetensors", tower)
+    again = BertTower(3, 8, BertText(tower="minilm"))
+    load_state(again, read_weights(tmp_path / "tower.safetensors"), "the tower")
+    assert torch.equal(again(ids, torch.ones_like(ids)), found)
     with pytest.raises(WeightsInvalid, match="'tumor' of the grammar cannot be cut"):
         set_pieces(tower, ("tumor",), {name: number for number, name in enumerate(names)})
