@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gateway.domain.prompts import Level, Triple
 from gateway.reports.spatial import Outlines
 
-BLOCK_PX = 1024
+BLOCK_PX = 1536
 _FIXED = 16
 """Distances are whole numbers of sixteenths of a pixel: what is compared is exact."""
 _RING = np.ones((3, 3), np.uint8)
@@ -91,13 +91,15 @@ def outlines_of(
     picture's first pixel among all mask pixels."""
     labels = found.labels_HW
     count = len(found.marks_M2) + 1
-    area_px = np.bincount(labels.ravel(), minlength=count)
+    at = np.flatnonzero(labels)
+    label_at = labels.ravel()[at]
+    area_px = np.bincount(label_at, minlength=count)
     rows, columns = found.marks_M2[:, 0], found.marks_M2[:, 1]
     mine = (rows >= core[0].start) & (rows < core[0].stop) & (columns >= core[1].start) & (columns < core[1].stop)
     chosen = np.flatnonzero(mine & (area_px[1:] >= splitting.least_px)) + 1
-    total = np.bincount(labels.ravel(), weights=fractions_HW.ravel(), minlength=count)
+    total = np.bincount(label_at, weights=fractions_HW.ravel()[at], minlength=count)
     points, sizes, of = [], [], []
-    boxes = _boxes(labels, chosen).tolist() if len(chosen) else []
+    boxes = _boxes(label_at, *np.divmod(at, labels.shape[1]), chosen).tolist() if len(chosen) else []
     for number, (label, (top, left, bottom, right)) in enumerate(zip(chosen.tolist(), boxes, strict=True)):
         piece = (labels[top:bottom, left:right] == label).view(np.uint8)
         for ring in _rings(piece):
@@ -145,18 +147,20 @@ def _watershed(mask: Mask, splitting: Splitting) -> Split:
     pieces_count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8, ltype=cv2.CV_32S)
     large = stats[:, cv2.CC_STAT_AREA] >= splitting.least_px
     large[0] = False
-    mask = large[pieces].view(np.uint8)
+    if not large[1:].all():
+        mask = large[pieces].view(np.uint8)
     height = np.asarray(cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * _FIXED, np.uint16)
     surface = _rebuilt(np.maximum(height, h := np.uint16(max(1, round(splitting.h_px * _FIXED)))) - h, height)
     summits = surface > _rebuilt(np.maximum(surface, 1) - np.uint16(1), surface)
     crowned = np.zeros(pieces_count, np.bool_)
     crowned[pieces[summits]] = True
-    summits |= (large & ~crowned)[pieces]  # too flat for a summit that counts: the whole piece is one
+    if (flat := large & ~crowned).any():
+        summits |= flat[pieces]  # no summit of it counts: the whole piece is one
     count, marks = cv2.connectedComponents(summits.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
     at = np.flatnonzero(summits)
     _, first = np.unique(marks.ravel()[at], return_index=True)
     begins_M2 = np.stack(np.divmod(at[first], mask.shape[1]), axis=1).astype(np.int32)
-    # A piece with one mark is that object; only what has more is flooded.
+    # A piece with one mark is that object; only what has more is parted.
     mark_pieces = pieces[begins_M2[:, 0], begins_M2[:, 1]]
     alone = np.bincount(mark_pieces, minlength=pieces_count) == 1
     only = np.zeros(pieces_count, np.int32)
@@ -214,23 +218,25 @@ def _climbed(surface: npt.NDArray[np.uint16], marks: Labels, where: npt.NDArray[
     return marked_N[next_N]
 
 
-def _boxes(labels: Labels, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(top, left, bottom, right) of each of these labels (rising), (n, 4)."""
-    rank = np.zeros(int(labels.max()) + 1, np.int64)
-    rank[chosen] = np.arange(1, len(chosen) + 1)
-    ranked = rank[labels]
-    at = np.flatnonzero(ranked)
-    numbers = ranked.ravel()[at]
-    order = np.argsort(numbers, kind="stable")
-    rows, columns = np.divmod(at[order], labels.shape[1])
-    first = np.searchsorted(numbers[order], np.arange(1, len(chosen) + 1))
-    low, high = np.minimum.reduceat, np.maximum.reduceat
-    return np.stack([low(rows, first), low(columns, first), high(rows, first) + 1, high(columns, first) + 1], axis=1)
+def _boxes(
+    label_N: Labels, row_N: npt.NDArray[np.int64], column_N: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """(top, left, bottom, right) of each label of `chosen` (rising), (n, 4), from the pixels in reading order."""
+    order = np.argsort(label_N, kind="stable")
+    sorted_N = label_N[order]
+    begins, ends = np.searchsorted(sorted_N, chosen), np.searchsorted(sorted_N, chosen, "right")
+    rows, columns = row_N[order], column_N[order]
+    first = np.flatnonzero(np.diff(sorted_N, prepend=0))
+    place = np.searchsorted(first, begins)
+    left, right = np.minimum.reduceat(columns, first)[place], np.maximum.reduceat(columns, first)[place]
+    return np.stack([rows[begins], left, rows[ends - 1] + 1, right + 1], axis=1)
 
 
 def _rings(piece: Mask) -> list[npt.NDArray[np.float64]]:
     """The rings of one object, through its pixels' centres: the longest outer one, then its holes; (n, 2) x, y."""
     contours, hierarchy = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    if len(contours) == 1:
+        return [contours[0][:, 0].astype(np.float64)]
     parents = hierarchy[0, :, 3]
     outer = max(np.flatnonzero(parents < 0).tolist(), key=lambda ring: len(contours[ring]))
     rings = [outer, *np.flatnonzero(parents == outer).tolist()]

@@ -18,7 +18,8 @@ from gateway.analyses.outline_codec import packed
 from gateway.operations.errors import Cancelled
 from gateway.slides.windows import WindowPlan
 
-_WORKERS = min(4, os.cpu_count() or 1)
+_WORKERS = min(2, os.cpu_count() or 1)
+"""Blocks that are split at a time: each takes about 100 MiB."""
 
 
 class Splitter:
