@@ -81,14 +81,7 @@ def _scaled(masks: MaskMap, segmented: Segmented, source: SlideSource, *, simple
     )
     most = np.array([source.image.TotalPixelMatrixColumns, source.image.TotalPixelMatrixRows], np.float32)
     for batch in outlines_of(masks, segmented.index, mpp=segmented.mpp, simple=simple):
-        yield Outlines(
-            points_P2=np.minimum(batch.points_P2 * factor, most),
-            first_G=batch.first_G,
-            object_G=batch.object_G,
-            area_um2_N=batch.area_um2_N,
-            irregularity_N=batch.irregularity_N,
-            probability_N=batch.probability_N,
-        )
+        yield replace(batch, points_P2=np.minimum(batch.points_P2 * factor, most))
 
 
 def _outer(batch: Outlines) -> Outlines:
