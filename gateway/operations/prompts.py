@@ -207,7 +207,8 @@ def _singulars(token: str) -> Iterator[str]:
 def _edits(first: str, second: str, most: int) -> int:
     """Optimal string alignment: insertions, deletions, substitutions, neighbours exchanged. Above `most`: any larger
     number."""
-    if abs(len(first) - len(second)) > most:
+    # One edit changes the length by one, and which letters there are by two.
+    if abs(len(first) - len(second)) > most or len(set(first) ^ set(second)) > 2 * most:
         return most + 1
     before: list[int] = []
     row = list(range(len(second) + 1))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.prompts import Level, Triple, all_triples, levels_of, vocabulary
+from gateway.domain.prompts import Level, Triple, all_triples, levels_of, objects, vocabulary
 from gateway.operations.errors import PromptInvalid, rim_of
 from gateway.operations.prompts import LONGEST, _known_word, parse
 
@@ -146,6 +146,23 @@ def test_every_alias_in_the_table_is_understood(row: dict) -> None:
 @given(st.sampled_from(WORDS + [word for phrase in PHRASES for word in phrase.split()]))
 def test_a_known_word_is_never_taken_for_another(word: str) -> None:
     assert _known_word(word, iter(())) == word
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.sampled_from([name for name in objects() if len(name) > 3]), st.data())
+def test_a_slip_of_one_letter_never_asks_for_another_object(name: str, data: st.DataObject) -> None:
+    place, letter = data.draw(st.integers(0, len(name) - 1)), data.draw(st.sampled_from("abcdefghijklmnopqrstuvwxyz"))
+    slips = (
+        name[:place] + name[place + 1 :],
+        name[:place] + letter + name[place + 1 :],
+        name[:place] + letter + name[place:],
+    )
+    meant = Triple(levels_of(name)[-1], name, "breast")
+    for slip in slips:
+        try:
+            assert parse(f"{meant.level}-level {slip} in breast pathology") == meant
+        except PromptInvalid:
+            continue
 
 
 @settings(deadline=None)
