@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from training.files import json_bytes, write_atomic
-from training.pathsegmentor.figures import names, objects_of
+from training.pathsegmentor.calibrate import Presence
+from training.pathsegmentor.figures import asked_of, names
 from training.pathsegmentor.pairs import Table, adjusted, difference
 from training.runs import read_json
 
@@ -69,14 +70,14 @@ def comparisons(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def against(arm: Table, shipped: Table) -> dict[str, Any]:
-    """Arm minus shipped: Dice by set and by object, and recall by object on external sources (what a set does not
+    """Arm minus shipped: Dice by set and by level and object, and, on external sources, recall (what a set does not
     annotate is what a network must not have learned to call absent)."""
     first, second = aligned(arm, shipped)
     groups, gaps = first.groups(), {}
     for name, column, keys_N, kept_N in (
         ("by_set", "dice", first["set"], np.ones(len(first), bool)),
-        ("by_object", "dice", objects_of(first), np.ones(len(first), bool)),
-        ("external_recall", "recall", objects_of(first), first["external"] == 1),
+        ("by_object", "dice", asked_of(first), np.ones(len(first), bool)),
+        ("external_recall", "recall", asked_of(first), first["external"] == 1),
     ):
         gaps[name] = adjusted(
             {
@@ -85,15 +86,6 @@ def against(arm: Table, shipped: Table) -> dict[str, Any]:
                 for rows in [np.flatnonzero((keys_N == key) & kept_N)]
             }
         )
-    gaps["external_presence"] = adjusted(
-        {
-            key: difference(first["presence"][rows], second["presence"][rows], groups[rows])
-            for key in names(objects_of(first)[first["external"] == 1])
-            for rows in [
-                np.flatnonzero((objects_of(first) == key) & (first["external"] == 1) & (first["present"] == 1))
-            ]
-        }
-    )
     return gaps
 
 
@@ -110,4 +102,11 @@ def aligned(first: Table, second: Table) -> tuple[Table, Table]:
 
 
 def _table(members: Sequence[Mapping[str, Any]]) -> Table:
-    return Table.joined(*(Table.read(run["pairs"]) for run in members))
+    """The pairs of all runs of an arm. Recall is that of what is served: 0 where the run's own rule calls an object
+    absent."""
+    return Table.joined(*(_served(Table.read(run["pairs"]), Presence(**run["presence"])) for run in members))
+
+
+def _served(table: Table, rule: Presence) -> Table:
+    counted = rule.probability(table["presence"]) >= rule.threshold
+    return table.replaced("recall", table["recall"] * counted)

@@ -69,15 +69,16 @@ def everything(table: Table) -> np.ndarray:
 
 
 def words(table: Table) -> dict[str, Any]:
-    """What leaving out a word costs, by object: on the level's own scale, and at one scale for all levels. `levels` is
-    how many levels an object is annotated on: only one of two levels or more can be mistaken for the other."""
+    """What leaving out a word costs, by level and object: on the level's own scale, and at one scale for all levels.
+    `levels` is how many levels an object is annotated on: only one of two or more can be mistaken for the other."""
     own = table.where((table["own"] == 1) & ~np.isnan(table["dice"]) & (table["external"] == 0))
     objects_N = objects_of(own)
+    asked_N = asked_of(own)
     found = {}
-    for name in names(objects_N):
-        rows = own.where(objects_N == name)
+    for name in names(asked_N):
+        rows = own.where(asked_N == name)
         found[name] = {
-            "levels": len(names(rows["level"])),
+            "levels": len(names(own["level"][objects_N == objects_N[asked_N == name][0]])),
             "dice": mean(rows["dice"], rows.groups()),
             **{variant: difference(rows[variant], rows["dice"], rows.groups()) for variant in VARIANTS},
             "common_scale": mean(rows["common_scale"], rows.groups()),
@@ -159,6 +160,11 @@ def names(values_N: np.ndarray) -> list[str]:
 def objects_of(table: Table) -> np.ndarray:
     """(N,) str: the object's word of each prompt."""
     return np.array([prompt.split("-level ", 1)[1].rsplit(" in ", 1)[0] for prompt in table["prompt"]], str)
+
+
+def asked_of(table: Table) -> np.ndarray:
+    """(N,) str: level and object of each prompt."""
+    return np.char.add(np.char.add(table["level"], " "), objects_of(table))
 
 
 def summary(test: Table, validation: Table, presence: Presence) -> Mapping[str, Any]:

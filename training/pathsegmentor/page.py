@@ -133,8 +133,8 @@ def _comparisons(arms: Mapping[str, Any]) -> list[str]:
         if family not in arms.get(arm, {}):
             lines += [f"{NOT_RUN.capitalize()}.", ""]
             continue
-        first = "set" if family == "by_set" else "object"
-        what = "recall" if family == "external_recall" else "Dice"
+        first = "set" if family == "by_set" else "level, object"
+        what = "recall as served" if family == "external_recall" else "Dice"
         lines += [text, ""] if text else []
         lines += tested(arms[arm][family], first, f"{what}, this arm minus shipped")
     return lines

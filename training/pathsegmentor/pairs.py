@@ -102,6 +102,10 @@ class Table:
     def where(self, kept_N: np.ndarray) -> "Table":
         return Table({name: values[kept_N] for name, values in self._columns.items()})
 
+    def replaced(self, name: str, values_N: np.ndarray) -> "Table":
+        """The same pairs with other values in one column."""
+        return Table({**self._columns, name: values_N})
+
     def record(self) -> dict[str, list[Any]]:
         """By column for JSON, numbers to 4 decimals, None where there is none; columns without a value are left out."""
         found: dict[str, list[Any]] = {}

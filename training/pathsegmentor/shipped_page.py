@@ -106,7 +106,16 @@ def _words(words: Mapping[str, Any]) -> list[str]:
         "levels can be mistaken. The network never saw a prompt without its level: a trained arm stands below.",
         "",
         *table(
-            ("object", "levels", "Dice", "no level", "no region", "control: no `pathology`", "one scale", "no level"),
+            (
+                "level, object",
+                "levels of the object",
+                "Dice",
+                "no level",
+                "no region",
+                "control: no `pathology`",
+                "one scale",
+                "no level",
+            ),
             (
                 (
                     name,

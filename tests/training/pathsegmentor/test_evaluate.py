@@ -58,10 +58,10 @@ def test_the_unspecified_region_is_asked_too_and_not_counted_twice(table):
 
 def test_leaving_out_a_word_costs_what_it_carries(table):
     found = figures.words(table)
-    assert found["epithelial"]["no_level"]["value"] < -0.1  # everything is marked
-    assert found["nucleus"]["no_level"]["value"] == 0.0
-    assert found["epithelial"]["no_constant"]["value"] == found["epithelial"]["no_region"]["value"] == 0.0
-    assert found["epithelial"]["levels"] == 1
+    assert found["nuclei epithelial"]["no_level"]["value"] < -0.1  # everything is marked
+    assert found["nuclei nucleus"]["no_level"]["value"] == 0.0
+    assert found["nuclei epithelial"]["no_constant"]["value"] == found["nuclei epithelial"]["no_region"]["value"] == 0.0
+    assert found["nuclei epithelial"]["levels"] == 1
 
 
 def test_a_wrong_level_or_object_costs_all(table):

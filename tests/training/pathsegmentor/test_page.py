@@ -85,7 +85,7 @@ def test_an_arm_is_compared_on_the_same_pairs(tmp_path, shipped, worse):
     assert "| consep | -0.20 [-0.20, -0.20] | 4 (0) | 32 |" in text
     found = comparisons([shipped, worse])[SPECIALISTS]
     assert found["by_set"]["consep"]["p_holm"] == found["by_set"]["consep"]["p"]
-    assert found["by_object"]["nucleus"]["pairs"] == 12
+    assert found["by_object"]["nuclei nucleus"]["pairs"] == 12
 
 
 def test_without_the_shipped_network_nothing_is_compared(worse):
@@ -123,3 +123,11 @@ def test_a_cut_off_file_is_refused(tmp_path):
     (tmp_path / "run.json").write_text('{"pairs"')
     with pytest.raises(RunInvalid, match="truncated"):
         page.page(tmp_path)
+
+
+def test_what_the_presence_rule_hides_is_not_recalled(shipped):
+    outside = copy.deepcopy(shipped)
+    outside["pairs"]["external"] = [1.0] * len(outside["pairs"]["set"])
+    deaf = copy.deepcopy(outside) | {"arm": NAIVE, "presence": {"threshold": 0.99, "temperature": 1.0, "youden": 0.0}}
+    found = comparisons([outside, deaf])[NAIVE]["external_recall"]
+    assert found["nuclei epithelial"]["value"] == -1.0
