@@ -92,6 +92,7 @@ def test_killed_at_the_beginning_of_every_step(gateway: Gateway, pacs: Orthanc, 
 def test_killed_in_the_middle_of_the_delivery(gateway: Gateway, pacs: Orthanc, small_case: Case) -> None:
     analysis = gateway.order(small_case)
     first, *_, last = (derive_uid(analysis, role) for role in of_study(study_in(small_case)))
+    gateway.wait_for_step(analysis, "report", "started")
     eventually(lambda: first in pacs.instances("SR"), "the first document is delivered", every_s=0.01)
     gateway.kill()
     stored = pacs.instances()
