@@ -32,6 +32,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "gpfm": {"data", "nn", "ssl", "pathbench"},
     "mil": {"data", "nn", "pathbench"},
     "tissue": {"data", "nn", "pathbench"},
+    "pathsegmentor": {"data", "nn", "ssl", "pathbench"},
     "pathbench": {"data", "nn"},
     "features": {"data", "nn", "pathbench"},
 }
