@@ -26,6 +26,8 @@ AT_ONCE, MOST_WAITING = 2, 16
 IDLE_S = 300.0
 """After which without a request the engine is closed, and what was kept of regions goes."""
 _LOOK_S = 15.0
+_CLOSE_S = 8.0
+"""In which the end has come, or is not waited for: the process ends with its deadline, and Triton's owner clears up."""
 
 
 class Interactive:
@@ -69,10 +71,10 @@ class Interactive:
                 self._loop.call_soon_threadsafe(self._over.set)
 
     def close(self) -> None:
-        """Stop, and wait for the end."""
+        """Stop, and wait for the end, within bounds."""
         self.stop()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_CLOSE_S)
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
