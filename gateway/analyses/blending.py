@@ -3,8 +3,8 @@
 The presence of an object is learned, and its threshold fitted, on pictures of a window's size. So it is asked of each
 window: one whose presence stays under the threshold does not speak for that prompt. Where others overlap it they alone
 decide, and where none speaks nothing is drawn. The presence of a slide or region is that of its surest window: the
-rarest object is in a few windows only, and any mean over them would lose it. (Over many windows the chance of a false
-"present" grows with their number, which the report names.)
+rarest object is in a few windows only, and any mean over them would lose it. (The chance of a false "present" grows
+with the number of windows.)
 
 Logits are blended with a raised cosine over the whole window and the threshold comes afterwards, so that no seam shows
 (PathSegmentor, arXiv 2506.20988, has none: it answers pictures, not slides).

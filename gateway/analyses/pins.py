@@ -80,7 +80,8 @@ def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
 
 
 def _demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
-    """Raise ModelsUnfit where one of these was trained on another encoder than the one among these.
+    """Raise ModelsUnfit where one of these was trained with another encoder, of tiles or of text, than the one among
+    these.
 
     By the weights' digest: the same weights in another precision are the same encoder. Raises ModelNotLoaded,
     ModelRefused.
@@ -88,15 +89,15 @@ def _demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
     cards = [repository.card(folder) for folder in folders]
     by_name = {card.name: card.version for card in cards}
     for card in cards:
-        encoder = card.encoder
-        if encoder is None or encoder.model not in by_name:
-            continue
-        serves = by_name[encoder.model]
-        if serves.weights_sha256 != encoder.weights_sha256:
-            raise ModelsUnfit(
-                f"The model {card.name} version {card.version.version} was trained on another {encoder.model} than "
-                f"version {serves.version}, which serves. Promote versions of both that belong together."
-            )
+        for encoder in (card.encoder, card.text_encoder):
+            if encoder is None or encoder.model not in by_name:
+                continue
+            serves = by_name[encoder.model]
+            if serves.weights_sha256 != encoder.weights_sha256:
+                raise ModelsUnfit(
+                    f"The model {card.name} version {card.version.version} was trained on another {encoder.model} than "
+                    f"version {serves.version}, which serves. Promote versions of both that belong together."
+                )
 
 
 def _chosen(models: Sequence[str], choices: Choices, repository: ModelRepository) -> tuple[str, str]:

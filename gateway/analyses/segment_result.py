@@ -62,7 +62,7 @@ def findings_of(
                 FindingKind.QUALITY,
                 "coarser-than-model",
                 f"The finest image has {level.mpp:.3f} µm per pixel; prompts of the {_levels(group.prompts)} are "
-                f"answered at {group.plan.mpp:.3g}. It was enlarged.",
+                f"answered at {task.card.mpp_by_level[group.prompts[0].triple.level]:g}. It was enlarged.",
             )
     for each in prompts:
         if each.index not in answered:

@@ -1,5 +1,6 @@
 """The slide half of `segmentation`, on the committed slide with models whose masks are known; no Triton."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pydicom
 import pytest
 
 from gateway.analyses import mask_store
+from gateway.analyses.ledger.choices import Choices
+from gateway.analyses.pins import Pins
 from gateway.analyses.prompt_texts import asked, text_vectors
 from gateway.analyses.protocols import check_order
 from gateway.analyses.segmentation import Segmentation
@@ -16,17 +19,20 @@ from gateway.domain.codes import Code
 from gateway.domain.model import ModelCard
 from gateway.domain.order import Order, PointUm, RegionUm
 from gateway.domain.prompts import Level
+from gateway.inference import ModelRepository
 from gateway.operations.errors import (
     Cancelled,
     InferenceError,
     InvalidOrder,
     ModelRefused,
+    ModelsUnfit,
     NoTissue,
     PromptInvalid,
     ResolutionTooCoarse,
     RowsOutdated,
 )
-from tests.support.masks import ChainedEngine, segmenting
+from tests.support.masks import PROTOCOL, ChainedEngine, segmenting
+from tests.support.models import read, seal, write
 from tests.support.pathseg import expected_mask
 
 NUCLEI, TUMOR = "nuclei-level epithelial in colon pathology", "tissue-level tumor in breast pathology"
@@ -283,3 +289,14 @@ def test_a_polygon_is_refused_where_boxes_are_read(cmu_slide: Path, mask_models:
         other = Order(protocol="tissue-classification", specimens=task.order.specimens, region=triangle)
         with pytest.raises(InvalidOrder, match="no polygons"):
             check_order(other)
+
+
+def test_a_text_encoder_of_other_weights_does_not_fit(mask_models: Path, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    shutil.copytree(mask_models, models)
+    Pins.choose(PROTOCOL, Choices(), ModelRepository(models))
+    card = read(models / "pathseg_text", "card.json")
+    write(models / "pathseg_text", "card.json", card | {"digests": card["digests"] | {"weights_sha256": "2" * 64}})
+    seal(models / "pathseg_text")
+    with pytest.raises(ModelsUnfit, match="another pathseg_text"):
+        Pins.choose(PROTOCOL, Choices(), ModelRepository(models))
