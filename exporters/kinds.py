@@ -74,6 +74,7 @@ def _image() -> Slot:
 
 _LABELS = "label list with codes and `supported`, in the order of the logits"
 _POINTS = "operating points, each with origin and band"
+_TOKENS = {"tokenizer_sha256": "digest of the tokenizer", "max_tokens": "longest text", "vocabulary_size": "tokens"}
 _ENCODER = "model and weights digest of the encoder whose output it was trained on"
 
 KINDS: Mapping[str, Kind] = {
@@ -156,7 +157,9 @@ KINDS: Mapping[str, Kind] = {
         card={
             "image_encoder": "model and weights digest of the engine that gives the features",
             "text_encoder": "model and weights digest of the engine that gives the text tokens",
-            "prompts": "prompts with codes, `supported`, and the digest of their table",
+            "prompts": "prompts with codes, Dice, `supported`, and the digest of their table",
+            "mpp_by_level": "micrometres per pixel at which each level of a prompt is read",
+            **_TOKENS,
             "presence_threshold": "least presence probability of a mask that is shown",
             "temperature": "of the presence logit",
         },
@@ -171,7 +174,7 @@ KINDS: Mapping[str, Kind] = {
             Slot("text_global", ("FP32",), (2,), needed=False),
         ),
         operators=CORE | CHOICE | SEQUENCE,
-        card={"tokenizer_sha256": "digest of the tokenizer", "max_tokens": "longest text", "vocabulary_size": "tokens"},
+        card=_TOKENS,
     ),
     # The whole prompt at once; gives the first cache of `step`.
     "prefill": Kind(
@@ -186,7 +189,7 @@ KINDS: Mapping[str, Kind] = {
             Slot("(present|cache)_[a-z0-9_]+", ("FP32",), (4, 5), masked=-2),
         ),
         operators=CORE | CHOICE | SEQUENCE,
-        card={"tokenizer_sha256": "digest of the tokenizer", "max_tokens": "longest text", "vocabulary_size": "tokens"},
+        card=_TOKENS,
     ),
     # One more token. Caches are (…, heads, length, size of a head), of dynamic length or of a fixed one with `length`.
     "step": Kind(

@@ -56,7 +56,8 @@ def test_a_card_that_is_not_as_agreed_is_refused(
 
 OTHER = {"model": "another", "weights_sha256": "0" * 64}
 TOKENS = {"tokenizer_sha256": "0" * 64, "max_tokens": 77, "vocabulary_size": 500}
-PROMPT = {"text": "nuclei", "code": {"code": "NUCLEI", "scheme": "99PATHSERVE", "display": "Nuclei"}, "supported": True}
+CODE = {"code": "NUCLEI", "scheme": "99PATHSERVE", "display": "Nuclei"}
+PROMPT = {"text": "nuclei", "category": CODE, "code": CODE, "supported": True, "dice": None, "train_images": 0}
 BLOCKS = {
     "encoder": {"embedding_size": 8},
     "head": {"encoder": OTHER},
@@ -67,8 +68,10 @@ BLOCKS = {
         "image_encoder": OTHER,
         "text_encoder": OTHER,
         "prompts": {"table_sha256": "0" * 64, "entries": [PROMPT]},
+        "mpp_by_level": {"tissue": 1.0, "cell": 0.25, "nuclei": 0.25},
         "presence_threshold": 0.5,
         "temperature": 1.0,
+        **TOKENS,
     },
     "text_encoder": TOKENS,
     "prefill": TOKENS,
