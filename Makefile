@@ -10,8 +10,8 @@ SLIDE ?= tests/data/cmu_small_he
 KEEP ?= 0
 # These need torch, and so the training environment.
 TRAINING_TESTS := tests/training tests/exporters tests/deploy
-# These start whole servers, and kill them, or send them what is damaged.
-SERVER_TESTS := tests/e2e tests/faults tests/fuzz tests/archive
+# These start whole servers, and kill them, or send them what is damaged; and what a PACS or others say of our files.
+SERVER_TESTS := tests/e2e tests/faults tests/fuzz tests/archive tests/conformance tests/delivery
 # The doors, and who may come in.
 DOOR_TESTS := tests/grpc tests/http tests/operations
 
