@@ -241,7 +241,8 @@ class MaskFile:
 @contextmanager
 def _connected(path: Path) -> Iterator[sa.Connection]:
     # Threads take turns with it: each batch is written by whichever is free.
-    engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool, connect_args={"check_same_thread": False})
+    url = sa.URL.create("sqlite", database=str(path))
+    engine = sa.create_engine(url, poolclass=sa.NullPool, connect_args={"check_same_thread": False})
     with _errors():
         connection = engine.connect()
     try:
