@@ -48,6 +48,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
     publish, metrics = recipe.publish, run.metrics
     labels = card_labels(publish.labels, [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")])
     point = metrics["operating_point"]
+    stain = metrics.get("stain_reference")
     return card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
         "limits": list(publish.limits)
         + [
@@ -69,6 +70,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
         "feature_size": metrics["feature_size"],
         "tiles": [tiles.min, tiles.max],
         "composed": True,
+        **({"stain_reference": stain} if stain else {}),
     }
 
 

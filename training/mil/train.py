@@ -14,6 +14,7 @@ import numpy as np
 from training import command
 from training.data import crc9
 from training.data.dataset import Dataset
+from training.data.stain import stain_reference
 from training.data.views import VIEWS
 from training.embedding import cached, embed, on_tiles, random_encoder
 from training.errors import RecipeInvalid
@@ -73,6 +74,7 @@ def train(recipe_path: Path, out: Path | None = None, *, resume: bool = False) -
     round_to_fp16(served.head)
     save_weights(run.weights_path, served.head)
     metrics = evaluate.summary(recipe, tiles, features_NVD.shape[2], rows, served.point) | encoder_has_seen(base, tiles)
+    metrics["stain_reference"] = stain_reference(tiles)
     return run.finish(metrics=metrics, seed=recipe.seed, data=tiles.sources, starts_from={"encoder": base})
 
 
