@@ -99,7 +99,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         "supports": support(validation),
         "figures": figures.summary(test, validation, chosen),
         "trends": trends(test),
-        "pairs": test.record(),
+        "pairs": test.where(test["own"] == 1).record(),
     }
     if found["arm"] == SHIPPED:
         found["data"] = {"split": _split(), "overlaps": [asdict(pair) for pair in overlaps()]}
