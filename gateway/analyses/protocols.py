@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from gateway.domain.order import Order
 from gateway.operations.errors import InvalidOrder, InvalidSetting, UnknownProtocol
+from gateway.operations.prompts import parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,6 @@ def check_order(order: Order) -> None:
 
 def _check_prompts(order: Order) -> None:
     """Raises InvalidOrder, PromptInvalid."""
-    from gateway.operations.prompts import parse  # it brings numpy, which the process that answers does without
-
     if not order.prompts:
         raise InvalidOrder(
             f"The protocol {order.protocol} needs to be told what to look for. Give at least one prompt, such as "

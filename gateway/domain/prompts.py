@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from importlib import resources
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from gateway.domain.codes import Code
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 UNSPECIFIED = "unspecified"
 """The region where none is named."""
@@ -98,8 +99,10 @@ def levels_of(name: str) -> tuple[Level, ...]:
     return tuple(Level(level) for level in _objects()[name]["levels"])
 
 
-def token_ids(triples: Sequence[Triple]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def token_ids(triples: Sequence[Triple]) -> "tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]":
     """The sentences as token ids (P,5) and their mask (P,5), all ones. Raises KeyError for words not in the table."""
+    import numpy as np  # here, since the process that answers requests does without it
+
     numbers = _token_numbers()
     ids = np.array([[numbers[word] for word in triple.words] for triple in triples], np.int64).reshape(-1, 5)
     return ids, np.ones_like(ids)

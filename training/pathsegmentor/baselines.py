@@ -20,8 +20,10 @@ ABSENT_BELOW = 0.05
 
 def otsu(image_HW3: np.ndarray) -> np.ndarray:
     """(H,W) bool: above Otsu's threshold (1979) of this image's haematoxylin optical density, stains unmixed with the
-    vectors of Ruifrok and Johnston (2001). Nothing where the image has one density."""
+    vectors of Ruifrok and Johnston (2001). The outermost half percent at either end is clipped, lest a speck of pigment
+    takes the threshold. Nothing where the image has one density."""
     density_HW = rgb2hed(image_HW3)[..., 0]
+    density_HW = np.clip(density_HW, *np.percentile(density_HW, (0.5, 99.5)))
     if np.ptp(density_HW) == 0:
         return np.zeros(density_HW.shape, bool)
     return density_HW > threshold_otsu(density_HW)
