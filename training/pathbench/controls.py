@@ -43,10 +43,10 @@ def run(
     """The controls that the tasks allow; costly ones that were computed before are taken from `folder`.
 
     `survival` are the names of the survival tasks, of which the first is permuted. Raises what building the recipe's
-    control encoder raises.
+    control encoders raises.
     """
     encoder = encoders.build(recipe.controls.encoder, profile=recipe.profile)
-    found = [wrong_normalisation(encoder)]
+    found = [wrong_normalisation(encoders.build(recipe.controls.scaled, profile=recipe.profile))]
     tiles = {name: each for name, each in material.items() if read_task(name).kind == "tile"}
     for name in list(tiles)[:1]:
         found += [leaked_split(name, tiles[name]), seen_test_part(name, tiles[name])]

@@ -83,9 +83,11 @@ class Survival(_Part):
 
 
 class Controls(_Part):
-    """The bench's own negative controls: on which encoder, and how many permutations of the labels each task sees."""
+    """The bench's own negative controls: the encoder under the shuffled labels and how many permutations each task
+    sees; `scaled`, one whose transform scales pixels, is given them wrongly scaled."""
 
     encoder: str
+    scaled: str = "random-vit"
     permutations: int = Field(default=10, ge=5)
 
 
