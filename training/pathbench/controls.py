@@ -48,6 +48,7 @@ def run(
     encoder = encoders.build(recipe.controls.encoder, profile=recipe.profile)
     found = [wrong_normalisation(encoders.build(recipe.controls.scaled, profile=recipe.profile))]
     tiles = {name: each for name, each in material.items() if read_task(name).kind == "tile"}
+    permuted = len(tiles) + len(survival[:1])
     for name in list(tiles)[:1]:
         found += [leaked_split(name, tiles[name]), seen_test_part(name, tiles[name])]
     for name, each in tiles.items():
@@ -59,19 +60,22 @@ def run(
             "encoder": encoder.meta.checksum,
             "data": each.sha256,
             "config": config_digest(job.card, recipe.linear, recipe.controls),
-            "tasks": len(tiles),
+            "family": permuted,
             "code": code_version("tile"),
         }
-        found.append(_kept(folder, key, lambda job=job: shuffled_labels(job, tasks=len(tiles))))
+        found.append(_kept(folder, key, lambda job=job: shuffled_labels(job, family=permuted)))
     for name in survival[:1]:
         table = tcga.load(read_task(name).cancer)
         key = {
             "control": "permuted survival",
             "data": [source.sha256 for source in table.sources],
             "config": config_digest(recipe.survival, recipe.controls),
+            "family": permuted,
             "code": code_version("survival"),
         }
-        found.append(_kept(folder, key, lambda name=name, table=table: permuted_survival(name, table, recipe)))
+        found.append(
+            _kept(folder, key, lambda name=name, table=table: permuted_survival(name, table, recipe, family=permuted))
+        )
     return tuple(found)
 
 
@@ -129,11 +133,12 @@ def seen_test_part(task: str, material: Material) -> Control:
     )
 
 
-def shuffled_labels(job: Job, *, tasks: int) -> Control:
+def shuffled_labels(job: Job, *, family: int) -> Control:
     """The linear probe on permuted labels: the mean test AUC over the permutations must not differ from 0.5.
 
-    The interval is Student's over the permutations, Bonferroni-corrected for the `tasks` that are controlled. Where a
-    permutation leaves one class only in a part, another is drawn. Raises TaskInvalid where none can be found.
+    The interval is Student's over the permutations, Bonferroni-corrected for the `family` of such controls, so that a
+    bench without a fault is declared void in one run of twenty at most. Where a permutation leaves one class only in a
+    part, another is drawn. Raises TaskInvalid where none can be found.
     """
     material, dataset = job.material, job.material.dataset
     test_M = np.concatenate([cohort.indices_M for cohort in material.cohorts if cohort.split is material.split])
@@ -160,7 +165,7 @@ def shuffled_labels(job: Job, *, tasks: int) -> Control:
             break
     if len(areas) < job.recipe.controls.permutations:
         raise TaskInvalid(f"The labels of {job.task} cannot be shuffled: a part would hold one class only.")
-    mean, low, high = student_interval(areas, _ALPHA / tasks)
+    mean, low, high = student_interval(areas, _ALPHA / family)
     return Control(
         "shuffled labels",
         job.task,
@@ -170,22 +175,22 @@ def shuffled_labels(job: Job, *, tasks: int) -> Control:
     )
 
 
-def permuted_survival(task: str, table: SurvivalTable, recipe: BenchRecipe) -> Control:
-    """Outcomes dealt to other patients: the nested protocol must not differ from 0.5; what the released protocol makes
-    of the same permutations is told beside it, as the size of its optimism."""
+def permuted_survival(task: str, table: SurvivalTable, recipe: BenchRecipe, *, family: int) -> Control:
+    """Outcomes dealt to other patients: the nested protocol must not differ from 0.5, as in `shuffled_labels`; what the
+    released protocol makes of the same permutations is told beside it, as the size of its optimism."""
     settings = recipe.survival.model_copy(update={"seeds": recipe.survival.seeds[:1]})
     found: dict[str, list[float]] = {"nested": [], "released": []}
-    for seed in range(recipe.controls.permutations):
+    for seed in range(recipe.controls.survival_permutations):
         order_N = np.random.default_rng((recipe.seed, seed)).permutation(len(table))
         mixed = replace(table, months_N=table.months_N[order_N], event_N=table.event_N[order_N])
         for protocol, values in found.items():
             values.append(mean_c_index(mixed, settings.model_copy(update={"protocol": protocol}), recipe.seed))
-    mean, low, high = student_interval(found["nested"], _ALPHA)
+    mean, low, high = student_interval(found["nested"], _ALPHA / family)
     optimistic, *_ = student_interval(found["released"], _ALPHA)
     return Control(
         "permuted survival",
         task,
-        f"nested C-index {mean:.3f}, {low:.3f} to {high:.3f} over {recipe.controls.permutations} permutations; "
+        f"nested C-index {mean:.3f}, {low:.3f} to {high:.3f} over {len(found['nested'])} permutations; "
         f"released {optimistic:.3f}, {optimistic - mean:+.3f} by its optimism",
         "a nested interval that covers 0.5",
         low <= 0.5 <= high,

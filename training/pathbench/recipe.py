@@ -83,12 +83,13 @@ class Survival(_Part):
 
 
 class Controls(_Part):
-    """The bench's own negative controls: the encoder under the shuffled labels and how many permutations each task
-    sees; `scaled`, one whose transform scales pixels, is given them wrongly scaled."""
+    """The bench's own negative controls: the encoder under the shuffled labels, how many permutations each task sees,
+    and how many the survival table; `scaled`, whose transform scales pixels, is given them wrongly scaled."""
 
     encoder: str
     scaled: str = "random-vit"
     permutations: int = Field(default=10, ge=5)
+    survival_permutations: int = Field(default=40, ge=5)
 
 
 class BenchRecipe(Recipe):

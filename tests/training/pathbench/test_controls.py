@@ -50,7 +50,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
 
 
 def test_shuffled_labels_cover_chance(job: Job) -> None:
-    control = controls.shuffled_labels(job, tasks=1)
+    control = controls.shuffled_labels(job, family=1)
     assert control.caught
     assert "over 8 permutations" in control.observed
 
@@ -63,7 +63,7 @@ def test_a_bench_that_looks_at_test_labels_is_void(job: Job, monkeypatch: pytest
         return max(area, 1 - area)
 
     monkeypatch.setattr(controls, "macro_auroc", turned)
-    control = controls.shuffled_labels(job, tasks=1)
+    control = controls.shuffled_labels(job, family=1)
     assert not control.caught
 
 
@@ -71,7 +71,7 @@ def test_labels_that_cannot_be_shuffled_are_refused(job: Job) -> None:
     material = job.material
     one = replace(material.dataset, labels_N=np.zeros(len(material.dataset), np.int64))
     with pytest.raises(TaskInvalid, match="cannot be shuffled"):
-        controls.shuffled_labels(replace(job, material=replace(material, dataset=one)), tasks=1)
+        controls.shuffled_labels(replace(job, material=replace(material, dataset=one)), family=1)
 
 
 def test_wrong_normalisation_is_refused_and_the_right_one_is_not(job: Job) -> None:
