@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.benchmarks import (
     bench_analyze,
@@ -50,13 +51,20 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
             write_phantom(out, kind="he", width_px=side_px, height_px=side_px, seed=1, **options)
         return out
 
+    words = (Settings().model_repository / "pathseg").is_dir()
+    if not words:
+        print("segmentation by words is not measured: the model repository holds no pathseg", file=sys.stderr)
     return [
         ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
         ("accepting orders", lambda: bench_orders.measure(work / "orders")),
         ("a whole analysis", lambda: bench_analyze.measure(work / "analyze", phantom(28_000))),
         ("pulling from Orthanc", lambda: bench_pull.measure(work / "pull", _slides(phantom(28_000)))),
         ("segmentations of a whole slide", lambda: bench_objects.measure(phantom(28_000))),
-        ("segmentation by words", lambda: bench_segment.measure(work / "segment", phantom(10_000))),
+        *(
+            [("segmentation by words", lambda: bench_segment.measure(work / "segment", phantom(10_000)))]
+            if words
+            else []
+        ),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("a step of self-distillation", bench_training.measure),
