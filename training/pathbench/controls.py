@@ -169,7 +169,7 @@ def shuffled_labels(job: Job, *, family: int) -> Control:
     return Control(
         "shuffled labels",
         job.task,
-        f"AUC {mean:.3f}, {low:.3f} to {high:.3f} over {len(areas)} permutations",
+        f"AUC {mean:.3f} [{low:.3f}, {high:.3f}] over {len(areas)} permutations",
         "an interval that covers 0.5",
         low <= 0.5 <= high,
     )
@@ -190,7 +190,7 @@ def permuted_survival(task: str, table: SurvivalTable, recipe: BenchRecipe, *, f
     return Control(
         "permuted survival",
         task,
-        f"nested C-index {mean:.3f}, {low:.3f} to {high:.3f} over {len(found['nested'])} permutations; "
+        f"nested C-index {mean:.3f} [{low:.3f}, {high:.3f}] over {len(found['nested'])} permutations; "
         f"released {optimistic:.3f}, {optimistic - mean:+.3f} by its optimism",
         "a nested interval that covers 0.5",
         low <= 0.5 <= high,

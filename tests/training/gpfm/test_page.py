@@ -1,5 +1,6 @@
 """The results page: every figure of the runs and of the bench, and "not run" for what is not there."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,9 @@ def test_the_command_writes_figures_and_page(monkeypatch: pytest.MonkeyPatch, tm
     assert page.main(["--bench", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "gpfm.md").read_text(encoding="utf-8").startswith("# GPFM")
     assert (tmp_path / "gpfm.json").is_file()
+
+
+def test_the_published_page_is_made_of_its_figures() -> None:
+    results = Path(__file__).parents[3] / "docs" / "results"
+    values = json.loads((results / "gpfm.json").read_bytes())
+    assert (results / "gpfm.md").read_text(encoding="utf-8") == page.page(values)

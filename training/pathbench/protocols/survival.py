@@ -73,7 +73,7 @@ def evaluate(table: SurvivalTable, settings: Survival, *, replicates: int, seed:
         gap = optimism(chosen_FR, table, settings, seed)
         notes = (
             f"chosen on the reported fold, as in released code, it would be {figure.value + gap.value:.3f}: "
-            f"{gap.value:+.3f}, {gap.low:+.3f} to {gap.high:+.3f} by a t-test corrected for folds that share patients"
+            f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] by a t-test corrected for folds that share patients"
         )
     last = float(np.mean([c_index(r, *truth) for fold, truth in zip(found, truths, strict=True) for r in fold.last_Rn]))
     return Outcome(
