@@ -13,8 +13,9 @@ from gateway.analyses.ledger import AnalysisQuery, Ledger
 from gateway.analyses.order_form import EXAMPLE, OrderBody
 from gateway.analyses.reads import Lately, ResultFiles
 from gateway.analyses.service import Service
-from gateway.domain.order import Order, Priority
+from gateway.domain.order import Order, Patient, Priority, RegionUm
 from gateway.domain.principal import Principal, PrincipalKind, Scope
+from gateway.domain.segment import SegmentAsk
 from gateway.operations.audit.table import AUDIT
 from gateway.operations.errors import (
     InvalidOrder,
@@ -28,6 +29,9 @@ from gateway.operations.errors import (
 )
 from gateway.operations.settings import Settings
 
+ASK = SegmentAsk(
+    study="1.2.3", series="1.2.3.4", region=RegionUm(0, 0, 100, 100), prompts=("nuclei in colon",), patient=Patient()
+)
 USES: dict[str, tuple[Scope, Callable[[Service, Principal, str], Any]]] = {
     "create": (Scope.ANALYSES_WRITE, lambda service, by, _: service.create(by, order())),
     "create_batch": (Scope.ANALYSES_WRITE, lambda service, by, _: service.create_batch(by, [(order(), None)])),
@@ -54,12 +58,13 @@ USES: dict[str, tuple[Scope, Callable[[Service, Principal, str], Any]]] = {
     "artifact": (Scope.ANALYSES_READ, lambda service, by, analysis: service.artifact(by, analysis, "report.json")),
     "revisions": (Scope.ANALYSES_READ, lambda service, by, analysis: service.revisions(by, analysis)),
     "deliveries": (Scope.ANALYSES_READ, lambda service, by, analysis: service.deliveries(by, analysis)),
+    "segment": (Scope.ANALYSES_WRITE, lambda service, by, _: service.segment(by, ASK).result(60)),
     "protocols": (Scope.MODELS_READ, lambda service, by, _: service.protocols(by)),
     "models": (Scope.MODELS_READ, lambda service, by, _: service.models(by)),
     "status": (Scope.ANALYSES_READ, lambda service, by, _: service.status(by)),
     "audit": (Scope.AUDIT_READ, lambda service, by, _: service.audit(by, after=0, limit=10)),
 }
-OF_NONE = ("create", "create_batch", "page", "protocols", "models", "status", "audit")
+OF_NONE = ("create", "create_batch", "page", "segment", "protocols", "models", "status", "audit")
 OF_ONE = [name for name in USES if name not in OF_NONE]
 
 
@@ -82,8 +87,10 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 @pytest.fixture
-def service(ledger: Ledger, tmp_path: Path) -> Service:
-    return Service(Settings(state=tmp_path, model_repository=tmp_path / "models"), ledger)
+def service(ledger: Ledger, tmp_path: Path) -> Iterator[Service]:
+    service = Service(Settings(state=tmp_path, model_repository=tmp_path / "models"), ledger)
+    yield service
+    service.close()
 
 
 def trail(ledger: Ledger) -> list[dict[str, Any]]:
@@ -93,8 +100,8 @@ def trail(ledger: Ledger) -> list[dict[str, Any]]:
 
 def test_every_use_case_is_among_those_tested_here() -> None:
     public = {name for name in vars(Service) if not name.startswith("_")}
-    # `require` and `feed` are no use-case of their own; `is_over` is what `get` says.
-    assert public - {"require", "feed", "is_over"} == USES.keys()
+    # `require` and `feed` are no use-case of their own; `is_over` is what `get` says; the owner's are `stop` and `close`.
+    assert public - {"require", "feed", "is_over", "stop", "close"} == USES.keys()
 
 
 def test_each_needs_its_scope_and_a_refusal_is_audited(service: Service, ledger: Ledger) -> None:
