@@ -100,7 +100,7 @@ def trail(ledger: Ledger) -> list[dict[str, Any]]:
 
 def test_every_use_case_is_among_those_tested_here() -> None:
     public = {name for name in vars(Service) if not name.startswith("_")}
-    # `require` and `feed` are no use-case of their own; `is_over` is what `get` says; the owner's are `stop` and `close`.
+    # No use-case of its own: `require`, `feed`, `is_over` (`get` says it), `stop` and `close` (the owner's).
     assert public - {"require", "feed", "is_over", "stop", "close"} == USES.keys()
 
 
