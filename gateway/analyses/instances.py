@@ -235,9 +235,18 @@ def _boxes(
 def _rings(piece: Mask) -> list[npt.NDArray[np.float64]]:
     """The rings of one object, through its pixels' centres: the longest outer one, then its holes; (n, 2) x, y."""
     contours, hierarchy = cv2.findContours(piece, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    if len(contours) == 1:
-        return [contours[0][:, 0].astype(np.float64)]
     parents = hierarchy[0, :, 3]
     outer = max(np.flatnonzero(parents < 0).tolist(), key=lambda ring: len(contours[ring]))
-    rings = [outer, *np.flatnonzero(parents == outer).tolist()]
-    return [contours[ring][:, 0].astype(np.float64) for ring in rings if ring == outer or len(contours[ring]) > 2]
+    holes = [contours[ring][:, 0] for ring in np.flatnonzero(parents == outer).tolist() if len(contours[ring]) > 2]
+    around = contours[outer][:, 0].astype(np.float64)
+    return [around if len(around) > 2 else _round_a_line(around), *(hole.astype(np.float64) for hole in holes)]
+
+
+def _round_a_line(ends_P2: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The ring (4, 2) round the pixels of a straight line of one pixel's width, whose centres enclose nothing."""
+    first, last = ends_P2[0], ends_P2[-1]
+    length = float(np.linalg.norm(last - first))
+    along = (last - first) / length if length else np.array([1.0, 0.0])
+    side = np.array([-along[1], along[0]]) / 2
+    before, after = first - along / 2, last + along / 2
+    return np.stack([before - side, after - side, after + side, before + side])

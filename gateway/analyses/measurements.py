@@ -13,7 +13,8 @@ def figures_of(outlines: Iterable[Outlines], tissue_mm2: float) -> ObjectFigures
 
     A few numbers an object are in memory, never its outline.
     """
-    parts = [(batch.area_um2_N, batch.irregularity_N) for batch in outlines]
+    # Copies: a batch's arrays are views of all that was read with them.
+    parts = [(batch.area_um2_N.copy(), batch.irregularity_N.copy()) for batch in outlines]
     area_N = np.concatenate([np.zeros(0), *(area for area, _ in parts)])
     if not len(area_N):
         return None

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.blending import MASK_FRACTION
+from gateway.analyses.blending import CELL_PX, MASK_FRACTION
 from gateway.analyses.instances import BLOCK_PX, Splitting, outlines_of, split
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.outline_codec import packed
@@ -83,12 +83,16 @@ def _in_order(
     seen = np.zeros(shape, np.bool_)
     reach = max((splitting.reach_px for splitting in splittings.values()), default=0)
 
-    def under(start: int, margin: int) -> slice:
-        return slice(max(0, start - margin) // BLOCK_PX, -(-(start + plan.side_px + margin) // BLOCK_PX))
+    def under(start: int, end: int, margin: int) -> slice:
+        return slice(max(0, start - margin) // BLOCK_PX, -(-(end + margin) // BLOCK_PX))
+
+    def read_from(start: int) -> slice:
+        # Of the file whole cells are read, and one is there once the last window over any of it is done.
+        return under(start // CELL_PX * CELL_PX, -(-(start + plan.side_px) // CELL_PX) * CELL_PX, reach)
 
     for window, (top, left) in enumerate(_corners(plan), 1):
-        needs[under(top, reach), under(left, reach)] = window
-        seen[under(top, 0), under(left, 0)] = True
+        needs[read_from(top), read_from(left)] = window
+        seen[under(top, top + plan.side_px, 0), under(left, left + plan.side_px, 0)] = True
     blocks = np.flatnonzero(seen) if splittings else np.zeros(0, np.int64)
     needs_B = needs.ravel()[blocks]
     order = np.lexsort((blocks, needs_B))

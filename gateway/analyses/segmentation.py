@@ -6,7 +6,7 @@ All prompts of one resolution are answered together; what is finished lies on di
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -63,7 +63,7 @@ class Segmentation:
         plan = SegmentPlan.of_task(task)
         groups = groups_of(task, plan)
         use = compare(task.specimen, task.slide.header, task.card)
-        reading = _reading(task, plan, groups[0], use)
+        reading = _reading(task, plan, groups, use)
         result = result_of(groups, plan.read_mm2, exploratory=use.exploratory)
         return SlideOutcome(
             level=plan.finest.level,
@@ -151,8 +151,13 @@ def _figures(images_BHWC: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.f
     return quality.measure(np.asarray(np.stack(reduced), np.uint8))
 
 
-def _reading(task: SlideTask, plan: SegmentPlan, group: Group, use: Use) -> SlideReading:
-    with group.finished() as file:
+def _reading(task: SlideTask, plan: SegmentPlan, groups: Sequence[Group], use: Use) -> SlideReading:
+    """Quality is that of the finest resolution; frames are missed at each."""
+    with groups[0].finished() as file:
+        missing = file.missing
         _, figures_NF = file.answers()
-        reading = reading_of(task, plan.planned, use, figures_NF, file.missing)
-    return reading if group.plan.mpp < _FOCUS_MPP * 1.1 else replace(reading, quality=None)
+    for group in groups[1:]:
+        with group.finished() as file:
+            missing += file.missing
+    reading = reading_of(task, plan.planned, use, figures_NF, missing)
+    return reading if groups[0].plan.mpp < _FOCUS_MPP * 1.1 else replace(reading, quality=None)

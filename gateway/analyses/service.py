@@ -285,7 +285,7 @@ class Service:
 
     def segment(self, by: Principal, ask: "SegmentAsk") -> "Future[SegmentAnswer]":
         """Masks of a region by words. It alone does not block: the future has the answer, and cancelling it ends the
-        work. A slide that only other tenants have ordered is not there.
+        work. A slide that others have ordered is not there for a tenant without an analysis of it that was completed.
 
         The future raises WrongScope (analyses:write), SlideNotInArchive, and as `Interactive.begin`; this, StateBusy.
         """
@@ -293,8 +293,10 @@ class Service:
         def admit() -> None:
             self._admit(by, Scope.ANALYSES_WRITE, "slide-segment")
             check_order(ask.order)
-            tenants = self._ledger.tenants_of(ask.study)
-            if tenants and by.tenant not in tenants:
+            # An order alone proves nothing: what it says of the patient is compared with the slide, and has to agree.
+            proven = self._ledger.tenants_of(ask.study, (State.COMPLETED,))
+            others = self._ledger.tenants_of(ask.study, (State.ACCEPTED, State.RUNNING, State.COMPLETED)) - {by.tenant}
+            if others and by.tenant not in proven:
                 self._refused(by, "slide-segment", None, reason=WrongTenant.reason)
                 raise SlideNotInArchive(
                     f"The archive holds no slide of study {ask.study}. Check the UID, or send the slide."

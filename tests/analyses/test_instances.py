@@ -63,7 +63,17 @@ def test_one_wavy_object_stays_one() -> None:
 def test_a_thin_object_is_one_too() -> None:
     mask = np.zeros((60, 120), bool)
     mask[30, 10:110] = True
-    assert len(outlined(mask).area_um2_N) == 1
+    found = outlined(mask)
+    assert len(found.area_um2_N) == 1
+    # Its ring goes round the pixels: one through their centres would be a line, which no annotation may be.
+    assert found.points_P2.tolist() == [[10, 30], [110, 30], [110, 31], [10, 31]]
+
+
+def test_a_thin_slanting_object_has_a_ring_too() -> None:
+    mask = np.zeros((120, 120), bool)
+    mask[np.arange(10, 110), np.arange(10, 110)] = True
+    found = outlined(mask)
+    assert np.diff(found.first_G, append=len(found.points_P2)).tolist() == [4]
 
 
 def test_outlines_run_round_the_objects_where_they_lie() -> None:

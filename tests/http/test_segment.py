@@ -11,10 +11,13 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from gateway.analyses import interactive
+from gateway.analyses.ledger.schema import ANALYSES
 from gateway.analyses.region_masks import RegionMasks
 from gateway.analyses.segment_form import EXAMPLE
+from gateway.domain.analysis import State
 from gateway.domain.order import Order, SlideReference, Specimen
 from gateway.domain.principal import Scope
 from gateway.domain.prompts import Level
@@ -221,7 +224,12 @@ async def test_a_slide_that_only_another_tenant_has_ordered_is_not_there(
     answer = await client.post("/v1/segment", json=segments.ask(NUCLEI))
     assert (answer.status_code, answer.json()["reason"]) == (404, "slide-not-in-archive")
     assert audited(segments.ledger)[-1]["subtype"] == "access-refused"
-    segments.ledger.accept(order, principal(*Scope))
+    # An order of one's own opens nothing before what it says of the patient has been compared with the slide.
+    own, _ = segments.ledger.accept(order, principal(*Scope))
+    assert (await client.post("/v1/segment", json=segments.ask(NUCLEI))).status_code == 404
+    with segments.ledger._engine.execution_options(ledger_writes=True).begin() as connection:
+        done = sa.update(ANALYSES).where(ANALYSES.c.id == own.analysis.id).values(state=State.COMPLETED.value)
+        connection.execute(done)
     await masks_of(client, segments.ask(NUCLEI))
 
 

@@ -128,11 +128,12 @@ class Ledger:
         with self._read() as connection:
             return page(connection, tenant, query, limit, cursor)
 
-    def tenants_of(self, study: str) -> frozenset[str]:
-        """The tenants that have ordered analyses of a study."""
+    def tenants_of(self, study: str, states: Collection[State]) -> frozenset[str]:
+        """The tenants that have analyses of a study in one of these states."""
         query = sa.select(ANALYSES.c.tenant).distinct().join(STUDIES, STUDIES.c.analysis_id == ANALYSES.c.id)
+        chosen = query.where(STUDIES.c.study == study, ANALYSES.c.state.in_([state.value for state in states]))
         with self._read() as connection:
-            return frozenset(connection.execute(query.where(STUDIES.c.study == study)).scalars())
+            return frozenset(connection.execute(chosen).scalars())
 
     def events(self, analysis_id: str, after: int = 0, limit: int = 500) -> tuple[Event, ...]:
         """Up to `limit` events of an analysis after the one with number `after`."""
