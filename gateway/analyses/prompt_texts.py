@@ -75,11 +75,14 @@ _lock = Lock()
 
 async def text_vectors(model: ServedModel, triples: Sequence[Triple], engine: Engine) -> Texts:
     """The vectors of these triples from `pathseg_text` (token_ids, token_mask INT64 [P,L] -> text_tokens FP32 [P,L,d],
-    text_global FP32 [P,d]); only those that are not known yet are asked for.
+    text_global FP32 [P,d]); only those that are not known yet are asked for. A word that came after the model is left
+    out: its triple is none that the card supports.
 
     Raises ModelRefused where the model knows other words than the gateway, InferenceError.
     """
-    if model.card.tokenizer_sha256 != hashlib.sha256("\n".join(words()).encode()).hexdigest():
+    # Words are only ever added to the table: a model of an earlier one knows its first words.
+    known = model.card.vocabulary_size or 0
+    if model.card.tokenizer_sha256 != hashlib.sha256("\n".join(words()[:known]).encode()).hexdigest():
         raise ModelRefused(
             f"The model {model.folder} was made for another table of words than this gateway has. Promote another "
             "version, or install the release that it belongs to."
@@ -90,6 +93,8 @@ async def text_vectors(model: ServedModel, triples: Sequence[Triple], engine: En
     missing = [triple for triple, vectors in found.items() if vectors is None]
     if missing:
         ids_PL, mask_PL = token_ids(missing)
+        strange_PL = ids_PL >= known
+        ids_PL[strange_PL], mask_PL[strange_PL] = 0, 0
         answer = await engine.infer(model.folder, {"token_ids": ids_PL, "token_mask": mask_PL})
         tokens_PLd, global_Pd = answer["text_tokens"], answer["text_global"]
         if not (np.isfinite(tokens_PLd).all() and np.isfinite(global_Pd).all()):

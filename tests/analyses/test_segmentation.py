@@ -1,6 +1,8 @@
 """The slide half of `segmentation`, on the committed slide with models whose masks are known; no Triton."""
 
+import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from gateway.analyses.slide_half import SlideOutcome, SlideTask
 from gateway.domain.codes import Code
 from gateway.domain.model import ModelCard
 from gateway.domain.order import Order, PointUm, RegionUm
-from gateway.domain.prompts import Level
+from gateway.domain.prompts import Level, token_ids, words
 from gateway.inference import ModelRepository
 from gateway.operations.errors import (
     Cancelled,
@@ -246,6 +248,29 @@ async def test_text_is_encoded_once(mask_models: Path, mask_card: ModelCard, cmu
         assert np.array_equal(every.global_Pd[2], first.global_Pd[0])
         assert engine.calls["pathseg_text"] == 2  # the third asks for nothing new
         assert every.repeated(3)["text_tokens"].shape == (3, *every.tokens_PLd.shape)
+
+
+async def test_a_model_of_an_earlier_table_answers_without_the_later_words(
+    mask_models: Path, cmu_slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vocabulary ends before the object's word: that one is left out, and the others go as they are."""
+
+    class Listening(ChainedEngine):
+        async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> dict[str, Any]:
+            asked_of.append(batch)
+            return await super().infer(model, batch)
+
+    asked_of: list[Any] = []
+    with segmenting(cmu_slide, mask_models, tmp_path, "tissue-level stroma in pancreas") as task:
+        [triple] = [each.triple for each in asked(task.order.prompts, task.card)]
+        ids_PL, _ = token_ids([triple])
+        size = int(ids_PL.max())
+        known = hashlib.sha256("\n".join(words()[:size]).encode()).hexdigest()
+        card = replace(task.models[0].card, vocabulary_size=size, tokenizer_sha256=known)
+        await text_vectors(replace(task.models[0], card=card), [triple], Listening(mask_models))
+    assert asked_of[0]["token_ids"].tolist() == np.where(ids_PL < size, ids_PL, 0).tolist()
+    assert asked_of[0]["token_mask"].tolist() == (ids_PL < size).astype(int).tolist()
+    assert asked_of[0]["token_mask"].sum() == 4
 
 
 async def test_models_that_do_not_fit(
