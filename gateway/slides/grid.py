@@ -119,9 +119,8 @@ def interpolated(lines: NDArray[np.floating | np.integer], positions: NDArray[np
     return result
 
 
-def _touching(region: RegionUm, slide: Slide, grid: TileGrid) -> NDArray[np.bool_]:
-    level = slide.levels[grid.level]
-    width_um, height_um = level.width_px * level.mpp_x, level.height_px * level.mpp_y
+def demand_on_slide(region: RegionUm, width_um: float, height_um: float) -> None:
+    """Raises InvalidOrder for a region without area, or with none of it on a slide of this size."""
     right, bottom = region.x_um + region.width_um, region.y_um + region.height_um
     if region.width_um <= 0 or region.height_um <= 0 or right <= 0 or bottom <= 0:
         raise InvalidOrder("The region is empty or lies outside the slide. Give it in µm from the slide's top left.")
@@ -130,6 +129,13 @@ def _touching(region: RegionUm, slide: Slide, grid: TileGrid) -> NDArray[np.bool
             f"The region lies outside the slide, which measures {width_um:.0f} × {height_um:.0f} µm. Order a region "
             "inside it."
         )
+
+
+def _touching(region: RegionUm, slide: Slide, grid: TileGrid) -> NDArray[np.bool_]:
+    level = slide.levels[grid.level]
+    width_um, height_um = level.width_px * level.mpp_x, level.height_px * level.mpp_y
+    right, bottom = region.x_um + region.width_um, region.y_um + region.height_um
+    demand_on_slide(region, width_um, height_um)
     lefts = np.arange(grid.columns) * grid.field_px * level.mpp_x
     tops = np.arange(grid.rows) * grid.field_px * level.mpp_y
     columns = (lefts < right) & (lefts + grid.field_px * level.mpp_x > region.x_um)

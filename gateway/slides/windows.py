@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from gateway.domain.order import RegionUm
 from gateway.domain.slide import Level, TileGrid
-from gateway.operations.errors import InvalidOrder, NoTissue, ResolutionTooCoarse
-from gateway.slides.grid import TilePlan, frames_under, interpolated
+from gateway.operations.errors import NoTissue, ResolutionTooCoarse
+from gateway.slides.grid import TilePlan, demand_on_slide, frames_under, interpolated
 from gateway.slides.levels import Reading
 from gateway.slides.slide import Slide
 from gateway.slides.tissue import TissueMask
@@ -214,13 +214,7 @@ def _reading(levels: Sequence[Level], mpp: float, side_px: int) -> Reading:
 def _box(region: RegionUm, mpp_yx: tuple[float, float], shape: tuple[int, int]) -> tuple[slice, slice]:
     height_um, width_um = (size * mpp for size, mpp in zip(shape, mpp_yx, strict=True))
     right, bottom = region.x_um + region.width_um, region.y_um + region.height_um
-    if region.width_um <= 0 or region.height_um <= 0 or right <= 0 or bottom <= 0:
-        raise InvalidOrder("The region is empty or lies outside the slide. Give it in µm from the slide's top left.")
-    if region.x_um >= width_um or region.y_um >= height_um:
-        raise InvalidOrder(
-            f"The region lies outside the slide, which measures {width_um:.0f} × {height_um:.0f} µm. Order a region "
-            "inside it."
-        )
+    demand_on_slide(region, width_um, height_um)
 
     def covered(start_um: float, end_um: float, axis: int) -> slice:
         return slice(max(0, math.floor(start_um / mpp_yx[axis])), min(shape[axis], math.ceil(end_um / mpp_yx[axis])))

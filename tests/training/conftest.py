@@ -1,10 +1,21 @@
-"""Training without the real data: a small data folder, and a place for runs."""
+"""A small data folder with a place for runs, for training without the real data; and the real data where they are."""
 
 from pathlib import Path
 
 import pytest
 
 from tests.training.small_data import write_small_data
+from training.data.common import data_root
+from training.errors import DataMissing
+
+
+@pytest.fixture(scope="module")
+def real_data() -> None:
+    """Skips, and says so, where the public sets are not there."""
+    try:
+        data_root()
+    except DataMissing:
+        pytest.skip("data sets not present (set PATHSERVE_DATA)")
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from training.publish import Published
-from training.runs import Recipe
-from training.ssl.recipe import Part
+from training.runs import Part, Recipe
 
 Stages = tuple[int, int, int, int]
 

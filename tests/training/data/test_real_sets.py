@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from training.data import tcga
-from training.data.common import data_root
 from training.data.corpus import HE_SETS
 from training.data.dataset import NAMES, PATIENT_UNKNOWN
 from training.data.dataset import load as load_anew
 from training.data.seen import Seen
 from training.data.split import PARTS, held_out
-from training.errors import DataMissing, SplitInvalid
+from training.errors import SplitInvalid
 from training.pathbench.leakage import Origin, require_disjoint, status
 from training.runs import RunWriter
 
@@ -25,14 +24,6 @@ NO_TASK = {"ebhi", "monuseg", "monusac"}
 
 
 load = cache(load_anew)
-
-
-@pytest.fixture(scope="module")
-def real_data() -> None:
-    try:
-        data_root()
-    except DataMissing:
-        pytest.skip("data sets not present (set PATHSERVE_DATA)")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from training.data import crc9
-from training.data.common import data_root
 from training.data.stain import stain_reference
-from training.errors import DataMissing
 
 pytestmark = pytest.mark.training
 
@@ -15,11 +13,7 @@ def angle_deg(one: list[float], other: list[float]) -> float:
     return float(np.degrees(np.arccos(np.clip(np.dot(one, other), -1, 1))))
 
 
-def test_the_stains_of_a_real_set_are_haematoxylin_and_eosin() -> None:
-    try:
-        data_root()
-    except DataMissing:
-        pytest.skip("data sets not present (set PATHSERVE_DATA)")
+def test_the_stains_of_a_real_set_are_haematoxylin_and_eosin(real_data: None) -> None:
     found = stain_reference(crc9.load())
     assert found is not None
     # Ruifrok and Johnston's vectors (Anal. Quant. Cytol. Histol. 2001) are of another laboratory's stains.

@@ -7,22 +7,12 @@ import pytest
 from skimage.measure import regionprops
 
 from gateway.domain.prompts import Level
-from training.data.common import data_root
 from training.data.hashes import SAME_IMAGE_BITS, near_pairs
-from training.errors import DataMissing
 from training.pathsegmentor.data import crop, load
 from training.pathsegmentor.parts import PARTS, overlaps
 from training.pathsegmentor.sets import SETS, listed
 
 pytestmark = pytest.mark.training
-
-
-@pytest.fixture(scope="module")
-def real_data() -> None:
-    try:
-        data_root()
-    except DataMissing:
-        pytest.skip("data sets not present (set PATHSERVE_DATA)")
 
 
 def test_the_real_sets_stand_apart(real_data: None) -> None:
