@@ -8,12 +8,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 SLIDE ?= tests/data/cmu_small_he
 KEEP ?= 0
-# These need torch, and so the training environment.
-TRAINING_TESTS := tests/training tests/exporters tests/deploy
-# These start whole servers, and kill them, or send them what is damaged; and what a PACS or others say of our files.
-SERVER_TESTS := tests/e2e tests/faults tests/fuzz tests/archive tests/conformance tests/delivery
-# The doors, and who may come in.
-DOOR_TESTS := tests/grpc tests/http tests/operations
+# What is done together: a name and a command, those that take long first, so that all end together.
+pytest = $1/bin/python -m pytest -p tests.skips --durations=12
+define TEST_GROUPS
+lint $(MAKE) lint
+servers $(call pytest,.venv) tests/e2e tests/faults
+analyses $(call pytest,.venv) tests/analyses
+exporters $(call pytest,.venv-training) tests/exporters tests/deploy
+training $(call pytest,.venv-training) tests/training
+archive $(call pytest,.venv) tests/fuzz tests/archive tests/conformance tests/delivery
+others $(call pytest,.venv) $(addprefix --ignore=,$(TESTED))
+inference $(call pytest,.venv) tests/inference
+doors $(call pytest,.venv) tests/grpc tests/http tests/operations
+endef
+TESTED := tests/e2e tests/faults tests/analyses tests/exporters tests/deploy tests/training tests/fuzz tests/archive \
+  tests/conformance tests/delivery tests/inference tests/grpc tests/http tests/operations
 
 .PHONY: setup setup-training setup-tensorrt setup-import demo test packages bench campaign lint docs engines clean FORCE
 # One recipe at a time: they build on one another, and share environments.
@@ -80,27 +89,18 @@ lint: setup
 	.venv/bin/mypy
 
 ## The whole suite. Needs some of Debian's packages: it says so first if one is missing.
-test: packages setup setup-training setup-tensorrt setup-import lint
+test: packages setup setup-training setup-tensorrt setup-import
 	@mkdir -p build
-	# Three lanes: much of what they do is waiting, and more of them would bend what the tests say of time.
-	set -m  # each lane beside gets a process group, so that it ends whole
-	.venv/bin/python -m pytest -p tests.skips --durations=12 $(SERVER_TESTS) > build/tests-servers.log 2>&1 &
-	servers=$$!
-	{
-	  failed=0
-	  .venv-training/bin/python -m pytest -p tests.skips --durations=12 $(TRAINING_TESTS) || failed=1
-	  .venv/bin/python -m pytest -p tests.skips --durations=12 $(DOOR_TESTS) || failed=1
-	  exit $$failed
-	} > build/tests-doors.log 2>&1 &
-	doors=$$!
+	# Three at a time: much of what they do is waiting, and more of them would bend what the tests say of time.
+	set -m  # they get a process group, so that they end whole
+	xargs -P 3 -L 1 bash -c '
+	  log=build/tests-$$0.log
+	  "$$@" > "$$log" 2>&1 || failed=1
+	  flock build cat "$$log"
+	  exit "$${failed:-0}"' <<< '$(TEST_GROUPS)' &
 	set +m
-	trap 'kill -- -$$servers -$$doors 2> /dev/null || true' EXIT
-	failed=0
-	.venv/bin/python -m pytest -p tests.skips --durations=12 $(addprefix --ignore=,$(TRAINING_TESTS) $(SERVER_TESTS) $(DOOR_TESTS)) || failed=1
-	wait $$servers || failed=1
-	wait $$doors || failed=1
-	cat build/tests-servers.log build/tests-doors.log
-	exit $$failed
+	trap "kill -- -$$! 2> /dev/null || true" EXIT
+	wait $$!
 
 packages:
 	@missing=

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def build(
         )
     graphs = graphs_of(run)
     links = {graph.model: _links(graph, repository, target.name, precision) for graph in graphs}
+    for graph in graphs:
+        _demand_same_crops(graph, links[graph.model], repository)
     jobs = [_job(run, graph, target, precision, repository) for graph in graphs]
     onnx = {job.folder: _export(job) for job in jobs}
     own = {job.graph.model: job.folder for job in jobs}
@@ -114,10 +117,45 @@ def build(
 def _job(run: Run, graph: Graph, target: Target, precision: str, repository: Path) -> _Job:
     """Raises ExportError for a graph that is not what its kind is."""
     kind = kind_of(graph)
-    if "encoder" in kind.card and len(graph.needs) != 1:
-        raise ExportError(f"{graph.model} says of {len(graph.needs)} models that it was trained on them, not of one.")
+    if "encoder" in kind.card:
+        _encoder_of(graph)
     folder = folder_for(repository, graph.model, run.weights_sha256, target.name, precision)
     return _Job(run, graph, kind, target, precision, folder, Gates(run, folder, target.name, precision))
+
+
+def _encoder_of(graph: Graph) -> dict[str, str]:
+    """The encoder of a head or bag for its card: the one model that it needs, or of several the one that it names.
+
+    Raises ExportError.
+    """
+    named = graph.card.get("encoder")
+    if named is None and len(graph.needs) == 1:
+        ((model, weights_sha256),) = graph.needs.items()
+        return {"model": model, "weights_sha256": weights_sha256}
+    if named is None or graph.needs.get(named["model"]) != named["weights_sha256"]:
+        raise ExportError(
+            f"{graph.model} says of {len(graph.needs)} models that it was trained on them, not of one, and names none "
+            "of them as its encoder."
+        )
+    return dict(named)
+
+
+def _demand_same_crops(graph: Graph, links: Mapping[str, str], repository: Path) -> None:
+    """Raises ExportError where a slide model of cells learned from other crops than its encoder's card names, or names
+    a detector that it does not need."""
+    screening = graph.card.get("screening")
+    if screening is None:
+        return
+    detector = screening["detector"]
+    if detector is not None and graph.needs.get(detector["model"]) != detector["weights_sha256"]:
+        raise ExportError(f"{graph.model} names a detector that is none of the models that it was trained on.")
+    encoder = _encoder_of(graph)["model"]
+    crop = ModelRepository(repository).card(links[encoder]).crop
+    if crop is None or crop.transform_sha256 != screening["transform_sha256"]:
+        raise ExportError(
+            f"{graph.model} was trained on crops of another transform than {links[encoder]} names. Train it again on "
+            "that encoder's crops."
+        )
 
 
 def _demand_no_less(repository: Path, model: ModelFolder) -> None:
@@ -206,8 +244,7 @@ def _network(job: _Job, onnx: bytes, artefact: TargetArtefact) -> ModelFolder:
     answers = onnx_runtime(onnx)(inputs)
     more: dict[str, Any] = {"not_executed": artefact.not_executed} if artefact.not_executed else {}
     if "encoder" in job.kind.card:
-        ((model, weights_sha256),) = graph.needs.items()
-        more["encoder"] = {"model": model, "weights_sha256": weights_sha256}
+        more["encoder"] = _encoder_of(graph)
     card = build_card(
         model=graph.model,
         version=name_and_number(job.folder)[1],

@@ -21,7 +21,7 @@ from gateway.operations.errors import PathserveError
 from training.graphs import Arrays, Graph
 
 _TEXTS = ("mpp", "tile_px", "labels", "operating_points", "intended_use", "data", "metrics")
-_PROMPTED = ("mpp_by_level", "prompts", "presence_threshold", "temperature", "image_encoder", "text_encoder")
+_PROMPTED = ("mpp_by_level", "prompts", "presence_by_level", "image_encoder", "text_encoder")
 _TOKENS = ("tokenizer_sha256", "max_tokens", "vocabulary_size")
 """What an ensemble's card says after its last step's; the latter two where that takes prompts."""
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from exporters import gates, shapes
 from exporters.errors import GateFailed, first_line
 from exporters.kinds import kind_of
+from exporters.ranks import is_sorted
 from exporters.targets import Engine
 from training.graphs import Graph
 
@@ -39,6 +40,8 @@ def cpu_arithmetic(graph: Graph, onnx_fp32: bytes, typed: bytes, precision: str)
     answers, due = engine(inputs), gates.onnx_runtime(onnx_fp32)(inputs)
     # Where rows are sorted by score, near ties change places: the scores alone can be compared row by row.
     ranked = kind_of(graph).ranked
+    if ranked is not None and not is_sorted(due, ranked):
+        ranked = None
     figures: dict[str, Any] = {}
     for spec in graph.outputs:
         if spec.datatype != "FP32" or ranked not in (None, spec.name):

@@ -43,8 +43,10 @@ class Kind:
     reference value): fp32 sums round in proportion to what they sum. `rounding` bounds, in the same units, what an
     answer alone may differ from the same in a batch; 0 = bit for bit: ONNX Runtime sums some reductions and small
     products in another sequence for another number of rows. What the neighbours hold never counts. `ranked` is the
-    output by which rows are sorted: rows whose scores are nearly equal may change places. `card` says the fields of the
-    kind's card block.
+    output by which rows may be sorted: where they are, those whose scores are nearly equal may change places.
+    `undecided` is the greatest share of rows (entries of the batch, and along sizes that are apart) that may differ by
+    more than `parity`: those of a network that decides inside, where a number within its last bits of the cut falls on
+    the other side. `card` says the fields of the kind's card block.
     """
 
     inputs: tuple[Slot, ...]
@@ -53,6 +55,7 @@ class Kind:
     parity: float = 1e-4
     rounding: float = 1e-5
     ranked: str | None = None
+    undecided: float = 0.0
     card: Mapping[str, str] = field(default_factory=dict)
 
     def slot(self, spec: TensorSpec, graph: Graph) -> Slot:
@@ -114,7 +117,8 @@ KINDS: Mapping[str, Kind] = {
             "tiles": "least and greatest number of rows that it takes",
         },
     ),
-    # Ends before suppression: `scores` are sigmoid values, `boxes` cxcywh in 0..1; a fixed number of rows.
+    # Ends before suppression: `scores` are sigmoid values, one a box or one a class, `boxes` cxcywh in 0..1; a fixed
+    # number of rows.
     "detector": Kind(
         inputs=(_image(),),
         outputs=(
@@ -130,7 +134,7 @@ KINDS: Mapping[str, Kind] = {
             "overlap_px": "overlap of neighbouring tiles",
             "score_threshold": "least score of a box that is kept",
             "nms_iou": "IoU from which suppression, outside the engine, joins boxes",
-            "top_k": "greatest number of boxes a tile",
+            "top_k": "so many of the best boxes of each class are read further",
         },
     ),
     # Pixels to maps or tokens that another engine takes.
@@ -154,14 +158,14 @@ KINDS: Mapping[str, Kind] = {
             Slot("query_index", ("INT64",), (2,), needed=False, compared="labels"),
         ),
         operators=CORE | CONVOLUTION | SAMPLING | CHOICE | SEQUENCE,
+        undecided=0.005,  # a query attends a place or not (arXiv 2112.01527, 3.2), and one query of all answers
         card={
             "image_encoder": "model and weights digest of the engine that gives the features",
             "text_encoder": "model and weights digest of the engine that gives the text tokens",
             "prompts": "prompts with codes, Dice, `supported`, and the digest of their table",
             "mpp_by_level": "micrometres per pixel at which each level of a prompt is read",
             **_TOKENS,
-            "presence_threshold": "least presence probability of a mask that is shown",
-            "temperature": "of the presence logit",
+            "presence_by_level": "least presence probability of a mask that is shown, and temperature, of each level",
         },
     ),
     "text_encoder": Kind(

@@ -51,6 +51,13 @@ One run may be served in parts. A text-prompted segmentor gives `pathseg_text` (
 the latter two, in which the image's maps never leave the server. They are built together, or none is written.
 A head is only right on the weights that it was trained on; the exporter compares their digests.
 
+Three runs read a cervical slide: `smartccs_detect`, `smartccs_embed` and `smartccs_slide` are built in this order. The
+last one is built on nothing but the detector and the encoder that it was trained with, and crops of the transform that
+the encoder's card names. A run whose recipe said nothing of its publication when it was trained is given the section
+`publish` of a recipe that is else its own; weights and figures stay, and its manifest keeps both:
+
+    python -m training.smartccs.republish RUN RECIPE.toml --out training/released/MODEL
+
 ## Gates
 
 | gate | passes when |
@@ -58,12 +65,13 @@ A head is only right on the weights that it was trained on; the exporter compare
 | G0 | the ONNX checker finds no fault; opset 20 (bf16: 22); only its kind's operators; names and \
 shapes are the config's |
 | G1 | the greatest difference from the training network, at the least, odd, usual and greatest sizes, is at most \
-1e-4 × max(1, greatest value) |
+1e-4 × max(1, greatest value); of a decoder of masks, which decides inside, for 99.5 % of all prompts of all tiles |
 | G2 | TensorRT, or TensorRT-RTX where there is no GPU, parses and builds the typed graph |
 | G3 | on 5,000 tiles or more, against the fp32 ONNX: at most 0.1 % of the labels flip, none where both engines \
 answer; no tile crosses the operating point outside its band; worst cosine 0.9995; no \
 difference above 0.2 of the largest value; no NaN |
-| G4 | an input's answer alone, among others and twice is the same bit for bit; so is a prompt's among other prompts |
+| G4 | an input's answer among others and twice is the same bit for bit, so is a prompt's among other prompts; alone, \
+too, or to the rounding that is shown |
 | G5 | a real Triton loads the folder and gives the engine's answers over its protocol, to 1e-3 |
 | G6 | a GPU's record (deploy/gpu-check) approves an engine of the same ONNX, weights, precision, TensorRT and GPU |
 

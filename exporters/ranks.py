@@ -36,6 +36,11 @@ def aligned(found: Arrays, due: Arrays, ranked: str, bounds: Mapping[str, float]
     return rows, given
 
 
+def is_sorted(answer: Arrays, ranked: str) -> bool:
+    """Whether every image's rows stand by falling score. Queries that a network keeps in its own order do not."""
+    return bool((np.diff(_top(answer[ranked]), axis=1) <= 0).all())
+
+
 def _match(apart: Mapping[str, np.ndarray], near_QQ: np.ndarray) -> np.ndarray:
     """For each due row the free found row that is least apart, among those of nearly its score if there are any."""
     apart_QQ = sum(apart.values(), np.zeros(near_QQ.shape))

@@ -173,6 +173,81 @@ def _models(arguments: argparse.Namespace) -> int:
             return models_command.rollback(arguments.model)
 
 
+def _site(arguments: argparse.Namespace) -> int:
+    from gateway.analyses import sites_command
+
+    match arguments.action:
+        case "fit":
+            return _fit_site(arguments)
+        case "list":
+            return sites_command.list_sites(as_json=arguments.json)
+        case "show":
+            return sites_command.show(arguments.site, arguments.version)
+        case "sign":
+            return sites_command.sign(arguments.site, arguments.version, arguments.by)
+        case _:
+            return sites_command.retire(arguments.site, arguments.version, arguments.by)
+
+
+def _fit_site(arguments: argparse.Namespace) -> int:
+    from gateway.archive import Access, Archive, FolderArchive, open_archive
+    from gateway.operations.settings import settings
+
+    if arguments.archive is not None and not arguments.study:
+        raise InvalidInput("--archive needs to know which slides: give --study UID, once for each study.")
+    if arguments.slides is not None and arguments.study:
+        raise InvalidInput("--study belongs to --archive; --slides takes every slide in its folder.")
+    _end_by_interruption()
+    archive: Archive
+    if arguments.slides is not None:
+        archive = folder = FolderArchive(arguments.slides)
+        entries = folder.entries()
+    else:
+        archive = open_archive(arguments.archive, Access.from_settings(settings()))
+        entries = tuple(entry for study in dict.fromkeys(arguments.study) for entry in archive.find_series(study))
+
+    from gateway.analyses.sites_fit import fit_site
+
+    with _bar() as show:
+        return fit_site(arguments.site, archive, entries, arguments.stain, show, cervical=arguments.cervical)
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    from gateway.analyses import study_command
+
+    name, tenant = arguments.name, arguments.tenant
+    match arguments.action:
+        case "new":
+            return study_command.new(
+                name,
+                protocol=arguments.protocol,
+                title=arguments.title,
+                by=arguments.by,
+                changes=tuple(_change(text) for text in arguments.set),
+                composed=arguments.composed,
+                tenant=tenant,
+            )
+        case "enrol":
+            return study_command.enrol(
+                name,
+                arguments.accessions,
+                waiting=arguments.waiting,
+                centre=arguments.centre,
+                results=arguments.results,
+                tenant=tenant,
+            )
+        case "exclude":
+            return study_command.exclude(
+                name, arguments.accession, reason=arguments.reason, results=arguments.results, tenant=tenant
+            )
+        case "join":
+            return study_command.join(name, arguments.reference, supersede=arguments.supersede, tenant=tenant)
+        case "report":
+            return study_command.report(name, out=arguments.out, results=arguments.results, tenant=tenant)
+        case _:
+            return study_command.show(name, tenant=tenant)
+
+
 def _deliveries(arguments: argparse.Namespace) -> int:
     from gateway.analyses import deliveries_command
 
@@ -349,6 +424,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "worker": _worker,
     "doctor": _doctor,
     "models": _models,
+    "site": _site,
+    "study": _study,
     "deliveries": _deliveries,
     "feedback": _feedback,
     "keys": _keys,

@@ -29,7 +29,8 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="TEXT",
-        help="what to outline (segmentation), e.g. 'nuclei-level epithelial in colon pathology'; may be repeated",
+        help="what to outline (segmentation), or whose part in the answer to explain (slide-classification), e.g. "
+        "'nuclei-level epithelial in colon pathology'; may be repeated",
     )
     analyze.add_argument("--region", metavar="X,Y,W,H", help="only this box, in µm from the slide's top left")
     analyze.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
@@ -48,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="say which versions of the models serve, and decide it")
     _add_models(models.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
+    site = commands.add_parser("site", help="fit a cytology model to a centre's scanner and stain, and decide on it")
+    _add_site(site.add_subparsers(required=True, metavar="ACTION", dest="action"))
+
+    study = commands.add_parser("study", help="register cases before their results, and hold them against a reference")
+    _add_study(study.add_subparsers(required=True, metavar="ACTION", dest="action"))
 
     deliveries = commands.add_parser("deliveries", help="say what left, what waits and what is dead; try it again")
     _add_deliveries(deliveries.add_subparsers(required=True, metavar="ACTION", dest="action"))
@@ -176,6 +183,66 @@ def _add_models(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     retire.add_argument("version", metavar="VERSION")
     rollback = actions.add_parser("rollback", help="let the version serve again that served before")
     rollback.add_argument("model", metavar="MODEL")
+
+
+def _add_site(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    fit = actions.add_parser("fit", help="fit the next version of a site to 32 unlabelled slides or more")
+    fit.add_argument("--site", required=True, metavar="NAME", help="e.g. north-s360-pap")
+    source = fit.add_mutually_exclusive_group(required=True)
+    source.add_argument("--slides", type=Path, metavar="DIR", help="folder with the DICOM files of all slides")
+    source.add_argument("--archive", metavar="URL", help="folder:DIR or dicomweb://[USER:PASSWORD@]HOST[:PORT]/PATH")
+    fit.add_argument(
+        "--study", action="append", default=[], metavar="UID", help="all slides of this study (with --archive); repeat"
+    )
+    fit.add_argument("--stain", choices=("PAP",), help="of all slides, where their headers do not state it")
+    fit.add_argument(
+        "--cervical", action="store_true", help="slides whose headers do not state the specimen are of the cervix"
+    )
+    listing = actions.add_parser("list", help="every version of every site")
+    listing.add_argument("--json", action="store_true", help="as JSON")
+    show = actions.add_parser("show", help="one version: what was measured, what it rests on, who decided what")
+    show.add_argument("site", metavar="NAME")
+    show.add_argument("version", metavar="VERSION", type=_version, nargs="?", help="default: the newest")
+    for name, what in (("sign", "let a version be used"), ("retire", "use a version no more")):
+        action = actions.add_parser(name, help=what)
+        action.add_argument("site", metavar="NAME")
+        action.add_argument("version", metavar="VERSION", type=_version)
+        action.add_argument("--by", required=True, metavar="PERSON", help="the person who answers for it")
+
+
+def _add_study(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    new = actions.add_parser("new", help="freeze software, models, operating point, settings and sites")
+    enrol = actions.add_parser("enrol", help="register cases before their results are there")
+    exclude = actions.add_parser("exclude", help="leave a case out, with the reason")
+    join = actions.add_parser("join", help="join the reference standard, which closes enrolment")
+    report = actions.add_parser("report", help="the figures against the reference standard")
+    show = actions.add_parser("show", help="what was frozen, how far it is, and whether it is what was written")
+    for action in (new, enrol, exclude, join, report, show):
+        action.add_argument("name", metavar="NAME", help="of the study, e.g. north-2027")
+        action.add_argument("--tenant", help="default: PATHSERVE_TENANT, or `default`")
+    for action in (enrol, exclude, report):
+        action.add_argument("--results", type=Path, metavar="DIR", help="the reports' folders, of a --composed study")
+    new.add_argument("--protocol", required=True, help="cervical-screening")
+    new.add_argument("--by", required=True, metavar="PERSON", help="the person who answers for it")
+    new.add_argument("--title", default="", metavar="TEXT", help="what it is to show")
+    new.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting that every order has")
+    new.add_argument(
+        "--composed", action="store_true", help="of composed slides, from folders that `pathserve analyze` writes"
+    )
+    enrol.add_argument("accessions", nargs="*", metavar="ACCESSION", help="in the order in which they came")
+    enrol.add_argument("--waiting", action="store_true", help="all that are ordered and have no result yet")
+    enrol.add_argument("--centre", required=True, metavar="NAME", help="where they come from")
+    exclude.add_argument("accession", metavar="ACCESSION")
+    exclude.add_argument("--reason", required=True, metavar="TEXT")
+    join.add_argument("reference", type=Path, metavar="REFERENCE.csv", help="columns accession and category")
+    join.add_argument("--supersede", metavar="REASON", help="take the place of the version before")
+    report.add_argument("--out", type=Path, metavar="DIR", help="write it there, as JSON and Markdown")
+
+
+def _version(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**9):
+        raise argparse.ArgumentTypeError("versions are counted from 1")
+    return int(text)
 
 
 def _mpp(text: str) -> float:

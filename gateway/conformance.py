@@ -213,7 +213,8 @@ def _written(binary: dict[Kind, pydicom.Dataset], label_map: pydicom.Dataset) ->
         "document before it in Predecessor Documents Sequence; what is drawn on the slides stays. What lies outside "
         "the intended use of the model is marked exploratory in Series Description and content. What is found by words "
         "is written as SEG in TILED_SPARSE, a segment a prompt: one as `BINARY`, or as `LABELMAP` where that is chosen "
-        "and no segments overlap, and one as `FRACTIONAL` (PROBABILITY, JPEG-LS Lossless)."
+        "and no segments overlap, and one as `FRACTIONAL` (PROBABILITY, JPEG-LS Lossless); bits beyond 4 GiB as "
+        "`FRACTIONAL` with OCCUPANCY."
     )
     return (
         _table(("SOP class", "modality", "transfer syntax", "template", "series number", "series description"), rows)

@@ -33,6 +33,7 @@ TRAINING_MAY_IMPORT: dict[str, set[str]] = {
     "mil": {"data", "nn", "pathbench"},
     "tissue": {"data", "nn", "pathbench"},
     "pathsegmentor": {"data", "nn", "ssl", "pathbench"},
+    "smartccs": {"data", "nn", "ssl", "pathbench"},
     "pathbench": {"data", "nn"},
     "features": {"data", "nn", "pathbench"},
 }

@@ -1,7 +1,6 @@
 """`pathserve models`: what a person decides, on a site of its own; the real worker's part is in e2e/test_swap.py."""
 
 import json
-import logging
 import os
 import pwd
 import shutil
@@ -15,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
-from gateway import cli
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.ledger.choices import Action, Outcome
-from gateway.operations.settings import settings
+from tests.support.commands import commands_on, run_command
 from tests.support.models import read, seal, two_versions, write
 
 MODEL = "tissue_classification"
@@ -42,17 +39,7 @@ class Site:
 
     def __call__(self, *arguments: str) -> tuple[int, str]:
         """The exit status, and what was said; an error is one sentence."""
-        self._capsys.readouterr()
-        status = cli.main(["models", *arguments])
-        for handler in logging.getLogger().handlers:
-            handler.close()
-        said = self._capsys.readouterr()
-        if status:
-            [line] = said.err.splitlines()
-            assert line.startswith("pathserve: ")
-            return status, line
-        assert said.err == ""
-        return status, said.out
+        return run_command(self._capsys, "models", *arguments)
 
     def states(self) -> dict[tuple[str, str], str]:
         status, out = self("list", "--json")
@@ -71,19 +58,10 @@ def site(
     twice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Site]:
     repository = shutil.copytree(twice, tmp_path / "repository")
-    monkeypatch.setenv("PATHSERVE_STATE", str(tmp_path / "state"))
-    monkeypatch.setenv("PATHSERVE_MODEL_REPOSITORY", str(repository))
-    settings.cache_clear()
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    made = Site(tmp_path, repository, capsys)
-    yield made
-    made.ledger.close()
-    settings.cache_clear()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
+    with commands_on(tmp_path / "state", repository, monkeypatch):
+        made = Site(tmp_path, repository, capsys)
+        yield made
+        made.ledger.close()
 
 
 def beat(site: Site, models: list[dict[str, Any]]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from training.runs import Part
+from training.errors import RecipeInvalid
+from training.runs import Part, R, Run, parse_recipe
 
 
 class Coded(Part):
@@ -38,6 +39,24 @@ class Published(Part):
     stains: tuple[str, ...]
     limits: tuple[str, ...]
     labels: tuple[LabelText, ...] = ()
+
+
+def demand_only_published(run: Run, kind: type[R], recipe: R) -> None:
+    """That a finished run may be published under a recipe of its kind. Raises RecipeInvalid where that differs from the
+    run's own in more than its section publish, or would serve what was trained on data that are not free."""
+    own, asked = parse_recipe(kind, run.recipe).model_dump(), recipe.model_dump()
+    if differing := [key for key in asked if key != "publish" and asked[key] != own[key]]:
+        raise RecipeInvalid(
+            f"The recipe {recipe.name} differs from that of the run {run.path.name} in {', '.join(differing)}, not in "
+            "its section publish alone. Train it."
+        )
+    entries = [*run.manifest["data"], *run.manifest.get("inherited", {}).get("data", ())]
+    tiers = {entry["tier"] for entry in entries} - {"A"}
+    if asked["publish"] is not None and tiers:
+        raise RecipeInvalid(
+            f"The run {run.path.name} learned from data of tier {', '.join(sorted(tiers))}; what ships is trained on "
+            "tier A only."
+        )
 
 
 def card_texts(publish: Published, data: Iterable[Mapping[str, Any]], pretraining: Iterable[Any]) -> dict[str, Any]:

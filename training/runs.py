@@ -182,6 +182,7 @@ class RunWriter:
         self._mend_log()
         self._cpu_start_s = time.process_time() - self._spent_s()
         self._git_commit, self._git_changed_files = _git_state()
+        self._begun = self._first_start()
 
     @property
     def work(self) -> Path:
@@ -191,6 +192,17 @@ class RunWriter:
     @property
     def weights_path(self) -> Path:
         return self.path / "weights.safetensors"
+
+    def _first_start(self) -> dict[str, Any] | None:
+        """At which commit, with how many changed files, the run was begun: it may be finished at another. None where
+        a run has logged and not kept it."""
+        kept = self.work / "begun.json"
+        if not kept.is_file() and (self.path / "log.jsonl").is_file():
+            return None
+        if not kept.is_file():
+            now = {"git_commit": self._git_commit, "git_changed_files": self._git_changed_files}
+            write_atomic(kept, json_bytes(now))
+        return read_json(self.work, kept.name)
 
     def _mend_log(self) -> None:
         """Cut off a last line that a killed process did not finish."""
@@ -233,6 +245,7 @@ class RunWriter:
             "seed": seed,
             "git_commit": self._git_commit,
             "git_changed_files": self._git_changed_files,
+            **({"begun": self._begun} if self._begun else {}),
             "data": [asdict(source) for source in data],
             "pretraining": [asdict(entry) for entry in pretraining],
             "starts_from": {
@@ -246,6 +259,37 @@ class RunWriter:
         write_atomic(self.path / "manifest.json", json_bytes(manifest))
         shutil.rmtree(self.work)
         return open_run(self.path)
+
+
+def resealed(run: Run, out: Path, recipe_text: bytes, metrics: Mapping[str, Any], files: Mapping[str, bytes]) -> Run:
+    """A finished run once more, in the folder `out`: the same weights and log, with another recipe's text, figures and
+    `files` beside them. The manifest keeps by which recipe the weights were trained (`trained_as`), and when they were
+    begun; its commit is that at which the figures were made. Raises RunInvalid where the folder is not empty."""
+    if out.is_dir() and any(out.iterdir()):
+        raise RunInvalid(f"The run folder {out.name} is not empty. Choose another with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    commit, changed_files = _git_state()
+    before = {key: run.manifest[key] for key in ("git_commit", "git_changed_files")}
+    written = {
+        "recipe.toml": recipe_text,
+        "weights.safetensors": run.weights_path.read_bytes(),
+        "log.jsonl": (run.path / "log.jsonl").read_bytes(),
+        "metrics.json": json_bytes(metrics),
+        **files,
+    }
+    manifest = {
+        **run.manifest,
+        "recipe_sha256": sha256_bytes(recipe_text),
+        "metrics_sha256": sha256_bytes(written["metrics.json"]),
+        "git_commit": commit,
+        "git_changed_files": changed_files,
+        "begun": run.manifest.get("begun", before),
+        "trained_as": run.manifest.get("trained_as", {"recipe_sha256": run.manifest["recipe_sha256"]}),
+    }
+    for name, data in written.items():
+        write_atomic(out / name, data)
+    write_atomic(out / "manifest.json", json_bytes(manifest))
+    return open_run(out)
 
 
 def _united(parents: Mapping[str, Run], key: str) -> list[dict[str, Any]]:

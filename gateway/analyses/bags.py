@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gateway.analyses.kept_arrays import kept
 from gateway.analyses.probabilities import softmax
 from gateway.analyses.slide_half import Engine, ServedModel
 from gateway.domain.report import EvidenceSource
@@ -41,14 +42,15 @@ class BagAnswer:
 
     @classmethod
     def load(cls, path: Path, of: dict[str, Any]) -> "BagAnswer | None":
-        """What lies there; None where there is nothing, or it belongs to anything else."""
-        if not path.exists():
-            return None
-        with disk_errors(), np.load(path, allow_pickle=False) as data:
+        """What lies there; None where there is nothing, or it is damaged, or belongs to anything else."""
+
+        def read(data: Mapping[str, npt.NDArray[Any]]) -> BagAnswer | None:
             meta = json.loads(str(data["meta"]))
             if meta["of"] != of:
                 return None
             return cls(data["probabilities"], data["weights"], EvidenceSource(meta["evidence"]))
+
+        return kept(path, read)
 
 
 def picked(rows_N: npt.NDArray[np.int32], columns_N: npt.NDArray[np.int32], most: int) -> npt.NDArray[np.int64]:
@@ -77,16 +79,12 @@ async def ask(
     async def outputs(kept_M: npt.NDArray[np.bool_] | None = None) -> dict[str, npt.NDArray[Any]]:
         if cancelled():
             raise Cancelled("The analysis was cancelled.")
-        features, xy_um = (features_MD, xy_um_M2) if kept_M is None else (features_MD[kept_M], xy_um_M2[kept_M])
-        given = await engine.infer(model.folder, _batch(model, features, xy_um), deadline_s=DEADLINE_S)
-        if not all(np.isfinite(array).all() for array in given.values()):
-            raise InferenceError(f"The model {model.folder} answered with what is no finite number.")
-        return given
+        if kept_M is None:
+            return await said_of(model, features_MD, xy_um_M2, engine)
+        return await said_of(model, features_MD[kept_M], xy_um_M2[kept_M], engine)
 
     answer = await outputs()
     probabilities_C = _probabilities(answer)
-    if len(probabilities_C) != len(model.card.labels):
-        raise InferenceError(f"The model {model.folder} answers with another number of classes than its card has.")
     if "attention" in answer:
         weights_M = np.maximum(answer["attention"].astype(np.float64).reshape(-1), 0)
         if len(weights_M) != len(features_MD):
@@ -105,6 +103,18 @@ async def ask(
         without_C = _probabilities(await outputs(kept_M))
         weights_M[group] = max(0.0, probabilities_C[top] - without_C[top]) / len(group)
     return BagAnswer(probabilities_C, _shares(weights_M), EvidenceSource.OCCLUSION)
+
+
+async def said_of(
+    model: ServedModel, features_MD: npt.NDArray[np.float32], xy_um_M2: npt.NDArray[np.float32], engine: Engine
+) -> dict[str, npt.NDArray[Any]]:
+    """The model's own outputs for a bag: `logits` of as many classes as its card has. Raises as `ask` does."""
+    given = await engine.infer(model.folder, _batch(model, features_MD, xy_um_M2), deadline_s=DEADLINE_S)
+    if not all(np.isfinite(array).all() for array in given.values()):
+        raise InferenceError(f"The model {model.folder} answered with what is no finite number.")
+    if given["logits"].size != len(model.card.labels):
+        raise InferenceError(f"The model {model.folder} answers with another number of classes than its card has.")
+    return given
 
 
 def _batch(

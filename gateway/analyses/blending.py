@@ -1,22 +1,23 @@
 """From the windows' logits to one picture: blended where windows overlap, and left out where a window says "not here".
 
 The presence of an object is learned, and its threshold fitted, on pictures of a window's size. So it is asked of each
-window: one whose presence stays under the threshold does not speak for that prompt. Where others overlap it they alone
-decide, and where none speaks nothing is drawn. The presence of a slide or region is that of its surest window: the
-rarest object is in a few windows only, and any mean over them would lose it. (The chance of a false "present" grows
-with the number of windows.)
+window: one whose presence stays under the threshold of the prompt's level does not speak for that prompt. Where others
+overlap it they alone decide, and where none speaks nothing is drawn. The presence of a slide or region is that of its
+surest window: the rarest object is in a few windows only, and any mean over them would lose it. (The chance of a false
+"present" grows with the number of windows.)
 
 Logits are blended with a raised cosine over the whole window and the threshold comes afterwards, so that no seam shows
 (PathSegmentor, arXiv 2506.20988, has none: it answers pictures, not slides).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from gateway.domain.model import ModelCard
+from gateway.domain.model import ModelCard, PresenceRule
+from gateway.domain.prompts import Triple
 from gateway.operations.errors import ModelRefused
 from gateway.slides.windows import WindowPlan
 
@@ -29,11 +30,30 @@ _LEAST_FRACTION = 13
 Array = npt.NDArray[np.float32]
 
 
-def presence_of(card: ModelCard, presence_logit_NP: Array) -> Array:
-    """The calibrated probability that an object is there: sigmoid(logit / temperature). Raises ModelRefused."""
-    if card.temperature is None or card.presence_threshold is None:
-        raise ModelRefused(f"The model {card.name} does not say when an object is there. Promote another version.")
-    return _sigmoid(presence_logit_NP / np.float32(card.temperature))
+def presence_rules(card: ModelCard, triples: Sequence[Triple]) -> tuple[PresenceRule, ...]:
+    """When the object of each prompt is there: by its level. Raises ModelRefused."""
+    if missing := sorted({triple.level.value for triple in triples} - card.presence_by_level.keys()):
+        raise ModelRefused(
+            f"The model {card.name} does not say when an object of {missing[0]} prompts is there. Promote another "
+            "version."
+        )
+    return tuple(card.presence_by_level[triple.level] for triple in triples)
+
+
+def presence_of(rules: Sequence[PresenceRule], presence_logit_NP: Array) -> Array:
+    """The calibrated probability (N, P) that each prompt's object is there: sigmoid(logit / temperature)."""
+    temperature_P: Array = np.array([rule.temperature for rule in rules], np.float32)
+    return _sigmoid(presence_logit_NP / temperature_P)
+
+
+def speaks(rules: Sequence[PresenceRule], presence_NP: Array) -> npt.NDArray[np.bool_]:
+    """(N, P): whether a window speaks for a prompt."""
+    return reaches(presence_NP, [rule.threshold for rule in rules])
+
+
+def reaches(presence: npt.ArrayLike, threshold: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """Whether a presence is enough; both as the windows' numbers are, so that a threshold met exactly counts as met."""
+    return np.asarray(presence, np.float32) >= np.asarray(threshold, np.float32)
 
 
 def raised_cosine(side_px: int) -> Array:
@@ -57,8 +77,8 @@ def blend(
     for top, left, logits_PSS, spoken_P in zip(
         plan.tops_N.tolist(), plan.lefts_N.tolist(), logits_NPSS, spoken_NP, strict=True
     ):
-        there_y, here_y = _shared(rows, top, plan.side_px)
-        there_x, here_x = _shared(columns, left, plan.side_px)
+        there_y, here_y = shared(rows, top, plan.side_px)
+        there_x, here_x = shared(columns, left, plan.side_px)
         weight = np.outer(ramp[here_y], ramp[here_x])
         sums[spoken_P, there_y, there_x] += logits_PSS[spoken_P][:, here_y, here_x] * weight
         weights[spoken_P, there_y, there_x] += weight
@@ -78,7 +98,7 @@ class Blender:
     """The windows of a whole slide, added in the plan's order; what no later window touches is handed out.
 
     `spoken_NP` (N, P) bool says which windows spoke: filled up to `done`, where the work goes on. `take` gives the sums
-    of a cell that was begun and put away, if it was. In memory are the cells under way, which `put_away` empties.
+    of a cell that was begun and put away, if it was.
     """
 
     def __init__(
@@ -91,6 +111,8 @@ class Blender:
     ) -> None:
         self.open: dict[tuple[int, int], Array] = {}
         """The sums of the cells under way (P, CELL_PX, CELL_PX), the one that was longest untouched first."""
+        self.changed: set[tuple[int, int]] = set()
+        """Those that windows were added to; whoever puts them away takes them out."""
         self._plan = plan
         self._spoken_NP = spoken_NP
         self._done = done
@@ -122,10 +144,11 @@ class Blender:
             if sums is None:
                 sums = np.zeros((len(spoken_P), CELL_PX, CELL_PX), np.float32)
             self.open[cell] = sums
+            self.changed.add(cell)
             if weighted is None:
                 continue
-            there_y, here_y = _shared(_extent(cell[0]), top, self._plan.side_px)
-            there_x, here_x = _shared(_extent(cell[1]), left, self._plan.side_px)
+            there_y, here_y = shared(_extent(cell[0]), top, self._plan.side_px)
+            there_x, here_x = shared(_extent(cell[1]), left, self._plan.side_px)
             if len(said_P) == len(spoken_P):
                 sums[:, there_y, there_x] += weighted[:, here_y, here_x]
             else:
@@ -134,11 +157,12 @@ class Blender:
 
     def _finished(self, cell: tuple[int, int], windows: npt.NDArray[np.int64]) -> Cell:
         sums = self.open.pop(cell)
+        self.changed.remove(cell)
         rows, columns = _extent(cell[0]), _extent(cell[1])
         weights = np.zeros_like(sums)
         for window in windows.tolist():
-            there_y, here_y = _shared(rows, int(self._plan.tops_N[window]), self._plan.side_px)
-            there_x, here_x = _shared(columns, int(self._plan.lefts_N[window]), self._plan.side_px)
+            there_y, here_y = shared(rows, int(self._plan.tops_N[window]), self._plan.side_px)
+            there_x, here_x = shared(columns, int(self._plan.lefts_N[window]), self._plan.side_px)
             weight = np.outer(self._ramp[here_y], self._ramp[here_x])
             for prompt in np.flatnonzero(self._spoken_NP[window]).tolist():
                 weights[prompt, there_y, there_x] += weight
@@ -190,8 +214,8 @@ def _extent(cell: int) -> slice:
     return slice(cell * CELL_PX, (cell + 1) * CELL_PX)
 
 
-def _shared(part: slice, start: int, side_px: int) -> tuple[slice, slice]:
-    """Along an axis: what a window and a part of the picture share, counted in the part and in the window."""
+def shared(part: slice, start: int, side_px: int) -> tuple[slice, slice]:
+    """Along an axis: what a window or cell and a part of the picture share, counted in the part and in the window."""
     low, high = max(part.start, start), min(part.stop, start + side_px)
     high = max(low, high)
     return slice(low - part.start, high - part.start), slice(low - start, high - start)

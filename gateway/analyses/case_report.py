@@ -22,10 +22,9 @@ from gateway.domain.report import (
 )
 from gateway.domain.tables import finding_code
 from gateway.domain.uids import derive_uid
-from gateway.reports import SlideSource, picture, result_objects, segment_files
+from gateway.reports import SCHEMA_VERSION, SlideSource, picture, result_objects, segment_files
 from gateway.slides import Slide
 
-SCHEMA_VERSION = "1.4"
 STATEMENT = f"Research use, not a medical device. {UNSIGNED}"
 _EXTENSIONS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg"}
 
@@ -96,6 +95,7 @@ def build_report(
         tissue=tuple(outcome.tissue for outcome in outcomes if outcome.tissue is not None),
         slide_classes=tuple(outcome.classes for outcome in outcomes if outcome.classes is not None),
         segmentations=tuple(segmentations),
+        screenings=tuple(outcome.screening for outcome in outcomes if outcome.screening is not None),
         pictures=tuple(pictures),
         objects=result_objects(readings, sources),
     )
@@ -112,6 +112,7 @@ def source_of(slide: Slide, outcome: SlideOutcome) -> SlideSource:
         tiles=outcome.tiles,
         attention=outcome.attention,
         masks=outcome.masks,
+        cells=outcome.cells,
     )
 
 

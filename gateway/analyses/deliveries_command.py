@@ -1,21 +1,18 @@
 """`pathserve deliveries …`: what left, what waits, what is dead; and replaying it."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-from gateway.analyses.ledger import Ledger
+from gateway.analyses.command_ledger import command_ledger
 from gateway.domain.delivery import Delivery, DeliveryState
-from gateway.operations.logging import configure_logging
+from gateway.operations.columns import print_columns
 from gateway.operations.operator import operator
-from gateway.operations.settings import settings as load_settings
-from gateway.operations.state import prepare_state
 
 
 def list_deliveries(*, dead: bool, analysis: str | None, as_json: bool) -> int:
     """Print deliveries, oldest first; `dead`: dead letters only. Analyses that are dead letters follow."""
-    with _ledger() as ledger:
+    with command_ledger("deliveries") as (_, ledger):
         state = DeliveryState.DEAD if dead else None
         found = ledger.outbox.listing(analysis_id=analysis, state=state)
         killers = ledger.outbox.killers() if analysis is None else ()
@@ -24,7 +21,9 @@ def list_deliveries(*, dead: bool, analysis: str | None, as_json: bool) -> int:
         print(json.dumps(document, indent=2))
         return 0
     columns = ("id", "analysis", "revision", "channel", "target", "event", "state", "tries", "next", "reason")
-    _print([tuple(map(str.upper, columns)), *([str(shown(each)[key] or "-") for key in columns] for each in found)])
+    print_columns(
+        [tuple(map(str.upper, columns)), *([str(shown(each)[key] or "-") for key in columns] for each in found)]
+    )
     for killer in killers:
         print(f"The analysis {killer} is a dead letter: it killed its worker again and again. Retry it by the API.")
     return 0
@@ -32,7 +31,7 @@ def list_deliveries(*, dead: bool, analysis: str | None, as_json: bool) -> int:
 
 def replay(ids: Sequence[str], *, all_dead: bool) -> int:
     """Let deliveries be tried again, at once. Raises NotFound, Conflict, StateError."""
-    with _ledger() as ledger:
+    with command_ledger("deliveries") as (_, ledger):
         chosen = [each.id for each in ledger.outbox.dead_letters()] if all_dead else ids
         for delivery_id in chosen:
             ledger.outbox.replay(delivery_id, operator())
@@ -61,22 +60,3 @@ def shown(delivery: Delivery) -> dict[str, Any]:
         "created": delivery.created.isoformat(timespec="seconds"),
         "settled": None if delivery.settled is None else delivery.settled.isoformat(timespec="seconds"),
     }
-
-
-@contextmanager
-def _ledger() -> Iterator[Ledger]:
-    settings = load_settings()
-    prepare_state(settings)
-    configure_logging("deliveries", settings.log_level, settings.state / "logs", terminal=False)
-    ledger = Ledger.open(settings.ledger_url, settings.state)
-    try:
-        yield ledger
-    finally:
-        ledger.close()
-
-
-def _print(rows: Sequence[Sequence[str]]) -> None:
-    """The columns below each other; the last one is as long as it is."""
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    for *cells, last in rows:
-        print("".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)) + last)

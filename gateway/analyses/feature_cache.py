@@ -15,6 +15,7 @@ Batch = Mapping[str, npt.NDArray[np.float32]]
 class RegionKey(NamedTuple):
     """All that decides the features of a region: whose pixels, which windows of which level, seen by which encoder."""
 
+    study: str
     series: str
     windows: str
     engine_sha256: str
@@ -22,11 +23,11 @@ class RegionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RegionFeatures:
-    """The features of a region's windows, batch by batch in the windows' order; `missing` frames were read as
-    background."""
+    """The features of a region's windows, batch by batch in the windows' order; the frames `missing` (row, column) were
+    read as background."""
 
     batches: tuple[Batch, ...]
-    missing: int
+    missing: tuple[tuple[int, int], ...]
 
     @property
     def size(self) -> int:

@@ -93,7 +93,10 @@ class Feed:
 
 
 async def _woken(event: asyncio.Event, within_s: float) -> bool:
+    # Not `wait_for`: up to Python 3.11 it forgets a cancellation that comes together with the event, and then a stream
+    # whose call has ended goes on unseen (python/cpython#86296).
     try:
-        return await asyncio.wait_for(event.wait(), within_s)
+        async with asyncio.timeout(within_s):
+            return await event.wait()
     except TimeoutError:
         return False

@@ -1,15 +1,16 @@
 """The masks of one slide at one resolution on disk: a SQLite file, written while the windows are answered.
 
 What a commit holds is all there is after a kill at any moment: windows answered, cells finished, cells begun. Files of
-this kind are thrown away where they belong to anything else, or cannot be read.
+this kind are thrown away where they belong to anything else, or are damaged.
 """
 
 import json
-import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
+from types import MappingProxyType
 from typing import Any
 
 import imagecodecs
@@ -17,19 +18,24 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from gateway.analyses.blending import CELL_PX, MASK_FRACTION, Array, Cell
+from gateway.analyses.blending import CELL_PX, MASK_FRACTION, Array, Cell, shared
 from gateway.operations.disk import disk_errors
 from gateway.operations.errors import DiskFull, RowsOutdated, StateError
 from gateway.slides import quality
 
+COMMIT_S = 5.0
+"""At most so much work is done again after a kill, …"""
+WORK_PER_COMMIT = 4.0
+"""… or, where the disk is slow, so many times what a commit takes."""
 _LEVEL = 1
+_PAGE = 256
+"""Rows in memory at a time."""
 _tables = sa.MetaData()
 _state = sa.Table(
     "state",
     _tables,
     sa.Column("belongs_to", sa.Text, nullable=False),
     sa.Column("windows", sa.Integer, nullable=False),
-    sa.Column("missing", sa.Integer, nullable=False),
     sa.Column("blocks", sa.Integer, nullable=False),
 )
 _answers = sa.Table(
@@ -38,6 +44,12 @@ _answers = sa.Table(
     sa.Column("first", sa.Integer, primary_key=True),
     sa.Column("presence", sa.LargeBinary, nullable=False),
     sa.Column("figures", sa.LargeBinary, nullable=False),
+)
+_missing = sa.Table(
+    "missing",
+    _tables,
+    sa.Column("row", sa.Integer, primary_key=True),
+    sa.Column("column", sa.Integer, primary_key=True),
 )
 _begun = sa.Table(
     "begun",
@@ -65,17 +77,24 @@ _objects = sa.Table(
 )
 
 
+class Damaged(Exception):
+    """What is in a file cannot be what was written. Who has the file open makes it RowsOutdated."""
+
+
 class MaskFile:
     """One open file. All that is written since the last `commit` is lost with a kill. Thread-safe, each call by itself.
-    Raises DiskFull, StateError."""
+    Raises DiskFull, StateError; and RowsOutdated as it is closed, where it is damaged: it is gone then."""
 
     def __init__(self, path: Path, connection: sa.Connection, prompts: int) -> None:
         self.path = path
         self._connection = connection
         self._prompts = prompts
         self._turn = RLock()
-        self.windows, self.missing, self.blocks = 0, 0, 0
-        """Windows answered, image frames missing under them, blocks split into objects: of the plan's first ones."""
+        self._due_s = time.monotonic() + COMMIT_S
+        self.windows, self.blocks = 0, 0
+        """Windows answered, blocks split into objects: of the plan's first ones."""
+        self._put_away: set[tuple[int, int]] = set()
+        """Cells that are in `begun`: few are, and the others are not looked for."""
 
     @classmethod
     @contextmanager
@@ -85,14 +104,13 @@ class MaskFile:
             path.parent.mkdir(parents=True, exist_ok=True)
         of = json.dumps(belongs_to, sort_keys=True)
         if _owner(path) != of:
-            path.unlink(missing_ok=True)
-            path.with_name(path.name + "-journal").unlink(missing_ok=True)
-        with _connected(path) as connection:
+            _remove(path)
+        with _kept_if_sound(path), _connected(path) as connection:
             file = cls(path, connection, prompts)
             with _errors():
                 _tables.create_all(connection)
                 if connection.execute(sa.select(_state)).first() is None:
-                    connection.execute(sa.insert(_state).values(belongs_to=of, windows=0, missing=0, blocks=0))
+                    connection.execute(sa.insert(_state).values(belongs_to=of, windows=0, blocks=0))
                 connection.commit()
             file.take_stock()
             yield file
@@ -106,7 +124,7 @@ class MaskFile:
                 "The stored masks do not belong to the slide, prompts and models of this analysis: one of them was "
                 "changed while it ran. They are computed anew."
             )
-        with _connected(path) as connection:
+        with _kept_if_sound(path), _connected(path) as connection:
             file = cls(path, connection, prompts)
             file.take_stock()
             yield file
@@ -114,29 +132,58 @@ class MaskFile:
     def take_stock(self) -> None:
         """How far the last commit says that the work is."""
         (state,) = self._rows(sa.select(_state))
-        self.windows, self.missing, self.blocks = state.windows, state.missing, state.blocks
+        self.windows, self.blocks = state.windows, state.blocks
+        self._put_away = {(row.row, row.column) for row in self._rows(sa.select(_begun.c.row, _begun.c.column))}
 
-    def commit(self) -> None:
-        """Bring everything written so far to the disk, together."""
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a commit."""
+        return time.monotonic() >= self._due_s
+
+    def commit(self, begun: Mapping[tuple[int, int], Array] = MappingProxyType({})) -> None:
+        """Bring everything written so far to the disk, together, with these sums of cells that are not finished."""
+        began_s = time.monotonic()
         with self._turn, _errors():
-            self._connection.execute(
-                sa.update(_state).values(windows=self.windows, missing=self.missing, blocks=self.blocks)
-            )
+            self.put_begun(begun)
+            self._connection.execute(sa.update(_state).values(windows=self.windows, blocks=self.blocks))
             self._connection.commit()
+        took_s = time.monotonic() - began_s
+        self._due_s = began_s + took_s + max(COMMIT_S, WORK_PER_COMMIT * took_s)
 
-    def add_answers(self, presence_BP: Array, figures_BF: Array, missing: int) -> None:
-        """What the next windows said of the prompts' presence, and their figures of `gateway.slides.quality`."""
+    def add_answers(self, presence_BP: Array, figures_BF: Array, missing: Sequence[tuple[int, int]]) -> None:
+        """What the next windows said of the prompts' presence, their figures of `gateway.slides.quality`, and the
+        frames (row, column) that were missing under them, and under none before."""
         row = {"first": self.windows, "presence": _bytes(presence_BP), "figures": _bytes(figures_BF)}
         self._write(sa.insert(_answers), [row])
+        if missing:
+            self._write(sa.insert(_missing), [{"row": row, "column": column} for row, column in missing])
         self.windows += len(presence_BP)
-        self.missing += missing
 
-    def answers(self) -> tuple[Array, Array]:
-        """Presence (N, P) and figures (N, F) of the windows answered so far."""
-        rows = self._rows(sa.select(_answers).order_by(_answers.c.first))
-        presence = np.frombuffer(b"".join(row.presence for row in rows), "<f4").reshape(-1, self._prompts)
-        figures = np.frombuffer(b"".join(row.figures for row in rows), "<f4").reshape(-1, quality.WIDTH)
-        return presence, figures
+    def missing(self) -> set[tuple[int, int]]:
+        """(row, column) of the image frames that were missing under the windows answered so far."""
+        return {(row.row, row.column) for row in self._rows(sa.select(_missing))}
+
+    def presence(self) -> Iterator[Array]:
+        """Of the windows answered so far, some of them (n, P) at a time."""
+        for page in self._answered(_answers.c.presence):
+            yield np.frombuffer(page, "<f4").reshape(-1, self._prompts)
+
+    def figures(self) -> Array:
+        """Of the windows answered so far, (N, F)."""
+        figures_NF = np.zeros((self.windows, quality.WIDTH), np.float32)
+        done = 0
+        for page in self._answered(_answers.c.figures):
+            values = np.frombuffer(page, "<f4").reshape(-1, quality.WIDTH)
+            figures_NF[done : done + len(values)] = values
+            done += len(values)
+        return figures_NF
+
+    def _answered(self, column: sa.Column[bytes]) -> Iterator[bytes]:
+        first = -1
+        answers = sa.select(_answers.c.first, column.label("said")).order_by(_answers.c.first).limit(_PAGE)
+        while rows := self._rows(answers.where(_answers.c.first > first)):
+            yield b"".join(row.said for row in rows)
+            first = rows[-1].first
 
     def put_begun(self, cells: Mapping[tuple[int, int], Array]) -> None:
         """Put away the sums of cells that are not finished, in place of what was put away of them before."""
@@ -146,15 +193,15 @@ class MaskFile:
         ]
         if rows:
             self._write(sa.insert(_begun).prefix_with("OR REPLACE"), rows)
+            self._put_away.update(cells)
 
     def begun(self, row: int, column: int) -> Array | None:
         """The sums of a cell (P, CELL_PX, CELL_PX) that were put away, if any."""
-        where = (_begun.c.row == row) & (_begun.c.column == column)
-        found = self._rows(sa.select(_begun.c.sums).where(where))
-        if not found:
+        if (row, column) not in self._put_away:
             return None
-        values = np.frombuffer(imagecodecs.zstd_decode(found[0].sums), "<f4")
-        return values.reshape(self._prompts, CELL_PX, CELL_PX).copy()
+        where = (_begun.c.row == row) & (_begun.c.column == column)
+        (found,) = self._rows(sa.select(_begun.c.sums).where(where))
+        return _decoded(found.sums, "<f4", (self._prompts, CELL_PX, CELL_PX)).copy()
 
     def add_cell(self, cell: Cell) -> None:
         """Write a finished cell, of each prompt that has anything in it, and drop its sums."""
@@ -169,7 +216,9 @@ class MaskFile:
             rows.append(row | {"total": total, "fractions": packed})
         if rows:
             self._write(sa.insert(_cells), rows)
-        self._write(sa.delete(_begun).where((_begun.c.row == cell.row) & (_begun.c.column == cell.column)))
+        if (cell.row, cell.column) in self._put_away:
+            self._write(sa.delete(_begun).where((_begun.c.row == cell.row) & (_begun.c.column == cell.column)))
+            self._put_away.remove((cell.row, cell.column))
 
     def cells(self, prompt: int, rows: slice, columns: slice) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
         """The finished cells of a prompt in these rows and columns of cells that hold anything: (row, column,
@@ -177,16 +226,15 @@ class MaskFile:
         where = (_cells.c.prompt == prompt) & _cells.c.row.between(rows.start, rows.stop - 1)
         where &= _cells.c.column.between(columns.start, columns.stop - 1)
         for cell in self._rows(sa.select(_cells).where(where)):
-            values = np.frombuffer(imagecodecs.zstd_decode(cell.fractions), np.uint8)
-            yield cell.row, cell.column, values.reshape(CELL_PX, CELL_PX)
+            yield cell.row, cell.column, _decoded(cell.fractions, "u1", (CELL_PX, CELL_PX))
 
     def read(self, prompt: int, rows: slice, columns: slice) -> npt.NDArray[np.uint8]:
         """The fractions of a rectangle of mask pixels, which may reach beyond the picture on any side: 0 there."""
         picture = np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8)
         cells = (slice(part.start // CELL_PX, -(-part.stop // CELL_PX)) for part in (rows, columns))
         for row, column, fractions in self.cells(prompt, *cells):
-            there_y, here_y = _common(rows, row)
-            there_x, here_x = _common(columns, column)
+            there_y, here_y = shared(rows, row * CELL_PX, CELL_PX)
+            there_x, here_x = shared(columns, column * CELL_PX, CELL_PX)
             picture[there_y, there_x] = fractions[here_y, here_x]
         return picture
 
@@ -257,25 +305,41 @@ def _errors() -> Iterator[None]:
     try:
         with disk_errors():
             yield
-    except sa.exc.DBAPIError as error:
-        full = isinstance(error.orig, sqlite3.Error) and error.orig.sqlite_errorname.startswith("SQLITE_FULL")
-        if full:
+    except sa.exc.SQLAlchemyError as error:
+        name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            raise Damaged from None
+        if name.startswith("SQLITE_FULL"):
             raise DiskFull("No space is left in the state folder: make room there.") from None
         raise StateError("The stored masks of an analysis cannot be read or written. Check the state folder.") from None
 
 
+@contextmanager
+def _kept_if_sound(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Damaged:
+        _remove(path)
+        raise RowsOutdated("The stored masks of an analysis are damaged. They are computed anew.") from None
+
+
+def _remove(path: Path) -> None:
+    with disk_errors():
+        path.unlink(missing_ok=True)
+        path.with_name(path.name + "-journal").unlink(missing_ok=True)
+
+
 def _owner(path: Path) -> str | None:
-    """What a file says that it belongs to; None where there is none, or none that can be read."""
+    """What a file says that it belongs to; None where there is none, or none that says so."""
     if not path.exists():
         return None
     try:
-        with _connected(path) as connection:
-            with _errors():
-                owner: str | None = connection.execute(sa.select(_state.c.belongs_to)).scalar_one_or_none()
+        with _connected(path) as connection, _errors():
+            if not sa.inspect(connection).has_table(_state.name):
+                return None
+            owner: str | None = connection.execute(sa.select(_state.c.belongs_to)).scalar_one_or_none()
             return owner
-    except DiskFull:
-        raise
-    except StateError:
+    except Damaged:
         return None
 
 
@@ -283,7 +347,8 @@ def _bytes(values: Array) -> bytes:
     return np.ascontiguousarray(values, dtype="<f4").tobytes()
 
 
-def _common(part: slice, cell: int) -> tuple[slice, slice]:
-    """Along an axis: what a cell and a part of the picture share, counted in the part and in the cell."""
-    low, high = max(part.start, cell * CELL_PX), min(part.stop, (cell + 1) * CELL_PX)
-    return slice(low - part.start, high - part.start), slice(low - cell * CELL_PX, high - cell * CELL_PX)
+def _decoded(data: bytes, kind: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    try:
+        return np.frombuffer(imagecodecs.zstd_decode(data), kind).reshape(shape)
+    except (imagecodecs.ZstdError, ValueError):
+        raise Damaged from None

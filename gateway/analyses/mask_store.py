@@ -3,8 +3,7 @@
 Written, a `MaskStore` is what `run_batches` hands its answers to. Read, a `StoredMasks` is a `gateway.reports` MaskMap.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.blending import CELL_PX, MASK_FRACTION, Array, Blender
+from gateway.analyses.blending import CELL_PX, MASK_FRACTION, Array, Blender, speaks
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.outline_codec import unpacked
+from gateway.domain.model import PresenceRule
 from gateway.reports.spatial import Outlines
 from gateway.slides.windows import WindowPlan
 
 _CELLS_PER_TILE = 2
-_COMMIT_S = 5.0
-"""At most so much work is done again after a kill."""
 _LEAST_OPEN, _MOST_OPEN, _OPEN_BYTES = 30, 64, 128 * 2**20
 """Cells in memory: two rows of a strip at least, more of them up to so many bytes."""
 
@@ -42,37 +40,38 @@ class MaskStore:
         self,
         file: MaskFile,
         plan: WindowPlan,
-        prompts: int,
-        min_presence: float,
+        rules: Sequence[PresenceRule],
         inside: Callable[[slice, slice], npt.NDArray[np.bool_]] | None,
     ) -> None:
-        spoken_NP = np.zeros((len(plan), prompts), np.bool_)
-        presence, _ = file.answers()
-        spoken_NP[: len(presence)] = presence >= min_presence
         self._file = file
         self._windows = len(plan)
-        self._min_presence = np.float32(min_presence)
+        self._rules = rules
+        spoken_NP = np.zeros((len(plan), len(rules)), np.bool_)
+        done = 0
+        for presence_nP in file.presence():
+            spoken_NP[done : done + len(presence_nP)] = speaks(rules, presence_nP)
+            done += len(presence_nP)
         self._blender = Blender(plan, spoken_NP, file.windows, file.begun, inside)
-        self._most_open = min(max(_LEAST_OPEN, _OPEN_BYTES // (4 * prompts * CELL_PX**2)), _MOST_OPEN)
-        self._committed_s = time.monotonic()
+        self._most_open = min(max(_LEAST_OPEN, _OPEN_BYTES // (4 * len(rules) * CELL_PX**2)), _MOST_OPEN)
 
     @property
     def done(self) -> int:
         return self._file.windows
 
-    def append(self, answers: WindowAnswers, missing: int = 0) -> None:
-        """Add the next windows; `missing`: image frames that were missing under them. Raises DiskFull, StateError."""
-        for cell in self._blender.add(answers.logits_BPSS, answers.presence_BP >= self._min_presence):
+    def append(self, answers: WindowAnswers, missing: Sequence[tuple[int, int]] = ()) -> None:
+        """Add the next windows; `missing`: (row, column) of the image frames that were missing under them, and under
+        none before. Raises DiskFull, StateError."""
+        for cell in self._blender.add(answers.logits_BPSS, speaks(self._rules, answers.presence_BP)):
             self._file.add_cell(cell)
         self._file.add_answers(answers.presence_BP, answers.figures_BF, missing)
-        cells = self._blender.open
+        cells, changed = self._blender.open, self._blender.changed
         if len(cells) > self._most_open:
-            oldest = list(cells)[: len(cells) - self._most_open]
-            self._file.put_begun({cell: cells.pop(cell) for cell in oldest})
-        if self.done == self._windows or time.monotonic() - self._committed_s > _COMMIT_S:
-            self._file.put_begun(cells)
-            self._file.commit()
-            self._committed_s = time.monotonic()
+            away = {cell: cells.pop(cell) for cell in list(cells)[: len(cells) - self._most_open]}
+            self._file.put_begun({cell: sums for cell, sums in away.items() if cell in changed})
+            changed.difference_update(away)
+        if self.done == self._windows or self._file.due:
+            self._file.commit({cell: cells[cell] for cell in changed})
+            changed.clear()
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -8,8 +8,8 @@ from gateway.domain.report import ObjectFigures
 from gateway.reports.spatial import Outlines
 
 
-def figures_of(outlines: Iterable[Outlines], tissue_mm2: float) -> ObjectFigures | None:
-    """The figures of all objects; None where there is none. `tissue_mm2`: the tissue that was read.
+def figures_of(outlines: Iterable[Outlines], tissue_mm2: float) -> ObjectFigures:
+    """The figures of all objects; of none there are no sizes. `tissue_mm2`: the tissue that was read.
 
     A few numbers an object are in memory, never its outline.
     """
@@ -17,7 +17,15 @@ def figures_of(outlines: Iterable[Outlines], tissue_mm2: float) -> ObjectFigures
     parts = [(batch.area_um2_N.copy(), batch.irregularity_N.copy()) for batch in outlines]
     area_N = np.concatenate([np.zeros(0), *(area for area, _ in parts)])
     if not len(area_N):
-        return None
+        return ObjectFigures(
+            count=0,
+            density_per_mm2=0.0,
+            mean_area_um2=None,
+            area_p10_um2=None,
+            area_median_um2=None,
+            area_p90_um2=None,
+            irregularity=None,
+        )
     irregularity_N = np.concatenate([irregularity for _, irregularity in parts])
     p10, median, p90 = np.percentile(area_N, [10, 50, 90]).tolist()
     return ObjectFigures(

@@ -21,6 +21,16 @@ BAG_SECONDS = Histogram(
     ["model", "evidence"],
     buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
 )
+SCREENING_SECONDS = Histogram(
+    "screening_duration_seconds",
+    "Time of one slide in a stage of cervical screening: windows (detector), merge (of the cells that several windows "
+    "saw), cells (encoder), slide (its model)",
+    ["stage"],
+    buckets=(0.01, 0.1, 1, 3, 10, 30, 100, 300, 1000, 3000),
+)
+CELLS_FOUND = Histogram(
+    "screening_cells", "Cells of abnormal classes found on one slide", buckets=(0, 1, 3, 10, 30, 100, 300, 1000, 10000)
+)
 DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")
 TURNS = Counter("turns_total", "Turns that workers began at a stage of an analysis", ["stage"])
 TURNS_LOST = Counter("turns_lost_total", "Turns that another worker had taken over, or whose analysis had ended")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+from gateway.analyses.command_ledger import command_ledger
 from gateway.analyses.ledger import Ledger, WorkerStatus
 from gateway.analyses.ledger.choices import Action, Choices, Decision, Outcome
 from gateway.analyses.pins import serving
@@ -16,11 +17,9 @@ from gateway.analyses.replacement import changes
 from gateway.analyses.served import Wanted, listed, step_of
 from gateway.inference import ModelRepository
 from gateway.inference.names import folder_of
+from gateway.operations.columns import print_columns
 from gateway.operations.errors import Conflict, ModelRefused, NotFound, PathserveError
-from gateway.operations.logging import configure_logging
 from gateway.operations.settings import Settings
-from gateway.operations.settings import settings as load_settings
-from gateway.operations.state import prepare_state
 
 SETTLE_S = 180.0
 """How long a worker may take to load a version and replay its golden inputs."""
@@ -36,7 +35,9 @@ def list_models(*, as_json: bool) -> int:
         print(json.dumps({"items": items}, indent=2))
         return 0
     columns = ("name", "version", "state", "target", "precision", "reason")
-    _print([("MODEL", *map(str.upper, columns[1:])), *([str(each[key] or "-") for key in columns] for each in items)])
+    print_columns(
+        [("MODEL", *map(str.upper, columns[1:])), *([str(each[key] or "-") for key in columns] for each in items)]
+    )
     return 0
 
 
@@ -53,7 +54,7 @@ def show(model: str, version: str | None) -> int:
         lines += [("reason", item["reason"])] if item["reason"] else []
         lines += _described(site.repository, item["folder"])
         lines += [(f"decision {each.number}", _sentence(each)) for each in site.choices.of(model)]
-    _print([("model", model), ("version", chosen), *lines])
+    print_columns([("model", model), ("version", chosen), *lines])
     return 0
 
 
@@ -208,14 +209,8 @@ class _Site:
 
 @contextmanager
 def _site() -> Iterator[_Site]:
-    settings = load_settings()
-    prepare_state(settings)
-    configure_logging("models", settings.log_level, settings.state / "logs", terminal=False)
-    ledger = Ledger.open(settings.ledger_url, settings.state)
-    try:
+    with command_ledger("models") as (settings, ledger):
         yield _Site(settings, ledger)
-    finally:
-        ledger.close()
 
 
 def _described(repository: ModelRepository, folder: str) -> Sequence[tuple[str, str]]:
@@ -263,10 +258,3 @@ def _who() -> str:
         return pwd.getpwuid(os.getuid()).pw_name[:128]
     except KeyError:  # a user without a name
         return f"user {os.getuid()}"
-
-
-def _print(rows: Sequence[Sequence[str]]) -> None:
-    """The columns below each other; the last one is as long as it is."""
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
-    for *cells, last in rows:
-        print("".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)) + last)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from gateway.analyses.protocols import PROTOCOLS
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, Patient, PointUm, Priority, RegionUm, SlideReference, Specimen
+from gateway.domain.prompts import MOST_PROMPTS
 from gateway.domain.uids import is_uid
 
 # No control characters, no backslash (it separates values in DICOM), no lone surrogates; more than blanks.
@@ -139,7 +140,16 @@ class OrderBody(_Body):
     priority: Priority = Priority.ROUTINE
     accession: Short | None = None
     patient: PatientBody | None = None
-    prompts: list[Prompt] = Field(default_factory=list, max_length=64)
+    prompts: list[Prompt] = Field(
+        default_factory=list,
+        max_length=MOST_PROMPTS,
+        description=" ".join(
+            f"`{each.name}` takes {least} to {most}."
+            for each in PROTOCOLS.values()
+            for least, most in [each.prompts]
+            if most
+        ),
+    )
     region: RegionBody | None = None
 
     def domain(self) -> Order:

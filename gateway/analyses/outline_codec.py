@@ -5,6 +5,7 @@ import struct
 import imagecodecs
 import numpy as np
 
+from gateway.analyses.mask_file import Damaged
 from gateway.reports.spatial import Outlines
 
 _COUNTS = struct.Struct("<3I")
@@ -27,8 +28,14 @@ def packed(outlines: Outlines) -> bytes:
 
 
 def unpacked(data: bytes) -> Outlines:
-    """What `packed` was given."""
-    content = imagecodecs.zstd_decode(data)
+    """What `packed` was given. Raises Damaged."""
+    try:
+        return _unpacked(bytes(imagecodecs.zstd_decode(data)))
+    except (imagecodecs.ZstdError, struct.error, ValueError):
+        raise Damaged from None
+
+
+def _unpacked(content: bytes) -> Outlines:
     points, rings, objects = _COUNTS.unpack_from(content)
     arrays, at = [], _COUNTS.size
     for kind, count in (

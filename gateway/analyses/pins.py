@@ -80,8 +80,8 @@ def serving(model: str, choices: Choices, repository: ModelRepository) -> str:
 
 
 def _demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
-    """Raise ModelsUnfit where one of these was trained with another encoder, of tiles or of text, than the one among
-    these.
+    """Raise ModelsUnfit where one of these was trained with another encoder, of tiles, cells or text, or another
+    detector than the one among these.
 
     By the weights' digest: the same weights in another precision are the same encoder. Raises ModelNotLoaded,
     ModelRefused.
@@ -89,7 +89,8 @@ def _demand_fit(folders: Iterable[str], repository: ModelRepository) -> None:
     cards = [repository.card(folder) for folder in folders]
     by_name = {card.name: card.version for card in cards}
     for card in cards:
-        for encoder in (card.encoder, card.text_encoder):
+        detector = None if card.screening is None else card.screening.detector
+        for encoder in (card.encoder, card.text_encoder, detector):
             if encoder is None or encoder.model not in by_name:
                 continue
             serves = by_name[encoder.model]

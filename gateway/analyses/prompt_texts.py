@@ -4,8 +4,8 @@ A prompt's vectors depend on nothing but its triple and the engine, and are kept
 """
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -111,6 +111,26 @@ async def text_vectors(model: ServedModel, triples: Sequence[Triple], engine: En
         np.stack([each[1] for each in vectors if each is not None]),
         token_ids(triples)[1],
     )
+
+
+def distinct(prompts: Sequence[Asked]) -> tuple[Asked, ...]:
+    """The first of those that are understood as the same, in their order."""
+    first: dict[Triple, Asked] = {}
+    for each in prompts:
+        first.setdefault(each.triple, each)
+    return tuple(first.values())
+
+
+def repeated_findings(prompts: Sequence[Asked], series: str, *, answered: str) -> Iterator[Finding]:
+    """Which prompts of an order are understood as the same, and how these are answered, in a clause."""
+    for triple, times in Counter(each.triple for each in prompts).items():
+        if times > 1:
+            yield Finding(
+                kind=FindingKind.SETTING,
+                code=finding_code("prompt-repeated"),
+                text=f"{times} prompts are understood as “{triple.text}”; {answered}.",
+                series=series,
+            )
 
 
 def prompt_findings(prompts: Sequence[Asked], card: ModelCard, site: Code | None, series: str) -> tuple[Finding, ...]:

@@ -3,56 +3,78 @@
 Descriptions only: nothing here reads a slide, so that the process that answers requests can import it lightly.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-from gateway.domain.order import Order
+from gateway.domain.order import Order, RegionUm
+from gateway.domain.prompts import MOST_PROMPTS
 from gateway.operations.errors import InvalidOrder, InvalidSetting, UnknownProtocol
 from gateway.operations.prompts import parse
 
 
 @dataclass(frozen=True, slots=True)
 class SettingSpec:
-    """One setting of a protocol: a number between `least` and `most`; `default` None = what the model's card says."""
+    """One setting of a protocol: a number between `least` and `most`, `whole` or not; `default` None = what the model's
+    card says."""
 
     default: float | None
     least: float
     most: float
     meaning: str
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """One protocol: its name in orders, its Triton models, its settings.
 
-    The first model sees the tiles, the last one's card speaks for the protocol (often one and the same). `instead`:
-    model -> another that takes its place where a site has no version of it that may serve.
+    Where tiles are read, the first model sees them; the last one's card speaks for the protocol. `prompts`: how
+    many an order has, least and most; `prompt_models` are needed besides where it has any. `polygons`: whether a region
+    may be one. `instead`: model -> another that takes its place where a site has no version of it that may serve.
     """
 
     name: str
     title: str
     models: tuple[str, ...]
     settings: Mapping[str, SettingSpec]
-    prompts: bool = False
+    prompts: tuple[int, int] = (0, 0)
+    prompt_models: tuple[str, ...] = ()
+    polygons: bool = False
     instead: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def all_models(self) -> tuple[str, ...]:
         """Every model that the protocol may use."""
-        return (*self.models, *self.instead.values())
+        return (*self.models, *self.prompt_models, *self.instead.values())
+
+    def asked(self, order: Order) -> "Protocol":
+        """The protocol with the models that this order needs: those of prompts after the first one."""
+        if not order.prompts:
+            return self
+        return replace(self, models=(self.models[0], *self.prompt_models, *self.models[1:]))
 
     def alternatives(self, model: str) -> tuple[str, ...]:
         """The models that can stand in a model's place, the preferred one first."""
         return (model, self.instead[model]) if model in self.instead else (model,)
 
 
-MOST_PROMPTS = 32
-"""Prompts of an order: what a model answers of one picture at a time."""
-
 _MIN_SHARE = SettingSpec(0.25, 0.01, 1.0, "least share of a tile under tissue to read it")
 _MIN_PROBABILITY = SettingSpec(None, 0.0, 1.0, "least probability of the top class that counts as an answer")
+
+_ADEQUACY = {
+    "adequacy.min_cells": SettingSpec(
+        8000, 0, 1_000_000, "least estimated number of squamous cells of a satisfactory smear", whole=True
+    ),
+    "adequacy.max_obscured": SettingSpec(0.75, 0.0, 1.0, "greatest share of the cells that may be obscured"),
+    "adequacy.max_blurred": SettingSpec(0.5, 0.0, 1.0, "greatest share of the windows that may be out of focus"),
+    "adequacy.max_blood": SettingSpec(0.5, 0.0, 1.0, "greatest share of the stained area that may be blood"),
+    "adequacy.max_air_dried": SettingSpec(0.5, 0.0, 1.0, "greatest share of the nuclei that may be air-dried"),
+    "adequacy.max_pen": SettingSpec(0.5, 0.0, 1.0, "greatest share of the stained area that may be pen"),
+}
+"""Squamous cells and obscuring: The Bethesda System (2014), chapter 1, of conventional smears."""
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
@@ -71,8 +93,23 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                 title="What an H&E slide as a whole shows, and the tiles that say so",
                 models=("tile_encoder", "slide_abmil"),
                 settings=MappingProxyType(
-                    {"tissue.min_share": _MIN_SHARE, "operating_point.min_probability": _MIN_PROBABILITY}
+                    {
+                        "tissue.min_share": _MIN_SHARE,
+                        "operating_point.min_probability": _MIN_PROBABILITY,
+                        "explain.tiles": SettingSpec(
+                            16,
+                            1,
+                            32,
+                            "tiles, the heaviest, in which the prompts' objects are looked for and blurred",
+                            whole=True,
+                        ),
+                        "explain.repeats": SettingSpec(
+                            20, 10, 100, "how often random areas are blurred in an object's place", whole=True
+                        ),
+                    }
                 ),
+                prompts=(0, 8),
+                prompt_models=("pathseg_text", "pathseg"),
                 instead=MappingProxyType({"slide_abmil": "slide_transmil"}),
             ),
             Protocol(
@@ -89,7 +126,24 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
                         ),
                     }
                 ),
-                prompts=True,
+                prompts=(1, MOST_PROMPTS),
+                polygons=True,
+            ),
+            Protocol(
+                name="cervical-screening",
+                title="What a Papanicolaou smear of the cervix shows, and the cells that say so",
+                models=("smartccs_detect", "smartccs_embed", "smartccs_slide"),
+                settings=MappingProxyType(
+                    {
+                        "tissue.min_share": SettingSpec(
+                            0.001, 0.0001, 1.0, "least share of a window under cells to read it"
+                        ),
+                        "operating_point.abnormal_from": SettingSpec(
+                            None, 0.0, 1.0, "least 1 - p(NILM) of an abnormal slide"
+                        ),
+                        **_ADEQUACY,
+                    }
+                ),
             ),
         )
     }
@@ -121,6 +175,8 @@ def options_of(protocol: Protocol, order: Order) -> dict[str, float | None]:
             raise InvalidSetting(f"The setting {name} must be a number; {text!r} is not.") from None
         if not spec.least <= value <= spec.most:
             raise InvalidSetting(f"The setting {name} must lie between {spec.least:g} and {spec.most:g}.")
+        if spec.whole and not value.is_integer():
+            raise InvalidSetting(f"The setting {name} must be a whole number; {text!r} is not.")
         options[name] = value
     return options
 
@@ -135,23 +191,49 @@ def check_order(order: Order) -> None:
     named = [(slide.study, series) for slide in references for series in slide.series or ("",)]
     if len(set(named)) < len(named):
         raise InvalidOrder("The order names a slide twice. Name each series once, under its own specimen.")
-    if protocol.prompts:
-        _check_prompts(order)
-        return
-    if order.prompts:
-        raise InvalidOrder(f"The protocol {protocol.name} takes no prompts. Leave `prompts` out.")
-    if order.region is not None and order.region.polygon_um:
-        raise InvalidOrder(f"The protocol {protocol.name} reads boxes, no polygons. Order a region without a polygon.")
+    _check_prompts(protocol, order)
+    if order.region is not None:
+        if order.region.polygon_um and not protocol.polygons:
+            raise InvalidOrder(
+                f"The protocol {protocol.name} reads boxes, no polygons. Order a region without a polygon."
+            )
+        if _encloses_nothing(order.region):
+            raise InvalidOrder(
+                "The region encloses nothing of any slide: it has no area, or lies beside it, or its polygon lies "
+                "beside its box. Draw it again."
+            )
 
 
-def _check_prompts(order: Order) -> None:
+def _encloses_nothing(region: RegionUm) -> bool:
+    """What can be told without a slide: no width or height, all corners on one line, or all beyond one side."""
+    right, bottom = region.x_um + region.width_um, region.y_um + region.height_um
+    if region.width_um <= 0 or region.height_um <= 0 or right <= 0 or bottom <= 0:
+        return True
+    if not region.polygon_um:
+        return False
+    across = [corner.x_um for corner in region.polygon_um]
+    down = [corner.y_um for corner in region.polygon_um]
+    beyond = max(across) <= region.x_um or min(across) >= right or max(down) <= region.y_um or min(down) >= bottom
+    sides = [(x - across[0], y - down[0]) for x, y in zip(across, down, strict=True)]
+    far_x, far_y = max(sides, key=lambda side: math.hypot(*side))
+    thickest = max(abs(x * far_y - y * far_x) for x, y in sides)
+    return beyond or thickest <= 1e-9 * (far_x**2 + far_y**2)
+
+
+def _check_prompts(protocol: Protocol, order: Order) -> None:
     """Raises InvalidOrder, PromptInvalid."""
-    if not order.prompts:
+    least, most = protocol.prompts
+    if order.prompts and not most:
+        raise InvalidOrder(f"The protocol {protocol.name} takes no prompts. Leave `prompts` out.")
+    if len(order.prompts) < least:
         raise InvalidOrder(
-            f"The protocol {order.protocol} needs to be told what to look for. Give at least one prompt, such as "
+            f"The protocol {protocol.name} needs to be told what to look for. Give at least one prompt, such as "
             "“nuclei-level epithelial in colon pathology”."
         )
-    if len(order.prompts) > MOST_PROMPTS:
-        raise InvalidOrder(f"The order has {len(order.prompts)} prompts; {MOST_PROMPTS} are answered at a time.")
+    if len(order.prompts) > most:
+        raise InvalidOrder(
+            f"The order has {len(order.prompts)} prompts; the protocol {protocol.name} answers {most} at a time. Order "
+            "the others by themselves."
+        )
     for prompt in order.prompts:
         parse(prompt)

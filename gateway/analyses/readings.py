@@ -28,12 +28,13 @@ FAR_DEG = 25.0
 
 
 def reading_of(
-    task: SlideTask, planned: Planned, use: Use, figures_NF: npt.NDArray[np.float32], missing: int
+    task: SlideTask, planned: Planned, use: Use, figures_NF: npt.NDArray[np.float32] | None, missing: int
 ) -> SlideReading:
-    """The slide as it was read. `figures_NF`: the tiles' rows of `gateway.slides.quality`; `missing`: frames."""
+    """The slide as it was read. `figures_NF`: the tiles' rows of `gateway.slides.quality`, None where its limits were
+    not measured for such slides; `missing`: frames."""
     header, level = task.slide.header, task.slide.levels[planned.plan.grid.level]
     stain = None
-    if "HE" in task.card.intended_use.stains and not use.wrong_stain:
+    if figures_NF is not None and "HE" in task.card.intended_use.stains and not use.wrong_stain:
         stain = stain_figures(quality.colours(figures_NF), task.card.stain_reference)
     return SlideReading(
         study=header.study_uid,
@@ -51,7 +52,7 @@ def reading_of(
         tissue_area_mm2=planned.tissue_area_mm2,
         tiles_read=len(planned.plan),
         frames_missing=missing,
-        quality=quality.summarise(figures_NF, planned.pen_area_mm2),
+        quality=None if figures_NF is None else quality.summarise(figures_NF, planned.pen_area_mm2),
         stain_figures=stain,
     )
 
@@ -103,9 +104,14 @@ def _of_quality(seen: SlideQuality) -> list[tuple[str, str]]:
     found = []
     if seen.blurred_share > MOSTLY_BLURRED:
         found.append(("out-of-focus", f"{100 * seen.blurred_share:.0f} % of the tiles are out of focus."))
-    if seen.pen_area_mm2 > PEN_MM2:
-        found.append(("pen-marks", f"Pen marks cover {seen.pen_area_mm2:.1f} mm² of the slide; they were not read."))
-    return found
+    return [*found, *of_pen(seen.pen_area_mm2)]
+
+
+def of_pen(area_mm2: float) -> list[tuple[str, str]]:
+    """What is to be said of pen marks of that area: a finding's key and its text, where it is more than a dot."""
+    if area_mm2 <= PEN_MM2:
+        return []
+    return [("pen-marks", f"Pen marks cover {area_mm2:.1f} mm² of the slide; they were not read.")]
 
 
 def _of_stain(stain: StainFigures) -> list[tuple[str, str]]:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.blending import blend, presence_of
+from gateway.analyses.batches import windows_a_request
+from gateway.analyses.blending import blend, presence_of, presence_rules, speaks
 from gateway.analyses.feature_cache import FeatureCache, RegionFeatures, RegionKey
 from gateway.analyses.identity import unreleased
 from gateway.analyses.intended_use import Use, compare
-from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Choices
 from gateway.analyses.prompt_texts import Asked, asked, prompt_findings, text_vectors
 from gateway.analyses.segment_engine import SegmentEngine, SegmentModels
 from gateway.analyses.shown_mask import png_of, polygons_of
@@ -32,17 +33,15 @@ from gateway.domain.segment import PromptMask, SegmentAnswer, SegmentAsk
 from gateway.domain.slide import SlideHeader
 from gateway.domain.tables import finding_code
 from gateway.inference import TritonEngine
-from gateway.operations.errors import IdentityMismatch, InferenceError, InvalidOrder
+from gateway.operations.errors import IdentityMismatch, InferenceError, InvalidOrder, ResolutionTooCoarse
 from gateway.operations.settings import Settings
 from gateway.slides import Slide, frames_of
 from gateway.slides.window_stream import stream_windows
-from gateway.slides.windows import WindowPlan, inside, plan_windows, region_px
+from gateway.slides.windows import WindowPlan, inside, picture_of, plan_windows, region_px
 
 MOST_SIDE_PX = 1536
 """Greatest side of a region, in pixels of the resolution that a prompt is answered at."""
 FEATURE_BYTES = 512 * 2**20
-_WINDOWS = 8
-"""Windows in one request to Triton."""
 _IN_FLIGHT = 2
 _PROMPTS = 4
 """Prompts that are decoded together: their logits are in memory at once."""
@@ -84,24 +83,25 @@ class _Request:
 class RegionMasks:
     """The archive, an engine that is kept open, and the features of the last regions; in one event loop."""
 
-    def __init__(self, settings: Settings, ledger: Ledger) -> None:
+    def __init__(self, settings: Settings) -> None:
         """Raises InvalidSetting where the archive's address or access is not one."""
         self._archive = open_archive(settings.archive_address, Access.from_settings(settings))
         self._cache = FrameCache(settings.state / "cache", settings.cache_bytes)
-        self._engine = SegmentEngine(settings, ledger)
+        self._engine = SegmentEngine(settings)
         self._features = FeatureCache(FEATURE_BYTES)
 
     async def close(self) -> None:
         """Close the engine. No request may be under way."""
         await self._engine.close()
 
-    async def answer(self, ask: SegmentAsk) -> SegmentAnswer:
-        """The masks. Cancelling the task ends all that was begun for them. Raises as `Interactive.begin` says."""
+    async def answer(self, ask: SegmentAsk, choices: Choices) -> SegmentAnswer:
+        """The masks, of the models that serve by these choices. Cancelling the task ends all that was begun for them.
+        Raises as `Interactive.begin` says."""
         order, work = ask.order, Work()
         with ExitStack() as held:
             slide, partial = await work.done(lambda: held.enter_context(self._opened(ask, {}, work)))
             _demand_agreement(order, slide.header)
-            async with self._engine.serving() as (models, engine):
+            async with self._engine.serving(choices) as (models, engine):
                 use = compare(order.specimens[0], slide.header, models.card)
                 request = _Request(
                     ask=ask, slide=slide, partial=partial, use=use, models=models, engine=engine, work=work
@@ -122,13 +122,19 @@ class RegionMasks:
         """The mask of each prompt, and what was to be seen of the slide meanwhile."""
         card, work = request.models.card, request.work
         masks: dict[int, PromptMask] = {}
-        missing = 0
+        missing: set[tuple[int, int, int]] = set()
+        coarse: ResolutionTooCoarse | None = None
         scales = {each.index: card.mpp_by_level[each.triple.level] for each in prompts}
         for mpp in sorted(set(scales.values())):
-            field = await work.done(lambda mpp=mpp: _field(request.slide, request.ask.region, mpp, card.tile_px))  # type: ignore[misc]
-            features = await self._seen(request, field.plan)
-            missing += features.missing
             here = [each for each in prompts if scales[each.index] == mpp]
+            try:
+                field = await work.done(lambda mpp=mpp: _field(request.slide, request.ask.region, mpp, card.tile_px))  # type: ignore[misc]
+            except ResolutionTooCoarse as error:
+                coarse = error
+                masks |= {each.index: _unanswered(request, each, mpp) for each in here}
+                continue
+            features = await self._seen(request, field.plan)
+            missing |= {(field.plan.level, *frame) for frame in features.missing}
             for first in range(0, len(here), _PROMPTS):
                 some = here[first : first + _PROMPTS]
                 logits_NPSS, presence_NP = await _decoded(request, features, some)
@@ -138,37 +144,44 @@ class RegionMasks:
                     )
                 )
                 masks |= zip((each.index for each in some), made, strict=True)
-        text = f"{missing} image frames are missing; they were read as background."
-        findings = (_of_quality(request.ask.series, "frames-missing", text),) if missing else ()
-        return tuple(masks[each.index] for each in prompts), findings
+        if coarse is not None and not any(mask.width_px for mask in masks.values()):
+            raise coarse
+        series = request.ask.series
+        findings = [_of_quality(series, remark.key, remark.text) for remark in request.slide.remarks]
+        if missing:
+            text = f"{len(missing)} image frames are missing; they were read as background."
+            findings.append(_of_quality(series, "frames-missing", text))
+        return tuple(masks[each.index] for each in prompts), tuple(findings)
 
     async def _seen(self, request: _Request, plan: WindowPlan) -> RegionFeatures:
         """What the image encoder makes of the windows: kept from an earlier request, or computed."""
-        image = request.models.image
-        key = RegionKey(request.ask.series, plan.digest, image.card.version.engine_sha256)
+        image, ask = request.models.image, request.ask
+        key = RegionKey(ask.study, ask.series, plan.digest, image.card.version.engine_sha256)
         kept = self._features.get(key)
         if kept is not None:
             return kept
-        work, missing = request.work, 0
+        work, missing = request.work, list[tuple[int, int]]()
         with ExitStack() as held:
             slide = request.slide
             if request.partial:
                 wanted = frames_of(slide, plan.tiles)
-                slide, _ = await work.done(lambda: held.enter_context(self._opened(request.ask, wanted, work)))
-            windows = stream_windows(slide, plan, batch=_WINDOWS, cancelled=work.stopped)
+                slide, _ = await work.done(lambda: held.enter_context(self._opened(ask, wanted, work)))
+            # As they are encoded, so are they decoded.
+            at_once = windows_a_request(image.contract, request.models.decoder.contract, prompts=_PROMPTS)
+            windows = stream_windows(slide, plan, batch=at_once, cancelled=work.stopped)
 
             async def calls() -> AsyncIterator[Coroutine[Any, Any, dict[str, Array]]]:
-                nonlocal missing
                 while (batch := await work.done(lambda: next(windows, None))) is not None:
-                    missing += batch.frames_missing
+                    missing.extend(batch.missing)
                     yield request.engine.infer(image.folder, {"image": batch.images_BHWC})
 
             try:
                 batches = await in_order(calls(), _IN_FLIGHT)
             finally:
                 windows.close()
-        features = RegionFeatures(tuple(batches), missing)
-        self._features.put(key, features)
+        features = RegionFeatures(tuple(batches), tuple(missing))
+        if not missing:  # they may be there for the next request
+            self._features.put(key, features)
         return features
 
     @contextmanager
@@ -197,14 +210,16 @@ def _demand_agreement(order: Order, header: SlideHeader) -> None:
 
 def _field(slide: Slide, region: RegionUm, mpp: float, side_px: int) -> _Field:
     """Raises ResolutionTooCoarse, InvalidOrder."""
-    plan = plan_windows(slide, None, mpp=mpp, side_px=side_px, region=region)
-    rows, columns = region_px(plan, region)
+    picture = picture_of(slide, mpp, side_px)
+    rows, columns = region_px(picture, region)
+    # Before windows are laid: of a whole slide they are hundreds of thousands.
     if max(rows.stop - rows.start, columns.stop - columns.start) > MOST_SIDE_PX:
         raise InvalidOrder(
-            f"The region is too large to be answered at once: at {plan.mpp:.3g} µm per pixel it may measure "
-            f"{MOST_SIDE_PX * plan.mpp:.0f} × {MOST_SIDE_PX * plan.mpp:.0f} µm. Ask for a smaller one, or order an "
-            "analysis."
+            f"The region is too large to be answered at once: at {mpp:.3g} µm per pixel it may measure "
+            f"{MOST_SIDE_PX * picture.mpp_x:.0f} × {MOST_SIDE_PX * picture.mpp_y:.0f} µm. Ask for a smaller one, or "
+            "order an analysis."
         )
+    plan = plan_windows(slide, None, mpp=mpp, side_px=side_px, region=region)
     inside_HW = inside(plan, region, rows, columns)
     if not inside_HW.any():
         raise InvalidOrder(
@@ -236,10 +251,9 @@ def _drawn(
     request: _Request, field: _Field, prompts: Sequence[Asked], logits_NPSS: Array, presence_logit_NP: Array
 ) -> Iterator[PromptMask]:
     card = request.models.card
-    presence_NP = presence_of(card, presence_logit_NP)
-    assert card.presence_threshold is not None  # or that had no answer
-    spoken_NP = presence_NP >= card.presence_threshold
-    probability_PHW = blend(field.plan, logits_NPSS, spoken_NP, field.rows, field.columns)
+    rules = presence_rules(card, [each.triple for each in prompts])
+    presence_NP = presence_of(rules, presence_logit_NP)
+    probability_PHW = blend(field.plan, logits_NPSS, speaks(rules, presence_NP), field.rows, field.columns)
     for place, each in enumerate(prompts):
         mask_HW = (probability_PHW[place] >= 0.5) & field.inside_HW
         yield _mask(request, field, each, float(presence_NP[:, place].max()), mask_HW, card)
@@ -280,6 +294,39 @@ def _mask(
         findings=(
             *_enlarged(request, field.plan),
             *prompt_findings((prompt,), card, request.use.site, request.ask.series),
+        ),
+    )
+
+
+def _unanswered(request: _Request, prompt: Asked, mpp: float) -> PromptMask:
+    """For a prompt that the slide is too coarse for, as an order says it: no pixels, and nothing is said of them."""
+    category, code = code_of(prompt.triple)
+    ask = request.ask
+    text = (
+        f"“{prompt.triple.text}” cannot be answered at this resolution: the slide's finest image has "
+        f"{request.slide.levels[0].mpp:.3g} µm per pixel, and it is asked at {mpp:.3g}. Nothing is said of it."
+    )
+    return PromptMask(
+        prompt=prompt.prompt,
+        triple=prompt.triple.text,
+        category=category,
+        code=code,
+        supported=prompt.supported,
+        present=None,
+        presence=None,
+        mpp=mpp,
+        x_um=ask.region.x_um,
+        y_um=ask.region.y_um,
+        width_px=0,
+        height_px=0,
+        area_um2=None,
+        area_fraction=None,
+        png=b"",
+        polygons=(),
+        tolerance_um=0.0,
+        findings=(
+            _of_quality(ask.series, "cannot-answer", text),
+            *prompt_findings((prompt,), request.models.card, request.use.site, ask.series),
         ),
     )
 

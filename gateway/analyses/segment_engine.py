@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from gateway.analyses.ledger import Ledger
+from gateway.analyses.ledger.choices import Choices
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import protocol_named
 from gateway.analyses.slide_half import ServedModel
@@ -63,18 +63,21 @@ class SegmentEngine:
     serve, requests that are under way end with those that they began with."""
 
     settings: Settings
-    ledger: Ledger
     _open: _Open | None = None
+    _bringing: set[asyncio.Task[_Open]] = field(default_factory=set)
     _changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[tuple[SegmentModels, TritonEngine]]:
-        """The models that serve now, and the engine that has them. Raises ModelNotLoaded, ModelRefused, ModelsUnfit,
-        InferenceUnavailable, StateError, DiskFull."""
-        models = await asyncio.to_thread(self._chosen)
+    async def serving(self, choices: Choices) -> AsyncIterator[tuple[SegmentModels, TritonEngine]]:
+        """The models that serve by these choices, and the engine that has them.
+
+        Raises ModelNotLoaded, ModelRefused, ModelsUnfit, InferenceUnavailable, StateError, DiskFull.
+        """
+        models = await asyncio.to_thread(self._chosen, choices)
         # Not ended with the request: the next one would begin to open it anew.
-        bringing = asyncio.ensure_future(self._bring(models))
-        bringing.add_done_callback(lambda task: task.cancelled() or task.exception())
+        bringing = asyncio.create_task(self._bring(models))
+        self._bringing.add(bringing)
+        bringing.add_done_callback(self._brought)
         using = await asyncio.shield(bringing)
         using.users += 1
         try:
@@ -85,15 +88,22 @@ class SegmentEngine:
                 await using.stack.aclose()
 
     async def close(self) -> None:
-        """Close it, once it is open. No request may be under way."""
+        """Close it, also while it is being opened. No request may be under way."""
+        for task in self._bringing:
+            task.cancel()
         async with self._changing:
             closing, self._open = self._open, None
             if closing is not None:
                 await closing.stack.aclose()
 
-    def _chosen(self) -> SegmentModels:
+    def _brought(self, task: asyncio.Task[_Open]) -> None:
+        self._bringing.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may have left
+
+    def _chosen(self, choices: Choices) -> SegmentModels:
         repository = ModelRepository(self.settings.model_repository)
-        pins = Pins.choose(protocol_named(PROTOCOL), self.ledger.choices.read(), repository)
+        pins = Pins.choose(protocol_named(PROTOCOL), choices, repository)
         return SegmentModels.of(pins, repository)
 
     async def _bring(self, models: SegmentModels) -> _Open:
@@ -103,7 +113,7 @@ class SegmentEngine:
                 return before
             stack = AsyncExitStack()
             folders = (models.text.folder, models.image.folder, models.decoder.folder)
-            engine = await stack.enter_async_context(TritonEngine.open(self.settings, folders))
+            engine = await stack.enter_async_context(TritonEngine.open(self.settings, folders, guest=True))
             self._open = _Open(models=models, engine=engine, stack=stack)
             if before is not None and not before.users:
                 await before.stack.aclose()

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from gateway.analyses.blending import presence_rules
 from gateway.analyses.instances import Splitting, splitting_of
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.mask_store import StoredMasks
@@ -14,24 +15,37 @@ from gateway.analyses.object_splitting import Splitter
 from gateway.analyses.prompt_texts import Asked, asked
 from gateway.analyses.segment_plan import SegmentPlan
 from gateway.analyses.slide_half import SlideTask
+from gateway.domain.model import PresenceRule
 from gateway.operations.errors import RowsOutdated
 from gateway.slides import quality
 from gateway.slides.windows import WindowPlan, inside
 
+_VERSION = 3
+"""Of how windows are blended to masks and masks split into objects: raised with every change of the rules or of their
+order, so that no file is begun by one and ended by another."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Group:
-    """The `prompts`, in the order's order, and the windows that all of them are answered in."""
+    """The `prompts`, in the order's order, and the windows that all of them are answered in.
+
+    `mpp`: the resolution that the model's card says for them. `read_mm2`: the tissue under the windows and in the
+    region of the order.
+    """
 
     task: SlideTask
+    mpp: float
     prompts: tuple[Asked, ...]
     plan: WindowPlan
+    read_mm2: float
 
     @property
-    def min_presence(self) -> float:
-        """Least presence that lets a window speak: the card's, or the order's own."""
-        changed, own = self.task.options["presence.min_probability"], self.task.card.presence_threshold
-        return (own or 0.0) if changed is None else changed
+    def presence(self) -> tuple[PresenceRule, ...]:
+        """What lets a window speak for each prompt: the card's rule for its level, its threshold or the order's own.
+        Raises ModelRefused."""
+        rules = presence_rules(self.task.card, [each.triple for each in self.prompts])
+        changed = self.task.options["presence.min_probability"]
+        return rules if changed is None else tuple(replace(rule, threshold=changed) for rule in rules)
 
     @property
     def splittings(self) -> dict[int, Splitting]:
@@ -51,14 +65,15 @@ class Group:
             rows=self.plan.height_px,
             columns=self.plan.width_px,
             indices=tuple(each.index for each in self.prompts),
-            path=self.task.folder / f"masks-{self.plan.mpp:.3f}.db",
+            path=self.task.folder / f"masks-{self.mpp:g}.db",
             belongs_to={
                 "plan": self.plan.digest,
                 "models": versions,
                 "prompts": [each.triple.text for each in self.prompts],
                 "region": repr(order.region),
-                "presence": [self.min_presence, self.task.card.temperature],
+                "presence": [astuple(rule) for rule in self.presence],
                 "figures": quality.VERSION,
+                "rules": _VERSION,
             },
         )
 
@@ -83,7 +98,9 @@ def groups_of(task: SlideTask, plan: SegmentPlan) -> tuple[Group, ...]:
     return tuple(
         Group(
             task=task,
+            mpp=mpp,
             plan=windows,
+            read_mm2=plan.read_mm2[mpp],
             prompts=tuple(each for each in prompts if task.card.mpp_by_level[each.triple.level] == mpp),
         )
         for mpp, windows in plan.windows.items()

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from gateway.analyses.blending import CELL_PX, MASK_FRACTION
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.segment_group import Group
+from gateway.analyses.slide_half import SlideTask
 from gateway.domain.order import RegionUm
 from gateway.domain.report import SegmentationResult, Segmented
 from gateway.reports import thumbnail_jpeg
@@ -22,22 +23,24 @@ _LEAST_PICTURE_PX = 64
 Rgb = npt.NDArray[np.uint8]
 
 
-def pictures_of(groups: Sequence[Group], result: SegmentationResult) -> Mapping[str, bytes]:
-    """The thumbnail, and of each prompt that was found `segment-K` (all of what was read) and `segment-field-K` (one
-    field at the masks' resolution), K counting from 1. Raises RowsOutdated, StateError, SlideError."""
-    task = groups[0].task
+def pictures_of(task: SlideTask, groups: Sequence[Group], result: SegmentationResult) -> Mapping[str, bytes]:
+    """The thumbnail, and of each prompt of the groups that was found `segment-K` (all of what was read) and
+    `segment-field-K` (one field at the masks' resolution), K counting from 1.
+
+    Raises RowsOutdated, StateError, SlideError.
+    """
     thumbnail_HW3 = task.slide.thumbnail()
     pictures = {"thumbnail": thumbnail_jpeg(thumbnail_HW3)}
     found = {segment.index: segment for segment in result.segments if segment.present}
     for group in groups:
         picture_HW3, box = _overview(group, thumbnail_HW3, task.order.region)
-        for number, each in enumerate(group.prompts):
-            segment = found.get(each.index)
-            if segment is None:
-                continue
-            coverage_HW = coverage_of(group.masks, each.index, box, picture_HW3.shape[:2])
-            pictures[f"segment-{each.index + 1}"] = segment_picture(picture_HW3, coverage_HW, segment.color)
-            with group.finished() as file:
+        with group.finished() as file:
+            for number, each in enumerate(group.prompts):
+                segment = found.get(each.index)
+                if segment is None:
+                    continue
+                coverage_HW = coverage_of(group.masks, each.index, box, picture_HW3.shape[:2])
+                pictures[f"segment-{each.index + 1}"] = segment_picture(picture_HW3, coverage_HW, segment.color)
                 pictures[f"segment-field-{each.index + 1}"] = _field(group, file, number, segment)
     return pictures
 

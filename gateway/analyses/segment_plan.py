@@ -8,35 +8,35 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
+from zipfile import BadZipFile
 
 import numpy as np
 
 from gateway.analyses.planned import Planned
 from gateway.analyses.prompt_texts import asked
 from gateway.analyses.slide_half import SlideTask
-from gateway.domain.slide import TileGrid
+from gateway.analyses.window_file import arrays_of, plan_of, values_of
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import ModelRefused, NoTissue, ResolutionTooCoarse
 from gateway.slides import TilePlan, find_tissue
 from gateway.slides.windows import WindowPlan, covered_mm2, plan_windows
 
 _FILE = "windows.npz"
-_ARRAYS = ("tops_N", "lefts_N", "strips_N", "tissue_N")
-_TILE_ARRAYS = ("rows_N", "columns_N", "tissue_N")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SegmentPlan:
     """The windows of one slide: of each resolution that prompts ask for (the card's µm per pixel), the finest first.
 
-    Resolutions that the slide does not have are left out. `read_mm2`: the tissue under the windows and in the region.
-    `of` is all that decides the plan.
+    `read_mm2`: the tissue under the windows of each, and in the region. `left_out`: why there are no windows of another
+    (the error's `reason`). `of` is all that decides the plan.
     """
 
     windows: Mapping[float, WindowPlan]
+    read_mm2: Mapping[float, float]
+    left_out: Mapping[float, str]
     tissue_area_mm2: float
     pen_area_mm2: float
-    read_mm2: float
     of: str
 
     def __len__(self) -> int:
@@ -59,17 +59,18 @@ class SegmentPlan:
 
     @classmethod
     def of_task(cls, task: SlideTask) -> Self:
-        """The task's plan, made where it is not there yet. Raises NoTissue, InvalidOrder (region), PromptInvalid, and
-        ResolutionTooCoarse where the slide is too coarse for every prompt."""
+        """The task's plan, made where it is not there yet. Raises InvalidOrder (region), PromptInvalid, and where no
+        prompt can be answered NoTissue, ResolutionTooCoarse."""
         path, of = task.folder / _FILE, _decided_by(task)
-        if path.exists() and (plan := cls.load(path)).of == of:
+        if path.exists() and (plan := cls.load(path)) is not None and plan.of == of:
             return plan
         tissue, region = find_tissue(task.slide), task.order.region
         windows: dict[float, WindowPlan] = {}
-        coarse: ResolutionTooCoarse | None = None
+        read_mm2: dict[float, float] = {}
+        refused: dict[float, NoTissue | ResolutionTooCoarse] = {}
         for mpp in resolutions(task):
             try:
-                windows[mpp] = plan_windows(
+                laid = plan_windows(
                     task.slide,
                     tissue,
                     mpp=mpp,
@@ -77,19 +78,21 @@ class SegmentPlan:
                     region=region,
                     min_tissue=task.option("tissue.min_share"),
                 )
-            except ResolutionTooCoarse as error:
-                coarse = error
+                area_mm2 = covered_mm2(laid, tissue, region)
+                if area_mm2 == 0:
+                    raise NoTissue("There is no tissue in the region of the order. Order one with tissue in it.")
+            except (NoTissue, ResolutionTooCoarse) as error:
+                refused[mpp] = error
+            else:
+                windows[mpp], read_mm2[mpp] = laid, area_mm2
         if not windows:
-            assert coarse is not None
-            raise coarse
-        read_mm2 = covered_mm2(next(iter(windows.values())), tissue, region)
-        if read_mm2 == 0:
-            raise NoTissue("There is no tissue in the region of the order. Order one with tissue in it.")
+            raise next(iter(refused.values()))
         plan = cls(
             windows=windows,
+            read_mm2=read_mm2,
+            left_out={mpp: error.reason for mpp, error in refused.items()},
             tissue_area_mm2=tissue.area_mm2,
             pen_area_mm2=tissue.pen_area_mm2,
-            read_mm2=read_mm2,
             of=of,
         )
         plan.save(path)
@@ -100,19 +103,13 @@ class SegmentPlan:
         arrays: dict[str, Any] = {}
         groups = []
         for number, (mpp, plan) in enumerate(self.windows.items()):
-            arrays |= {f"{name}-{number}": getattr(plan, name) for name in _ARRAYS}
-            arrays |= {f"tiles-{name}-{number}": getattr(plan.tiles, name) for name in _TILE_ARRAYS}
-            fields = {
-                name: getattr(plan, name)
-                for name in ("level", "mpp_x", "mpp_y", "side_px", "field_px", "height_px", "width_px", "digest")
-            }
-            tiles = {"strip_tiles": plan.tiles.strip_tiles, "frames": plan.tiles.frames, "digest": plan.tiles.digest}
-            groups.append({"mpp": mpp, "fields": fields, "grid": asdict(plan.tiles.grid), "tiles": tiles})
+            arrays |= arrays_of(plan, number)
+            groups.append({"mpp": mpp, "read_mm2": self.read_mm2[mpp], **values_of(plan)})
         meta = {
             "of": self.of,
             "tissue_area_mm2": self.tissue_area_mm2,
             "pen_area_mm2": self.pen_area_mm2,
-            "read_mm2": self.read_mm2,
+            "left_out": [*self.left_out.items()],
             "groups": groups,
         }
         with disk_errors():
@@ -121,20 +118,25 @@ class SegmentPlan:
                 np.savez(out, meta=json.dumps(meta), **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Raises StateError."""
-        with disk_errors(), np.load(path, allow_pickle=False) as data:
+    def load(cls, path: Path) -> Self | None:
+        """None where the file is damaged, or an earlier release wrote it. Raises StateError."""
+        try:
+            with disk_errors():
+                return cls._loaded(path)
+        except (EOFError, BadZipFile, LookupError, TypeError, ValueError):
+            return None
+
+    @classmethod
+    def _loaded(cls, path: Path) -> Self:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             meta = json.loads(str(data["meta"]))
-            windows = {}
+            windows, read_mm2 = {}, {}
             for number, group in enumerate(meta.pop("groups")):
-                tiles = TilePlan(
-                    grid=TileGrid(**group["grid"]),
-                    **{name: data[f"tiles-{name}-{number}"] for name in _TILE_ARRAYS},
-                    **group["tiles"],
-                )
-                arrays = {name: data[f"{name}-{number}"] for name in _ARRAYS}
-                windows[float(group["mpp"])] = WindowPlan(**group["fields"], **arrays, tiles=tiles)
-            return cls(windows=windows, **meta)
+                mpp = float(group["mpp"])
+                windows[mpp] = plan_of(data, group, number)
+                read_mm2[mpp] = float(group["read_mm2"])
+            left_out = {float(mpp): reason for mpp, reason in meta.pop("left_out")}
+            return cls(windows=windows, read_mm2=read_mm2, left_out=left_out, **meta)
 
 
 def resolutions(task: SlideTask) -> tuple[float, ...]:

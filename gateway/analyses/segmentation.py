@@ -6,6 +6,7 @@ All prompts of one resolution are answered together; what is finished lies on di
 """
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.batches import run_batches
+from gateway.analyses.batches import run_batches, windows_a_request
 from gateway.analyses.blending import presence_of
 from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.mask_file import MaskFile
@@ -28,13 +29,16 @@ from gateway.analyses.segment_pictures import pictures_of
 from gateway.analyses.segment_plan import SegmentPlan
 from gateway.analyses.segment_result import findings_of, result_of
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
+from gateway.analyses.work import Work
 from gateway.domain.report import SlideReading
 from gateway.operations.errors import InferenceError
+from gateway.operations.threads import to_the_end
 from gateway.slides import quality
 from gateway.slides.window_stream import stream_windows
 
-_DECODED = 64
-"""Masks in one request to Triton: windows × prompts."""
+_IN_FLIGHT = 3
+"""One more than instances of the engines on two cores: so small a request would leave one waiting for the next, while
+an answer is blended."""
 _FOCUS_MPP = 0.5
 """What `gateway.slides.quality` calls blurred was set at this resolution."""
 
@@ -64,14 +68,14 @@ class Segmentation:
         groups = groups_of(task, plan)
         use = compare(task.specimen, task.slide.header, task.card)
         reading = _reading(task, plan, groups, use)
-        result = result_of(groups, plan.read_mm2, exploratory=use.exploratory)
+        result = result_of(groups, exploratory=use.exploratory)
         return SlideOutcome(
             level=plan.finest.level,
             reading=reading,
-            findings=(*use.findings, *seen_findings(task, reading), *findings_of(task, groups, result, use.site)),
+            findings=(*use.findings, *seen_findings(task, reading), *findings_of(task, plan, groups, result, use.site)),
             segmentation=result,
             masks=() if use.wrong_stain else tuple(group.masks for group in groups),
-            pictures=pictures_of(groups, result),
+            pictures=pictures_of(task, () if use.wrong_stain else groups, result),
         )
 
 
@@ -85,17 +89,28 @@ async def _answer(group: Group, engine: Engine, progress: Callable[[int], None],
     texts = await text_vectors(task.models[0], [each.triple for each in group.prompts], engine)
     masks, prompts = group.masks, len(group.prompts)
     region = None if task.order.region is None else group.inside
+    work = Work()  # no thread may be left with the file
+
+    def stopped() -> bool:
+        return work.stopped() or cancelled()
+
     with MaskFile.writing(masks.path, masks.belongs_to, prompts) as file:
-        store = await asyncio.to_thread(MaskStore, file, plan, prompts, group.min_presence, region)
-        splitter = await asyncio.to_thread(Splitter, file, plan, group.splittings)
+        store = await work.done(lambda: MaskStore(file, plan, group.presence, region))
+        splitter = await work.done(lambda: Splitter(file, plan, group.splittings))
         progress(store.done)
         if store.done < len(plan):
-            batch = max(1, min(task.models[-1].contract.max_batch_size, _DECODED // prompts))
+            batch = windows_a_request(task.models[-1].contract, prompts=prompts)
             windows = stream_windows(task.slide, plan, batch=batch, first=store.done, cancelled=cancelled)
             async with _splitting_behind(splitter, progress, cancelled) as told:
-                await run_batches(windows, _asker(group, texts, engine), store, progress=told, cancelled=cancelled)
-        await asyncio.to_thread(splitter.run, len(plan), cancelled)
-        await asyncio.to_thread(file.commit)
+                await run_batches(
+                    windows,
+                    _asker(group, texts, engine),
+                    store,
+                    progress=told,
+                    cancelled=cancelled,
+                    in_flight=_IN_FLIGHT,
+                )
+        await work.done(lambda: splitter.run(len(plan), stopped))
 
 
 @asynccontextmanager
@@ -104,16 +119,23 @@ async def _splitting_behind(
 ) -> AsyncIterator[Callable[[int], None]]:
     """What can be split already is split in a thread beside the work in the block, which tells how far it is."""
     behind: list[asyncio.Task[None]] = []
+    stop = threading.Event()
+
+    def split(done: int) -> None:
+        splitter.run(done, lambda: stop.is_set() or cancelled())
 
     def told(done: int) -> None:
         progress(done)
         if behind and behind[0].done():
             behind.pop().result()
         if not behind:
-            behind.append(asyncio.create_task(asyncio.to_thread(splitter.run, done, cancelled)))
+            behind.append(asyncio.create_task(to_the_end(lambda: split(done), stop.set)))
 
     try:
         yield told
+    except BaseException:
+        stop.set()
+        raise
     finally:
         ended = await asyncio.gather(*behind, return_exceptions=True)  # no thread may be left with the file
     for each in ended:
@@ -124,7 +146,7 @@ async def _splitting_behind(
 def _asker(
     group: Group, texts: Texts, engine: Engine
 ) -> Callable[[npt.NDArray[np.uint8]], Coroutine[Any, Any, WindowAnswers]]:
-    model = group.task.models[-1]
+    model, rules = group.task.models[-1], group.presence
     shape = len(group.prompts), group.plan.side_px, group.plan.side_px
 
     async def ask(images_BHWC: npt.NDArray[np.uint8]) -> WindowAnswers:
@@ -137,7 +159,7 @@ def _asker(
             raise InferenceError(f"The model {model.folder} answers with masks of another size than its card says.")
         if not (np.isfinite(logits_BPSS.sum()) and np.isfinite(presence_BP).all()):
             raise InferenceError(f"The model {model.folder} answered with what is no finite number.")
-        return WindowAnswers(logits_BPSS, presence_of(model.card, presence_BP), figures_BF)
+        return WindowAnswers(logits_BPSS, presence_of(rules, presence_BP), figures_BF)
 
     return ask
 
@@ -152,12 +174,12 @@ def _figures(images_BHWC: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.f
 
 
 def _reading(task: SlideTask, plan: SegmentPlan, groups: Sequence[Group], use: Use) -> SlideReading:
-    """Quality is that of the finest resolution; frames are missed at each."""
-    with groups[0].finished() as file:
-        missing = file.missing
-        _, figures_NF = file.answers()
-    for group in groups[1:]:
+    """Quality is that of the finest resolution; a frame that is missed at several is one."""
+    missing: set[tuple[int, int, int]] = set()
+    for group in groups:
         with group.finished() as file:
-            missing += file.missing
-    reading = reading_of(task, plan.planned, use, figures_NF, missing)
+            missing |= {(group.plan.level, *frame) for frame in file.missing()}
+    with groups[0].finished() as file:
+        figures_NF = file.figures()
+    reading = reading_of(task, plan.planned, use, figures_NF, len(missing))
     return reading if groups[0].plan.mpp < _FOCUS_MPP * 1.1 else replace(reading, quality=None)

@@ -25,6 +25,7 @@ from gateway.domain.order import Order, Priority
 from gateway.domain.principal import Principal, Scope
 from gateway.operations.audit import Action, AuditEvent, AuditQuery, AuditRecord, EventType, Outcome
 from gateway.operations.errors import (
+    IdentityMismatch,
     NotFound,
     PathserveError,
     PreconditionFailed,
@@ -57,7 +58,7 @@ class Service:
         self.living = LivingWorkers(ledger.workers)
         self._catalogue = Catalogue(settings, ledger)
         self._lately = Lately()
-        self._interactive = Interactive(settings, ledger)
+        self._interactive = Interactive(settings, ledger.choices.read)
 
     def stop(self) -> None:
         """Begin to end what is being answered; a signal's handler may call it."""
@@ -289,6 +290,11 @@ class Service:
 
         The future raises WrongScope (analyses:write), SlideNotInArchive, and as `Interactive.begin`; this, StateBusy.
         """
+        asked: dict[str, Any] = {"study": ask.study, "series": ask.series, "prompts": len(ask.prompts)}
+        # In the same words, whether the archive or only this tenant does not have it.
+        absent = SlideNotInArchive(
+            f"The archive holds no slide {ask.series} of study {ask.study}. Check the UIDs, or send the slide."
+        )
 
         def admit() -> None:
             self._admit(by, Scope.ANALYSES_WRITE, "slide-segment")
@@ -298,13 +304,20 @@ class Service:
             others = self._ledger.tenants_of(ask.study, (State.ACCEPTED, State.RUNNING, State.COMPLETED)) - {by.tenant}
             if others and by.tenant not in proven:
                 self._refused(by, "slide-segment", None, reason=WrongTenant.reason)
-                raise SlideNotInArchive(
-                    f"The archive holds no slide of study {ask.study}. Check the UID, or send the slide."
-                )
-            detail: dict[str, Any] = {"study": ask.study, "series": ask.series, "prompts": len(ask.prompts)}
-            self._note(by, EventType.INSTANCES_ACCESSED, "slide-segmented", Action.READ, **detail)
+                raise absent
 
-        return self._interactive.begin(ask, admit)
+        def note(error: PathserveError | None) -> None:
+            if isinstance(error, IdentityMismatch):  # somebody tries whose it is
+                self._refused(by, "slide-segment", None, reason=error.reason, **asked)
+            else:
+                outcome = Outcome.SUCCESS if error is None else Outcome.MINOR_FAILURE
+                why = {} if error is None else {"reason": error.reason}
+                read = EventType.INSTANCES_ACCESSED
+                self._note(by, read, "slide-segmented", Action.READ, outcome=outcome, **asked, **why)
+            if isinstance(error, SlideNotInArchive):
+                raise absent
+
+        return self._interactive.begin(ask, by.subject, admit, note)
 
     # What the server can do now
 

@@ -7,9 +7,9 @@ import numpy.typing as npt
 from gateway.domain.segment import Polygon, Ring
 
 MOST_CORNERS = 25_000
-"""Of all outlines of a mask together: they are simplified further where they have more."""
+"""Of all outlines of a mask together: they are simplified further where they have more, until they have not."""
 _TOLERANCE_PX = 0.5
-_COARSEST_PX = 8.0
+Corners = npt.NDArray[np.int32]
 _FINER = 3
 """Contours run through pixel centres: on pixels of a third of the side, that of a single pixel encloses something."""
 
@@ -27,19 +27,20 @@ def polygons_of(
     """The outlines of a mask as polygons with holes, and by how many µm at most they were simplified.
 
     `corner_um`: where the mask's top left corner lies (x, y); `pixel_um`: a pixel's width and height. What touches in a
-    corner only stays apart.
+    corner only stays apart. Where there are too many corners, what is no wider than the tolerance has no outline.
     """
-    fine = _parted(mask_HW)
-    found, tree = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    contours, tree = cv2.findContours(_parted(mask_HW), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     tolerance_px = _TOLERANCE_PX
-    rings = _simplified(found, tolerance_px)
-    while sum(map(len, rings)) > MOST_CORNERS and tolerance_px < _COARSEST_PX:
+    # What is too small to be simplified is shown as it is, while there is room for it.
+    rings = [_simplified(contour, tolerance_px, least=contour[:, 0]) for contour in contours]
+    while sum(map(len, rings)) > MOST_CORNERS:
         tolerance_px *= 2
-        rings = _simplified(found, tolerance_px)
+        rings = [_simplified(contour, tolerance_px, least=contour[:0, 0]) for contour in contours]
     polygons: dict[int, list[Ring]] = {}
     for index, ring in enumerate(rings):
         parent = int(tree[0, index, 3])
-        polygons.setdefault(index if parent < 0 else parent, []).append(_in_um(ring, corner_um, pixel_um))
+        if len(ring) and (parent < 0 or len(rings[parent])):
+            polygons.setdefault(index if parent < 0 else parent, []).append(_in_um(ring, corner_um, pixel_um))
     return tuple(map(tuple, polygons.values())), tolerance_px * max(pixel_um)
 
 
@@ -57,15 +58,13 @@ def _parted(mask_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
     return fine
 
 
-def _simplified(contours: object, tolerance_px: float) -> list[npt.NDArray[np.int32]]:
-    rings = []
-    for contour in contours:  # type: ignore[attr-defined]
-        simple = cv2.approxPolyDP(contour, tolerance_px * _FINER, closed=True)
-        rings.append(np.asarray(simple if len(simple) > 2 else contour, np.int32)[:, 0])
-    return rings
+def _simplified(contour: Corners, tolerance_px: float, *, least: Corners) -> Corners:
+    """A contour (K, 1, 2) as a ring of fewer corners (K, 2); `least` where nothing is left that encloses anything."""
+    simple: Corners = np.asarray(cv2.approxPolyDP(contour, tolerance_px * _FINER, closed=True), np.int32)[:, 0]
+    return simple if len(simple) > 2 else least
 
 
-def _in_um(ring_K2: npt.NDArray[np.int32], corner_um: tuple[float, float], pixel_um: tuple[float, float]) -> Ring:
+def _in_um(ring_K2: Corners, corner_um: tuple[float, float], pixel_um: tuple[float, float]) -> Ring:
     corners_K2 = np.round((ring_K2 + 0.5) / _FINER * pixel_um + corner_um, 3)
     corners = [(float(x_um), float(y_um)) for x_um, y_um in corners_K2]
     return (*corners, corners[0])

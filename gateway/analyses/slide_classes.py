@@ -4,111 +4,95 @@ Per tile, Triton's `tile_encoder` gives an embedding; the slide half here makes 
 `slide_transmil`) classifies. The bag's answer lies on disk like the tiles' rows: no step is done twice.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.bags import BagAnswer, ask, picked
+from gateway.analyses.bags import BagAnswer, ask
 from gateway.analyses.intended_use import Use, compare
 from gateway.analyses.metrics import BAG_SECONDS
+from gateway.analyses.object_importance import Explaining, explanation_findings, tiles_encoded
 from gateway.analyses.planned import Planned
 from gateway.analyses.readings import box_of, corner_um, findings_of, reading_of
+from gateway.analyses.slide_bag import SlideBag
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
-from gateway.analyses.tile_answers import TileAnswers
 from gateway.domain.model import ModelCard
 from gateway.domain.report import Finding, FindingKind, SlideClass, SlideClassification, TopTile
 from gateway.domain.slide import Level
 from gateway.domain.tables import finding_code
-from gateway.operations.errors import ModelRefused, RowsOutdated
+from gateway.operations.errors import RowsOutdated
 from gateway.reports import AttentionMap, attention_map, thumbnail_jpeg
 from gateway.slides import Slide, TilePlan, stream_tiles
+from gateway.slides.windows import WindowPlan
 
 TOP_TILES = 8
-_FILE = "bag.npz"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Bag:
-    """The bag of one task: which tiles of the plan are in it (M,), in which order, and to what its answer belongs."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ClassificationPlan:
+    """The `tiles` of the bag; `windows` over those that are explained, once these are known; and how many tiles are
+    `encoded` anew for that, at most."""
 
-    task: SlideTask
-    plan: TilePlan
-    answers: TileAnswers
-    picked_M: npt.NDArray[np.int64]
-    least: int
+    tiles: TilePlan
+    windows: tuple[WindowPlan, ...] = ()
+    encoded: int = 0
 
-    @classmethod
-    def of_task(cls, task: SlideTask, plan: TilePlan) -> "_Bag":
-        """Raises ModelRefused where the models' cards do not say how they fit together."""
-        width, card = task.eye.card.embedding_size, task.card
-        if width is None or card.tiles is None or card.feature_size != width:
-            raise ModelRefused(
-                f"The model {task.models[-1].folder} takes {card.feature_size or 'no'} features a tile, and "
-                f"{task.eye.folder} gives {width or 'none'}. Promote models that belong together."
-            )
-        least, most = card.tiles
-        chosen_M = picked(plan.rows_N, plan.columns_N, most)
-        return cls(task, plan, TileAnswers(task, plan, "embedding", width), chosen_M, least)
+    def __len__(self) -> int:
+        return len(self.tiles) + self.encoded
 
     @property
-    def too_small(self) -> bool:
-        return len(self.picked_M) < self.least
-
-    @property
-    def path(self) -> Path:
-        return self.task.folder / _FILE
-
-    @property
-    def of(self) -> dict[str, str | int]:
-        version = self.task.card.version
-        model = {"bag-model": version.name, "bag-version": version.version, "bag-engine": version.engine_sha256}
-        return {**self.answers.belongs_to, **model, "bag": len(self.picked_M)}
-
-    def features(self) -> npt.NDArray[np.float32]:
-        """The tiles' embeddings (M, D). Raises RowsOutdated."""
-        rising_M = np.sort(self.picked_M)
-        return self.answers.answers(rising_M)[np.searchsorted(rising_M, self.picked_M)]
-
-    def centres_um(self) -> npt.NDArray[np.float32]:
-        """The tiles' centres (M, 2), µm from the slide image's top left corner."""
-        grid, level = self.plan.grid, self.task.slide.levels[self.plan.grid.level]
-        columns_M, rows_M = self.plan.columns_N[self.picked_M], self.plan.rows_N[self.picked_M]
-        across, down = grid.field_px * level.mpp_x, grid.field_px * level.mpp_y
-        return np.stack([(columns_M + 0.5) * across, (rows_M + 0.5) * down], axis=1).astype(np.float32)
+    def reads(self) -> tuple[TilePlan, ...]:
+        return (self.tiles, *(each.tiles for each in self.windows))
 
 
 class WholeSlideClassification:
     """The slide half of `slide-classification`."""
 
-    def plan(self, task: SlideTask) -> TilePlan:
-        return Planned.of_task(task).plan
+    def plan(self, task: SlideTask) -> ClassificationPlan:
+        tiles = Planned.of_task(task).plan
+        if not task.order.prompts:
+            return ClassificationPlan(tiles=tiles)
+        bag = SlideBag.of_task(task, tiles)
+        if bag.too_small:
+            return ClassificationPlan(tiles=tiles)
+        # Which tiles weigh most is known with the answer only: then the frames under their windows are fetched, too.
+        answer = bag.answer()
+        windows = () if answer is None else Explaining.of(bag, answer).windows
+        return ClassificationPlan(tiles=tiles, windows=windows, encoded=tiles_encoded(bag))
 
     async def infer(
         self,
         task: SlideTask,
-        plan: TilePlan,
+        plan: ClassificationPlan,
         engine: Engine,
         *,
         progress: Callable[[int], None],
         cancelled: Callable[[], bool],
     ) -> None:
-        bag = _Bag.of_task(task, plan)
+        bag = SlideBag.of_task(task, plan.tiles)
         await bag.answers.compute(engine, progress=progress, cancelled=cancelled)
-        if bag.too_small or BagAnswer.load(bag.path, bag.of) is not None:
+        if bag.too_small:
             return
-        begun = time.perf_counter()
-        answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine, cancelled=cancelled)
-        BAG_SECONDS.labels(task.card.name, answer.evidence).observe(time.perf_counter() - begun)
-        answer.save(bag.path, bag.of)
+        answer = bag.answer()
+        if answer is None:
+            begun = time.perf_counter()
+            answer = await ask(task.models[-1], bag.features(), bag.centres_um(), engine, cancelled=cancelled)
+            BAG_SECONDS.labels(task.card.name, answer.evidence).observe(time.perf_counter() - begun)
+            answer.save(bag.path, bag.of)
+        if task.order.prompts:
+            explaining = await asyncio.to_thread(Explaining.of, bag, answer)
+            before = len(plan.tiles)
+            await explaining.infer(engine, progress=lambda done: progress(before + done), cancelled=cancelled)
+            progress(len(plan))
 
     def outcome(self, task: SlideTask) -> SlideOutcome:
         planned = Planned.of_task(task)
         plan = planned.plan
-        bag = _Bag.of_task(task, plan)
+        bag = SlideBag.of_task(task, plan)
         use = compare(task.specimen, task.slide.header, task.card)
         reading = reading_of(task, planned, use, *bag.answers.figures())
         thumbnail_HW3 = task.slide.thumbnail()
@@ -122,7 +106,7 @@ class WholeSlideClassification:
                 f"The slide has {len(plan)} tiles of tissue; the model needs {bag.least}. It was not classified.",
             )
             return SlideOutcome(level=plan.grid.level, reading=reading, findings=(*common, few), pictures=pictures)
-        answer = BagAnswer.load(bag.path, bag.of)
+        answer = bag.answer()
         if answer is None:
             raise RowsOutdated(
                 "The stored answer of the slide's model does not belong to this analysis: a model was changed while it "
@@ -131,6 +115,11 @@ class WholeSlideClassification:
         relative_M = (answer.weights_M / answer.weights_M.max()).astype(np.float32)
         top = _top(answer.weights_M)
         classes = _result(bag, answer, use, level, relative_M, top)
+        explained: Iterator[Finding] = iter(())
+        if task.order.prompts:
+            explaining = Explaining.of(bag, answer)
+            classes = replace(classes, explanation=explaining.result())
+            explained = explanation_findings(explaining, classes, use.site)
         placed = AttentionMap(
             series=reading.series,
             rows_N=plan.rows_N[bag.picked_M],
@@ -142,7 +131,7 @@ class WholeSlideClassification:
         return SlideOutcome(
             level=plan.grid.level,
             reading=reading,
-            findings=(*common, *_findings(classes, task.card)),
+            findings=(*common, *_findings(classes, task.card), *explained),
             classes=classes,
             attention=None if use.wrong_stain else placed,
             pictures=pictures,
@@ -156,7 +145,7 @@ def _top(weights_M: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _result(
-    bag: _Bag,
+    bag: SlideBag,
     answer: BagAnswer,
     use: Use,
     level: Level,

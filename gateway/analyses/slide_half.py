@@ -1,7 +1,7 @@
 """The slide half of an ensemble: the seam between one case and what a protocol does with each of its slides."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -10,8 +10,9 @@ import numpy.typing as npt
 from gateway.domain.model import ModelCard, OperatingPoint
 from gateway.domain.order import Order, Specimen
 from gateway.domain.report import Finding, SegmentationResult, SlideClassification, SlideReading, TissueResult
+from gateway.domain.screened import ScreeningResult
 from gateway.inference.contract import Contract
-from gateway.reports import AttentionMap, TileMap
+from gateway.reports import AttentionMap, CellMap, TileMap
 from gateway.reports.spatial import MaskMap
 from gateway.slides import Slide, TilePlan
 
@@ -27,9 +28,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideOutcome:
-    """What a protocol says of one slide that it has read. `level` is the pyramid level that was read; `tiles`,
-    `attention` and `masks` are what lies where on it, none of them where nothing may be drawn; `pictures` holds encoded
-    pictures by role (`gateway.domain.report.Picture`)."""
+    """What a protocol says of one slide that it has read.
+
+    `level` is the pyramid level that was read; `tiles`, `attention`, `masks` and `cells` are what lies where on it,
+    none of them where nothing may be drawn; `pictures` holds encoded pictures by role
+    (`gateway.domain.report.Picture`).
+    """
 
     level: int
     reading: SlideReading
@@ -37,14 +41,16 @@ class SlideOutcome:
     tissue: TissueResult | None = None
     classes: SlideClassification | None = None
     segmentation: SegmentationResult | None = None
+    screening: ScreeningResult | None = None
     tiles: TileMap | None = None
     attention: AttentionMap | None = None
     masks: tuple[MaskMap, ...] = ()
+    cells: CellMap | None = None
     pictures: Mapping[str, bytes]
 
     @property
     def exploratory(self) -> bool:
-        results = (self.tissue, self.classes, self.segmentation)
+        results = (self.tissue, self.classes, self.segmentation, self.screening)
         return any(result is not None and result.exploratory for result in results)
 
 
@@ -61,7 +67,9 @@ class ServedModel:
 class SlideTask:
     """All that a protocol needs to know about one slide of one order. What must survive a kill goes into `folder`.
 
-    `models` are the protocol's, in its order.
+    `models` are the protocol's, in its order. `state_folder` is the server's (sites' states lie there; None: there are
+    none), `specimen_codes` the SNOMED CT codes of a laboratory's own codes (`Settings.specimen_codes`), `run`
+    which of the analysis' runs this is (a person's retry is one more).
     """
 
     slide: Slide
@@ -70,6 +78,9 @@ class SlideTask:
     specimen: Specimen
     options: Mapping[str, float | None]
     folder: Path
+    state_folder: Path | None = None
+    specimen_codes: Mapping[str, str] = field(default_factory=dict)
+    run: int = 1
 
     @property
     def eye(self) -> ServedModel:

@@ -22,6 +22,7 @@ from gateway.analyses.ledger.revisions import HEADERS
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
+from gateway.analyses.screening import CervicalScreening
 from gateway.analyses.segmentation import Segmentation
 from gateway.analyses.slide_classes import WholeSlideClassification
 from gateway.analyses.slide_half import Plan, ServedModel, SlideHalf, SlideOutcome, SlideTask
@@ -42,6 +43,7 @@ _HALVES: dict[str, SlideHalf[Any]] = {
     "tissue-classification": TissueClassification(),
     "slide-classification": WholeSlideClassification(),
     "segmentation": Segmentation(),
+    "cervical-screening": CervicalScreening(),
 }
 
 T = TypeVar("T")
@@ -53,8 +55,8 @@ class CaseRun:
     `progress` is told how far the running step is; `cancelled` is asked between batches; `choices` says which models
     serve when the analysis starts, and `note_pins` is told which it was pinned to. `released` gives the digests of the
     differences between order and slides that a person has released; None where nobody ordered, so that all that is
-    compared is whether the slides are one patient's. The steps raise PathserveError only; `retryable` ones may be tried
-    again.
+    compared is whether the slides are one patient's. `run` counts up with every retry by
+    a person. The steps raise PathserveError only; `retryable` ones may be tried again.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class CaseRun:
         choices: Callable[[], Choices] = Choices,
         note_pins: Callable[[Pins], None] = lambda pins: None,
         released: Callable[[], Collection[str]] | None = frozenset,
+        run: int = 1,
     ) -> None:
         self.analysis_id = analysis_id
         self.order = order
@@ -83,7 +86,8 @@ class CaseRun:
         self._choices = choices
         self._note_pins = note_pins
         self._released = released
-        self._protocol = protocol_named(order.protocol)
+        self._run = run
+        self._protocol = protocol_named(order.protocol).asked(order)
         self._options = options_of(self._protocol, order)
         self._half = _HALVES[order.protocol]
         self._repository = ModelRepository(settings.model_repository)
@@ -145,11 +149,17 @@ class CaseRun:
             total = sum(len(plan) for _, plan in planned)
             before = 0
             async with TritonEngine.open(self._settings, tuple(pins.folders.values())) as engine:
+                unfetched: FramesNotFetched | None = None
                 for task, plan in planned:
-                    await self._half.infer(
-                        task, plan, engine, progress=self._tiles_done(before, total), cancelled=self._cancelled
-                    )
+                    try:
+                        await self._half.infer(
+                            task, plan, engine, progress=self._tiles_done(before, total), cancelled=self._cancelled
+                        )
+                    except FramesNotFetched as error:  # the others go on, so that one more turn brings it all
+                        unfetched = error
                     before += len(plan)
+                if unfetched is not None:
+                    raise unfetched
         return {"slides": len(planned), "tiles": total}
 
     def _tiles_done(self, before: int, total: int) -> Callable[[int], None]:
@@ -182,6 +192,9 @@ class CaseRun:
                 specimen=specimen,
                 options=self._options,
                 folder=self.folder / "tiles" / slide.header.series_uid,
+                state_folder=self._settings.state,
+                specimen_codes=self._settings.specimen_codes,
+                run=self._run,
             )
 
     def _check(self, slides: Sequence[Read]) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -54,11 +54,12 @@ class TileStore:
         file.truncate()
         return store
 
-    def append(self, values_BC: npt.NDArray[np.float32], missing: int = 0) -> None:
-        """Append the next rows and bring them to disk. Raises DiskFull."""
+    def append(self, values_BC: npt.NDArray[np.float32], missing: Sequence[tuple[int, int]] = ()) -> None:
+        """Append the next rows and bring them to disk; of the frames missing under them their number. Raises
+        DiskFull."""
         if values_BC.ndim != 2 or values_BC.shape[1] != self.width:
             raise ValueError(f"expected (batch, {self.width}) values, got {values_BC.shape}")
-        payload = _MISSING.pack(missing) + np.ascontiguousarray(values_BC, dtype="<f4").tobytes()
+        payload = _MISSING.pack(len(missing)) + np.ascontiguousarray(values_BC, dtype="<f4").tobytes()
         self._write(payload)
         self.done += self._rows(payload)
 
@@ -100,20 +101,43 @@ def load(
     wanted_M = np.arange(rows) if picked_M is None else picked_M
     taken = np.empty((len(wanted_M), len(range(*columns.indices(width)))), np.float32)
     done = missing = 0
+    for values_BC, lacking in each(path, belongs_to=belongs_to, width=width, rows=rows):
+        first, end = np.searchsorted(wanted_M, [done, done + len(values_BC)])
+        taken[first:end] = values_BC[wanted_M[first:end] - done, columns]
+        missing += lacking
+        done += len(values_BC)
+    return taken, missing
+
+
+def each(
+    path: Path, *, belongs_to: Mapping[str, str], width: int, rows: int
+) -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+    """The same, batch by batch as they were appended: rows (B, width) and the number of frames missing under them.
+
+    Raises RowsOutdated, at the end where they are not all there.
+    """
     if not path.exists():
         raise _outdated()
+    done = 0
     with disk_errors(), path.open("rb") as file:
         records = _records(file)
         mine = next(records, None) == _header(belongs_to, width)
         for payload in records if mine else ():
             values_BC = np.frombuffer(payload, "<f4", offset=_MISSING.size).reshape(-1, width)
-            first, end = np.searchsorted(wanted_M, [done, done + len(values_BC)])
-            taken[first:end] = values_BC[wanted_M[first:end] - done, columns]
-            missing += _MISSING.unpack_from(payload)[0]
             done += len(values_BC)
+            yield values_BC, _MISSING.unpack_from(payload)[0]
     if not mine or done != rows:
         raise _outdated()
-    return taken, missing
+
+
+def is_complete(path: Path, *, belongs_to: Mapping[str, str], width: int, rows: int) -> bool:
+    """Whether `load` would find them all. Reads them through, since a kill may have cut the last ones short."""
+    try:
+        for _ in each(path, belongs_to=belongs_to, width=width, rows=rows):
+            pass
+    except RowsOutdated:
+        return False
+    return True
 
 
 def _outdated() -> RowsOutdated:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+from gateway.operations.threads import to_the_end
+
 T = TypeVar("T")
 
 
@@ -18,13 +20,7 @@ class Work:
 
     async def done(self, call: Callable[[], T]) -> T:
         """The result of a call in a thread. A task that is cancelled meanwhile ends when the call has ended."""
-        running = asyncio.ensure_future(asyncio.to_thread(call))
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            self._stop.set()
-            await asyncio.gather(running, return_exceptions=True)
-            raise
+        return await to_the_end(call, self._stop.set)
 
 
 async def in_order(calls: AsyncIterator[Coroutine[Any, Any, T]], at_once: int) -> list[T]:
@@ -34,7 +30,11 @@ async def in_order(calls: AsyncIterator[Coroutine[Any, Any, T]], at_once: int) -
     try:
         async for call in calls:
             if len(pending) == at_once:
-                results.append(await pending.popleft())
+                try:
+                    results.append(await pending.popleft())
+                except BaseException:
+                    call.close()
+                    raise
             pending.append(asyncio.create_task(call))
         while pending:
             results.append(await pending.popleft())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.domain.codes import Code
 
@@ -10,6 +10,8 @@ Target = Literal["onnx", "cpu", "tensorrt"]
 """What an engine was built for; the reference first."""
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 """From the most precise to the least."""
+Pool = Literal["mean", "max", "attention"]
+"""How a cytology slide's head comes from cells to the slide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,16 +115,72 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceRule:
+    """When a model of masks says that an object is there: where sigmoid(presence_logit / `temperature`) is at least
+    `threshold`."""
+
+    threshold: float
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectorRule:
+    """What becomes of a detector's boxes, outside its engine.
+
+    Neighbouring tiles overlap by `overlap_px`; boxes of at least `score_threshold` are kept; of boxes that overlap by
+    more than `nms_iou` (intersection over union) the best stays; a slide is read from the `top_k` best of each class.
+    """
+
+    overlap_px: int
+    score_threshold: float
+    nms_iou: float
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropRule:
+    """How an encoder of cells sees one: see `gateway.slides.cell_crops.CellCrops`, whose digest is `transform_sha256`.
+
+    `mean` and `deviation` (of 0..1) are those by which the encoder's graph itself normalises.
+    """
+
+    side_px: int
+    context: float
+    mean: tuple[float, float, float]
+    deviation: tuple[float, float, float]
+    transform_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreeningRule:
+    """What a cytology slide model's answers need besides its engine.
+
+    Logits are divided by `temperature`. Its cells are the `top_k` best of each class that the `detector` found (None:
+    it was trained on annotated cells), as the transform of digest `transform_sha256` crops them. `pool`: how their
+    logits become the slide's. `source`: what a site is held against, `gateway.slides.site_state.Source.record`.
+    """
+
+    temperature: float
+    transform_sha256: str
+    top_k: int
+    pool: Pool
+    detector: OtherModel | None
+    source: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
     """The part of `card.json` that the gateway acts on; the whole document stays beside the model.
 
     `embedding_size` is an encoder's; `encoder` that of a head or a bag model, `feature_size` and `tiles` (least and
     greatest number of rows) a bag model's, which is `composed` where it was trained and measured on slides put together
-    from tiles.
+    from tiles or cells.
+    `detector` is a detector's, `crop` that of an encoder of cells, whose `mpp` is that of the pixels that cells are cut
+    from, and `screening` that of a bag model of cytology.
     Of a model of masks from words: `mpp_by_level` (micrometres per pixel at which each level of a prompt is read; `mpp`
-    is that of nuclei), its `prompts`, the engines that it takes features and text from, and how it says that an object
-    is there: where sigmoid(presence_logit / temperature) is at least `presence_threshold`. Its text's tokens are the
-    numbers of words in the table of the digest `tokenizer_sha256`, `max_tokens` of them at most.
+    is that of nuclei), its `prompts`, the engines that it takes features and text from, and `presence_by_level`: when
+    an object of each level is there. Its text's tokens are the numbers of words in the table of the digest
+    `tokenizer_sha256`, `max_tokens` of them at most.
     """
 
     name: str
@@ -141,10 +199,12 @@ class ModelCard:
     tiles: tuple[int, int] | None = None
     composed: bool = False
     stain_reference: StainReference | None = None
+    detector: DetectorRule | None = None
+    crop: CropRule | None = None
+    screening: ScreeningRule | None = None
     mpp_by_level: Mapping[str, float] = field(default_factory=dict)
     prompts: Prompts | None = None
-    presence_threshold: float | None = None
-    temperature: float | None = None
+    presence_by_level: Mapping[str, PresenceRule] = field(default_factory=dict)
     image_encoder: OtherModel | None = None
     text_encoder: OtherModel | None = None
     tokenizer_sha256: str | None = None

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+MOST_PROMPTS = 32
+"""Prompts of an order at the most: as many as are answered of one picture at a time."""
+
 UNSPECIFIED = "unspecified"
 """The region where none is named."""
 

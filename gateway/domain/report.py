@@ -5,8 +5,10 @@ from datetime import datetime
 from enum import StrEnum
 
 from gateway.domain.codes import Code
+from gateway.domain.explanation import Explanation
 from gateway.domain.model import ModelVersion
 from gateway.domain.order import Order
+from gateway.domain.screened import ScreeningResult
 from gateway.domain.slide import SlideHeader, TileGrid
 
 
@@ -132,7 +134,8 @@ class EvidenceSource(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideClassification:
     """What one slide as a whole is taken for. `answer` is the index of the class that reached the operating point, None
-    where none did. `tiles` were read; `bag` of them, evenly spaced, were seen by the slide's model."""
+    where none did. `tiles` were read; `bag` of them, evenly spaced, were seen by the slide's model. `explanation`: what
+    the objects of the order's prompts mean to it; None where it has none."""
 
     series: str
     exploratory: bool
@@ -144,6 +147,7 @@ class SlideClassification:
     bag: int
     evidence: EvidenceSource
     top_tiles: tuple[TopTile, ...]
+    explanation: Explanation | None = None
 
     @property
     def answered(self) -> SlideClass | None:
@@ -155,18 +159,19 @@ class SlideClassification:
 class ObjectFigures:
     """What was counted of a prompt's objects on one slide, from the splitting of its mask into instances.
 
-    `density_per_mm2`: objects per mm² of the tissue that was read. Areas are percentiles over the objects.
+    `density_per_mm2`: objects per mm² of the tissue read at its resolution. Areas are percentiles over the objects.
     `irregularity` (0..1): mean over the objects, weighted by their areas, of 1 - 4·pi·area / perimeter² (perimeter by
     Crofton's formula in four directions). `approximate`: touching objects were told apart by rule, not by the model.
+    Where none of the mask's pieces has the least size of an object, count and density are 0 and all else is None.
     """
 
     count: int
     density_per_mm2: float
-    mean_area_um2: float
-    area_p10_um2: float
-    area_median_um2: float
-    area_p90_um2: float
-    irregularity: float
+    mean_area_um2: float | None
+    area_p10_um2: float | None
+    area_median_um2: float | None
+    area_p90_um2: float | None
+    irregularity: float | None
     approximate: bool = True
 
 
@@ -176,10 +181,10 @@ class Segmented:
 
     `index`: the prompt's place in the order, from 0. `prompt` is the text as given, `triple` what was understood by it
     ("nuclei-level epithelial in colon pathology"), `category` and `code` the same in codes. `supported`: whether the
-    model was measured for it, `val_dice` how well (0..1). `presence`: the model's probability that there is any;
-    where it fails, the mask is empty (`present` false). `mpp`: micrometres a side of a mask pixel. `area_fraction`
-    (0..1) is the mask's part of the tissue that was read. `mean_probability` (0..1) is over the mask. `seg`: the file
-    beside the report whose segment this is; None where none was written.
+    model was measured for it, `val_dice` how well (0..1). `presence`: the model's probability that there is any; under
+    `min_presence`, the least (0..1) that counts as an answer, the mask is empty (`present` false). `mpp`: micrometres a
+    side of a mask pixel. `area_fraction` (0..1) is the mask's part of the tissue read at that scale. `mean_probability`
+    (0..1) is over the mask. `seg`: the file beside the report whose segment this is; None where none was written.
     """
 
     index: int
@@ -191,6 +196,7 @@ class Segmented:
     supported: bool
     present: bool
     presence: float
+    min_presence: float
     mpp: float
     area_mm2: float
     area_fraction: float
@@ -202,14 +208,13 @@ class Segmented:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentationResult:
-    """What was found of all prompts on one slide, in the order's order. `area_mm2`: the tissue that was read;
-    `min_presence`: the least presence (0..1) that counts as an answer."""
+    """What was found of all prompts on one slide, in the order's order. `area_mm2`: the tissue that was read at the
+    finest resolution."""
 
     series: str
     exploratory: bool
     segments: tuple[Segmented, ...]
     area_mm2: float
-    min_presence: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,8 +278,8 @@ class SlideReading:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Picture:
     """A picture that belongs to the report; the bytes lie beside it in `file`. `role`: thumbnail, tissue-map,
-    attention-map, top-tile-1 (and so on, in the order of `top_tiles`); of the order's first prompt segment-1, where all
-    of it lies, and segment-field-1, a place where much of it does."""
+    attention-map, top-tile-1 (and so on, in the order of `top_tiles`), cell-map, cell-1 (in the order of `gallery`); of
+    the order's first prompt segment-1, where all of it lies, and segment-field-1, a place where much of it does."""
 
     role: str
     file: str
@@ -374,6 +379,7 @@ class Report:
     tissue: tuple[TissueResult, ...] = ()
     slide_classes: tuple[SlideClassification, ...] = ()
     segmentations: tuple[SegmentationResult, ...] = ()
+    screenings: tuple[ScreeningResult, ...] = ()
     pictures: tuple[Picture, ...] = ()
     objects: tuple[ResultObject, ...] = ()
     revision: int = 1
@@ -425,3 +431,7 @@ class Report:
     def segments_of(self, series: str) -> SegmentationResult | None:
         """What was found of the order's prompts on the slide of a series, if it was asked."""
         return next((result for result in self.segmentations if result.series == series), None)
+
+    def screening_of(self, series: str) -> ScreeningResult | None:
+        """What the slide of a series was read as, if it was screened."""
+        return next((result for result in self.screenings if result.series == series), None)

@@ -47,8 +47,13 @@ class PromptMask:
     in the region at all, `present` whether it counts as there: the mask is empty where it does not.
 
     The mask is `png`, one bit a pixel, white inside, `width_px` × `height_px` pixels of `mpp` µm, its top left corner
-    at `x_um`, `y_um`. `polygons` are the outlines of the same pixels, simplified by at most `tolerance_um`.
-    `area_fraction` is that of the region (0..1).
+    at `x_um`, `y_um`. `polygons` are the outlines of the same pixels, simplified by at most `tolerance_um`; where they
+    have too many corners at that, what is no wider has none. `area_fraction` is that of the region (0..1).
+
+    Two things keep a mask from being shown, and a finding says which: of a slide with another stain than the models
+    were made for, picture and polygons are empty, while presence and area are what was found; where the slide is too
+    coarse for the prompt, there are no pixels at all (`width_px` 0, `png` empty), and nothing is said of the object:
+    `present`, `presence` and its area are None.
     """
 
     prompt: str
@@ -56,15 +61,15 @@ class PromptMask:
     category: Code
     code: Code
     supported: bool
-    present: bool
-    presence: float
+    present: bool | None
+    presence: float | None
     mpp: float
     x_um: float
     y_um: float
     width_px: int
     height_px: int
-    area_um2: float
-    area_fraction: float
+    area_um2: float | None
+    area_fraction: float | None
     png: bytes
     polygons: tuple[Polygon, ...]
     tolerance_um: float

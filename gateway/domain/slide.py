@@ -7,7 +7,11 @@ from gateway.domain.codes import Code
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideHeader:
-    """What the image header says, as received; None where it says nothing."""
+    """What the image header says, as received; None where it says nothing.
+
+    `kinds`: what specimen it is and was taken from, all specimens on the slide and all steps of their preparation;
+    `preparation`: how it was collected and prepared.
+    """
 
     study_uid: str
     series_uid: str
@@ -24,6 +28,9 @@ class SlideHeader:
     stains: tuple[Code, ...] = ()
     site: Code | None = None
     specimen_type: Code | None = None
+    kinds: tuple[Code, ...] = ()
+    preparation: tuple[Code, ...] = ()
+    institution: str | None = None
     manufacturer: str | None = None
     model_name: str | None = None
     serial_number: str | None = None

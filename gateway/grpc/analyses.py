@@ -123,7 +123,8 @@ class Analyses(AnalysisServiceServicer):
 
     async def Segment(self, request: Any, context: Any) -> Any:
         ask = read(SegmentBody, values_of(request)).domain()
-        return views.segmented(await asyncio.wrap_future(self._service.segment(caller(), ask)))
+        answer = await asyncio.wrap_future(self._service.segment(caller(), ask))
+        return await in_thread(views.segmented, answer)  # outlines are many numbers
 
     async def _revised(self, revise: Any, request: Any, said: Any, revision: int | None) -> Any:
         etag = request.etag or None

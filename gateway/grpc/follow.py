@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import structlog
@@ -16,13 +16,13 @@ from gateway.domain.principal import Principal, Scope
 from gateway.grpc import views
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2 import RunAnalysisResponse
 from gateway.grpc.threads import in_thread
-from gateway.operations.errors import PathserveError, StateBusy
+from gateway.operations.errors import Conflict, NotFound, PathserveError, StateBusy
 
 log = structlog.get_logger("gateway.grpc")
 
 _IDLE_S = 15.0
 """How often a stream to which nothing happens looks whether its analysis has ended, or is no longer kept."""
-_CANCEL_TRIES, _CANCEL_PAUSE_S = 8, 0.5
+_CANCEL_PAUSE_S, _LONGEST_CANCEL_PAUSE_S = 0.5, 30.0
 
 
 class Followers:
@@ -82,18 +82,29 @@ class Followers:
         raise StateBusy("The server is stopping. The analysis goes on: follow it with WatchAnalysis.")
 
     async def _abandon(self, by: Principal, accepting: "asyncio.Future[tuple[Record, bool]]") -> None:
-        """Cancel the analysis of a call that has ended; again and again where the database cannot be written."""
+        """Cancel the analysis of a call that has ended; again and again while that fails, and once more when the server
+        begins to end."""
         try:
             record, _ = await accepting
         except PathserveError:
             return  # it was not accepted
-        for attempt in range(_CANCEL_TRIES):
+        pause_s = _CANCEL_PAUSE_S
+        while True:
+            last = self.stopping.is_set()
             try:
                 await in_thread(self._service.cancel, by, record.analysis.id)
-            except PathserveError as error:
-                if not error.retryable:
-                    return  # it has ended, or its delivery has begun
-                await asyncio.sleep(_CANCEL_PAUSE_S * 2**attempt)
-            else:
                 return
-        log.error("the analysis of an ended call could not be cancelled", analysis_id=record.analysis.id)
+            except (Conflict, NotFound):
+                return  # it has ended, its delivery has begun, or it is no longer kept
+            except Exception as error:
+                log.error(
+                    "the analysis of an ended call is not cancelled yet",
+                    analysis_id=record.analysis.id,
+                    trouble=type(error).__name__,
+                )
+            if last:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self.stopping.wait()
+            pause_s = min(2 * pause_s, _LONGEST_CANCEL_PAUSE_S)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gateway.analyses.order_form import CodeBody, RegionBody
 from gateway.analyses.segment_form import EXAMPLE, SegmentBody
 from gateway.domain.principal import Scope
+from gateway.domain.prompts import code_of
 from gateway.domain.report import Finding, FindingKind
 from gateway.domain.segment import PromptMask, SegmentAnswer
 from gateway.http.context import By, Here
@@ -19,15 +20,17 @@ from gateway.http.routing import Responses, Router, examples_of, needs
 from gateway.http.views import PinnedModel
 from gateway.operations import codec
 from gateway.operations.errors import Cancelled
+from gateway.operations.prompts import parse
 
 router = Router(prefix="/v1", tags=["analyses"])
 
-_EPITHELIAL = {"code": "4212006", "scheme": "SCT", "display": "Epithelial cell"}
+_TRIPLE = parse(EXAMPLE["prompts"][0])
+_CATEGORY, _CODE = code_of(_TRIPLE)
 _MASK: dict[str, Any] = {
-    "prompt": "nuclei-level epithelial in colon pathology",
-    "triple": "nuclei-level epithelial in colon pathology",
-    "category": {"code": "123037004", "scheme": "SCT", "display": "Body structure"},
-    "code": _EPITHELIAL,
+    "prompt": EXAMPLE["prompts"][0],
+    "triple": _TRIPLE.text,
+    "category": codec.dump(_CATEGORY),
+    "code": codec.dump(_CODE),
     "supported": True,
     "present": True,
     "presence": 0.97,
@@ -62,8 +65,14 @@ class MaskView(BaseModel):
 
     `png` is the mask: a PNG of one bit a pixel, white inside, of `width_px` × `height_px` pixels of `mpp` µm, its top
     left corner at `x_um`, `y_um`. `polygons` are its outlines, coordinates of a GeoJSON MultiPolygon in µm from the
-    slide's top left corner, simplified by at most `tolerance_um`. `area_fraction` is that of the region (0..1).
-    `supported`: the model was validated for this triple; where not, a finding says so.
+    slide's top left corner, simplified by at most `tolerance_um`; where they have too many corners at that, what is no
+    wider has none. `area_fraction` is that of the region (0..1). `supported`: the model was validated for this triple;
+    where not, a finding says so.
+
+    Of a slide with another stain than the models were made for (`stain-outside`, `stain-conflict`), `png` and
+    `polygons` are empty, while presence and area are what was found. Of a prompt that the slide is too coarse for
+    (`cannot-answer`) there are no pixels: `width_px` is 0, `png` an empty text, and nothing is said of the object:
+    `present`, `presence`, `area_um2` and `area_fraction` are null.
     """
 
     prompt: str
@@ -71,15 +80,15 @@ class MaskView(BaseModel):
     category: CodeBody
     code: CodeBody
     supported: bool
-    present: bool
-    presence: float
+    present: bool | None
+    presence: float | None
     mpp: float
     x_um: float
     y_um: float
     width_px: int
     height_px: int
-    area_um2: float
-    area_fraction: float
+    area_um2: float | None
+    area_fraction: float | None
     png: Annotated[str, Field(json_schema_extra=_PNG)]
     polygons: list[list[list[tuple[float, float]]]]
     tolerance_um: float
@@ -129,7 +138,7 @@ async def segment(
     further prompt on the same region is faster. The work ends with the connection. Nothing is kept of it but its
     record in the audit trail: order an analysis for a report."""
     answer = await _while_connected(request, here.service.segment(by, ask.domain()))
-    return JSONResponse(_shown(answer))
+    return await asyncio.to_thread(lambda: JSONResponse(_shown(answer)))  # outlines are many numbers
 
 
 async def _while_connected(request: Request, work: "Future[SegmentAnswer]") -> SegmentAnswer:

@@ -16,10 +16,9 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import psutil
 
@@ -29,12 +28,12 @@ from gateway.inference.installation import find_installation
 from gateway.inference.stubs import Stub, dead_children, living_stubs
 from gateway.operations.errors import InferenceUnavailable
 from gateway.operations.settings import Settings
+from gateway.operations.threads import to_the_end
 
 START_TIMEOUT_S = 60.0
 # An empty server is ready within a second: one that is not after this long hangs.
 START_TRY_S = 20.0
-
-T = TypeVar("T")
+GUEST_TIMEOUT_S = 10.0
 
 _PROGRAMS = ("tritonserver", "triton_python_backend_stub")
 
@@ -57,11 +56,13 @@ class Record:
 class EmbeddedServer:
     """The embedded Triton as one process sees it: its owner, or a guest that may become the owner.
 
-    `ensure` and `stop` run in one event loop; every wait of theirs is bounded.
+    A `guest` never does: it uses what the workers keep. `ensure` and `stop` run in one event loop; every wait of theirs
+    is bounded.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, guest: bool = False) -> None:
         self._settings = settings
+        self._guest = guest
         self._state = settings.state
         self._record_file = settings.state / "triton.json"
         self._directory = runtime.runtime_directory(settings.state)
@@ -101,7 +102,7 @@ class EmbeddedServer:
         Raises InferenceUnavailable, StateError, DiskFull.
         """
         async with self._busy:
-            deadline = time.monotonic() + START_TIMEOUT_S
+            deadline = time.monotonic() + (GUEST_TIMEOUT_S if self._guest else START_TIMEOUT_S)
             while True:
                 if self.owner or self._try_lock():
                     return await self._own(deadline)
@@ -109,6 +110,11 @@ class EmbeddedServer:
                 if record is not None and await answers(record.endpoint):
                     self._record = record
                     return record.endpoint
+                if time.monotonic() > deadline and self._guest:
+                    raise InferenceUnavailable(
+                        "No worker keeps a Triton that answers. Start one; where one is starting, try again in a "
+                        "moment."
+                    )
                 if time.monotonic() > deadline:
                     raise InferenceUnavailable(
                         "Another process owns the embedded Triton, and it does not answer. See logs/triton.log in the "
@@ -121,7 +127,7 @@ class EmbeddedServer:
         """End our server and leave nothing behind. A guest only forgets the record."""
         async with self._busy:
             if self.owner:
-                await _to_the_end(self._end)
+                await to_the_end(self._end)
                 self._unlock()
             self._record = None
 
@@ -131,25 +137,25 @@ class EmbeddedServer:
             if await answers(self._record.endpoint):
                 return self._record.endpoint
             # It would not obey SIGTERM either.
-            await _to_the_end(self.kill)
+            await to_the_end(self.kill)
         try:
-            await _to_the_end(self._end)
+            await to_the_end(self._end)
             return await self._start(deadline)
         except BaseException:
             # Another process may have better luck; this one must not keep it from trying.
-            await _to_the_end(self._end)
+            await to_the_end(self._end)
             self._unlock()
             raise
 
     async def _start(self, deadline: float) -> Endpoint:
         while True:
-            process, record = await _to_the_end(self._launch)
+            process, record = await to_the_end(self._launch)
             if await _gets_ready(process, record.endpoint, min(deadline, time.monotonic() + START_TRY_S)):
                 return record.endpoint
             if time.monotonic() > deadline:
                 raise InferenceUnavailable("Triton did not get ready in time. See logs/triton.log in the state folder.")
-            await _to_the_end(self.kill)
-            await _to_the_end(self._end)
+            await to_the_end(self.kill)
+            await to_the_end(self._end)
 
     def _launch(self) -> tuple[subprocess.Popen[bytes], Record]:
         settings = self._settings
@@ -190,6 +196,8 @@ class EmbeddedServer:
         self._record = None
 
     def _try_lock(self) -> bool:
+        if self._guest:
+            return False
         try:
             self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
             file = (self._state / "triton.lock").open("ab")
@@ -287,17 +295,3 @@ def _end_child(process: subprocess.Popen[bytes]) -> None:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-async def _to_the_end(function: Callable[[], T]) -> T:
-    """Run in a thread and wait for its end, however often the caller is cancelled: no server starts behind our back."""
-    task = asyncio.ensure_future(asyncio.to_thread(function))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:  # it may come again while we wait
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()

@@ -48,10 +48,11 @@ class TritonEngine:
     A model is named by its folder, which is one version of it (`names.py`).
     """
 
-    def __init__(self, settings: Settings, models: Sequence[str]) -> None:
+    def __init__(self, settings: Settings, models: Sequence[str], *, guest: bool = False) -> None:
         self.settings = settings
         self.repository = ModelRepository(settings.model_repository)
-        self._server = ExternalServer(settings.triton_url) if settings.triton_url else EmbeddedServer(settings)
+        url = settings.triton_url
+        self._server = ExternalServer(url) if url else EmbeddedServer(settings, guest=guest)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="inference")
         self._link = Link(self._server, self._threads)
         self._fleet = Fleet(self.repository, self._link)
@@ -62,13 +63,16 @@ class TritonEngine:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, settings: Settings, models: Sequence[str]) -> AsyncIterator["TritonEngine"]:
+    async def open(
+        cls, settings: Settings, models: Sequence[str], *, guest: bool = False
+    ) -> AsyncIterator["TritonEngine"]:
         """A server that answers, with the models loaded and their golden inputs replayed. It never unloads any.
 
-        A model that is refused does not keep the others from serving: `status` has its reason and `infer` raises it.
-        Raises InferenceUnavailable, StateError, DiskFull.
+        A `guest` uses the embedded server that another process keeps, and never starts or takes over one. A model that
+        is refused does not keep the others from serving: `status` has its reason and `infer` raises it. Raises
+        InferenceUnavailable, StateError, DiskFull.
         """
-        engine = cls(settings, models)
+        engine = cls(settings, models, guest=guest)
         watching: list[asyncio.Task[None]] = []
         try:
             await engine._link.connect()

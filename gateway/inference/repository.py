@@ -36,6 +36,7 @@ GOLDEN_TOLERANCE = 1e-4
 
 _SIDECARS = ("config.pbtxt", "card.json", "gate.json", "provenance.json")
 _CHAIN = ("engine_sha256", "weights_sha256", "recipe", "recipe_sha256", "manifest_sha256")
+_DETECTOR = ("overlap_px", "score_threshold", "nms_iou", "top_k")
 _EXPECTED = "expected."
 # A file may change twice within one tick of its clock: younger than this, it is hashed each time.
 _YOUNG_S = 2.0
@@ -97,7 +98,8 @@ class ModelRepository:
             version = {key: document["digests"][key] for key in _CHAIN}
             version |= {key: document[key] for key in ("name", "version", "kind", "target", "precision")}
             defaults: dict[str, Any] = {"labels": [], "operating_points": [], "limits": []}
-            return codec.load(ModelCard, defaults | document | {"version": version})
+            rule = {"detector": {key: document[key] for key in _DETECTOR}} if document["kind"] == "detector" else {}
+            return codec.load(ModelCard, defaults | document | rule | {"version": version})
         except (KeyError, MalformedCard) as error:
             raise ModelRefused(
                 f"The model {folder} is refused: its card.json is not as agreed ({_first(error)}). Export it again."

@@ -27,7 +27,7 @@ def run_confined(
     def confine() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        bound_to_parent()
         _leave_network()
 
     return subprocess.run(  # the child is a new interpreter: what is unsafe after a fork with threads ends with exec
@@ -41,6 +41,11 @@ def run_confined(
         timeout=timeout_s,
         check=False,
     )
+
+
+def bound_to_parent() -> None:
+    """In a child, before its program begins: it ends with the thread that started it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _leave_network() -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,30 @@ def disk_errors() -> Iterator[None]:
             f"A file in the state folder cannot be read or written ({os.strerror(error.errno or 0)}): "
             "check the folder and its permissions."
         ) from None
+
+
+class NotRegular(Exception):
+    """What lies there is no file that we wrote; the text says why, without the name."""
+
+
+def regular_bytes(path: Path, most_bytes: int) -> bytes | None:
+    """A regular file's bytes; None where there is none. A link is not followed.
+
+    Raises NotRegular where it is a link or something else, or has more than `most_bytes`; OSError.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise NotRegular("is not a regular file") from None
+        raise
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most_bytes:
+            raise NotRegular("is not a file that we wrote")
+        return file.read()
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal
+
+from rapidfuzz import process
+from rapidfuzz.distance import OSA, Indel
 
 from gateway.domain.prompts import UNSPECIFIED, Level, Triple, levels_of, objects, vocabulary
 from gateway.operations.errors import PromptInvalid
@@ -70,13 +72,16 @@ def _tokens(text: str) -> list[str]:
         raise PromptInvalid(f'The prompt is empty. Write what to outline, as in "{_EXAMPLE}".')
     if len(text) > LONGEST:
         raise PromptInvalid(f'The prompt has more than {LONGEST} characters. Name one object, as in "{_EXAMPLE}".')
-    stripped = text.strip()
-    if any(unicodedata.category(character).startswith("C") for character in stripped):
+    # As it is given, it is shown in reports: nothing in it may break a line, or stand over what is beside it.
+    kinds = {unicodedata.category(character) for character in unicodedata.normalize("NFC", text)}
+    if any(kind[0] == "C" or kind in ("Zl", "Zp") for kind in kinds):
         raise PromptInvalid(f'The prompt has control characters in it. Write one line, as in "{_EXAMPLE}".')
+    if any(kind[0] == "M" for kind in kinds):
+        raise PromptInvalid(f'The prompt has marks on letters that have none. Write as in "{_EXAMPLE}".')
     # Letters are read without their accents, and dashes and quotes of every shape as plain ones.
-    letters = unicodedata.normalize("NFKD", stripped.lower()).translate(_PLAINER)
-    kinds = ((letter, unicodedata.category(letter)) for letter in letters)
-    plain = "".join("-" if kind == "Pd" else letter for letter, kind in kinds if kind != "Mn")
+    letters = unicodedata.normalize("NFKD", text.strip().lower()).translate(_PLAINER)
+    of_kind = ((letter, unicodedata.category(letter)) for letter in letters)
+    plain = "".join("-" if kind == "Pd" else letter for letter, kind in of_kind if kind != "Mn")
     if not _PLAIN.fullmatch(" ".join(plain.split())):
         raise PromptInvalid(f'The prompt has characters that are in no word or sentence. Write as in "{_EXAMPLE}".')
     return re.findall(r"[a-z0-9]+", plain.replace("n't", " not"))
@@ -160,16 +165,17 @@ def _nearest(found: _Found) -> list[Triple]:
 
 
 def _most_alike(unknown: Iterable[str], kind: Kind) -> list[str]:
-    """Objects or regions with a word like an unknown one, the likest first (Ratcliff and Obershelp's ratio)."""
+    """Objects or regions with a word like an unknown one, the likest first (by what two words have in common, in its
+    order, of their letters)."""
     scores: dict[str, float] = {}
+    known = [(word, value) for phrase, (of_kind, value) in _phrases().items() if of_kind == kind for word in phrase]
     for word in unknown:
-        matcher = SequenceMatcher(None, b=word[: 2 * _SHOWN_LETTERS])
-        for phrase, (of_kind, value) in _phrases().items():
-            for known in phrase if of_kind == kind else ():
-                matcher.set_seq1(known)
-                if matcher.real_quick_ratio() >= _ALIKE and matcher.quick_ratio() >= _ALIKE:
-                    scores[value] = max(scores.get(value, 0.0), matcher.ratio())
-    return [value for value, score in sorted(scores.items(), key=lambda pair: -pair[1]) if score >= _ALIKE]
+        shown, choices = word[: 2 * _SHOWN_LETTERS], [each for each, _ in known]
+        alike = process.extract(shown, choices, scorer=Indel.normalized_similarity, score_cutoff=_ALIKE, limit=None)
+        for _, score, place in alike:
+            value = known[place][1]
+            scores[value] = max(scores.get(value, 0.0), score)
+    return sorted(scores, key=lambda value: -scores[value])
 
 
 def _choices(triples: Iterable[Triple]) -> str:
@@ -179,17 +185,23 @@ def _choices(triples: Iterable[Triple]) -> str:
 
 def _known_word(token: str, guesses: Iterator[int]) -> str | None:
     """The known word that a token is, is a plural of, or can alone be meant by; None where there is none."""
-    forms = list(_singulars(token))
-    for form in forms:
+    for form in _singulars(token):
         if form in _meanings():
             return form
     if len(token) < _SHORTEST_GUESS or next(guesses, None) is None:
         return None
+    return _meant(token)
+
+
+@lru_cache(maxsize=4096)
+def _meant(token: str) -> str | None:
+    """The word that can alone be meant by an unknown one: by insertions, deletions, substitutions, and neighbours
+    exchanged (optimal string alignment)."""
     most = 1 if len(token) < _TWO_EDITS_FROM else 2
     near: dict[int, dict[str, str]] = {}
-    for word, meaning in _meanings().items():
-        if len(word) >= _SHORTEST_GUESS and (edits := min(_edits(form, word, most) for form in forms)) <= most:
-            near.setdefault(edits, {}).setdefault(meaning, word)
+    for form in _singulars(token):
+        for word, edits, _ in process.extract(form, _guessed(), scorer=OSA.distance, score_cutoff=most, limit=None):
+            near.setdefault(edits, {}).setdefault(_meanings()[word], word)
     meanings = near[min(near)] if near else {}
     return next(iter(meanings.values())) if len(meanings) == 1 else None
 
@@ -202,26 +214,6 @@ def _singulars(token: str) -> Iterator[str]:
             yield token[:-2]
         if token.endswith("ies"):
             yield token[:-3] + "y"
-
-
-def _edits(first: str, second: str, most: int) -> int:
-    """Optimal string alignment: insertions, deletions, substitutions, neighbours exchanged. Above `most`: any larger
-    number."""
-    # One edit changes the length by one, and which letters there are by two.
-    if abs(len(first) - len(second)) > most or len(set(first) ^ set(second)) > 2 * most:
-        return most + 1
-    before: list[int] = []
-    row = list(range(len(second) + 1))
-    for i, letter in enumerate(first, 1):
-        above, before, row = before, row, [i]
-        for j, other in enumerate(second, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != other))
-            if i > 1 and j > 1 and letter == second[j - 2] and first[i - 2] == other:
-                cost = min(cost, above[j - 2] + 1)
-            row.append(cost)
-        if min(row) > most:
-            return most + 1
-    return row[-1]
 
 
 @cache
@@ -263,3 +255,8 @@ def _meanings() -> Mapping[str, str]:
     meanings = {word: word for phrase in _phrases() for word in phrase}
     meanings |= {phrase[0]: f"{kind} {value}" for phrase, (kind, value) in _phrases().items() if len(phrase) == 1}
     return meanings | {word: word for word in (_listed("strangers") - meanings.keys()) | _listed("negations")}
+
+
+@cache
+def _guessed() -> tuple[str, ...]:
+    return tuple(word for word in _meanings() if len(word) >= _SHORTEST_GUESS)

@@ -73,6 +73,10 @@ class Settings(BaseSettings):
         default=None,
         description="SQLAlchemy address of the ledger; unset = SQLite file pathserve.db in the state folder",
     )
+    specimen_codes: dict[str, str] = Field(
+        default={},
+        description="SNOMED CT codes of a laboratory's own codes of specimens and sites, by SCHEME|CODE: a JSON object",
+    )
     metrics_port: int = Field(
         default=9464, ge=0, le=65535, description="Loopback port of /metrics, bound by serve; 0 = any free one"
     )

@@ -42,6 +42,7 @@ _SINGLE, _DOUBLE = Tag("PointCoordinatesData"), Tag("DoublePointCoordinatesData"
 _UNDEFINED = 0xFFFFFFFF
 _UTF8 = convert_encodings("ISO_IR 192")
 _POINTS_AT_ONCE = 1 << 16
+_POINTS_OF = {"POINT": 1, "RECTANGLE": 4}
 
 Floats = npt.NDArray[np.floating]
 
@@ -52,13 +53,14 @@ class Group:
 
     `points_P2` (P, 2): column and row in pixels of the image's total pixel matrix, (0, 0) being the first pixel's outer
     corner. `first_N`: the index of each annotation's first point (N,); an open POLYGON ends where the next begins, a
-    POINT has one point. `measurements`: name, unit, one value each (N,); NaN where there is none. `color`: #RRGGBB.
+    POINT has one point, a RECTANGLE its four corners in turn. `measurements`: name, unit, one value each (N,); NaN
+    where there is none. `color`: #RRGGBB.
     """
 
     uid: str
     label: str
     description: str
-    graphic: Literal["POINT", "POLYGON"]
+    graphic: Literal["POINT", "RECTANGLE", "POLYGON"]
     points_P2: Floats
     first_N: npt.NDArray[np.integer]
     category: Code
@@ -83,8 +85,10 @@ def write_annotations(path: Path, report: Report, source: SlideSource) -> None:
     write_groups(path, report, source.image, ObjectName(report.analysis_id, Kind.ANN, source.series), groups)
 
 
-def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, groups: Sequence[Group]) -> None:
-    """Write one object of at least one group.
+def write_groups(
+    path: Path, report: Report, image: Dataset, name: ObjectName, groups: Sequence[Group], *, content: str = "REGIONS"
+) -> None:
+    """Write one object of at least one group; `content` is its label (VR CS).
 
     `image` is the header of the level whose pixels the coordinates count: they need no place of the slide in mm. Of a
     concatenation it is one part, since all parts have the same total pixel matrix and 2D coordinates refer to one image
@@ -93,7 +97,7 @@ def write_groups(path: Path, report: Report, image: Dataset, name: ObjectName, g
     if not groups:
         raise PathserveError("An annotation object has at least one group. Report this.")
     dataset = dicom_file.begin(MicroscopyBulkSimpleAnnotationsStorage, "ANN")
-    dataset.ContentLabel = "REGIONS"
+    dataset.ContentLabel = content
     dataset.ContentDescription = concept.long_string(wording.document_title(report))
     dataset.ContentCreatorName = None
     dataset.AnnotationCoordinateType = "2D"
@@ -203,7 +207,8 @@ def _item(number: int, group: Group, algorithm: AlgorithmIdentificationSequence)
 def _check(group: Group) -> None:
     count = len(group.first_N)
     lengths = np.diff(group.first_N, append=len(group.points_P2))
-    fits = group.points_P2.shape[1:] == (2,) and (lengths == 1 if group.graphic == "POINT" else lengths >= 3).all()
+    exact = _POINTS_OF.get(group.graphic)
+    fits = group.points_P2.shape[1:] == (2,) and (lengths >= 3 if exact is None else lengths == exact).all()
     if not count or group.first_N[0] != 0 or not fits or not np.isfinite(group.points_P2).all():
         raise PathserveError("An annotation group holds points that make no annotations. Report this.")
     if any(len(values) != count for _, _, values in group.measurements):

@@ -14,6 +14,7 @@ from gateway.domain.report import ObjectKind, Picture, Report, ResultObject, Sli
 from gateway.operations.errors import StateError
 from gateway.reports import dicom_file
 from gateway.reports.ann import write_annotations
+from gateway.reports.cells_ann import has_cells, write_cell_annotations
 from gateway.reports.derived import EVIDENCE
 from gateway.reports.encapsulated import write_encapsulated_pdf
 from gateway.reports.geojson import restate_geojson, write_geojson
@@ -61,9 +62,15 @@ def _result_objects(slides: Sequence[SlideReading], sources: Sequence[SlideSourc
 
 
 def _drawn(number: int, slide: SlideReading, source: SlideSource) -> Iterator[ResultObject]:
-    """What is drawn on one slide. Of a slide that was classified as a whole no place has a class: no segments. What was
-    found by words has a segmentation a resolution, and its probabilities; none where nothing was found."""
-    for kind, file in _drawn_by_words(number, source) if source.masks else _drawn_by_tiles(number, source):
+    """What is drawn on one slide. Of a slide that was classified as a whole no place has a class: no segments; nor of
+    one on which cells were found. What was found by words has a segmentation a resolution, and its probabilities; none
+    where nothing was found."""
+    files = _drawn_by_tiles
+    if source.masks:
+        files = _drawn_by_words
+    elif source.cells is not None:
+        files = _drawn_by_cells
+    for kind, file in files(number, source):
         media_type = GEOJSON if kind is ObjectKind.GEOJSON else DICOM
         yield ResultObject(kind=kind, file=file, media_type=media_type, study=slide.study, series=slide.series)
 
@@ -86,6 +93,15 @@ def _drawn_by_words(number: int, source: SlideSource) -> Iterator[tuple[ObjectKi
     if has_outlines(source):
         yield ObjectKind.ANNOTATIONS, f"{_SEGMENTS}-{number}.ann.dcm"
     yield ObjectKind.GEOJSON, f"{_SEGMENTS}-{number}.geojson"
+
+
+def _drawn_by_cells(number: int, source: SlideSource) -> Iterator[tuple[ObjectKind, str]]:
+    stem = f"cells-{number}"
+    if source.cells is not None and len(source.cells.rows_M):
+        yield ObjectKind.PARAMETRIC_MAP, f"{stem}.pm.dcm"
+    if has_cells(source):
+        yield ObjectKind.ANNOTATIONS, f"{stem}.ann.dcm"
+    yield ObjectKind.GEOJSON, f"{stem}.geojson"
 
 
 def segment_files(number: int, source: SlideSource) -> dict[int, str]:
@@ -118,6 +134,15 @@ def _write_segmentation(
     write_mask_seg(path, report, source, source.masks[_grid_of(path.name) - 1], segmentation_type=form)
 
 
+def _write_annotations(path: Path, report: Report, source: SlideSource) -> None:
+    if source.masks:
+        write_mask_annotations(path, report, source)
+    elif source.cells is not None:
+        write_cell_annotations(path, report, source)
+    else:
+        write_annotations(path, report, source)
+
+
 def write_all(
     folder: Path,
     report: Report,
@@ -142,8 +167,7 @@ def write_all(
             case ObjectKind.PARAMETRIC_MAP:
                 write_parametric_map(path, report, by_series[item.series])
             case ObjectKind.ANNOTATIONS:
-                source = by_series[item.series]
-                (write_mask_annotations if source.masks else write_annotations)(path, report, source)
+                _write_annotations(path, report, by_series[item.series])
             case ObjectKind.GEOJSON:
                 write_geojson(path, report, by_series[item.series])
     _write_documents(folder, report, [source.image for source in sources], pictures, [folder])

@@ -10,27 +10,32 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
+from gateway.domain.bethesda import CLASSES
 from gateway.domain.report import Report, ResultObject, Segmented, SlideClassification, TissueClass, TopTile
+from gateway.domain.screened import ScreeningResult
 from gateway.domain.uids import derive_uid
 from gateway.operations.errors import PathserveError, StateError
 from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
+from gateway.reports.cells_ann import corners_of
 from gateway.reports.derived import segment_role
 from gateway.reports.masks import outlined
 from gateway.reports.regions import Region, regions_of, signed_areas
-from gateway.reports.spatial import Outlines, SlideSource
+from gateway.reports.spatial import CellMap, Outlines, SlideSource
 
 _DECIMALS = 3
 _TOP_TILE_COLOR = (227, 26, 28)
 _ABOUT = '],"pathserve":'
 """What follows the regions. It stands once in a file: within a text its quotes would be escaped."""
 _MOST_ABOUT, _BLOCK = 2**20, 2**20
+_RINGS_AT_ONCE = 4096
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
     """Write a FeatureCollection, UTF-8: one locked annotation object a region, holes as inner rings; or one a tile that
-    the slide's answer rests on; or of what was found by words one a region, and a detection an object.
+    the slide's answer rests on; or of what was found by words one a region, and a detection an object; or a detection a
+    cell.
 
     Coordinates are full-resolution pixels from the slide image's top left, which is QuPath's plane and not RFC 7946's
     WGS 84 (section 4 allows that by prior arrangement). Outer rings run anticlockwise by their coordinates' signs
@@ -43,20 +48,27 @@ def write_geojson(path: Path, report: Report, source: SlideSource) -> None:
 
 def _parts(report: Report, source: SlideSource) -> Iterator[str]:
     """The text, a feature at a time: a slide of a hundred thousand regions is never held as a tree of objects."""
-    result, classified = report.tissue_of(source.series), report.classes_of(source.series)
-    exploratory = bool(result and result.exploratory)
-    to_finest = _Scale(source.image, source.levels[0])
     yield '{"type":"FeatureCollection","features":['
-    if result is not None:
-        classes = {tissue.index: _Class(report, source, tissue, exploratory) for tissue in result.classes}
-        for number, region in enumerate(regions_of(report, source)):
-            yield ("," if number else "") + classes[region.index].feature(region, to_finest)
-    if classified is not None:
-        for rank, tile in enumerate(classified.top_tiles, 1):
-            yield ("," if rank > 1 else "") + _top_tile(report, classified, rank, tile, to_finest)
-    for number, feature in enumerate(_segments(report, source, to_finest)):
+    for number, feature in enumerate(_features(report, source)):
         yield ("," if number else "") + feature
     yield f"{_ABOUT}{_json(_about(report, source.series))}}}\n"
+
+
+def _features(report: Report, source: SlideSource) -> Iterator[str]:
+    """Whatever the slide has: regions of tissue, the tiles that its class rests on, what was found by words, cells."""
+    result, classified = report.tissue_of(source.series), report.classes_of(source.series)
+    to_finest = _Scale(source.image, source.levels[0])
+    if result is not None:
+        classes = {tissue.index: _Class(report, source, tissue, result.exploratory) for tissue in result.classes}
+        for region in regions_of(report, source):
+            yield classes[region.index].feature(region, to_finest)
+    if classified is not None:
+        for rank, tile in enumerate(classified.top_tiles, 1):
+            yield _top_tile(report, classified, rank, tile, to_finest)
+    yield from _segments(report, source, to_finest)
+    screening = report.screening_of(source.series)
+    if screening is not None and source.cells is not None:
+        yield from _cells(report, screening, source, source.cells, to_finest)
 
 
 def restate_geojson(source: Path, target: Path, report: Report, item: ResultObject) -> None:
@@ -81,7 +93,9 @@ def restate_geojson(source: Path, target: Path, report: Report, item: ResultObje
 def _about(report: Report, series: str | None) -> dict[str, Any]:
     """A foreign member (section 6.1): who reads the file without QuPath finds what it is."""
     words = report.segments_of(series) if series else None
-    results = (report.tissue_of(series), report.classes_of(series), words) if series else ()
+    results = (
+        (report.tissue_of(series), report.classes_of(series), words, report.screening_of(series)) if series else ()
+    )
     exploratory = any(result is not None and result.exploratory for result in results)
     return {
         "analysis": report.analysis_id,
@@ -117,7 +131,8 @@ def _segments(report: Report, source: SlideSource, to_finest: "_Scale") -> Itera
         role = f"{source.series}/{segment_role(segmented)}"
         name = _json(segmented.triple)[:-1]  # open: the object's number ends it
         suffix = ' (exploratory)"' if result is not None and result.exploratory else '"'
-        kind = '"detection"' if segmented.objects is not None else '"annotation","isLocked":true'
+        counted = segmented.objects is not None and segmented.objects.count
+        kind = '"detection"' if counted else '"annotation","isLocked":true'
         shared = f'"classification":{_json({"name": segmented.triple, "color": _rgb(segmented.color)})}'
         number = 0
         for batch in batches:
@@ -133,6 +148,27 @@ def _segments(report: Report, source: SlideSource, to_finest: "_Scale") -> Itera
                     f'{{"objectType":{kind},"name":{name} {number}{suffix},{shared},"measurements":{_json(measured)}}}'
                 )
                 yield _feature(derive_uid(report.analysis_id, f"region/{role}/{number}"), rings, properties)
+
+
+def _cells(
+    report: Report, result: ScreeningResult, source: SlideSource, cells: CellMap, to_finest: "_Scale"
+) -> Iterator[str]:
+    """Each cell that was found as a detection, of which QuPath keeps millions, the surest first."""
+    suffix = ' (exploratory)"' if result.exploratory else '"'
+    names = {each.index: _json(each.code.display)[:-1] for each in result.classes}  # open: the cell's number ends it
+    shared = {
+        each.index: f'"classification":{_json({"name": each.code.display, "color": _rgb(CLASSES[each.index].color)})}'
+        for each in result.classes
+    }
+    rings = to_finest.rings(corners_of(cells, source))
+    every = zip(rings, cells.classes_N.tolist(), cells.scores_N.tolist(), strict=True)
+    for number, (ring, at, score) in enumerate(every, 1):
+        properties = (
+            f'{{"objectType":"detection","name":{names[at]} {number}{suffix},{shared[at]},'
+            f'"measurements":{{"Score":{score}}}}}'
+        )
+        uid = derive_uid(report.analysis_id, f"region/{source.series}/cell-{number}")
+        yield _feature(uid, [ring], properties)
 
 
 def _rings(batch: Outlines, to_finest: "_Scale") -> list[list[str]]:
@@ -189,10 +225,20 @@ class _Scale:
 
     def ring(self, ring_K2: npt.NDArray[np.number]) -> str:
         """A closed ring of positions, on the finest level and not beyond it."""
-        scaled_K2 = np.round(np.minimum(ring_K2 * np.array(self._factors, np.float64), self._limits), _DECIMALS)
+        scaled_K2 = self._scaled(ring_K2)
         whole_K2 = scaled_K2.astype(np.int64)
         corners: list[list[float]] = (whole_K2 if (whole_K2 == scaled_K2).all() else scaled_K2).tolist()
         return _json([*corners, corners[0]])
+
+    def rings(self, rings_NK2: npt.NDArray[np.number]) -> Iterator[str]:
+        """Many rings of equal length, as `ring`."""
+        for start in range(0, len(rings_NK2), _RINGS_AT_ONCE):
+            for corners in self._scaled(rings_NK2[start : start + _RINGS_AT_ONCE]).tolist():
+                yield _json([*corners, corners[0]])
+
+    def _scaled(self, points_K2: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+        scaled_K2: npt.NDArray[np.float64] = np.minimum(points_K2 * np.array(self._factors, np.float64), self._limits)
+        return np.round(scaled_K2, _DECIMALS)
 
 
 def _factor(large: int, small: int) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from gateway.domain.report import Picture, Report
-from gateway.reports import wording
+from gateway.reports import explaining, screened_words, wording
 
 
 def to_html(report: Report, pictures: Mapping[str, bytes]) -> bytes:
@@ -27,7 +27,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["words"] = wording
+    environment.globals |= {"words": wording, "explaining": explaining, "screened": screened_words}
     environment.filters |= {
         "person": wording.person,
         "date": wording.date,

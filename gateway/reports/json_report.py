@@ -4,9 +4,14 @@ import json
 from copy import deepcopy
 from typing import Any
 
+from gateway.domain.bethesda import NAMES
+from gateway.domain.codes import Code
 from gateway.domain.report import Report
-from gateway.operations.codec import adapter, dump, loads
+from gateway.domain.screened import Adaptation
+from gateway.operations.codec import adapter, dump, load
+from gateway.reports.case_call import case_call
 
+SCHEMA_VERSION = "1.6"
 SCHEMA_ID = "urn:pathserve:schema:report:1"
 
 _UID = {"pattern": r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$", "maxLength": 64}
@@ -85,28 +90,71 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     },
     "Report.segmentations": {"description": "What was found of the order's prompts, one result a slide."},
     "SegmentationResult.series": _UID,
-    "SegmentationResult.area_mm2": {**_COUNT, "description": "Tissue area that was read, mm²."},
-    "SegmentationResult.min_presence": {**_SHARE, "description": "Least presence that counts as found."},
+    "SegmentationResult.area_mm2": {
+        **_COUNT,
+        "description": "Tissue area that was read at the finest resolution that prompts were answered at, mm².",
+    },
     "Segmented.index": {**_COUNT, "description": "The prompt's place in the order, from 0."},
     "Segmented.prompt": {"description": "The prompt as it was given."},
     "Segmented.triple": {"description": "What was understood by it; the label of its segment."},
     "Segmented.color": _COLOR,
-    "Segmented.supported": {"description": "Whether the model was measured for it."},
+    "Segmented.supported": {"description": "Whether the model was measured for it, and well enough."},
     "Segmented.present": {"description": "False: looked for, not found; the mask is empty."},
     "Segmented.presence": {**_SHARE, "description": "The model's probability that there is any."},
+    "Segmented.min_presence": {**_SHARE, "description": "Least presence that counts as found."},
     "Segmented.mpp": {**_POSITIVE, "description": "Micrometres a side of a pixel of the mask."},
     "Segmented.area_mm2": _COUNT,
-    "Segmented.area_fraction": {**_SHARE, "description": "Share (0..1) of the tissue area that was read."},
+    "Segmented.area_fraction": {
+        **_SHARE,
+        "description": "Share (0..1) of the tissue area that was read at this prompt's own resolution.",
+    },
     "Segmented.mean_probability": {**_SHARE, "description": "Mean probability over the mask; null where it is empty."},
     "Segmented.val_dice": {**_SHARE, "description": "Dice on the model's validation data; null where not measured."},
     "Segmented.seg": {"description": "The file whose segment with this label it is; null where none was written."},
     "ObjectFigures.count": _COUNT,
-    "ObjectFigures.density_per_mm2": {**_COUNT, "description": "Objects per mm² of the tissue that was read."},
-    "ObjectFigures.mean_area_um2": _COUNT,
+    "ObjectFigures.density_per_mm2": {
+        **_COUNT,
+        "description": "Objects per mm² of the tissue that was read at this prompt's own resolution.",
+    },
+    "ObjectFigures.mean_area_um2": {**_COUNT, "description": "Null, as all sizes, where there are no objects."},
     "ObjectFigures.area_p10_um2": _COUNT,
     "ObjectFigures.area_median_um2": _COUNT,
     "ObjectFigures.area_p90_um2": _COUNT,
-    "ObjectFigures.irregularity": {**_SHARE, "description": "0 a disk, towards 1 the more ragged; by area."},
+    "ObjectFigures.irregularity": {
+        **_SHARE,
+        "description": "0 a disk, towards 1 the more ragged; by area; null where there are no objects.",
+    },
+    "Report.screenings": {"description": "What each slide of the cervix was read as, one result a slide."},
+    "ScreeningResult.series": _UID,
+    "ScreeningResult.abnormal": {"description": "Null where the category is withheld."},
+    "ScreeningResult.categories": {
+        "description": "Numbers of the classes named, the first the slide's category; a second stands beside it. Empty "
+        "where none is named: `withheld` says why.",
+    },
+    "ScreeningResult.classes": {"description": "All seven; empty where no cell was found."},
+    "ScreeningResult.abnormal_from": {**_SHARE, "description": "The least 1 - p(NILM) of an abnormal slide."},
+    "ScreeningResult.detected": {"description": "Cells found, by abnormal class in Bethesda's order."},
+    "ScreeningResult.bag": {**_COUNT, "description": "Cells that the slide's model saw."},
+    "ScreeningResult.gallery": {"description": "Cells that the answer rests on, the heaviest first."},
+    "Adequacy.squamous_cells": {**_COUNT, "description": "Estimated number of squamous cells on the slide."},
+    "Adequacy.least_cells": {**_COUNT, "description": "How many are asked for."},
+    "Adequacy.obscured_share": {**_SHARE, "description": "Part of the tissue that was read."},
+    "Adequacy.blurred_share": {**_SHARE, "description": "Part of the tissue that was read."},
+    "Adaptation.version": {**_COUNT, "description": "0: nobody fitted the site."},
+    "Adaptation.digest": _SHA256,
+    "Adaptation.applied": {"description": "Whether it changes anything."},
+    "Adaptation.gate": {"description": "What the distances are held against."},
+    "ScreeningClass.index": {"minimum": 0, "maximum": len(NAMES) - 1, "description": "Number of the class."},
+    "ScreeningClass.supported": {"description": "False: never named, though it counts towards abnormal."},
+    "ScreeningClass.probability": _SHARE,
+    "ScreeningClass.probability_unadapted": _SHARE,
+    "ScreenedCell.index": {"description": "Number of the class that the detector gave it."},
+    "ScreenedCell.score": _SHARE,
+    "ScreenedCell.towards": {"description": "Number of the class whose logit it adds to."},
+    "ScreenedCell.x_um": {"description": "Its middle, micrometres from the slide image's left edge."},
+    "ScreenedCell.y_um": {"description": "Its middle, micrometres from the slide image's top edge."},
+    "ScreenedCell.width_um": _POSITIVE,
+    "ScreenedCell.height_um": _POSITIVE,
     "Report.slide_classes": {"description": "What each slide as a whole is taken for, one result a slide."},
     "SlideReading.quality": {"description": "How well the slide can be seen; null where it was not measured."},
     "SlideReading.stain_figures": {
@@ -119,6 +167,35 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "SlideClassification.min_probability": _SHARE,
     "SlideClassification.tiles": {**_COUNT, "description": "Tiles that were read."},
     "SlideClassification.bag": {**_COUNT, "description": "Tiles that the slide's model saw."},
+    "SlideClassification.explanation": {
+        "description": "What the objects of the order's prompts mean to it; null where the order has none."
+    },
+    "Explanation.target": {**_COUNT, "description": "Index of the class whose loss is compared: the most probable."},
+    "Explanation.loss": {**_COUNT, "description": "Cross-entropy of that class before anything is blurred, nats."},
+    "Explanation.tiles": {"minimum": 1, "description": "Tiles, the heaviest, on which the objects are looked for."},
+    "Explanation.weight_share": {**_SHARE, "description": "Part of these tiles in all weights."},
+    "Explanation.repeats": {"minimum": 1, "description": "Repeats of each object's control."},
+    "Explanation.blur_um": {**_POSITIVE, "description": "Standard deviation of the blur, micrometres."},
+    "Explanation.objects": {"description": "The most important first; those not found last."},
+    "ExplainedObject.index": {**_COUNT, "description": "The prompt's place in the order, from 0."},
+    "ExplainedObject.supported": {"description": "Whether the model of masks was measured for it, and well enough."},
+    "ExplainedObject.val_dice": {**_SHARE, "description": "Dice on its validation data; null where not measured."},
+    "ExplainedObject.presence": {**_SHARE, "description": "Greatest probability to be there on any of the tiles."},
+    "ExplainedObject.tiles": {**_COUNT, "description": "Tiles that hold any of it."},
+    "ExplainedObject.area_share": {**_SHARE, "description": "Its part in the tiles' area."},
+    "ExplainedObject.weight_share": {**_SHARE, "description": "Its part in the tiles' weights, by its pixels."},
+    "ExplainedObject.importance": {"description": "Null where it was not found on these tiles."},
+    "Importance.ratio": {**_COUNT, "description": "Loss with the object blurred, of the loss before."},
+    "Importance.control": {"description": "The same with random areas of tissue of equal size blurred, over repeats."},
+    "Importance.exceeds": {
+        "description": "Whether the ratio lies above all of the control's repeats but at most 2.5 %."
+    },
+    "Importance.changes": {"description": "By class: the change of its probability."},
+    "Interval.low": {"description": "Below it lie at most 2.5 % of the repeats."},
+    "Interval.high": {"description": "Above it lie at most 2.5 % of the repeats."},
+    "ClassChange.index": _COUNT,
+    "ClassChange.change": {"minimum": -1, "maximum": 1, "description": "With the object blurred."},
+    "ClassChange.control": {"minimum": -1, "maximum": 1, "description": "With random areas blurred, in the mean."},
     "TopTile.sop_instance_uid": _UID,
     "TopTile.attention": {**_SHARE, "description": "Weight, of the slide's heaviest tile."},
     "TopTile.share": {**_SHARE, "description": "Part (0..1) of all weights on the slide."},
@@ -177,9 +254,50 @@ _SEGMENTS: dict[str, Any] = {
 """The member `segments`, which callers look at first. It repeats what `segmentations` says, and is not read back."""
 
 
+def _coded(**more: Any) -> dict[str, Any]:
+    properties: dict[str, Any] = {**{key: {"type": "string"} for key in ("code", "scheme", "label")}, **more}
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _or_null(schema: dict[str, Any], description: str) -> dict[str, Any]:
+    return {"anyOf": [schema, {"type": "null"}], "description": description}
+
+
+_PROBABILITIES = {
+    "type": "object",
+    "properties": {name: {**_SHARE, "type": "number"} for name in NAMES},
+    "required": list(NAMES),
+    "additionalProperties": False,
+}
+_CASE: dict[str, Any] = {
+    "category": _or_null(_coded(), "The case's category; null where it is withheld, or nothing was screened."),
+    "probabilities": _or_null(_PROBABILITIES, "As served, by Bethesda's abbreviation; null where no cell was found."),
+    "probabilities_unadapted": _or_null(_PROBABILITIES, "The same without the adaptation to the slide's site."),
+    "adaptation": _or_null({"$ref": f"#/$defs/{Adaptation.__name__}"}, "The state of the slide's site."),
+    "operating_point": _or_null(
+        {
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "abnormal_from": {**_SHARE, "type": "number"}},
+            "required": ["name", "abnormal_from"],
+            "additionalProperties": False,
+        },
+        "A slide is abnormal where 1 - p(NILM) reaches `abnormal_from`.",
+    ),
+    "adequacy": _or_null(_coded(reasons={"type": "array", "items": _coded()}), "Whether the slide can be judged."),
+    "screened_series": _or_null({**_UID, "type": "string"}, "The slide that speaks for the case."),
+}
+"""Members of `cervical-screening`, which callers look at first: those of the slide that speaks for the case
+(`case_call`). They repeat what `screenings` says, and are not read back."""
+
+
 def to_json(report: Report) -> bytes:
     """The report as UTF-8 JSON: fields in the order of the types, two spaces, one final newline. No NaN, ever."""
-    document = {**dump(report), "segments": _segments(report)}
+    document = {**dump(report), "segments": _segments(report), **_case(report)}
     return (json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n").encode()
 
 
@@ -192,9 +310,39 @@ def _segments(report: Report) -> list[dict[str, Any]]:
     ]
 
 
+def _case(report: Report) -> dict[str, Any]:
+    call = case_call(report)
+    if call is None:
+        return dict.fromkeys(_CASE)
+    slide, category, adequacy = call.slide, call.category, call.slide.adequacy
+    served = {NAMES[each.index]: each.probability for each in slide.classes}
+    unadapted = {NAMES[each.index]: each.probability_unadapted for each in slide.classes}
+    label = None if category is None else category.code.display if slide.exploratory else NAMES[category.index]
+    return {
+        "category": None if category is None else _said(category.code, label),
+        "probabilities": served or None,
+        "probabilities_unadapted": unadapted or None,
+        "adaptation": dump(slide.adaptation),
+        "operating_point": {"name": slide.operating_point, "abnormal_from": slide.abnormal_from},
+        "adequacy": {**_said(adequacy.code), "reasons": [_said(code) for code in adequacy.reasons]},
+        "screened_series": slide.series,
+    }
+
+
+def _said(code: Code, label: str | None = None) -> dict[str, str]:
+    return {"code": code.code, "scheme": code.scheme, "label": label or code.display}
+
+
 def from_json(data: bytes) -> Report:
-    """The report back from its JSON. Raises pydantic.ValidationError."""
-    return loads(Report, data)
+    """The report back from its JSON, that of an earlier version too. Raises ValueError."""
+    document = json.loads(data)
+    for result in document.get("segmentations", ()):
+        if "min_presence" in result:  # until 1.4 one for all segments
+            least = result.pop("min_presence")
+            result["segments"] = [{**each, "min_presence": least} for each in result["segments"]]
+    if "screenings" not in document:  # until 1.5
+        document["schema_version"] = SCHEMA_VERSION
+    return load(Report, document)
 
 
 def report_schema() -> dict[str, Any]:
@@ -202,7 +350,7 @@ def report_schema() -> dict[str, Any]:
     schema: dict[str, Any] = adapter(Report).json_schema(mode="serialization")
     definitions: dict[str, Any] = schema["$defs"]
     root = {key: value for key, value in schema.items() if key != "$defs"}
-    root["properties"]["segments"] = deepcopy(_SEGMENTS)
+    root["properties"] |= deepcopy({"segments": _SEGMENTS, **_CASE})
     for name, definition in ((Report.__name__, root), *definitions.items()):
         _tighten(name, definition)
     return {

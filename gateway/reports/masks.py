@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -154,15 +155,16 @@ def _reduced(masks: MaskMap, index: int, box: MaskBox, shape: tuple[int, int]) -
         seen_HW = fraction_HW[down : down + len(rows), across : across + len(columns)]
         in_mask_HW = seen_HW >= masks.threshold
         at = np.ix_(np.unique(rows), np.unique(columns))
-        inside_RC[at] += _summed(in_mask_HW, rows, columns)
-        fraction_RC[at] += _summed(np.where(in_mask_HW, seen_HW, 0), rows, columns)
+        inside_RC[at] += _summed(in_mask_HW.view(np.uint8), rows, columns)
+        fraction_RC[at] += _summed(seen_HW * in_mask_HW, rows, columns)
     probability_RC = fraction_RC / np.maximum(inside_RC, 1) / _FULL_SCALE
     cells_RC = np.outer(np.bincount(row_H), np.bincount(column_W)).astype(np.float32)
     return inside_RC / cells_RC, probability_RC.astype(np.float32)
 
 
-def _summed(values_HW: npt.NDArray[np.generic], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
+def _summed(values_HW: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Floats:
     """The sums over the pixels of each cell; `rows`, `columns`: the cell of each row and column, ascending."""
-    starts = [np.flatnonzero(np.diff(cells, prepend=-1)) for cells in (rows, columns)]
-    by_row = np.add.reduceat(values_HW.astype(np.uint32), starts[0], axis=0)
-    return np.add.reduceat(by_row, starts[1], axis=1).astype(np.float32)
+    edges = [np.append(np.flatnonzero(np.diff(cells, prepend=-1)), len(cells)) for cells in (rows, columns)]
+    above_left = np.asarray(cv2.integral(values_HW))[np.ix_(*edges)]
+    sums_RC: Floats = np.diff(np.diff(above_left, axis=0), axis=1).astype(np.float32)
+    return sums_RC

@@ -5,12 +5,11 @@ Masks of prompts may overlap (a lymphocyte is a nucleus), and `SegmentsOverlap` 
 looked for and not found keeps its segment, without a frame.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ from gateway.reports.pyramid import level_of, plane_of, reading_of
 from gateway.reports.seg import Overlap, Segment, SegmentationType, bits_of, segmentation
 from gateway.reports.sparse import Frames, write_sparse
 from gateway.reports.spatial import MaskMap, SlideSource
-from gateway.reports.tiled import Frame, Tiling
+from gateway.reports.tiled import Frame, Tiling, fits_uncompressed
 
 Fractions = npt.NDArray[np.uint8]
 
@@ -44,15 +43,21 @@ def write_mask_seg(
     """Write the masks of one resolution.
 
     BINARY: which pixels are in each mask. FRACTIONAL: the probability of each pixel of the same tiles. LABELMAP: as
-    BINARY, each tile once; where masks overlap no label map can say so, and a BINARY one is written instead. Raises
-    PathserveError where nothing was found (`found_in`), or the report knows nothing of a prompt; OSError.
+    BINARY, each tile once; where masks overlap no label map can say so, and a BINARY one is written instead. Bits are
+    never compressed, and more than 4 GiB of them cannot be stored: masks of that size say the same as occupancies of 0
+    or 100 % (FRACTIONAL, PS3.3 C.8.20.2.3). Raises PathserveError where nothing was found (`found_in`), or the report
+    knows nothing of a prompt; OSError.
     """
     result = report.segments_of(reading_of(report, source).series)
     if result is None:
         raise PathserveError("A slide without a result has no segmentation. Report this.")
-    overlap: Overlap = "YES" if overlapping(masks) else "NO"
+    probabilities = segmentation_type == "FRACTIONAL"
+    overlap: Overlap = "YES" if overlapping(masks, 1 if probabilities else masks.threshold) else "NO"
     if segmentation_type == "LABELMAP" and overlap == "YES":
         segmentation_type = "BINARY"
+    frames = _frames(masks, labels=segmentation_type == "LABELMAP")
+    if segmentation_type == "BINARY" and not fits_uncompressed(tiling_of(masks), len(frames.tiles_F2), 1):
+        segmentation_type = "FRACTIONAL"
     segments = list(_segments(report, source, result, masks))
     dataset = segmentation(
         report,
@@ -63,16 +68,17 @@ def write_mask_seg(
         overlap=overlap,
         pixel_px=masks.pixel_px,
     )
-    if segmentation_type == "FRACTIONAL":
+    if probabilities:
         dataset.ContentLabel = "PROBABILITIES"
-    frames, pixels = _label_frames(masks) if segmentation_type == "LABELMAP" else _mask_frames(masks, segmentation_type)
+    elif segmentation_type == "FRACTIONAL":
+        dataset.SegmentationFractionalType = "OCCUPANCY"
     write_sparse(
         path,
         dataset,
         tiling_of(masks),
         plane_of(dataset),
         frames,
-        pixels,
+        _pixels(masks, segmentation_type, probabilities=probabilities),
         bits=bits_of(segmentation_type, len(segments)),
         jpeg_ls=segmentation_type != "BINARY",
     )
@@ -83,10 +89,13 @@ def tiling_of(masks: MaskMap) -> Tiling:
     return Tiling(rows=masks.rows, columns=masks.columns, tile_rows=masks.tile_px, tile_columns=masks.tile_px)
 
 
-def overlapping(masks: MaskMap) -> bool:
-    """Whether any pixel lies in two masks."""
+def overlapping(masks: MaskMap, least: int) -> bool:
+    """Whether any pixel reaches the fraction `least` (1..255) for two prompts, in tiles that both have."""
+    tiles_F2 = _frames(masks, labels=False).tiles_F2
+    if len(np.unique(tiles_F2, axis=0)) == len(tiles_F2):
+        return False
     return any(
-        (np.sum([fraction_HW >= masks.threshold for _, fraction_HW in stack], axis=0) > 1).any()
+        (np.sum([fraction_HW >= least for _, fraction_HW in stack], axis=0) > 1).any()
         for _, stack in _stacked(masks)
         if len(stack) > 1
     )
@@ -107,23 +116,27 @@ def _placed(masks: MaskMap, number: int, index: int) -> Iterator[tuple[tuple[int
         yield (row, column, number), fraction_HW
 
 
-def _mask_frames(masks: MaskMap, segmentation_type: Literal["BINARY", "FRACTIONAL"]) -> tuple[Frames, Iterable[Frame]]:
-    """All frames of the first segment, then the second's."""
+def _frames(masks: MaskMap, *, labels: bool) -> Frames:
+    """All frames of the first segment, then the second's; of a label map each tile once."""
     occupied = [masks.occupied(index) for index in masks.indices]
-    frames = Frames(
-        tiles_F2=np.concatenate(occupied),
-        segments_F=np.repeat(np.arange(1, len(occupied) + 1), [len(tiles_N2) for tiles_N2 in occupied]),
-    )
-    fractions = (fraction_HW for index in masks.indices for fraction_HW in masks.fractions(index))
-    if segmentation_type == "FRACTIONAL":
-        return frames, fractions
-    return frames, (fraction_HW >= masks.threshold for fraction_HW in fractions)
+    tiles_F2 = np.concatenate(occupied)
+    if labels:
+        return Frames(tiles_F2=np.unique(tiles_F2, axis=0), segments_F=None)
+    numbers_F = np.repeat(np.arange(1, len(occupied) + 1), [len(tiles_N2) for tiles_N2 in occupied])
+    return Frames(tiles_F2=tiles_F2, segments_F=numbers_F)
 
 
-def _label_frames(masks: MaskMap) -> tuple[Frames, Iterable[Frame]]:
-    """Each tile once, each pixel with the number of its segment."""
-    places = np.unique(np.concatenate([masks.occupied(index) for index in masks.indices]), axis=0)
-    return Frames(tiles_F2=places, segments_F=None), (_labels(masks, stack) for _, stack in _stacked(masks))
+def _pixels(masks: MaskMap, segmentation_type: SegmentationType, *, probabilities: bool) -> Iterator[Frame]:
+    """What `_frames` hold."""
+    if segmentation_type == "LABELMAP":
+        yield from (_labels(masks, stack) for _, stack in _stacked(masks))
+        return
+    for fraction_HW in (each for index in masks.indices for each in masks.fractions(index)):
+        if probabilities:
+            yield fraction_HW
+        else:
+            mask_HW = fraction_HW >= masks.threshold
+            yield mask_HW if segmentation_type == "BINARY" else mask_HW * np.uint8(255)
 
 
 def _labels(masks: MaskMap, stack: Sequence[tuple[int, Fractions]]) -> Frame:

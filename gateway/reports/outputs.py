@@ -11,9 +11,9 @@ from gateway.operations.errors import InvalidInput
 _OWN = re.compile(
     r"(?P<part>\.)?("
     r"report\.(json|html|pdf)|report(-\d+)?\.(sr|pdf|ko)\.dcm|"
-    r"(tissue|slide|segments)-\d+\.((seg|pm|ann)\.dcm|geojson)|(segments|probabilities)-\d+-\d+\.seg\.dcm|"
-    r"(thumbnail-\d+|top-tile-\d+-\d+|segment-field-\d+-\d+)\.jpg|"
-    r"((tissue|attention)-map-\d+|segment-\d+-\d+)\.png"
+    r"(tissue|slide|cells|segments)-\d+\.((seg|pm|ann)\.dcm|geojson)|(segments|probabilities)-\d+-\d+\.seg\.dcm|"
+    r"(thumbnail-\d+|(top-tile|cell|segment-field)-\d+-\d+)\.jpg|"
+    r"((tissue|attention|cell)-map-\d+|segment-\d+-\d+)\.png"
     r")(?(part)\.part)"
 )
 """What `analyze` writes, and may therefore replace or remove; `.NAME.part` is one that a kill left half-written."""

@@ -1,4 +1,5 @@
-"""Report -> DICOM Parametric Map (PS3.3 A.75): how sure the model was of each place of a slide, or its weight."""
+"""Report -> DICOM Parametric Map (PS3.3 A.75): how sure the model was of each place of a slide, or its weight,
+or of the surest cell there."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +48,17 @@ _ATTENTION = _Quantity(
     "Weight in the answer, of the greatest; 0: not read",
     concept.coded(concept.ATTENTION),
 )
+_CELL_SCORE = _Quantity(
+    "CELL_SCORE",
+    "Cell score",
+    "Greatest score of a cell there; 0: not read",
+    concept.coded(concept.CELL_SCORE),
+)
 
 
 def write_parametric_map(path: Path, report: Report, source: SlideSource) -> None:
-    """Write the heat map of a slide, tile by tile, as uint16: the probability of the most likely class, or the weight
-    of the tile in the answer.
+    """Write the heat map of a slide, tile by tile, as uint16: the probability of the most likely class, the weight of
+    the tile in the answer, or the greatest score of a cell in it.
 
     Over the level and extent of `pyramid.map_level`, as the segmentation, which says what class it is: TILED_FULL has
     no dimension for classes (PS3.3 C.7.6.17.3), so a map holds one value a place. Raises PathserveError where the slide
@@ -87,6 +94,8 @@ def _values(report: Report, source: SlideSource) -> tuple[_Quantity, npt.NDArray
         return _PROBABILITY, source.tiles.probabilities_NC[:, shown].max(axis=1)
     if report.classes_of(series) is not None and source.attention is not None:
         return _ATTENTION, source.attention.attention_N
+    if report.screening_of(series) is not None and source.cells is not None:
+        return _CELL_SCORE, source.cells.highest_M
     raise PathserveError("A slide without a result has no heat map. Report this.")
 
 

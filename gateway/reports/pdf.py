@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from gateway.domain.explanation import Explanation
 from gateway.domain.report import (
     Report,
     SegmentationResult,
@@ -19,8 +20,9 @@ from gateway.domain.report import (
     TissueClass,
     TissueResult,
 )
+from gateway.domain.screened import ScreeningResult
 from gateway.operations.errors import PathserveError
-from gateway.reports import wording
+from gateway.reports import explaining, screened_words, wording
 from gateway.reports.sr_concepts import plain
 
 _TEMPLATE = Path(__file__).parent / "templates" / "report.typ"
@@ -128,6 +130,7 @@ def _content(report: Report, pictures: Mapping[str, bytes]) -> tuple[dict[str, A
             for amended in report.amendments
         ],
         "exploratory": wording.EXPLORATORY if report.exploratory else None,
+        "case": _said(screened_words.case_words(report)),
         "identity": [
             ["Patient", name],
             ["Patient id", f"{given_id} ({patient['issuer']})" if patient["issuer"] else given_id],
@@ -183,7 +186,7 @@ def _slide(
     report: Report, slide: SlideReading, pictures: Mapping[str, bytes], images: dict[str, bytes]
 ) -> dict[str, Any]:
     result, classified = report.tissue_of(slide.series), report.classes_of(slide.series)
-    segmented = report.segments_of(slide.series)
+    segmented, screening = report.segments_of(slide.series), report.screening_of(slide.series)
     header = slide.header
     scanner = " ".join(map(wording.cut, filter(None, (header.manufacturer, header.model_name)))) if header else ""
     facts = [
@@ -204,26 +207,43 @@ def _slide(
         "name": wording.slide_name(report, slide.series),
         "facts": facts,
         "missing": missing if slide.frames_missing else None,
-        "exploratory": outside if any(each and each.exploratory for each in (result, classified, segmented)) else None,
+        "exploratory": outside
+        if any(each and each.exploratory for each in (result, classified, segmented, screening))
+        else None,
         "result": _result(result) if result else None,
         "classified": _classified(classified) if classified else None,
-        "segmented": _segmented(segmented) if segmented else None,
+        "segmented": _segmented(report, segmented) if segmented else None,
+        "screened": _screened(screening) if screening else None,
         "without": "This slide was read; it has no result.",
         "pictures": [
-            _picture(report, slide.series, *words, pictures, images) for words in _slide_pictures(classified, segmented)
+            _picture(report, slide.series, *words, pictures, images)
+            for words in _slide_pictures(report, classified, segmented, screening)
         ],
         "tiles": [
             _picture(report, slide.series, *words, pictures, images)
-            for words in (wording.tile_pictures(classified) if classified else ())
+            for words in _evidence_pictures(classified, screening)
         ],
     }
 
 
-def _slide_pictures(
-    classified: SlideClassification | None, segmented: SegmentationResult | None
+def _evidence_pictures(
+    classified: SlideClassification | None, screening: ScreeningResult | None
 ) -> Sequence[tuple[str, str, str]]:
+    if screening is not None:
+        return screened_words.gallery_pictures(screening)
+    return wording.tile_pictures(classified) if classified else ()
+
+
+def _slide_pictures(
+    report: Report,
+    classified: SlideClassification | None,
+    segmented: SegmentationResult | None,
+    screening: ScreeningResult | None,
+) -> Sequence[tuple[str, str, str]]:
+    if screening is not None:
+        return screened_words.pictures(report, screening)
     if segmented is not None:
-        return wording.segment_pictures(segmented)
+        return wording.segment_pictures(report, segmented)
     return wording.ATTENTION_PICTURES if classified else wording.TISSUE_PICTURES
 
 
@@ -311,21 +331,66 @@ def _classified(classes: SlideClassification) -> dict[str, Any]:
             ]
             for rank, tile in enumerate(classes.top_tiles, 1)
         ],
+        "explained": _explained(classes, classes.explanation) if classes.explanation else None,
     }
 
 
-def _segmented(result: SegmentationResult) -> dict[str, Any]:
+def _explained(classes: SlideClassification, explanation: Explanation) -> dict[str, Any]:
+    rows = [explaining.importance_row(each) for each in explanation.objects]
+    return {
+        "title": explaining.TITLE,
+        "caption": explaining.importance_caption(classes, explanation),
+        "heading": list(explaining.IMPORTANCE_HEADING),
+        "rows": rows,
+        "stressed": _stressed(rows),
+        "biomarkers-caption": explaining.biomarker_caption(explanation),
+        "biomarkers-heading": explaining.biomarker_heading(classes),
+        "biomarkers": [explaining.biomarker_row(each, classes) for each in explanation.objects],
+    }
+
+
+def _segmented(report: Report, result: SegmentationResult) -> dict[str, Any]:
+    prompts = wording.prompt_rows(report, result)
     return {
         "prompts-caption": wording.SEGMENTS_CAPTION,
         "prompts-heading": list(wording.PROMPT_HEADING),
-        "prompts": [wording.prompt_row(each) for each in result.segments],
+        "prompts": prompts,
+        "stressed": _stressed(prompts),
         "caption": wording.segments_caption(result),
         "heading": list(wording.SEGMENT_HEADING),
-        "rows": [[each.color, *wording.segment_row(each)] for each in result.segments],
+        "rows": [[each.color, *wording.segment_row(each)] for each in wording.found(result)],
+        "nothing": wording.nothing_found(report, result),
         "objects-caption": wording.OBJECTS_CAPTION,
         "objects-heading": list(wording.OBJECT_HEADING),
         "objects": wording.object_rows(result),
     }
+
+
+def _screened(result: ScreeningResult) -> dict[str, Any]:
+    rows = screened_words.class_rows(result)
+    return {
+        "said": [_said(screened_words.call_words(result)), _said(screened_words.adequacy_words(result))],
+        "caption": screened_words.caption(result),
+        "heading": list(screened_words.HEADING),
+        "rows": [[screened_words.color(each.index), *row] for each, row in zip(result.classes, rows, strict=True)],
+        "stressed": _stressed(rows),
+        "nothing": screened_words.NOTHING_FOUND,
+        "outside": screened_words.outside_labels(result),
+        "adaptation-title": screened_words.ADAPTATION_TITLE,
+        "adaptation": [list(fact) for fact in screened_words.adaptation_facts(result)],
+        "gallery-title": screened_words.GALLERY_TITLE,
+        "gallery-caption": screened_words.GALLERY_CAPTION,
+        "gallery-heading": list(screened_words.GALLERY_HEADING),
+        "gallery": screened_words.gallery_rows(result),
+    }
+
+
+def _said(said: screened_words.Said | None) -> dict[str, Any] | None:
+    return None if said is None else {"head": said.head, "rest": said.rest, "given": said.given}
+
+
+def _stressed(rows: list[list[str]]) -> list[str]:
+    return [cell for row in rows for cell in row if wording.stressed(cell)]
 
 
 def _tiles(tissue: TissueClass) -> list[list[str]]:

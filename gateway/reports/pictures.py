@@ -1,4 +1,4 @@
-"""The report's pictures: the thumbnail, and what was found drawn over it: tissue classes, attention, segments."""
+"""The report's pictures: the thumbnail, and what was found drawn over it: classes, attention, cells, segments."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from gateway.domain.bethesda import CLASSES
 from gateway.domain.report import Picture
 from gateway.domain.slide import TileGrid
-from gateway.reports.spatial import UNCERTAIN, AttentionMap, tile_under
+from gateway.reports.spatial import UNCERTAIN, AttentionMap, CellMap, tile_under
 
 _NOTHING = -2
 _GREY = np.array([205, 205, 205], dtype=np.float32)
@@ -31,6 +32,8 @@ _HEAT_S3 = np.stack(
     ],
     axis=1,
 ).astype(np.float32)
+_DOTS_SHARE, _DOT_MOST = 0.05, 0.008
+"""The part of a picture that a class's dots may cover, and a dot's largest radius, of the picture's longer side."""
 _MEDIA = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 Rgb = npt.NDArray[np.uint8]
@@ -82,6 +85,32 @@ def attention_map(thumbnail_HW3: Rgb, grid: TileGrid, attention: AttentionMap, l
     drawn_HW3 = base_HW3.copy()
     read_HW = step_HW != _NOTHING
     _blend(drawn_HW3, base_HW3, read_HW, _HEAT_S3[step_HW[read_HW]])
+    return _map_png(drawn_HW3)
+
+
+def cell_map(thumbnail_HW3: Rgb, level_size_px: tuple[int, int], cells: CellMap) -> bytes:
+    """A PNG of the thumbnail in grey under a dot for each cell, in the colour of its class.
+
+    `thumbnail_HW3` (H, W, 3) uint8 RGB shows the whole level whose pixels the boxes count, `level_size_px` (width,
+    height). The dots of a class are smaller the more there are, and the gravest class is drawn last: a few cells of it
+    are not lost among thousands of others.
+    """
+    height, width = thumbnail_HW3.shape[:2]
+    middles_N2 = (cells.boxes_N4[:, :2] + cells.boxes_N4[:, 2:]) / 2
+    at_N2 = np.floor(middles_N2 * (np.array([width, height]) / np.array(level_size_px))).astype(np.intp)
+    x_N, y_N = np.clip(at_N2, 0, [width - 1, height - 1]).T
+    drawn_HW3 = _in_grey(thumbnail_HW3)
+    for number in sorted(set(cells.classes_N.tolist()), key=lambda number: CLASSES[number].severity):
+        of_class_N = cells.classes_N == number
+        dots_HW = np.zeros((height, width), np.uint8)
+        dots_HW[y_N[of_class_N], x_N[of_class_N]] = 1
+        share_px = height * width * _DOTS_SHARE / np.count_nonzero(of_class_N)
+        radius = int(np.clip(np.sqrt(share_px / np.pi), 1, max(1.0, _DOT_MOST * max(height, width))))
+        side = 2 * radius + 1
+        dots_HW = cv2.dilate(dots_HW, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+        drawn_HW3[dots_HW > 0] = _rgb(CLASSES[number].color)
+        if radius > 1:
+            drawn_HW3[(dots_HW > 0) & (cv2.erode(dots_HW, _CROSS) == 0)] *= 0.6
     return _map_png(drawn_HW3)
 
 

@@ -17,7 +17,7 @@ from gateway.operations.errors import PathserveError
 from gateway.reports import dicom_file
 from gateway.reports.derived import ObjectName, copy_specimen, reference_to
 from gateway.reports.sparse import Plane, decimal_string
-from gateway.reports.spatial import AttentionMap, Place, SlideSource, TileMap, place_of, tile_under
+from gateway.reports.spatial import Place, SlideSource, place_of, tile_under
 from gateway.reports.tiled import Tiling
 
 _LEAST_TILE_PX = 8
@@ -64,7 +64,8 @@ class TileRaster:
     pictures), and so how a value of every tile is drawn."""
 
     tiling: Tiling
-    tiles: TileMap | AttentionMap
+    rows_N: npt.NDArray[np.int32]
+    columns_N: npt.NDArray[np.int32]
     shape: tuple[int, int]
     row_H: npt.NDArray[np.intp]
     column_W: npt.NDArray[np.intp]
@@ -73,13 +74,14 @@ class TileRaster:
     def over(cls, level: PyramidLevel, report: Report, source: SlideSource) -> "TileRaster":
         """Raises PathserveError where the slide has no tiles."""
         grid, tiling = _grid_of(report, source), level.tiling
-        tiles = source.placed
-        if tiles is None:
+        placed = source.placed
+        if placed is None:
             raise PathserveError("A slide without tiles has no map. Report this.")
         rows, columns = int(source.image.TotalPixelMatrixRows), int(source.image.TotalPixelMatrixColumns)
         return cls(
             tiling=tiling,
-            tiles=tiles,
+            rows_N=placed[0],
+            columns_N=placed[1],
             shape=(grid.rows, grid.columns),
             row_H=tile_under(tiling.rows, rows, grid.field_px, grid.rows),
             column_W=tile_under(tiling.columns, columns, grid.field_px, grid.columns),
@@ -92,7 +94,7 @@ class TileRaster:
         """
         # One row and column more than the grid has: index -1 finds nothing there.
         values_GG = np.zeros((self.shape[0] + 1, self.shape[1] + 1), values_N.dtype)
-        values_GG[self.tiles.rows_N, self.tiles.columns_N] = values_N
+        values_GG[self.rows_N, self.columns_N] = values_N
         for rows, columns in self.tiling.windows():
             yield values_GG[np.ix_(self.row_H[rows], self.column_W[columns])]
 

@@ -100,13 +100,32 @@ class MaskMap(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CellMap:
+    """The N cells that were found on the report's slide `series`, the surest first, and the M tiles that were read.
+
+    `boxes_N4` (N, 4) float64: left, top, right, bottom in pixels of the level that was read. `classes_N` (N,) int32:
+    the Bethesda number (1..6) that the detector gave each; `scores_N` (N,) float32 in 0..1. `rows_M`, `columns_M` (M,)
+    int32: positions on the report's grid; `highest_M` (M,) float32 in 0..1: the greatest score of a cell whose middle
+    lies there, 0 where none does.
+    """
+
+    series: str
+    boxes_N4: npt.NDArray[np.float64]
+    classes_N: npt.NDArray[np.int32]
+    scores_N: npt.NDArray[np.float32]
+    rows_M: npt.NDArray[np.int32]
+    columns_M: npt.NDArray[np.int32]
+    highest_M: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SlideSource:
     """One slide that was read: of each level, finest first, the header (no pixels) of one instance in `levels`, and in
     `instances` the SOP instance UIDs of all (parts of a concatenation, focal planes).
 
-    `read` is the index in `levels` of the level that the report's grid lies on. `tiles`, `attention` and `masks` are
-    what the protocol found where; none is there where the slide gets no spatial objects (a stain that the model was not
-    made for).
+    `read` is the index in `levels` of the level that the report's grid lies on. `tiles`, `attention`, `masks` and
+    `cells` are what the protocol found where; none is there where the slide gets no spatial objects (a stain that the
+    model was not made for).
     """
 
     series: str
@@ -116,11 +135,15 @@ class SlideSource:
     tiles: TileMap | None
     attention: AttentionMap | None = None
     masks: tuple[MaskMap, ...] = ()
+    cells: CellMap | None = None
 
     @property
-    def placed(self) -> TileMap | AttentionMap | None:
-        """The tiles of whatever is drawn on the slide."""
-        return self.tiles or self.attention
+    def placed(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]] | None:
+        """The grid positions of the tiles of whatever is drawn on the slide: rows (N,) and columns (N,)."""
+        tiles = self.tiles or self.attention
+        if tiles is not None:
+            return tiles.rows_N, tiles.columns_N
+        return None if self.cells is None else (self.cells.rows_M, self.cells.columns_M)
 
     @property
     def image(self) -> Dataset:

@@ -18,6 +18,7 @@ from gateway.reports import sr_concepts as concept
 from gateway.reports import wording
 from gateway.reports.derived import Kind, ObjectName, complete, evidence, evidence_read
 from gateway.reports.sr_groups import SlideGroups
+from gateway.reports.sr_screening import case_items
 from gateway.reports.sr_signed import amendment_container, replace_document, verify
 
 _SHORT_STRING = 16
@@ -160,14 +161,16 @@ def _subject(image: Dataset) -> hd.SubjectContext | None:
 
 
 def _remarks(report: Report, pairs: Sequence[tuple[int, SlideReading, Dataset]]) -> hd.ContainerContentItem:
-    """The statement, and each finding about the case or one of these slides, as TID 1500's qualitative evaluations."""
+    """The case's category, the statement, and each finding about the case or one of these slides, as TID 1500's
+    qualitative evaluations."""
     container = hd.ContainerContentItem(
         name=concept.coded(concept.QUALITATIVE_EVALUATIONS), relationship_type=hd.RelationshipTypeValues.CONTAINS
     )
     statements = [wording.RESEARCH_USE, wording.standing(report), wording.remark_of_signer(report) or ""]
     if report.exploratory:
         statements.append(wording.EXPLORATORY)
-    items = [
+    items: list[hd.ContentItem] = [*case_items(report)]
+    items += [
         _text(text, hd.RelationshipTypeValues.CONTAINS) for text in (*statements, report.statement) if text.strip()
     ]
     read_here = {slide.series for _, slide, _ in pairs}

@@ -10,6 +10,7 @@ from highdicom.spatial import ImageToReferenceTransformer
 from pydicom import Dataset
 
 from gateway.domain.codes import MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
+from gateway.domain.explanation import ExplainedObject, Explanation
 from gateway.domain.report import (
     BoxPx,
     Evidence,
@@ -24,9 +25,12 @@ from gateway.domain.report import (
     TissueResult,
     TopTile,
 )
+from gateway.domain.screened import ScreenedCell, ScreeningResult
 from gateway.reports import sr_concepts as concept
 from gateway.reports.derived import segment_role, tracking_of
 from gateway.reports.spatial import place_of
+from gateway.reports.sr_importance import importance_evaluations, importance_measurements, importance_parameters
+from gateway.reports.sr_screening import cell_parts, screening_groups, slide_evaluations, slide_parameters
 from gateway.reports.sr_segments import (
     evaluation,
     measurement,
@@ -51,11 +55,13 @@ class SlideGroups:
 
     def all(self) -> Iterator[hd.MeasurementsAndQualitativeEvaluations]:
         """The slide as a whole; of tissue each class with its evidence, then what stayed uncertain; of a slide that was
-        classified as a whole each class, then the tiles that the answer rests on; of words each prompt."""
+        classified as a whole each class, the tiles that the answer rests on, and the objects that it may; of words each
+        prompt; of a cervical slide its adequacy, its probabilities, its cells and those that the answer rests on."""
         tissue_result = self.report.tissue_of(self.slide.series)
         classes = self.report.classes_of(self.slide.series)
         words = self.report.segments_of(self.slide.series)
-        yield self._whole(tissue_result, classes, words)
+        screening = self.report.screening_of(self.slide.series)
+        yield self._whole(tissue_result, classes, words, screening)
         if tissue_result is not None:
             for tissue in tissue_result.classes:
                 yield self._class(tissue)
@@ -67,13 +73,25 @@ class SlideGroups:
                 yield self._slide_class(each)
             for rank, tile in enumerate(classes.top_tiles, 1):
                 yield self._top_tile(rank, tile)
+            if classes.explanation is not None:
+                for found in classes.explanation.objects:
+                    yield self._object(classes.explanation, found)
         if words is not None:
             numbers = _numbers(words)
             for segmented in words.segments:
                 yield self._segment(words, segmented, numbers[segmented.index])
+        if screening is not None:
+            for parts in screening_groups(screening):
+                yield self._group(parts.role, parts.finding, parts.measurements, evaluations=parts.evaluations)
+            for rank, cell in enumerate(screening.gallery, 1):
+                yield self._screened_cell(screening, rank, cell)
 
     def _whole(
-        self, result: TissueResult | None, classes: SlideClassification | None, words: SegmentationResult | None
+        self,
+        result: TissueResult | None,
+        classes: SlideClassification | None,
+        words: SegmentationResult | None,
+        screening: ScreeningResult | None,
     ) -> hd.MeasurementsAndQualitativeEvaluations:
         measurements = []
         evaluations = []
@@ -90,7 +108,13 @@ class SlideGroups:
             measurements.append(measurement(concept.BAG_TILES, classes.bag, concept.TILES))
             evaluations.append(evaluation(concept.SLIDE_CLASS, answer.code if answer else concept.NO_ANSWER))
             evaluations.append(evaluation(concept.EVIDENCE_SOURCE, _SOURCES[classes.evidence]))
-        for answered in (result, classes, words):
+        if words is not None:
+            parameters.append("area that was read by words: at the finest resolution that prompts were answered at")
+        if screening is not None:
+            measurements.append(measurement(concept.TILE_COUNT, self.slide.tiles_read, concept.TILES))
+            evaluations += slide_evaluations(screening)
+            parameters += slide_parameters(screening)
+        for answered in (result, classes, words, screening):
             if answered is not None:
                 use = concept.OUTSIDE if answered.exploratory else concept.INSIDE
                 evaluations.append(evaluation(concept.INTENDED_USE, use))
@@ -136,7 +160,7 @@ class SlideGroups:
         return self._with_subject(
             hd.PlanarROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=self._tracking(f"top-tile-{rank}"),
-                referenced_region=_region(self.image, tile.box),
+                referenced_region=_region(self.image, *_corners(tile.box)),
                 finding_type=concept.coded(concept.TOP_TILE),
                 algorithm_id=self._algorithm(),
                 measurements=[
@@ -146,13 +170,38 @@ class SlideGroups:
             )
         )
 
+    def _screened_cell(
+        self, result: ScreeningResult, rank: int, cell: ScreenedCell
+    ) -> hd.PlanarROIMeasurementsAndQualitativeEvaluations:
+        parts = cell_parts(result, rank, cell)
+        return self._with_subject(
+            hd.PlanarROIMeasurementsAndQualitativeEvaluations(
+                tracking_identifier=self._tracking(parts.role),
+                referenced_region=_region(self.image, *_edges_px(self.image, cell)),
+                finding_type=concept.coded(parts.finding),
+                algorithm_id=self._algorithm(),
+                measurements=parts.measurements,
+                qualitative_evaluations=parts.evaluations,
+            )
+        )
+
+    def _object(self, explanation: Explanation, found: ExplainedObject) -> hd.MeasurementsAndQualitativeEvaluations:
+        return self._group(
+            f"object-{found.index + 1}",
+            found.code,
+            importance_measurements(found),
+            category=found.category,
+            evaluations=importance_evaluations(found),
+            parameters=importance_parameters(found, explanation),
+        )
+
     def _segment(
         self, result: SegmentationResult, segmented: Segmented, number: int
     ) -> hd.MeasurementsAndQualitativeEvaluations | hd.PlanarROIMeasurementsAndQualitativeEvaluations:
-        """A prompt: with its segment where one was written (TID 1410), else as a finding of the slide (TID 1501)."""
-        role, parameters = segment_role(segmented), segment_parameters(segmented, result)
+        """A prompt: with its segment where it was found (TID 1410), else as a finding of the slide (TID 1501)."""
+        role, parameters = segment_role(segmented), segment_parameters(segmented)
         measurements, evaluations = segment_measurements(segmented), segment_evaluations(segmented)
-        if segmented.seg is None:
+        if segmented.seg is None or not segmented.present:
             return self._group(
                 role,
                 segmented.code,
@@ -190,7 +239,7 @@ class SlideGroups:
         return self._with_subject(
             hd.PlanarROIMeasurementsAndQualitativeEvaluations(
                 tracking_identifier=self._tracking(f"class-{tissue.index}/tile-{rank}"),
-                referenced_region=_region(self.image, evidence.box),
+                referenced_region=_region(self.image, *_corners(evidence.box)),
                 finding_type=concept.coded(tissue.code),
                 algorithm_id=self._algorithm(),
                 measurements=[measurement(concept.CERTAINTY, evidence.probability * 100, PERCENT)],
@@ -277,10 +326,27 @@ def _extent(area_mm2: float, share: float, tiles: int) -> list[hd.Measurement]:
     ]
 
 
-def _region(image: Dataset, box: BoxPx) -> hd.ImageRegion3D | hd.ImageRegion:
-    """The box as a closed polygon: in mm of the slide's frame of reference, or, where the header gives no usable
+def _corners(box: BoxPx) -> tuple[int, int, int, int]:
+    return box.x_px, box.y_px, box.x_px + box.width_px, box.y_px + box.height_px
+
+
+def _edges_px(image: Dataset, cell: ScreenedCell) -> tuple[float, float, float, float]:
+    """A cell's box in pixels of the level, within it: left, top, right, bottom."""
+    row_mm, column_mm = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    edges_2 = []
+    for middle_um, size_um, pixel_mm, most in (
+        (cell.x_um, cell.width_um, column_mm, image.TotalPixelMatrixColumns),
+        (cell.y_um, cell.height_um, row_mm, image.TotalPixelMatrixRows),
+    ):
+        ends = ((middle_um + side * size_um / 2) / (float(pixel_mm) * 1000) for side in (-1, 1))
+        edges_2.append([min(max(end, 0.0), float(most)) for end in ends])
+    (left, right), (top, bottom) = edges_2
+    return left, top, right, bottom
+
+
+def _region(image: Dataset, left: float, top: float, right: float, bottom: float) -> hd.ImageRegion3D | hd.ImageRegion:
+    """A box as a closed polygon: in mm of the slide's frame of reference, or, where the header gives no usable
     origin or orientation, in pixels of the total pixel matrix (PS3.3 C.18.6, C.18.9)."""
-    left, top, right, bottom = box.x_px, box.y_px, box.x_px + box.width_px, box.y_px + box.height_px
     corners_N2 = np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]], dtype=np.float64)
     to_mm = _to_mm(image)
     if to_mm is None:

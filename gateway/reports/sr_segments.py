@@ -6,7 +6,8 @@ from highdicom import sr as hd
 from pydicom import Dataset
 
 from gateway.domain.codes import MICROMETRE_SQUARED, MILLIMETRE_SQUARED, NO_UNITS, PERCENT, Code
-from gateway.domain.report import ObjectFigures, SegmentationResult, Segmented
+from gateway.domain.explanation import ExplainedObject
+from gateway.domain.report import ObjectFigures, Segmented
 from gateway.reports import sr_concepts as concept
 
 
@@ -40,11 +41,15 @@ def segment_measurements(segmented: Segmented) -> list[hd.Measurement]:
 def _counted(objects: ObjectFigures) -> Iterator[hd.Measurement]:
     yield measurement(concept.OBJECT_COUNT, objects.count, concept.OBJECTS)
     yield measurement(concept.OBJECT_DENSITY, objects.density_per_mm2, concept.OBJECTS_PER_AREA)
-    yield measurement(concept.OBJECT_AREA, objects.mean_area_um2, MICROMETRE_SQUARED, derivation=concept.MEAN)
-    yield measurement(concept.OBJECT_AREA_P10, objects.area_p10_um2, MICROMETRE_SQUARED)
-    yield measurement(concept.OBJECT_AREA, objects.area_median_um2, MICROMETRE_SQUARED, derivation=concept.MEDIAN)
-    yield measurement(concept.OBJECT_AREA_P90, objects.area_p90_um2, MICROMETRE_SQUARED)
-    yield measurement(concept.IRREGULARITY, objects.irregularity, NO_UNITS, derivation=concept.MEAN)
+    for name, value, unit, derivation in (
+        (concept.OBJECT_AREA, objects.mean_area_um2, MICROMETRE_SQUARED, concept.MEAN),
+        (concept.OBJECT_AREA_P10, objects.area_p10_um2, MICROMETRE_SQUARED, None),
+        (concept.OBJECT_AREA, objects.area_median_um2, MICROMETRE_SQUARED, concept.MEDIAN),
+        (concept.OBJECT_AREA_P90, objects.area_p90_um2, MICROMETRE_SQUARED, None),
+        (concept.IRREGULARITY, objects.irregularity, NO_UNITS, concept.MEAN),
+    ):
+        if value is not None:
+            yield measurement(name, value, unit, derivation=derivation)
 
 
 def segment_evaluations(segmented: Segmented) -> list[hd.QualitativeEvaluation]:
@@ -58,16 +63,20 @@ def segment_evaluations(segmented: Segmented) -> list[hd.QualitativeEvaluation]:
     return said
 
 
-def segment_parameters(segmented: Segmented, result: SegmentationResult) -> list[str]:
+def segment_parameters(segmented: Segmented) -> list[str]:
     """What the algorithm was asked, what it understood, and what it counts as an answer."""
-    said = [
-        f"prompt: {segmented.prompt}",
-        f"understood as: {segmented.triple}",
-        f"mask pixel: {segmented.mpp:g} um",
-        f"present: presence >= {result.min_presence:g}",
-    ]
-    if segmented.val_dice is not None:
-        said.append(f"Dice on validation data: {segmented.val_dice:.3f}")
+    return prompt_parameters(
+        segmented,
+        f"mask pixel: {segmented.mpp:g} um; share and density: of the tissue that was read at this resolution",
+        f"present: presence >= {segmented.min_presence:g}",
+    )
+
+
+def prompt_parameters(found: Segmented | ExplainedObject, *more: str) -> list[str]:
+    """What was asked and understood, `more`, and how well the model did at it in validation."""
+    said = [f"prompt: {found.prompt}", f"understood as: {found.triple}", *more]
+    if found.val_dice is not None:
+        said.append(f"Dice on validation data: {found.val_dice:.3f}")
     return [concept.plain(text) for text in said]
 
 

@@ -5,8 +5,11 @@ they are written; `sparse` writes images of which some frames are left out. Pixe
 JPEG-LS, one fragment a frame (PS3.5 A.4).
 """
 
+import os
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -25,6 +28,8 @@ _MOST_NATIVE_BYTES = 0xFFFFFFFE
 _JPEG_LS_GROWTH = 4
 """Noise grows: a sample of 8 or 16 bits takes at most 32 or 64 (LIMIT of ISO 14495-1 A.2.1), beside the headers."""
 _JPEG_LS_HEADERS_BYTES = 1024
+_ENCODERS = min(8, os.cpu_count() or 1)
+"""Frames that are encoded at a time."""
 _MOST_BASIC_BYTES = (1 << 32) // _JPEG_LS_GROWTH
 """Raw size up to which the 32 bits of the basic offset table are sure to hold."""
 _PIXEL_DATA, _EXTENDED_OFFSETS, _EXTENDED_LENGTHS = 0x0010, 0x0001, 0x0002
@@ -108,6 +113,15 @@ def write_tiled(
         write_pixels(stream, tiling, windows, frames, count, bits, jpeg_ls=jpeg_ls)
 
 
+def fits_uncompressed(tiling: Tiling, count: int, bits: Bits) -> bool:
+    """Whether so many frames can be stored without compression: the length of native pixel data has 32 bits."""
+    return _native_bytes(tiling, count, bits) <= _MOST_NATIVE_BYTES
+
+
+def _native_bytes(tiling: Tiling, count: int, bits: Bits) -> int:
+    return -(-tiling.tile_rows * tiling.tile_columns * bits * count // 8)
+
+
 def describe_pixels(dataset: Dataset, tiling: Tiling, count: int, bits: Bits, *, jpeg_ls: bool) -> None:
     """What describes `count` frames of pixels (PS3.3 C.7.6.3), set on `dataset`, in place."""
     dataset.Rows, dataset.Columns = tiling.tile_rows, tiling.tile_columns
@@ -136,7 +150,7 @@ def write_pixels(
         frame_bytes = tiling.tile_rows * tiling.tile_columns * bits // 8
         _write_jpeg_ls(stream, tiles, count, extended=frame_bytes * count > _MOST_BASIC_BYTES)
     else:
-        _write_native(stream, tiles, -(-tiling.tile_rows * tiling.tile_columns * bits * count // 8), bits)
+        _write_native(stream, tiles, _native_bytes(tiling, count, bits), bits)
 
 
 def _checked(tiling: Tiling, windows: Iterable[Window], frames: Iterable[Frame], bits: Bits) -> Iterator[Frame]:
@@ -203,9 +217,7 @@ def _write_jpeg_ls(stream: BinaryIO, frames: Iterator[Frame], count: int, *, ext
         offsets_at = stream.tell()
         stream.write(table)
     lengths = np.zeros(count, "<u8")
-    for number, frame in enumerate(frames):
-        encoded = imagecodecs.jpegls_encode(frame, out=frame.nbytes * _JPEG_LS_GROWTH + _JPEG_LS_HEADERS_BYTES)
-        encoded += b"\0" * (len(encoded) % 2)
+    for number, encoded in enumerate(_in_jpeg_ls(frames)):
         _item_head(stream, _ITEM, len(encoded))
         stream.write(encoded)
         lengths[number] = len(encoded)
@@ -216,6 +228,23 @@ def _write_jpeg_ls(stream: BinaryIO, frames: Iterator[Frame], count: int, *, ext
     if extended:
         stream.seek(lengths_at)
         stream.write(lengths.tobytes())
+
+
+def _in_jpeg_ls(frames: Iterator[Frame]) -> Iterator[bytes]:
+    """The frames encoded, of even lengths and in their order, some of them at a time."""
+    with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="jpeg-ls") as pool:
+        ahead: deque[Future[bytes]] = deque()
+        for frame in frames:
+            ahead.append(pool.submit(_jpeg_ls, frame))
+            if len(ahead) > _ENCODERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _jpeg_ls(frame: Frame) -> bytes:
+    encoded = imagecodecs.jpegls_encode(frame, out=frame.nbytes * _JPEG_LS_GROWTH + _JPEG_LS_HEADERS_BYTES)
+    return bytes(encoded) + b"\0" * (len(encoded) % 2)
 
 
 def _element_head(stream: BinaryIO, element: int, vr: bytes, length: int) -> None:

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from gateway.domain.codes import Code
+from gateway.domain.explanation import ExplainedObject
 from gateway.domain.report import (
     EvidenceSource,
     FindingKind,
@@ -24,9 +25,9 @@ EXPLORATORY = (
 )
 UNCERTAIN = "Uncertain"
 
-_THUMBNAIL = ("thumbnail", "The slide", "Thumbnail of the whole slide")
+THUMBNAIL = ("thumbnail", "The slide", "Thumbnail of the whole slide")
 TISSUE_PICTURES = (
-    _THUMBNAIL,
+    THUMBNAIL,
     (
         "tissue-map",
         "Tissue map: one colour a class, grey hatching where uncertain",
@@ -35,7 +36,7 @@ TISSUE_PICTURES = (
 )
 """The pictures of a slide: role, title, and what they show for whoever cannot see them."""
 ATTENTION_PICTURES = (
-    _THUMBNAIL,
+    THUMBNAIL,
     (
         "attention-map",
         "Weight of each tile: pale yellow least, dark red most; it shows where the model looked, not what is there",
@@ -44,11 +45,12 @@ ATTENTION_PICTURES = (
 )
 
 SEGMENTS_CAPTION = (
-    "Each prompt of the order as it was given, and what was understood by it. A prompt that the model was not measured "
+    "Each prompt of the order as it was given, and what was understood by it. A prompt that the model is not validated "
     "for is answered all the same; its figures support nothing."
 )
 """Over the table of prompts."""
 PROMPT_HEADING = ("Prompt", "Understood as", "Measured for", "Found", "Presence")
+NOT_MEASURED, NOT_VALIDATED, ABSENT, UNANSWERED = "no", "measured, not validated: ", "not found", "not answered"
 SEGMENT_HEADING = ("Segment", "Area, mm²", "Share, %", "Mean probability")
 OBJECT_HEADING = ("Objects", "Number", "Per mm²", "Mean area, µm²", "Median (10th to 90th), µm²", "Irregularity")
 OBJECTS_CAPTION = (
@@ -64,6 +66,7 @@ _PROTOCOLS = {
     "tissue-classification": "Tissue classification",
     "slide-classification": "Slide classification",
     "segmentation": "Segmentation by words",
+    "cervical-screening": "Cervical screening",
 }
 _SOURCES = {
     EvidenceSource.ATTENTION: "The weights are the model's own attention.",
@@ -217,27 +220,66 @@ def tile_pictures(classes: SlideClassification) -> list[tuple[str, str, str]]:
 def segments_caption(result: SegmentationResult) -> str:
     """What the figures of segments are shares of, and when a prompt counts as found."""
     return (
-        f"Share of the {area(result.area_mm2)} mm² of tissue that were read. A prompt counts as found where its "
-        f"presence reaches {probability(result.min_presence)}; segments may overlap."
+        "Share of the tissue that was read at the segment's own resolution, and objects per mm² of the same (at the "
+        f"finest that was answered {area(result.area_mm2)} mm²). A prompt is found where its presence reaches its "
+        "limit and the probability of a pixel one half; segments may overlap."
     )
 
 
-def prompt_row(segmented: Segmented) -> list[str]:
-    """A prompt under PROMPT_HEADING."""
-    dice = "" if segmented.val_dice is None else f", Dice {segmented.val_dice:.2f}"
+def nothing_found(report: Report, result: SegmentationResult) -> str:
+    """What stands in the place of figures where there are none."""
+    unanswered = len(report.order.prompts) - len(result.segments)
+    if not unanswered:
+        return "Nothing was found of any prompt in the tissue that was read."
+    were = "One prompt was" if unanswered == 1 else f"{unanswered} prompts were"
+    return f"Nothing was found of the prompts that were answered. {were} not answered."
+
+
+def prompt_rows(report: Report, result: SegmentationResult) -> list[list[str]]:
+    """Each prompt of the order under PROMPT_HEADING, also those without an answer."""
+    answered = {each.index: each for each in result.segments}
     return [
-        segmented.prompt,
-        segmented.triple,
-        f"yes{dice}" if segmented.supported else "no",
-        "yes" if segmented.present else "no",
-        probability(segmented.presence),
+        _prompt_row(answered[index]) if index in answered else [prompt, "–", "–", UNANSWERED, "–"]
+        for index, prompt in enumerate(report.order.prompts)
     ]
 
 
-def segment_row(segmented: Segmented) -> list[str]:
-    """A segment's figures under SEGMENT_HEADING."""
+def _prompt_row(segmented: Segmented) -> list[str]:
     return [
+        segmented.prompt,
         segmented.triple,
+        measured_for(segmented),
+        "found" if segmented.present else ABSENT,
+        "{} (limit {})".format(*presence(segmented.presence, segmented.min_presence)),
+    ]
+
+
+def measured_for(segmented: Segmented | ExplainedObject) -> str:
+    """Whether the model of masks was measured for a prompt, and how well it did."""
+    if segmented.val_dice is None:
+        return "yes" if segmented.supported else NOT_MEASURED
+    return f"{'yes, ' if segmented.supported else NOT_VALIDATED}Dice {segmented.val_dice:.2f}"
+
+
+def stressed(cell: str) -> bool:
+    """Whether a cell of a table of prompts must not be overlooked."""
+    return cell in (NOT_MEASURED, ABSENT, UNANSWERED) or cell.startswith(NOT_VALIDATED)
+
+
+def found(result: SegmentationResult) -> list[Segmented]:
+    """The segments that have figures and pictures."""
+    return [each for each in result.segments if each.present]
+
+
+def segment_name(segmented: Segmented | ExplainedObject) -> str:
+    """What figures and pictures are of: the prompt as understood, and whether they support anything."""
+    return segmented.triple if segmented.supported else f"{segmented.triple} (not validated)"
+
+
+def segment_row(segmented: Segmented) -> list[str]:
+    """The figures of a segment that was found, under SEGMENT_HEADING."""
+    return [
+        segment_name(segmented),
         area(segmented.area_mm2),
         percent(segmented.area_fraction, digits=2),
         probability(segmented.mean_probability),
@@ -246,10 +288,13 @@ def segment_row(segmented: Segmented) -> list[str]:
 
 def object_row(segmented: Segmented, objects: ObjectFigures) -> list[str]:
     """The figures of a segment's objects under OBJECT_HEADING."""
+    name, density = segment_name(segmented), f"{objects.density_per_mm2:.1f}"
+    if not objects.count:
+        return [name, "0", density, "–", "–", "–"]
     return [
-        segmented.triple,
+        name,
         str(objects.count),
-        f"{objects.density_per_mm2:.1f}",
+        density,
         f"{objects.mean_area_um2:.1f}",
         f"{objects.area_median_um2:.1f} ({objects.area_p10_um2:.1f} to {objects.area_p90_um2:.1f})",
         f"{objects.irregularity:.3f}",
@@ -265,49 +310,64 @@ def segment_description(segmented: Segmented) -> str:
     """What was found of a prompt, in a sentence or two."""
     if not segmented.present:
         return NOT_FOUND
-    found = (
-        f"{area(segmented.area_mm2)} mm², {percent(segmented.area_fraction, digits=2)} % of the tissue that was read."
-    )
+    share = percent(segmented.area_fraction, digits=2)
+    extent = f"{area(segmented.area_mm2)} mm², {share} % of the tissue that was read at this resolution."
     if segmented.objects is not None:
-        found += f" About {segmented.objects.count} objects."
-    return found if segmented.supported else f"{found} Not validated for this tissue."
+        count = segmented.objects.count
+        extent += f" About {count} objects." if count else " Regions only: none has the least size of an object."
+    return extent if segmented.supported else f"{extent} Not validated for this tissue."
 
 
-def segment_pictures(result: SegmentationResult) -> list[tuple[str, str, str]]:
+def segment_pictures(report: Report, result: SegmentationResult) -> list[tuple[str, str, str]]:
     """The pictures of what was found, as `TISSUE_PICTURES`: of each prompt all of it, and a place where much of it
     lies."""
-    return [
-        picture
-        for each in result.segments
-        if each.present
-        for picture in (
+    widths_px = {picture.role: picture.width_px for picture in report.pictures if picture.series == result.series}
+    pictures = []
+    for each in found(result):
+        name, field = segment_name(each), f"segment-field-{each.index + 1}"
+        wide = f", {widths_px[field] * each.mpp:.0f} µm wide" if field in widths_px else ""
+        pictures += [
             (
                 f"segment-{each.index + 1}",
-                f"{each.triple}: where it was found",
+                f"{name}: where it was found",
                 "What was read in grey with the segment in colour",
             ),
             (
-                f"segment-field-{each.index + 1}",
-                f"{each.triple}: outlines where much of it lies",
+                field,
+                f"{name}: its outlines in a field where much of it lies{wide}",
                 "A field at the resolution of the mask with the segment's outline",
             ),
-        )
-    ]
+        ]
+    return pictures
 
 
 def area(value_mm2: float) -> str:
-    """An area in mm² as it is printed."""
-    return f"{value_mm2:.2f}" if value_mm2 == 0 or value_mm2 >= 0.01 else f"{value_mm2:.4f}"
+    """An area in mm² as it is printed: what is there is never 0."""
+    if value_mm2 == 0 or value_mm2 >= 0.01:
+        return f"{value_mm2:.2f}"
+    printed = f"{value_mm2:.4f}" if value_mm2 >= 0.0001 else f"{value_mm2:.6f}"
+    return printed if float(printed) else "<0.000001"
 
 
 def percent(share: float, *, digits: int = 1) -> str:
-    """A share (0..1) in % as it is printed."""
-    return f"{share * 100:.{digits}f}"
+    """A share (0..1) in % as it is printed: what is there is never 0."""
+    printed = f"{share * 100:.{digits}f}"
+    return printed if share == 0 or float(printed) else f"<{10**-digits:.{digits}f}"
 
 
 def probability(value: float | None) -> str:
     """A probability as it is printed; a dash where there is none."""
     return "–" if value is None else f"{value:.2f}"
+
+
+def presence(value: float, limit: float) -> tuple[str, str]:
+    """A presence and its limit (0..1) as they are printed: with three decimals, or with as many more as tell them
+    apart, and the limit from 0 and 1."""
+    for digits in range(3, 8):
+        printed, least = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+        if (printed != least or value == limit) and (0 < float(least) < 1 or limit in (0, 1)):
+            break
+    return printed, least
 
 
 def patient(report: Report) -> dict[str, str | None]:

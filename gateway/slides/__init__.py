@@ -4,7 +4,7 @@ from gateway.slides.grid import TilePlan, plan_tiles
 from gateway.slides.levels import choose_level
 from gateway.slides.pipeline import FrameGauge, TileBatch, stream_tiles
 from gateway.slides.slide import Slide
-from gateway.slides.tissue import TissueMask, find_tissue
+from gateway.slides.tissue import TissueMask, find_tissue, tissue_and_pen
 from gateway.slides.wanted import frames_of, overview_levels
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "overview_levels",
     "plan_tiles",
     "stream_tiles",
+    "tissue_and_pen",
 ]

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.domain.order import RegionUm
-from gateway.domain.slide import TileGrid
+from gateway.domain.slide import Level, TileGrid
 from gateway.operations.errors import InvalidOrder, NoTissue
 from gateway.slides.levels import choose_level
 from gateway.slides.slide import LevelImage, Slide
 from gateway.slides.tissue import TissueMask
 
 _MAX_STRIP_PX = 8192
+_TILE_PX = 256
 _ORDER = 1
 """Version of the order of tiles; part of the digest, so that a half-done analysis never continues in another order."""
 
@@ -96,6 +97,36 @@ def plan_tiles(
         strip_tiles=strip_tiles,
         frames=int(np.count_nonzero(frames_under(slide.image(level.index), grid, chosen_RC))),
         digest=digest.hexdigest(),
+    )
+
+
+def tiles_under(slide: Slide, level: Level, boxes_N4: NDArray[np.integer], digest: str) -> TilePlan:
+    """The tiles of a level under any of N boxes (left, top, right, bottom in its pixels), row by row; what of a box
+    lies beyond the level is left out. A tile is one frame where frames are square and small. `digest`: the plan's."""
+    square = level.frame_width_px == level.frame_height_px and level.frame_width_px <= 2 * _TILE_PX
+    side = level.frame_width_px if square else _TILE_PX  # a tile that is a frame is not copied together
+    grid = TileGrid(
+        level=level.index,
+        mpp=level.mpp,
+        tile_px=side,
+        field_px=side,
+        columns=-(-level.width_px // side),
+        rows=-(-level.height_px // side),
+    )
+    needed_RC = np.zeros((grid.rows, grid.columns), np.bool_)
+    for left, top, right, bottom in boxes_N4.tolist():
+        needed_RC[
+            max(top, 0) // side : max(-(-bottom // side), 0), max(left, 0) // side : max(-(-right // side), 0)
+        ] = True
+    rows, columns = np.nonzero(needed_RC)
+    return TilePlan(
+        grid=grid,
+        rows_N=rows.astype(np.int32),
+        columns_N=columns.astype(np.int32),
+        tissue_N=np.ones(len(rows), np.float32),
+        strip_tiles=grid.columns,
+        frames=int(np.count_nonzero(frames_under(slide.image(level.index), grid, needed_RC))),
+        digest=digest,
     )
 
 

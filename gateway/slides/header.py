@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -296,6 +296,7 @@ def size_contradiction(dataset: Dataset) -> str | None:
 def slide_header(dataset: Dataset) -> SlideHeader:
     """Identity, specimen and device of a slide, as its header says them."""
     specimen = _first(dataset, "SpecimenDescriptionSequence")
+    kinds, preparation = _specimen_codes(dataset)
     issuer = dataset.get("IssuerOfPatientID")
     return SlideHeader(
         study_uid=str(dataset.StudyInstanceUID),
@@ -313,6 +314,9 @@ def slide_header(dataset: Dataset) -> SlideHeader:
         stains=_stains(dataset),
         site=_code(_first(specimen, "PrimaryAnatomicStructureSequence")),
         specimen_type=_code(_first(specimen, "SpecimenTypeCodeSequence")),
+        kinds=kinds,
+        preparation=preparation,
+        institution=_text(dataset, "InstitutionName"),
         manufacturer=_text(dataset, "Manufacturer"),
         model_name=_text(dataset, "ManufacturerModelName"),
         serial_number=_text(dataset, "DeviceSerialNumber"),
@@ -341,16 +345,44 @@ def _code(item: Dataset | None) -> Code | None:
 
 # PS3.16 TID 8003: "Using substance" in its SNOMED CT and its retired SNOMED-RT form.
 _USING_SUBSTANCE = {("424361007", "SCT"), ("G-C350", "SRT")}
+# TID 8001 and 8002: "Specimen type" and "Parent specimen type".
+_SPECIMEN_TYPE = {("371439000", "SCT"), ("R-00254", "SRT"), ("111707", "DCM")}
 
 
 def _stains(dataset: Dataset) -> tuple[Code, ...]:
     """The substances of the staining steps (PS3.16 TID 8003), over all specimens, in order, each once."""
-    found: dict[tuple[str, str], Code] = {}
+    return _once(value for name, value in _prepared(dataset) if (name.code, name.scheme) in _USING_SUBSTANCE)
+
+
+def _specimen_codes(dataset: Dataset) -> tuple[tuple[Code, ...], tuple[Code, ...]]:
+    """What the specimens are and were taken from (anatomic structure and type, PS3.3 C.7.6.22, and the types in their
+    preparation steps), and all else that is coded in these steps but stains; in order, each once."""
+    kinds: list[Code] = []
+    for specimen in dataset.get("SpecimenDescriptionSequence") or ():
+        for keyword in ("PrimaryAnatomicStructureSequence", "SpecimenTypeCodeSequence"):
+            kinds += [code for item in specimen.get(keyword) or () if (code := _code(item))]
+    preparation = []
+    for name, value in _prepared(dataset):
+        if (name.code, name.scheme) in _SPECIMEN_TYPE:
+            kinds.append(value)
+        elif (name.code, name.scheme) not in _USING_SUBSTANCE:
+            preparation.append(value)
+    return _once(kinds), _once(preparation)
+
+
+def _prepared(dataset: Dataset) -> Iterator[tuple[Code, Code]]:
+    """The coded content of the preparation steps (PS3.16 TID 8000) of all specimens: its name and its value."""
     for specimen in dataset.get("SpecimenDescriptionSequence") or ():
         for step in specimen.get("SpecimenPreparationSequence") or ():
             for item in step.get("SpecimenPreparationStepContentItemSequence") or ():
                 name = _code(_first(item, "ConceptNameCodeSequence"))
-                stain = _code(_first(item, "ConceptCodeSequence"))
-                if stain and name and (name.code, name.scheme) in _USING_SUBSTANCE:
-                    found.setdefault((stain.code, stain.scheme), stain)
+                value = _code(_first(item, "ConceptCodeSequence"))
+                if name and value:
+                    yield name, value
+
+
+def _once(codes: Iterable[Code]) -> tuple[Code, ...]:
+    found: dict[tuple[str, str], Code] = {}
+    for code in codes:
+        found.setdefault((code.code, code.scheme), code)
     return tuple(found.values())

@@ -147,7 +147,7 @@ def write_phantom(
             "a phantom is he or cytology, at least one frame in size, covered by more than 0 and at most 0.7"
         )
     textures = _TEXTURES[kind]
-    name = json.dumps([kind, width_px, height_px, mpp, seed, asdict(options)], sort_keys=True, default=str)
+    name = json.dumps([kind, width_px, height_px, mpp, seed, _said(options)], sort_keys=True, default=str)
     identity = options.identity.completed(
         hashlib.sha256(name.encode()).hexdigest(), kind, options.stains, options.organ
     )
@@ -173,6 +173,16 @@ def write_phantom(
     )
     (out / "phantom.json").write_text(json.dumps(asdict(truth) | {"files": [file.name for file in files]}, indent=1))
     return truth
+
+
+def _said(options: PhantomOptions) -> dict[str, object]:
+    """The options as UIDs follow from them. What a phantom had no room for at first is left out where it is not used,
+    so that the UIDs of all others stay."""
+    said = asdict(options)
+    said["identity"] = {
+        name: value for name, value in said["identity"].items() if value or name not in ("preparation", "description")
+    }
+    return said
 
 
 def _with(options: PhantomOptions, changes: dict[str, object]) -> PhantomOptions:
@@ -224,7 +234,7 @@ def _write_levels(
         scale = 2**level
         width_px, height_px = -(-size_px[0] // scale), -(-size_px[1] // scale)
         columns, rows = -(-width_px // options.frame_px), -(-height_px // options.frame_px)
-        encode = _encoder(options.encoding, options.quality)
+        encode = encoder(options.encoding, options.quality)
         frames = _Frames(
             palettes, encode, tissue, scale, options.frame_px, rng.integers(_PALETTE, size=(rows, columns))
         )
@@ -315,7 +325,8 @@ class _Frames:
         return self._encode(image)
 
 
-def _encoder(encoding: str, quality: int) -> Callable[[Image], bytes]:
+def encoder(encoding: str, quality: int) -> Callable[[Image], bytes]:
+    """How a frame, (H, W, 3) uint8 RGB, becomes bytes in one of ENCODINGS; `quality` is of JPEG."""
     if encoding == "jpeg":
         return lambda image: simplejpeg.encode_jpeg(image, quality=quality, colorspace="RGB", colorsubsampling="422")
     if encoding == "jpeg2000":

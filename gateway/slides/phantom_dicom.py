@@ -20,7 +20,7 @@ from pydicom.filewriter import dcmwrite
 from pydicom.uid import UID, VLWholeSlideMicroscopyImageStorage
 
 from gateway.domain.codes import Code
-from gateway.slides.specimen import coded, staining
+from gateway.slides.specimen import coded, collection, sampling, staining
 
 _ITEM = b"\xfe\xff\x00\xe0"
 _SEQUENCE_END = b"\xfe\xff\xdd\xe0\0\0\0\0"
@@ -45,9 +45,19 @@ class Encoding:
     lossy_method: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How the material was collected (PS3.16 CID 8109), and the slide made (CID 8110) of what kind of it (CID 8103)."""
+
+    collection: Code
+    method: Code
+    material: Code
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Whose slide the phantom says it is. All invented; empty UIDs follow from the phantom's arguments."""
+    """Whose slide the phantom says it is. All invented; empty UIDs follow from the phantom's arguments. A `description`
+    says what the slide is, and with it the subject stands in the header as no patient but a phantom."""
 
     patient_id: str = "PHANTOM-1"
     patient_name: str = "TEST^PHANTOM"
@@ -60,6 +70,8 @@ class Identity:
     root: str = ""
     stains: tuple[Code, ...] = ()
     organ: Code | None = None
+    preparation: Preparation | None = None
+    description: str = ""
 
     def completed(self, root: str, kind: str, stains: tuple[Code, ...] | None, organ: Code | None) -> "Identity":
         """With UIDs derived from `root` where none were given, and stain and organ as asked for."""
@@ -289,6 +301,8 @@ def _header(identity: Identity, role: str, number: int) -> Dataset:
     header.ReferringPhysicianName = ""
     header.PatientName, header.PatientID = identity.patient_name, identity.patient_id
     header.PatientBirthDate, header.PatientSex = identity.patient_birth_date, identity.patient_sex
+    if identity.description:
+        header.SeriesDescription, header.QualityControlSubject = identity.description, "YES"
     header.Manufacturer, header.ManufacturerModelName = "pathserve", "phantom"
     header.DeviceSerialNumber, header.SoftwareVersions = "1", "1"
     header.FrameOfReferenceUID = identity.uid("frame-of-reference")
@@ -360,5 +374,19 @@ def _specimen(header: Dataset, identity: Identity) -> None:
     specimen.SpecimenTypeCodeSequence = [coded(Code("1179252003", "SCT", "Slide"))]
     if identity.organ is not None:
         specimen.PrimaryAnatomicStructureSequence = [coded(identity.organ)]
-    specimen.SpecimenPreparationSequence = [staining(identity.container, identity.stains)]
+    specimen.SpecimenPreparationSequence = [
+        *_prepared(identity.container, identity.preparation),
+        staining(identity.container, identity.stains),
+    ]
     header.SpecimenDescriptionSequence = [specimen]
+
+
+def _prepared(container: str, preparation: Preparation | None) -> list[Dataset]:
+    """The steps before staining, of the material and of the slide made of it."""
+    if preparation is None:
+        return []
+    material = f"{container}-M"
+    return [
+        collection(material, preparation.collection),
+        sampling(container, preparation.method, material, preparation.material),
+    ]

@@ -29,13 +29,17 @@ _TASK_FRAMES = 16
 class TileBatch:
     """Tiles `start`, `start + 1`, … of the plan: `images_BHWC` (B, tile_px, tile_px, 3) uint8 RGB.
 
-    `frames_missing` counts the frames that should be there and are empty (white here) whose first tile is in this
+    `missing`: (row, column) of the frames that should be there and are empty (white here) whose first tile is in this
     batch. What a sparse slide leaves out is background, not missing.
     """
 
     start: int
     images_BHWC: NDArray[np.uint8]
-    frames_missing: int
+    missing: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def frames_missing(self) -> int:
+        return len(self.missing)
 
 
 @dataclass(slots=True, eq=False)
@@ -175,7 +179,7 @@ class _Stream:
             opened = self._open.pop(self._next)
             self._next += 1
             FRAMES_MISSING.inc(len(opened.missing))
-            yield TileBatch(start, self._as_model_sees(opened.fields_BHWC), len(opened.missing))
+            yield TileBatch(start, self._as_model_sees(opened.fields_BHWC), tuple(opened.missing))
         return frames
 
     def _as_model_sees(self, fields_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

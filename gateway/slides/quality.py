@@ -25,17 +25,22 @@ scanners, 1,834 and 53 tiles) lie below; behind a Gaussian blur of 0.75 µm 97 a
 
 
 def measure(images_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The figures (B, WIDTH) of tiles (B, H, W, 3) uint8 RGB, each row of its own tile alone.
-
-    Focus is the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) over that of the brightness itself, so that
-    pale and dark tissue are measured alike.
-    """
+    """The figures (B, WIDTH) of tiles (B, H, W, 3) uint8 RGB, each row of its own tile alone."""
     rows_BF = np.empty((len(images_BHWC), WIDTH), np.float32)
     for row_F, image_HWC in zip(rows_BF, images_BHWC, strict=True):
-        row_F[0] = _focus(image_HWC)
+        row_F[0] = focus(image_HWC)
     samples_BSC = _samples(images_BHWC).astype(np.float32)
     rows_BF[:, 1:] = samples_BSC @ np.array([1, 256, 65536], np.float32)
     return rows_BF
+
+
+def focus(image_HWC: NDArray[np.uint8]) -> float:
+    """The focus of a tile (H, W, 3) uint8 RGB: the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000) over that
+    of the brightness itself, so that pale and dark tissue are measured alike."""
+    grey_HW = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
+    _, edges = cv2.meanStdDev(cv2.Laplacian(grey_HW, cv2.CV_16S))
+    _, spread = cv2.meanStdDev(grey_HW)
+    return float(edges[0, 0] ** 2 / max(spread[0, 0] ** 2, 1.0))
 
 
 def colours(rows_NF: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -60,13 +65,6 @@ def summarise(rows_NF: NDArray[np.float32], pen_area_mm2: float) -> SlideQuality
         brightness=float(tissue_P3.mean() / 255) if len(tissue_P3) else 1.0,
         pen_area_mm2=pen_area_mm2,
     )
-
-
-def _focus(image_HWC: NDArray[np.uint8]) -> float:
-    grey_HW = cv2.cvtColor(image_HWC, cv2.COLOR_RGB2GRAY)
-    _, edges = cv2.meanStdDev(cv2.Laplacian(grey_HW, cv2.CV_16S))
-    _, spread = cv2.meanStdDev(grey_HW)
-    return float(edges[0, 0] ** 2 / max(spread[0, 0] ** 2, 1.0))
 
 
 def _samples(images_BHWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from gateway.domain.model import StainReference
 from gateway.domain.report import StainFigures
 
 _WHITE = 255.0
+_SUPPOSED_GLASS = 245.0
 _LEAST_OD = 0.15 / np.log(10)
 """The paper's beta (natural logarithm): paler pixels say nothing of a hue."""
 _EXTREME_PERCENT = 1.0
@@ -23,6 +24,19 @@ def optical_density(colours_P3: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Optical density (base 10) of (P, 3) uint8 RGB against white; (P, 3)."""
     density: NDArray[np.float64] = np.log10(_WHITE / np.maximum(colours_P3.astype(np.float64), 1.0))
     return density
+
+
+def glass_colour(colours_P3: NDArray[np.uint8], tint: float, least: float) -> NDArray[np.float64]:
+    """The colour (3,) of a slide's own glass: the median of the brighter half of the pixels (P, 3) uint8 RGB that are
+    bright and whose channels differ by at most `tint` of the highest; where fewer than `least` (0..1) of all are so,
+    a light grey."""
+    high_P, low_P = colours_P3.max(axis=1, initial=0).astype(int), colours_P3.min(axis=1, initial=255).astype(int)
+    glass_G3 = colours_P3[(high_P >= 200) & (high_P - low_P <= tint * high_P)]
+    if not len(glass_G3) or len(glass_G3) < least * len(colours_P3):
+        return np.full(3, _SUPPOSED_GLASS)
+    brightness_G = glass_G3.sum(axis=1, dtype=int)
+    colour_3: NDArray[np.float64] = np.median(glass_G3[brightness_G >= np.median(brightness_G)], axis=0)
+    return colour_3
 
 
 def stained(od_P3: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from gateway.operations.errors import NoTissue
 from gateway.slides.slide import Slide
+from gateway.slides.stain import glass_colour
 
 TISSUE_UM_PER_PX = 8.0
 _MEAN_DENSITY_WEIGHT = 0.15
 _THRESHOLD = (0.05, 0.12)
 """Bounds of the threshold on the feature (optical density, base 10): above compression noise, below pale tissue."""
 _CLOSE_UM = 24.0
-_MIN_OBJECT_MM2 = 0.002
+MIN_OBJECT_MM2 = 0.002
+"""Least area of a piece of tissue; of cells that lie alone see `gateway.analyses.screening_plan`."""
 _MAX_HOLE_MM2 = 0.01
 _MIN_PEN_MM2 = 0.05
 _BAND_PX = 128
@@ -40,23 +42,34 @@ class TissueMask:
 
 def find_tissue(slide: Slide) -> TissueMask:
     """Find the tissue on a slide. Raises NoTissue, CorruptFrame, TruncatedFile."""
-    picture, um_per_px = slide.overview(TISSUE_UM_PER_PX)
-    mask, pen = _tissue_and_pen(picture, um_per_px)
-    area_mm2, pen_area_mm2 = (float(np.count_nonzero(each)) * um_per_px**2 / 1e6 for each in (mask, pen))
-    if area_mm2 == 0:
+    found = tissue_and_pen(slide)
+    if found.area_mm2 == 0:
         raise NoTissue(
             "No tissue was found on the slide. Check that the right slide was scanned and that the scan is not empty."
         )
+    return found
+
+
+def tissue_and_pen(slide: Slide, min_object_mm2: float = MIN_OBJECT_MM2) -> TissueMask:
+    """The same, with an area of 0 where there is no tissue: the pen marks are known then, too. What is smaller than
+    `min_object_mm2` is no tissue. Raises CorruptFrame, TruncatedFile."""
+    picture, um_per_px = slide.overview(TISSUE_UM_PER_PX)
+    mask, pen = _tissue_and_pen(picture, um_per_px, min_object_mm2)
+    area_mm2, pen_area_mm2 = (float(np.count_nonzero(each)) * um_per_px**2 / 1e6 for each in (mask, pen))
     return TissueMask(mask=mask, um_per_px=um_per_px, area_mm2=area_mm2, pen_area_mm2=pen_area_mm2)
 
 
-def tissue_of_picture(picture: NDArray[np.uint8], um_per_px: float) -> NDArray[np.bool_]:
+def tissue_of_picture(
+    picture: NDArray[np.uint8], um_per_px: float, min_object_mm2: float = MIN_OBJECT_MM2
+) -> NDArray[np.bool_]:
     """The tissue in an (H, W, 3) uint8 RGB picture, as (H, W) bool; all False where there is none."""
-    mask, _ = _tissue_and_pen(picture, um_per_px)
+    mask, _ = _tissue_and_pen(picture, um_per_px, min_object_mm2)
     return mask
 
 
-def _tissue_and_pen(picture: NDArray[np.uint8], um_per_px: float) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+def _tissue_and_pen(
+    picture: NDArray[np.uint8], um_per_px: float, min_object_mm2: float
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """The tissue (H, W) bool, and the pen marks (1) with their rims."""
     feature, pen = _feature_and_pen(picture)
     feature = np.asarray(cv2.GaussianBlur(feature, (0, 0), 0.8), np.uint8)
@@ -67,7 +80,7 @@ def _tissue_and_pen(picture: NDArray[np.uint8], um_per_px: float) -> tuple[NDArr
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
     mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), np.uint8)
     px_per_mm2 = 1e6 / um_per_px**2
-    mask = _without_small(mask, _MIN_OBJECT_MM2 * px_per_mm2)
+    mask = _without_small(mask, min_object_mm2 * px_per_mm2)
     mask = 1 - _without_small(1 - mask, _MAX_HOLE_MM2 * px_per_mm2)
     return mask.view(np.bool_), strokes
 
@@ -85,23 +98,27 @@ def _feature_and_pen(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDA
         low, high = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
         value = high - low + _MEAN_DENSITY_WEIGHT / 3 * (red + green + blue)
         feature[band] = np.clip(value * 255, 0, 255)
-        # Strokes are far denser in one hue than any stain: blue and green, red, black.
-        pen[band] = (red > 0.6) & (green < red - 0.25) & (blue < red - 0.35)
-        pen[band] |= (red < 0.12) & (green > 0.6) & (blue > 0.8 * green)
-        pen[band] |= (low > 0.9) & (high - low < 0.2)
+        pen[band] = pen_ink(red, green, blue)
     return feature, pen
+
+
+def pen_ink(
+    red_HW: NDArray[np.float32], green_HW: NDArray[np.float32], blue_HW: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Where the optical densities (base 10) of the channels are those of ink: far denser in one hue than any stain,
+    blue and green, red, black."""
+    low, high = np.minimum(np.minimum(red_HW, green_HW), blue_HW), np.maximum(np.maximum(red_HW, green_HW), blue_HW)
+    ink: NDArray[np.bool_] = (red_HW > 0.6) & (green_HW < red_HW - 0.25) & (blue_HW < red_HW - 0.35)
+    ink |= (red_HW < 0.12) & (green_HW > 0.6) & (blue_HW > 0.8 * green_HW)
+    ink |= (low > 0.9) & (high - low < 0.2)
+    return ink
 
 
 def _density_tables(picture: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     """Optical density (base 10) of each value of each channel against the slide's own glass, never negative."""
     step = max(1, round((picture.shape[0] * picture.shape[1] / _SAMPLE_PX) ** 0.5))
     sample = picture[::step, ::step].reshape(-1, 3)
-    high, low = sample.max(axis=1), sample.min(axis=1)
-    glass = sample[(high >= 200) & (high - low <= 0.08 * high)]
-    white = np.array([245.0, 245.0, 245.0])
-    if len(glass) >= 0.01 * len(sample):
-        brightness = glass.mean(axis=1)
-        white = np.median(glass[brightness >= np.median(brightness)], axis=0)
+    white = glass_colour(sample, tint=0.08, least=0.01)
     return [np.maximum(0.0, np.log10(value / np.maximum(np.arange(256), 1.0))).astype(np.float32) for value in white]
 
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gateway.domain.order import RegionUm
-from gateway.domain.slide import Level, TileGrid
-from gateway.operations.errors import NoTissue, ResolutionTooCoarse
-from gateway.slides.grid import TilePlan, demand_on_slide, frames_under, interpolated
+from gateway.domain.slide import Level
+from gateway.operations.errors import InvalidOrder, NoTissue, ResolutionTooCoarse
+from gateway.slides.grid import TilePlan, demand_on_slide, interpolated, tiles_under
 from gateway.slides.levels import Reading
 from gateway.slides.slide import Slide
 from gateway.slides.tissue import TissueMask
@@ -30,7 +30,10 @@ _NATIVE = 0.1
 """Models of masks are trained on scales from 0.9 to 1.1: so far from its resolution a level is read as it is."""
 _MOST_ENLARGED = 2.1
 """A scan at 20× (up to 0.525 µm) shows nuclei still; what is coarser does not, however it is enlarged."""
-_TILE_PX = 256
+_RASTER = 16
+"""Steps a window's side in which a polygon's windows are looked for."""
+_SAMPLES = 2048
+"""Points along a region's side, at the most, at which it is asked whether tissue is there."""
 _ORDER = 1
 """Version of the order of windows; part of the digest."""
 
@@ -74,8 +77,18 @@ class WindowPlan:
 
     def in_level(self, corners_N: NDArray[np.int32]) -> NDArray[np.int64]:
         """Windows' corners along one axis, in pixels of the level."""
-        corners: NDArray[np.int64] = np.rint(corners_N * self.pixel_px).astype(np.int64)
-        return corners
+        return _in_level(corners_N, self.pixel_px)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """A whole level in mask pixels, before windows are laid over it; names as of `WindowPlan`."""
+
+    reading: Reading
+    mpp_x: float
+    mpp_y: float
+    height_px: int
+    width_px: int
 
 
 def window_starts(length_px: int, side_px: int, overlap_px: int = 0) -> NDArray[np.int64]:
@@ -91,6 +104,19 @@ def window_starts(length_px: int, side_px: int, overlap_px: int = 0) -> NDArray[
     return starts
 
 
+def picture_of(slide: Slide, mpp: float, side_px: int) -> Picture:
+    """The level that is read for windows of this size at this resolution. Raises ResolutionTooCoarse."""
+    reading = _reading(slide.levels, mpp, side_px)
+    level, pixel_px = reading.level, reading.field_px / side_px
+    return Picture(
+        reading=reading,
+        mpp_x=pixel_px * level.mpp_x,
+        mpp_y=pixel_px * level.mpp_y,
+        height_px=math.ceil(level.height_px / pixel_px),
+        width_px=math.ceil(level.width_px / pixel_px),
+    )
+
+
 def plan_windows(
     slide: Slide,
     tissue: TissueMask | None,
@@ -99,26 +125,33 @@ def plan_windows(
     side_px: int,
     region: RegionUm | None = None,
     min_tissue: float = 0.01,
+    overlap_px: int | None = None,
 ) -> WindowPlan:
     """Lay windows over the slide or the region, and keep those with at least `min_tissue` of their area under tissue;
-    all of them where no tissue is given.
+    all of them where no tissue is given. `overlap_px`: the least that neighbours share, `OVERLAP` of a window where it
+    is not given.
 
-    Round a region half an overlap more is read, so that its rim is seen in its surroundings. Raises
-    ResolutionTooCoarse, NoTissue, InvalidOrder (region empty or outside the slide).
+    Round a region half an overlap more is read, so that its rim is seen in its surroundings; of a polygon the windows
+    that it touches. Raises ResolutionTooCoarse, NoTissue, InvalidOrder (region empty or outside the slide).
     """
-    reading = _reading(slide.levels, mpp, side_px)
+    picture = picture_of(slide, mpp, side_px)
+    reading, mpp_y, mpp_x = picture.reading, picture.mpp_y, picture.mpp_x
+    height_px, width_px = picture.height_px, picture.width_px
     level, pixel_px = reading.level, reading.field_px / side_px
-    mpp_y, mpp_x = pixel_px * level.mpp_y, pixel_px * level.mpp_x
-    height_px, width_px = (math.ceil(size / pixel_px) for size in (level.height_px, level.width_px))
     rows, columns = slice(0, height_px), slice(0, width_px)
     if region is not None:
         rows, columns = _box(region, (mpp_y, mpp_x), (height_px, width_px))
-    overlap_px = round(OVERLAP * side_px)
+    overlap_px = round(OVERLAP * side_px) if overlap_px is None else overlap_px
     tops, lefts = (_starts(part, size, side_px, overlap_px) for part, size in ((rows, height_px), (columns, width_px)))
     share_RC = np.ones((len(tops), len(lefts)), np.float32)
     if tissue is not None:
         share_RC = _share(tissue, (mpp_y, mpp_x), side_px, tops, lefts)
     chosen_RC = share_RC >= min_tissue
+    if region is not None and region.polygon_um:
+        touched_RC = _touched(region, (mpp_y, mpp_x), side_px, tops, lefts)
+        if not touched_RC.any():
+            raise _nothing_enclosed()
+        chosen_RC &= touched_RC
     if not chosen_RC.any():
         raise NoTissue(
             "No part of the slide holds enough tissue to be read. Check the slide, or order a region with tissue on it."
@@ -148,35 +181,57 @@ def plan_windows(
         lefts_N=lefts_N,
         strips_N=strip[order].astype(np.int32),
         tissue_N=share_RC[at_row[order], at_column[order]],
-        tiles=_tiles(slide, level, tops_N, lefts_N, reading.field_px, pixel_px, digest.hexdigest()),
+        tiles=tiles_under(slide, level, _fields(tops_N, lefts_N, reading.field_px, pixel_px), digest.hexdigest()),
         digest=digest.hexdigest(),
     )
 
 
-def region_px(plan: WindowPlan, region: RegionUm) -> tuple[slice, slice]:
+def region_px(plan: WindowPlan | Picture, region: RegionUm) -> tuple[slice, slice]:
     """The rows and columns of mask pixels under a region's box. Raises InvalidOrder (empty or outside the slide)."""
     return _box(region, (plan.mpp_y, plan.mpp_x), (plan.height_px, plan.width_px))
 
 
 def inside(plan: WindowPlan, region: RegionUm, rows: slice, columns: slice) -> NDArray[np.bool_]:
-    """Which of these mask pixels lie in the region, box and polygon, by their centres: (rows, columns) bool."""
-    y_um = (np.arange(rows.start, rows.stop) + 0.5) * plan.mpp_y
-    x_um = (np.arange(columns.start, columns.stop) + 0.5) * plan.mpp_x
+    """Which of these mask pixels lie in the region, box and polygon, by their centres: (rows, columns) bool. Of slices
+    with a step, by the centres of the steps."""
+    y_um, x_um = (_centres(part) * mpp for part, mpp in ((rows, plan.mpp_y), (columns, plan.mpp_x)))
     return _inside(region, y_um, x_um)
 
 
 def covered_mm2(plan: WindowPlan, tissue: TissueMask, region: RegionUm | None) -> float:
-    """The area of tissue under the plan's windows and inside the region."""
-    seen = np.zeros(tissue.mask.shape, np.bool_)
-    down, across = plan.mpp_y / tissue.um_per_px, plan.mpp_x / tissue.um_per_px
-    for top, left in zip(plan.tops_N.tolist(), plan.lefts_N.tolist(), strict=True):
-        bottom, right = top + plan.side_px, left + plan.side_px
-        seen[round(top * down) : round(bottom * down), round(left * across) : round(right * across)] = True
-    seen &= tissue.mask
+    """The area of tissue under the plan's windows and inside the region, by mask pixels' centres; where there are more
+    than `_SAMPLES` along a side, by so many points. Raises InvalidOrder (no such point lies in the region)."""
+    whole = slice(0, plan.height_px), slice(0, plan.width_px)
+    rows, columns = (
+        slice(part.start, part.stop, max(1, -(-(part.stop - part.start) // _SAMPLES)))
+        for part in (whole if region is None else region_px(plan, region))
+    )
+    y_H, x_W = _centres(rows), _centres(columns)
+    counted_HW = np.zeros((len(y_H), len(x_W)), np.bool_)
+    tops_N2, lefts_N2 = (
+        np.searchsorted(at, np.stack([starts_N, starts_N + plan.side_px], axis=1)).tolist()
+        for at, starts_N in ((y_H, plan.tops_N), (x_W, plan.lefts_N))
+    )
+    for (top, bottom), (left, right) in zip(tops_N2, lefts_N2, strict=True):
+        counted_HW[top:bottom, left:right] = True
     if region is not None:
-        y_um_H, x_um_W = ((np.arange(size) + 0.5) * tissue.um_per_px for size in (len(seen), len(seen[0])))
-        seen &= _inside(region, y_um_H, x_um_W)
-    return float(np.count_nonzero(seen)) * tissue.um_per_px**2 / 1e6
+        inside_HW = inside(plan, region, rows, columns)
+        if not inside_HW.any():
+            raise _nothing_enclosed()
+        counted_HW &= inside_HW
+    scales = plan.mpp_y / tissue.um_per_px, plan.mpp_x / tissue.um_per_px
+    places = (
+        np.minimum((centres * scale).astype(int), size - 1)
+        for centres, scale, size in zip((y_H, x_W), scales, tissue.mask.shape, strict=True)
+    )
+    counted_HW &= tissue.mask[np.ix_(*places)]
+    return int(np.count_nonzero(counted_HW)) * rows.step * columns.step * plan.mpp_y * plan.mpp_x / 1e6
+
+
+def _centres(part: slice) -> NDArray[np.float64]:
+    step = part.step or 1
+    centres: NDArray[np.float64] = np.arange(part.start, part.stop, step) + step / 2
+    return centres
 
 
 def _inside(region: RegionUm, y_um_H: NDArray[np.floating], x_um_W: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -185,16 +240,61 @@ def _inside(region: RegionUm, y_um_H: NDArray[np.floating], x_um_W: NDArray[np.f
     across = (x_um_W >= region.x_um) & (x_um_W < region.x_um + region.width_um)
     found: NDArray[np.bool_] = down[:, None] & across[None, :]
     if region.polygon_um:
-        odd = np.zeros(found.shape, np.bool_)
-        corners = region.polygon_um
-        for start, end in zip(corners, corners[1:] + corners[:1], strict=True):
-            crossed = (start.y_um <= y_um_H) != (end.y_um <= y_um_H)
-            if crossed.any():
-                slope = (end.x_um - start.x_um) / (end.y_um - start.y_um)
-                at_um = start.x_um + (y_um_H[crossed] - start.y_um) * slope
-                odd[crossed] ^= x_um_W >= at_um[:, None]
-        found &= odd
+        # Exact to the centre, which OpenCV's polygons are not: they have all pixels that an edge touches.
+        starts_E2 = np.array([(corner.x_um, corner.y_um) for corner in region.polygon_um])
+        along_E2 = np.roll(starts_E2, -1, axis=0) - starts_E2
+        above_EH = starts_E2[:, 1:] <= y_um_H
+        edge, row = np.nonzero(above_EH != np.roll(above_EH, -1, axis=0))
+        share = (y_um_H[row] - starts_E2[edge, 1]) / along_E2[edge, 1]
+        crossed = np.searchsorted(x_um_W, starts_E2[edge, 0] + share * along_E2[edge, 0])
+        # From the first point on or beyond an edge on, a row is on its other side.
+        width = len(x_um_W) + 1
+        edges_HW = np.bincount(row * width + crossed, minlength=len(y_um_H) * width).reshape(-1, width)[:, :-1]
+        found &= np.logical_xor.accumulate(edges_HW % 2 == 1, axis=1)
     return found
+
+
+def _touched(
+    region: RegionUm,
+    mpp_yx: tuple[float, float],
+    side_px: int,
+    tops: NDArray[np.int64],
+    lefts: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Which windows a region's polygon touches, (rows, columns); some that it just misses are among them.
+
+    It is drawn for one row of windows at a time, with a step more on every side: memory does not grow with the area.
+    """
+    step = side_px / _RASTER
+    corners_E2 = np.array([(corner.x_um / mpp_yx[1], corner.y_um / mpp_yx[0]) for corner in region.polygon_um])
+    places_E2 = (corners_E2 - (lefts[0], tops[0])) / step + 0.5
+    width = math.ceil((lefts[-1] - lefts[0] + side_px) / step) + 2
+    first_C = ((lefts - lefts[0]) // step).astype(int)
+    end_C = np.minimum(first_C + _RASTER + 3, width)
+    touched_RC = np.zeros((len(tops), len(lefts)), np.bool_)
+    for row, down in enumerate(((tops - tops[0]) / step).tolist()):
+        raster = np.zeros((_RASTER + 2, width), np.uint8)
+        cv2.fillPoly(raster, [np.rint((places_E2 - (0, down)) * 256).astype(np.int32)], 1, shift=8)
+        seen = np.concatenate([[0], np.cumsum(raster.any(axis=0))])
+        touched_RC[row] = seen[end_C] > seen[first_C]
+    return touched_RC
+
+
+def _nothing_enclosed() -> InvalidOrder:
+    return InvalidOrder(
+        "The region encloses nothing of the slide: it has no area, or its polygon none inside its box. Draw it again."
+    )
+
+
+def _in_level(corners_N: NDArray[np.int32], pixel_px: float) -> NDArray[np.int64]:
+    corners: NDArray[np.int64] = np.rint(corners_N * pixel_px).astype(np.int64)
+    return corners
+
+
+def _fields(tops_N: NDArray[np.int32], lefts_N: NDArray[np.int32], field_px: int, pixel_px: float) -> NDArray[np.int64]:
+    """Windows (N, 4) as left, top, right, bottom in pixels of the level."""
+    corners_N2 = np.stack([_in_level(lefts_N, pixel_px), _in_level(tops_N, pixel_px)], axis=1)
+    return np.hstack([corners_N2, corners_N2 + field_px])
 
 
 def _reading(levels: Sequence[Level], mpp: float, side_px: int) -> Reading:
@@ -245,40 +345,3 @@ def _share(
     lines = interpolated(integral, (tops + side_px) * down) - interpolated(integral, tops * down)
     covered = interpolated(lines.T, (lefts + side_px) * across) - interpolated(lines.T, lefts * across)
     return np.clip(covered.T / (side_px**2 * down * across), 0, 1).astype(np.float32)
-
-
-def _tiles(
-    slide: Slide,
-    level: Level,
-    tops_N: NDArray[np.int32],
-    lefts_N: NDArray[np.int32],
-    field_px: int,
-    pixel_px: float,
-    digest: str,
-) -> TilePlan:
-    """The tiles of the level under any of the windows, row by row."""
-    square = level.frame_width_px == level.frame_height_px and level.frame_width_px <= 2 * _TILE_PX
-    side = level.frame_width_px if square else _TILE_PX  # a tile that is a frame is not copied together
-    grid = TileGrid(
-        level=level.index,
-        mpp=level.mpp,
-        tile_px=side,
-        field_px=side,
-        columns=-(-level.width_px // side),
-        rows=-(-level.height_px // side),
-    )
-    needed_RC = np.zeros((grid.rows, grid.columns), np.bool_)
-    tops, lefts = (np.rint(corners_N * pixel_px).astype(np.int64) for corners_N in (tops_N, lefts_N))
-    for top, left in zip(tops.tolist(), lefts.tolist(), strict=True):
-        below, beyond = -(-(top + field_px) // side), -(-(left + field_px) // side)
-        needed_RC[top // side : below, left // side : beyond] = True
-    rows, columns = np.nonzero(needed_RC)
-    return TilePlan(
-        grid=grid,
-        rows_N=rows.astype(np.int32),
-        columns_N=columns.astype(np.int32),
-        tissue_N=np.ones(len(rows), np.float32),
-        strip_tiles=grid.columns,
-        frames=int(np.count_nonzero(frames_under(slide.image(level.index), grid, needed_RC))),
-        digest=digest,
-    )

@@ -168,3 +168,7 @@ def test_an_answer_is_found_again_only_for_what_it_belongs_to(tmp_path: Path) ->
     assert (again.probabilities_C.tolist(), again.weights_M.tolist()) == ([0.1, 0.9], [0.5, 0.5])
     assert again.evidence is EvidenceSource.OCCLUSION
     assert BagAnswer.load(path, {"a": 2}) is None
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:-30], whole.replace(np.float64(0.9).tobytes(), np.float64(0.8).tobytes())):
+        path.write_bytes(damaged)
+        assert BagAnswer.load(path, {"a": 1}) is None

@@ -1,28 +1,44 @@
 """Batches to the engine and answers to disk: in order, few at a time, and never half."""
 
 import asyncio
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gateway.analyses.batches import IN_FLIGHT, run_batches
+from gateway.analyses.batches import IN_FLIGHT, run_batches, windows_a_request
 from gateway.analyses.tiles import TileStore, load
+from gateway.inference import Contract
 from gateway.operations.errors import Cancelled, InferenceError
 from gateway.slides import TileBatch
 
 COUNT, SIZE = 9, 4
 
 
-def batches(log: list[str] | None = None) -> Iterator[TileBatch]:
+def batches(
+    log: list[str] | None = None, slow: int = COUNT, go_on: threading.Event = threading.Event()
+) -> Iterator[TileBatch]:
+    """`slow`: the number of the batch that is not decoded before `go_on`."""
     try:
         for number in range(COUNT):
+            if log is not None and number == slow:
+                log.append("decoding")
+                go_on.wait(10)
+                log.append("decoded")
             images = np.full((SIZE, 2, 2, 3), number, dtype=np.uint8)
-            yield TileBatch(start=number * SIZE, images_BHWC=images, frames_missing=number % 2)
+            yield TileBatch(start=number * SIZE, images_BHWC=images, missing=((number, 0),) * (number % 2))
     finally:
         if log is not None:
             log.append("closed")
+
+
+def test_no_model_is_asked_for_more_windows_than_it_takes() -> None:
+    many, two = (Contract("model", (), (), max_batch_size=most, instances=1, steps=(), artefact="") for most in (32, 2))
+    assert [windows_a_request(*each, prompts=4) for each in ((many,), (many, two), (two, many))] == [4, 2, 2]
+    assert [windows_a_request(many, prompts=count) for count in (32, 100)] == [2, 1]
 
 
 KEY = {"belongs_to": {"plan": "p"}, "width": 1}
@@ -91,12 +107,13 @@ async def test_cancellation_stops_before_the_next_batch(store: TileStore) -> Non
     assert calls == 2
 
 
-async def test_a_cancelled_task_leaves_nothing_running(store: TileStore) -> None:
+@pytest.mark.parametrize("slow", [IN_FLIGHT, IN_FLIGHT + 1], ids=["while it decodes", "while it waits for an answer"])
+async def test_a_cancelled_task_leaves_nothing_running(store: TileStore, slow: int) -> None:
+    """However often it is cancelled: the slide is closed when no thread decodes it any more."""
     log: list[str] = []
-    waiting = asyncio.Event()
+    go_on = threading.Event()
 
     async def infer(images_BHWC: np.ndarray) -> np.ndarray:
-        waiting.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
@@ -104,13 +121,43 @@ async def test_a_cancelled_task_leaves_nothing_running(store: TileStore) -> None
             raise
         raise AssertionError
 
-    task = asyncio.create_task(run_batches(batches(log), infer, store, progress=lambda done: None, cancelled=never))
-    await waiting.wait()
-    await asyncio.sleep(0.05)
+    source = batches(log, slow, go_on)
+    task = asyncio.create_task(run_batches(source, infer, store, progress=lambda done: None, cancelled=never))
+    while "decoding" not in log:
+        await asyncio.sleep(0.01)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.02)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(log[1:-1]) == ["decoded", *["request cancelled"] * IN_FLIGHT]
+    assert log[-1] == "closed"
+
+
+async def test_a_cancelled_task_waits_for_what_is_being_written() -> None:
+    """Else the store would be closed under the thread that writes to it."""
+    written: list[int] = []
+    writing = threading.Event()
+
+    class Slow:
+        done = 0
+
+        def append(self, answer: np.ndarray, missing: tuple[tuple[int, int], ...]) -> None:
+            writing.set()
+            time.sleep(0.2)
+            written.append(len(missing))
+
+    async def infer(images_BHWC: np.ndarray) -> np.ndarray:
+        return np.zeros((SIZE, 1), dtype=np.float32)
+
+    task = asyncio.create_task(run_batches(batches(), infer, Slow(), progress=lambda done: None, cancelled=never))
+    await asyncio.to_thread(writing.wait)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert log == ["request cancelled"] * IN_FLIGHT + ["closed"]
+    assert len(written) == 1
 
 
 async def test_an_error_of_the_slide_reaches_the_caller(store: TileStore) -> None:

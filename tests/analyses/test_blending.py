@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gateway.analyses.blending import CELL_PX, Blender, blend, presence_of, raised_cosine
-from gateway.domain.model import ModelCard
+from gateway.analyses.blending import CELL_PX, Blender, blend, presence_of, presence_rules, raised_cosine, speaks
+from gateway.domain.model import ModelCard, PresenceRule
+from gateway.domain.prompts import Level, Triple
 from gateway.operations.errors import ModelRefused
 from gateway.slides.windows import WindowPlan
 from tests.analyses.windows import plan_over
@@ -83,10 +84,19 @@ def test_the_middle_of_a_window_weighs_most_and_no_pixel_nothing() -> None:
     assert weights.argmax() in (127, 128)
 
 
-def test_presence_is_calibrated_by_the_card(mask_card: ModelCard) -> None:
-    card = replace(mask_card, temperature=2.0, presence_threshold=0.5)
-    assert presence_of(card, np.array([[0.0, 2.0, -400.0]], np.float32)) == pytest.approx(
-        np.array([[0.5, 1 / (1 + np.exp(-1)), 0]])
+def test_presence_is_calibrated_by_the_card_for_the_level_of_each_prompt(mask_card: ModelCard) -> None:
+    """Two levels of one resolution are windows of one batch."""
+    card = replace(
+        mask_card,
+        presence_by_level={
+            "nuclei": PresenceRule(threshold=0.7, temperature=2.0),
+            "cell": PresenceRule(threshold=0.8, temperature=1.0),
+        },
     )
-    with pytest.raises(ModelRefused, match="does not say when an object is there"):
-        presence_of(replace(card, temperature=None), np.zeros((1, 1), np.float32))
+    cell, nuclei, tissue = (Triple(level, "tumor", "breast") for level in (Level.CELL, Level.NUCLEI, Level.TISSUE))
+    rules = presence_rules(card, [nuclei, cell, nuclei])
+    presence = presence_of(rules, np.array([[0.0, 1.3, -400.0], [2.0, 1.4, 0.0]], np.float32))
+    assert presence == pytest.approx(1 / (1 + np.exp([[0.0, -1.3, 200.0], [-1.0, -1.4, 0.0]])))
+    assert speaks(rules, presence).tolist() == [[False, False, False], [True, True, False]]
+    with pytest.raises(ModelRefused, match="does not say when an object of tissue prompts is there"):
+        presence_rules(card, [nuclei, tissue])

@@ -1,8 +1,10 @@
 """Masks split into objects: touching ones apart, none cut or counted twice at a block's border, and their shapes."""
 
+import cv2
 import numpy as np
 import pytest
 
+from gateway.analyses import instances
 from gateway.analyses.instances import crofton_perimeters, irregularity, outlines_of, split, splitting_of
 from gateway.domain.prompts import UNSPECIFIED, Level, Triple
 
@@ -53,6 +55,29 @@ def test_objects_that_touch_are_parted_and_specks_left_out() -> None:
     halves = found.area_um2_N[np.argsort(found.area_um2_N)[:2]]
     assert halves[0] == pytest.approx(halves[1], rel=0.05)
     assert found.probability_N == pytest.approx(1)
+
+
+def test_pixels_followed_one_by_one_are_split_as_the_whole_picture_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    mask = discs((300, 300), *((*rng.uniform(0, 300, 2), rng.uniform(5, 20)) for _ in range(60)))
+    found = []
+    for few in (1, mask.size + 1):
+        monkeypatch.setattr(instances, "_FEW", few)
+        found.append(split(mask, NUCLEI))
+    assert np.array_equal(found[0].labels_HW, found[1].labels_HW)
+    assert np.array_equal(found[0].marks_M2, found[1].marks_M2)
+    assert len(found[0].marks_M2) > 20
+
+
+def test_distances_of_each_piece_are_those_of_the_whole_picture() -> None:
+    rng = np.random.default_rng(6)
+    mask = discs((300, 400), *((*rng.uniform(0, 400, 2), rng.uniform(4, 30)) for _ in range(40))).view(np.uint8)
+    count, pieces = cv2.connectedComponents(mask, connectivity=8, ltype=cv2.CV_32S)
+    assert count > 5
+    at = np.flatnonzero(mask)
+    found = instances._heights(mask, pieces, np.arange(1, count), at, pieces.ravel()[at])
+    due = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * instances._FIXED
+    assert np.array_equal(found, due.astype(np.uint16))
 
 
 def test_one_wavy_object_stays_one() -> None:

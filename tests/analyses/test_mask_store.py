@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.analyses import mask_store
+from gateway.analyses import mask_file, mask_store
 from gateway.analyses.blending import blend
 from gateway.analyses.mask_file import MaskFile
 from gateway.analyses.mask_store import MaskStore, StoredMasks, WindowAnswers
-from gateway.operations.errors import RowsOutdated
+from gateway.domain.model import PresenceRule
+from gateway.operations.errors import RowsOutdated, StateError
 from gateway.slides import quality
 from gateway.slides.windows import WindowPlan
 from tests.analyses.windows import plan_over
@@ -32,16 +33,17 @@ def said(window: int) -> tuple[np.ndarray, np.ndarray]:
 
 def answers(first: int, end: int) -> WindowAnswers:
     logits, presence = zip(*map(said, range(first, end)), strict=True)
-    return WindowAnswers(np.stack(logits), np.stack(presence), np.zeros((end - first, quality.WIDTH), np.float32))
+    figures = np.arange(first, end, dtype=np.float32)[:, None].repeat(quality.WIDTH, axis=1)
+    return WindowAnswers(np.stack(logits), np.stack(presence), figures)
 
 
 def fill(path: Path, plan: WindowPlan, until: int | None = None, owner: dict[str, str] = OWNER) -> Iterator[int]:
     """Go on with the file; tell how far it is after each batch. Ends without a commit where it is left earlier."""
     with MaskFile.writing(path, owner, PROMPTS) as file:
-        store = MaskStore(file, plan, PROMPTS, 0.4, None)
+        store = MaskStore(file, plan, (PresenceRule(threshold=0.4, temperature=1.0),) * PROMPTS, None)
         yield store.done
         while store.done < (until or len(plan)):
-            store.append(answers(store.done, min(store.done + BATCH, len(plan))), missing=1)
+            store.append(answers(store.done, min(store.done + BATCH, len(plan))), missing=((store.done, 7),))
             yield store.done
 
 
@@ -62,7 +64,10 @@ def content(path: Path) -> list[tuple]:
     with sqlite3.connect(path) as database:
         return [
             *database.execute("SELECT * FROM cells ORDER BY 1, 2, 3"),
-            *database.execute("SELECT first, presence FROM answers ORDER BY 1"),
+            *database.execute("SELECT first, presence, figures FROM answers ORDER BY 1"),
+            *database.execute("SELECT windows, blocks FROM state"),
+            *database.execute("SELECT row, column FROM missing ORDER BY 1"),
+            *database.execute("SELECT row, column FROM begun"),
         ]
 
 
@@ -96,7 +101,9 @@ def test_what_is_read_is_what_was_blended(whole: Path, plan: WindowPlan) -> None
                 found[y : y + 512, x : x + 512] = tile
         assert np.array_equal(found, expected[number])
     with stored.opened() as file:
-        assert file.missing == -(-len(plan) // BATCH)
+        assert file.missing() == {(first, 7) for first in range(0, len(plan), BATCH)}
+        assert np.array_equal(np.concatenate([*file.presence()]), presence)
+        assert file.figures()[:, 0].tolist() == list(range(len(plan)))
         area, total = file.extent(1)
         assert area == np.count_nonzero(expected[1] >= 128)
         assert total == expected[1][expected[1] >= 128].sum()
@@ -109,7 +116,9 @@ def test_work_that_is_left_anywhere_goes_on_to_the_same_masks(
     whole: Path, plan: WindowPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit_s: float
 ) -> None:
     """With a commit after every batch nothing is done twice; with none all is. Cells are put away and taken up."""
-    monkeypatch.setattr(mask_store, "_COMMIT_S", commit_s)
+    monkeypatch.setattr(mask_file, "COMMIT_S", commit_s)
+    monkeypatch.setattr(mask_file, "WORK_PER_COMMIT", 0.0)
+    monkeypatch.setattr(mask_file, "_PAGE", 2)
     monkeypatch.setattr(mask_store, "_MOST_OPEN", 3)
     path = tmp_path / "masks.db"
     for until in (4, 8, 16):
@@ -125,10 +134,10 @@ def test_work_that_is_left_anywhere_goes_on_to_the_same_masks(
 KILLED = """
 import sys
 from pathlib import Path
-from gateway.analyses import mask_store
+from gateway.analyses import mask_file
 from tests.analyses.test_mask_store import fill
 from tests.analyses.windows import plan_over
-mask_store._COMMIT_S = 0.0
+mask_file.COMMIT_S = mask_file.WORK_PER_COMMIT = 0.0
 for done in fill(Path(sys.argv[1]), plan_over(700, 1000)):
     print(done, flush=True)
 """
@@ -164,6 +173,45 @@ def test_masks_of_anything_else_are_not_used(whole: Path, plan: WindowPlan, tmp_
     path.unlink()
     with pytest.raises(RowsOutdated):
         masks(path, plan).occupied(3)
+
+
+@pytest.mark.parametrize("spoil", ["pages", "blob"])
+def test_a_damaged_file_is_thrown_away(whole: Path, plan: WindowPlan, tmp_path: Path, spoil: str) -> None:
+    """Whether it is read or written to: else an analysis would fail at the same place each time that it is tried."""
+
+    def spoilt() -> Path:
+        path = tmp_path / "masks.db"
+        path.write_bytes(whole.read_bytes())
+        if spoil == "blob":
+            with sqlite3.connect(path) as database:
+                database.execute("UPDATE cells SET fractions = substr(fractions, 1, length(fractions) - 9)")
+        else:
+            content = bytearray(path.read_bytes())
+            content[4096 * 2 :] = b"\xff" * (len(content) - 4096 * 2)
+            path.write_bytes(content)
+        return path
+
+    path = spoilt()
+    with pytest.raises(RowsOutdated, match="damaged"):
+        list(masks(path, plan).fractions(3))
+    assert not path.exists()
+    path = spoilt()
+    with pytest.raises(RowsOutdated, match="damaged"), MaskFile.writing(path, OWNER, PROMPTS) as file:
+        file.read(0, slice(0, 700), slice(0, 1000))
+    assert [*fill(path, plan)][-1] == len(plan)
+    assert content(path) == content(whole)
+
+
+def test_a_file_that_cannot_be_opened_is_not_thrown_away(whole: Path, plan: WindowPlan, tmp_path: Path) -> None:
+    path = tmp_path / "masks.db"
+    path.write_bytes(whole.read_bytes())
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StateError) as raised:
+            next(fill(path, plan))
+        assert type(raised.value) is StateError
+        other.execute("ROLLBACK")
+    assert next(fill(path, plan)) == len(plan)
 
 
 def test_memory_does_not_grow_with_the_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

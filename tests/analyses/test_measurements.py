@@ -22,15 +22,18 @@ def batch(areas: list[float], irregular: list[float]) -> Outlines:
 
 def test_figures_are_those_of_all_batches() -> None:
     figures = figures_of([batch([10, 20], [0, 0.5]), batch([30], [1])], tissue_mm2=0.5)
-    assert figures is not None
     assert (figures.count, figures.density_per_mm2, figures.mean_area_um2) == (3, 6, 20)
     assert (figures.area_p10_um2, figures.area_median_um2, figures.area_p90_um2) == pytest.approx((12, 20, 28))
     assert figures.irregularity == pytest.approx((20 * 0.5 + 30) / 60)
     assert figures.approximate
 
 
-def test_no_objects_have_no_figures() -> None:
-    assert figures_of([], tissue_mm2=1.0) is None
+def test_no_objects_have_figures_too() -> None:
+    """They were counted: there is none."""
+    figures = figures_of([], tissue_mm2=1.0)
+    assert (figures.count, figures.density_per_mm2) == (0, 0)
+    sizes = figures.mean_area_um2, figures.area_p10_um2, figures.area_median_um2, figures.area_p90_um2
+    assert {*sizes, figures.irregularity} == {None}
 
 
 def test_outlines_come_back_as_they_were() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.analyses.ledger.choices import Choices
 from gateway.analyses.pins import Pins
-from gateway.analyses.protocols import options_of, protocol_named
+from gateway.analyses.protocols import check_order, options_of, protocol_named
 from gateway.analyses.slide_classes import TOP_TILES, WholeSlideClassification
 from gateway.analyses.slide_half import ServedModel, SlideOutcome, SlideTask
 from gateway.domain.codes import Code
@@ -61,7 +61,7 @@ def opened(
     models: Path,
     folder: Path,
     head: str = "slide_abmil",
-    *,
+    *prompts: str,
     change: Callable[[ServedModel], ServedModel] = lambda model: model,
     region: RegionUm | None = None,
     stain: str | None = "HE",
@@ -83,10 +83,11 @@ def opened(
             slides=(SlideReference(header.study_uid, (header.series_uid,)),),
         )
         given = tuple((key.replace("__", "."), value) for key, value in settings.items())
-        order = Order(protocol=PROTOCOL.name, specimens=(specimen,), region=region, settings=given)
+        order = Order(protocol=PROTOCOL.name, specimens=(specimen,), prompts=prompts, region=region, settings=given)
+        check_order(order)
         yield SlideTask(
             slide=slide,
-            models=(served("tile_encoder"), change(served(head))),
+            models=(*map(served, PROTOCOL.asked(order).models[:-1]), change(served(head))),
             order=order,
             specimen=specimen,
             options=options_of(PROTOCOL, order),

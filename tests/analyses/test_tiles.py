@@ -21,11 +21,11 @@ def test_appends_and_loads(tmp_path: Path) -> None:
     path = tmp_path / "t.bin"
     with TileStore.open(path, belongs_to=KEY, width=3) as store:
         store.append(rows(4))
-        store.append(rows(2, 4), missing=5)
+        store.append(rows(2, 4), missing=((0, 1),) * 5)
         assert store.done == 6
     with TileStore.open(path, belongs_to=KEY, width=3) as store:
         assert store.done == 6
-        store.append(rows(1, 6), missing=1)
+        store.append(rows(1, 6), missing=((2, 0),))
     values, missing = load(path, belongs_to=KEY, width=3, rows=7)
     np.testing.assert_array_equal(values, rows(7))
     assert missing == 6

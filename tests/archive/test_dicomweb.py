@@ -129,7 +129,7 @@ def test_down_and_up_again(orthanc: Orthanc, slide_uids: tuple[str, str], cache:
         for work in (archive.probe, lambda: archive.find_series(entry.study), lambda: archive.fetch(entry, cache)):
             with pytest.raises(ArchiveUnavailable):
                 work()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
     finally:
         orthanc.start()
     with pytest.raises(ArchiveUnavailable, match="left alone"):

@@ -278,7 +278,7 @@ def test_what_came_before_silence_is_there_the_next_time(tmp_path: Path) -> None
     began = time.monotonic()
     with pytest.raises(ArchiveUnavailable):
         fetch(pacs, tmp_path, {SOP: WANTED})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     well = pacs_with(sending(as_asked))
     well.port = pacs.port
     cache = FrameCache(tmp_path, 2**30)
@@ -326,7 +326,7 @@ def test_a_pacs_that_fails_says_so(answer: Answer, error: type[PathserveError], 
     began = time.monotonic()
     with pytest.raises(error):
         fetch(pacs_with(answer), tmp_path, {SOP: WANTED})
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_part_without_end(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_a_bad_answer(retrieve: Answer, error: type[PathserveError], tmp_path: P
     began = time.monotonic()
     with pytest.raises(error) as caught:
         fetch(pacs, tmp_path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert files_in(tmp_path) == []
     assert caught.value.detail.endswith((".", "!"))
     assert "secret" not in caught.value.detail
@@ -327,12 +327,12 @@ def test_cancelled_in_the_middle(tmp_path: Path) -> None:
         asked.set()
         for start in range(1000, len(whole), 1000):
             request.wfile.write(whole[start : start + 1000])
-            time.sleep(0.05)
+            time.sleep(0.3)
 
     began = time.monotonic()
     with pytest.raises(Cancelled):
         fetch(RoguePacs(retrieve=slowly), tmp_path, cancelled=asked.is_set)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     assert files_in(tmp_path) == []
 
 

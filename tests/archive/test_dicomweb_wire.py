@@ -84,7 +84,7 @@ def test_an_answer_whose_head_never_ends(behave: Callable[[socket.socket], None]
     began = time.monotonic()
     with serving(behave) as address, pytest.raises(ArchiveUnavailable, match="stopped answering"):
         DicomWebArchive.from_address(address, LIMITS).find_series(STUDY)
-    assert time.monotonic() - began < 5  # it would have gone on for 20 s
+    assert time.monotonic() - began < 15  # it would have gone on for 20 s
 
 
 def test_a_server_that_hardly_reads(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_a_server_that_hardly_reads(tmp_path: Path) -> None:
     with serving(sip) as address:
         with pytest.raises(ArchiveUnavailable):
             DicomWebArchive.from_address(address, limits).store([result])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
 
 
 def test_retry_after_is_honoured() -> None:
@@ -116,7 +116,7 @@ def test_retry_after_is_honoured() -> None:
     began = time.monotonic()
     with running(RoguePacs(list_series=busy)) as pacs:
         DicomWebArchive.from_address(pacs.address, Limits(backoff_s=0.01)).find_series(STUDY)
-    assert 2 <= time.monotonic() - began < 8
+    assert 2 <= time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("after", ["3600", format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)])
@@ -164,4 +164,4 @@ def test_cancelled_while_the_server_is_silent(behave: Callable[[socket.socket], 
             archive.find_series(STUDY, cancelled=after(0.3))
         with pytest.raises(Cancelled):
             archive.fetch(entry, cache, cancelled=after(1.0))
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15

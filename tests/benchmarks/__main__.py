@@ -19,6 +19,7 @@ from tests.benchmarks import (
     bench_objects,
     bench_orders,
     bench_pull,
+    bench_screening,
     bench_segment,
     bench_training,
     bench_triton,
@@ -54,6 +55,9 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
     words = (Settings().model_repository / "pathseg").is_dir()
     if not words:
         print("segmentation by words is not measured: the model repository holds no pathseg", file=sys.stderr)
+    smears = bench_screening.are_served()
+    if not smears:
+        print("cervical screening is not measured: the model repository does not hold its models", file=sys.stderr)
     return [
         ("the frame pipeline", lambda: [Row(**row) for row in bench_frames.measure()]),
         ("accepting orders", lambda: bench_orders.measure(work / "orders")),
@@ -65,6 +69,7 @@ def _benchmarks(work: Path) -> list[tuple[str, Callable[[], list[Row]]]]:
             if words
             else []
         ),
+        *([("cervical screening", lambda: bench_screening.measure(work / "screening"))] if smears else []),
         ("Triton's transport", lambda: bench_triton.measure(work / "triton")),
         ("engines of lower precision", bench_engines.measure),
         ("a step of self-distillation", bench_training.measure),

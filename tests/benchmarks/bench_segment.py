@@ -5,7 +5,7 @@ and the decoder; a further prompt on it, of other words, for its words and the d
 them, JSON included, on regions that nobody has asked for before; Triton is warm.
 
 A whole analysis (fetch, inference, report with its DICOM segmentations) is compared with the image encoder and the
-decoder in ONNX Runtime, called directly with the windows in memory.
+decoder in ONNX Runtime, called directly with the windows in memory, as many at a time and in as many threads.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from gateway.analyses.batches import IN_FLIGHT
+from gateway.analyses.batches import IN_FLIGHT, REQUEST_WINDOWS
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.local import case_of
 from gateway.analyses.prompt_texts import text_vectors
@@ -45,7 +45,7 @@ FURTHER = (
 )
 REGIONS, SIDE_PX = 5, 1024
 FURTHER_GOAL, SLIDE_GOAL = 0.3, 0.9
-_BATCH, _DIRECT_WINDOWS = 16, 256
+_DIRECT_WINDOWS = 256
 _KEY = "bench"
 
 
@@ -152,11 +152,11 @@ async def _direct(repository: ModelRepository, phantom: Path, engine: TritonEngi
     with Slide.open(sorted(phantom.glob("*.dcm"))) as slide:
         plan = plan_windows(slide, find_tissue(slide), mpp=card.mpp, side_px=card.tile_px)
         kept: list[np.ndarray] = []
-        for batch in stream_windows(slide, plan, batch=_BATCH):
+        for batch in stream_windows(slide, plan, batch=REQUEST_WINDOWS):
             kept.append(batch.images_BHWC)
-            if len(kept) * _BATCH >= _DIRECT_WINDOWS:
+            if len(kept) * REQUEST_WINDOWS >= _DIRECT_WINDOWS:
                 break
-    return _Direct(repository, kept, texts.repeated(_BATCH))
+    return _Direct(repository, kept, texts.repeated(REQUEST_WINDOWS))
 
 
 class _Direct:

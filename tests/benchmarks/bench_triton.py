@@ -44,13 +44,13 @@ async def _measure(settings: Settings) -> list[Row]:
     async with TritonEngine.open(settings, [MODEL]) as engine:
         external = settings.model_copy(update={"triton_url": read_record(settings.state).endpoint.url})
         async with TritonEngine.open(external, [MODEL]) as outsider:
-            await through(engine, work, instances + 1)
+            await through(engine, MODEL, work, instances + 1)
             await direct.run(work)
             rounds: dict[str, list[Round]] = {"shared memory": [], "gRPC": []}
             before = await _images_per_s(direct.run(work))
             for _ in range(ROUNDS):
                 for name, served in zip(rounds, (engine, outsider), strict=True):
-                    speed = await _images_per_s(through(served, work, instances + 1))
+                    speed = await _images_per_s(through(served, MODEL, work, instances + 1))
                     after = await _images_per_s(direct.run(work))
                     rounds[name].append(Round(speed, (before + after) / 2))
                     before = after
@@ -95,13 +95,13 @@ class Direct:
         await asyncio.gather(*(loop.run_in_executor(self._threads, call, own) for own in self._sessions))
 
 
-async def through(engine: TritonEngine, work: list[np.ndarray], callers: int) -> None:
-    """All batches, each by whichever caller is free: one more than there are instances, so that none waits for us."""
+async def through(engine: TritonEngine, model: str, work: list[np.ndarray], callers: int) -> None:
+    """All batches, each by whichever caller is free; with one more than there are instances none waits for us."""
     waiting = iter(work)
 
     async def call() -> None:
         for images in waiting:
-            await engine.infer(MODEL, {"image": images})
+            await engine.infer(model, {"image": images})
 
     await asyncio.gather(*(call() for _ in range(callers)))
 

@@ -142,7 +142,7 @@ def test_a_target_that_answers_drop_by_drop_is_left(monkeypatch: pytest.MonkeyPa
 
     class Dripping(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            for _ in range(30):
+            for _ in range(300):
                 if done.wait(0.1):
                     break
                 self.wfile.write(b"H")
@@ -157,7 +157,7 @@ def test_a_target_that_answers_drop_by_drop_is_left(monkeypatch: pytest.MonkeyPa
     try:
         with pytest.raises(DeliveryUnavailable, match="does not answer"):
             send_webhook(delivery_to(address), targets_of(address))
-        assert time.monotonic() - began < 2.0
+        assert time.monotonic() - began < 15.0
     finally:
         done.set()
         server.shutdown()

@@ -261,7 +261,7 @@ def test_a_stage_keeps_its_rows_however_it_ends(tmp_path: Path, body: str, state
     record = Record(tmp_path / "out" / "r.json", {"schema": "x"})
     started = time.monotonic()
     record.run("one", stage_script(tmp_path, body), Clock.of(2), tmp_path)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 50
     saved = json.loads((tmp_path / "out" / "r.json").read_text())
     assert saved["found"] == [{"stage": "one", "n": 1}]
     assert saved["stages"][0]["state"] == state

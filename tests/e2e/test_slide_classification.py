@@ -22,6 +22,7 @@ from tests.support.dciodvfy import needs_dciodvfy, validate
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
 from tests.support.models import without_golden, without_slide_heads
 from tests.support.orthanc import Orthanc
+from tests.support.pathseg import write_pathseg
 from tests.support.triton import held_triton, rows_computed
 
 pytestmark = pytest.mark.triton
@@ -34,10 +35,9 @@ TILES = {f"top-tile-1-{rank}.jpg" for rank in range(1, 9)}
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without golden answers, so that all rows that Triton computes are of tiles."""
-    folder = tmp_path_factory.mktemp("models")
-    found = without_golden(without_slide_heads(Settings().model_repository, folder / "all"), folder / "repository")
+    found = without_golden(Settings().model_repository, tmp_path_factory.mktemp("models") / "repository")
     add_slide_head(found)
-    return found
+    return write_pathseg(found)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_files_and_figures(cli: Cli, out: Path) -> None:
     assert {path.name for path in out.iterdir()} == OF_THE_CASE | DRAWN | TILES
     report = report_in(out)
     jsonschema.validate(report, json.loads(cli("schema", "report").stdout))
-    assert report["schema_version"] == "1.4"
+    assert report["schema_version"] == "1.6"
     assert [model["name"] for model in report["models"]] == ["tile_encoder", "slide_abmil"]
     [classes] = report["slide_classes"]
     assert sum(each["probability"] for each in classes["classes"]) == pytest.approx(1)
@@ -119,6 +119,28 @@ async def test_a_head_of_another_encoder(cli: Cli, repository: Path, cmu_slide: 
         await analyzed(other, cli.state, cmu_slide, tmp_path / "out")
     with pytest.raises(ModelNotLoaded, match="no model slide_abmil"):
         await analyzed(without_slide_heads(repository, tmp_path / "none"), cli.state, cmu_slide, tmp_path / "out")
+
+
+async def test_what_objects_mean_to_the_answer(cli: Cli, repository: Path, cmu_slide: Path, tmp_path: Path) -> None:
+    report = await analyzed(
+        repository,
+        cli.state,
+        cmu_slide,
+        tmp_path,
+        prompts=("nucleus in the colon", "tissue-level glomerulus in kidney pathology"),
+        region=RegionUm(x_um=500, y_um=1250, width_um=110, height_um=90),
+        settings=(("explain.tiles", "2"), ("explain.repeats", "10")),
+    )
+    jsonschema.validate(report, json.loads(cli("schema", "report").stdout))
+    explanation = report["slide_classes"][0]["explanation"]
+    nucleus, glomerulus = explanation["objects"]
+    assert explanation["tiles"] == nucleus["tiles"] == 2
+    assert nucleus["importance"]["control"]["low"] < nucleus["importance"]["control"]["high"]
+    assert glomerulus["importance"] is None
+    assert {model["name"] for model in report["models"]} == {
+        "tile_encoder", "pathseg_text", "pathseg_image", "pathseg_prompt", "pathseg", "slide_abmil"
+    }  # fmt: skip
+    assert "object-absent" in {finding["code"]["code"] for finding in report["findings"]}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 """The released runs and the committed repository, and copies of them that a test may harm."""
 
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from exporters import build
+from exporters.onnx_graph import OPSET
 from training.graphs import Graph, declare
 from training.runs import Run, open_run
 
@@ -17,6 +20,23 @@ RELEASED = ROOT / "training" / "released"
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exported_once() -> Iterator[None]:
+    """The same network and provenance give the same bytes (`test_onnx_graph` holds it), so each is exported once."""
+    known: dict[tuple[object, ...], bytes] = {}
+    real = build.export
+
+    def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> bytes:
+        key = (opset, *sorted(provenance.items()))
+        if key not in known:
+            known[key] = real(graph, provenance, opset)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "export", export)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,11 @@ def untrained_run(folder: Path) -> Run:
     (folder / "prompts.csv").write_text(PROMPTS)
     metrics = {
         "network": {"vocabulary": len(words())},
-        "presence": {"threshold": 0.4, "temperature": 1.5},
+        "presence": {
+            "tissue": {"threshold": 0.8, "temperature": 2.0, "youden": 0.9, "pooled": False},
+            "cell": {"threshold": 0.5, "temperature": 1.5, "youden": 0.7, "pooled": True},
+            "nuclei": {"threshold": 0.4, "temperature": 1.5, "youden": 0.6, "pooled": False},
+        },
         "card": [{"name": "mean Dice", "value": 0.5, "low": 0.4, "high": 0.6, "images": 9, "label": "held-out groups"}],
     }
     return writer.finish(metrics=metrics, seed=recipe.seed)

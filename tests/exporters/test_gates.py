@@ -162,6 +162,29 @@ def test_an_image_cropped_by_one_pixel_fails_parity() -> None:
         gates.g1_parity(shifted, graph, kind_of(graph))
 
 
+def test_few_rows_may_lie_on_the_other_side_of_a_decision() -> None:
+    """Of a kind that decides inside; never all of several rows of a size."""
+    graph = made("mask_decoder")
+    engine, kind = torch_engine(graph), replace(kind_of(graph), undecided=0.1)
+
+    def turned(rows: int, at: int = 8) -> gates.Engine:
+        def answer(inputs: Arrays) -> Arrays:
+            found = engine(inputs)
+            if len(found["mask_logits"]) == at:
+                found["mask_logits"][:rows] += 1
+            return found
+
+        return answer
+
+    figures = gates.g1_parity(turned(2), graph, kind)
+    assert {(row["rows"], row["rows_apart"]) for row in figures.values()} == {(1, 0), (7, 0), (4, 0), (8, 2)}
+    with pytest.raises(GateFailed, match=r"G1: 3 of 20 rows differ .*; at most 10.0% may"):
+        gates.g1_parity(turned(3), graph, kind)
+    for failing, held in ((turned(4, at=4), kind), (turned(2), replace(kind, undecided=0.0))):
+        with pytest.raises(GateFailed, match="G1: mask_logits differs from the training network by 1"):
+            gates.g1_parity(failing, graph, held)
+
+
 @pytest.mark.parametrize("size", [1, 64, 5000])
 def test_every_size_counts(size: int) -> None:
     graph = made("bag")

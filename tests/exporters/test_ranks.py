@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from exporters.ranks import aligned
+from exporters.ranks import aligned, is_sorted
 from training.graphs import Arrays
 
 pytestmark = pytest.mark.training
@@ -76,3 +76,14 @@ def test_a_score_per_class_ranks_by_the_greatest() -> None:
     found["scores"][0, [1, 2]], found["boxes"][0, [1, 2]] = due["scores"][0, [2, 1]], due["boxes"][0, [2, 1]]
     found["scores"] += np.float32(1e-6)
     assert gap(aligned(found, due, "scores", BOUNDS)[0], due) < 1e-5
+
+
+def test_rows_in_an_order_of_their_own_are_not_sorted() -> None:
+    """By falling score, of every image; by the best class where a row has several."""
+    due = answer()
+    due["scores"][:, 2] = due["scores"][:, 1]
+    assert is_sorted(due, "scores")
+    several = {"scores": np.stack([np.zeros_like(due["scores"]), due["scores"]], 2)}
+    assert is_sorted(several, "scores")
+    due["scores"][1, [5, 6]] = due["scores"][1, [6, 5]]
+    assert not is_sorted(due, "scores")

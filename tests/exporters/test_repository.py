@@ -14,7 +14,12 @@ from training.files import sha256_file
 
 pytestmark = pytest.mark.training
 
-MODELS = ("slide_abmil", "slide_transmil", "tile_encoder", "tissue_classification", "tissue_head")
+ENSEMBLES = {"pathseg": "pathseg_image and pathseg_prompt", "tissue_classification": "tile_encoder and tissue_head"}
+RUNS = {name: name for name in ("slide_abmil", "slide_transmil", "tile_encoder", "tissue_head")}
+RUNS |= {f"pathseg_{part}": "pathseg" for part in ("image", "prompt", "text")}
+RUNS |= {f"smartccs_{part}": f"smartccs_{part}" for part in ("detect", "embed", "slide")}
+"""Each network's released run."""
+MODELS = tuple(sorted({**RUNS, **ENSEMBLES}))
 DIAGNOSIS = re.compile(r"carcinoma|cancer|tumou?r|malign|benign|normal|neoplas|mucosa|dysplas|diagnos", re.IGNORECASE)
 
 
@@ -31,9 +36,10 @@ def test_it_holds_the_models_and_the_gateway_takes_them() -> None:
         assert models.golden(model) is not None
 
 
-@pytest.mark.parametrize("model", ["slide_abmil", "slide_transmil", "tile_encoder", "tissue_head"])
+@pytest.mark.parametrize("model", RUNS)
 def test_every_digest_leads_back_to_the_run(model: str) -> None:
-    run, digests, provenance = RELEASED / model, read(model, "card.json")["digests"], read(model, "provenance.json")
+    run = RELEASED / RUNS[model]
+    digests, provenance = read(model, "card.json")["digests"], read(model, "provenance.json")
     assert digests["engine_sha256"] == sha256_file(REPOSITORY / model / "1" / "model.onnx")
     assert digests["weights_sha256"] == sha256_file(run / "weights.safetensors")
     assert digests["recipe_sha256"] == sha256_file(run / "recipe.toml")
@@ -44,7 +50,7 @@ def test_every_digest_leads_back_to_the_run(model: str) -> None:
     assert provenance["onnx_sha256"] == digests["engine_sha256"]
 
 
-@pytest.mark.parametrize("model", ["slide_abmil", "slide_transmil", "tile_encoder", "tissue_head"])
+@pytest.mark.parametrize("model", RUNS)
 def test_every_network_has_passed_its_gates(model: str) -> None:
     gate = read(model, "gate.json")
     assert (gate["state"], gate["passed"], gate["reduced"]) == ("APPROVED", True, False)
@@ -54,20 +60,20 @@ def test_every_network_has_passed_its_gates(model: str) -> None:
     ]
 
 
-def test_an_ensemble_holds_what_its_steps_hold_and_has_answered_through_triton() -> None:
-    gate = read("tissue_classification", "gate.json")
+@pytest.mark.parametrize("model", ENSEMBLES)
+def test_an_ensemble_holds_what_its_steps_hold_and_has_answered_through_triton(model: str) -> None:
+    gate = read(model, "gate.json")
     assert (gate["state"], gate["passed"]) == ("APPROVED", True)
     gates = {entry["gate"]: entry for entry in gate["gates"]}
     assert gates.pop("G5")["passed"] is True
-    assert all(
-        entry["passed"] is None and "tile_encoder and tissue_head" in entry["reason"] for entry in gates.values()
-    )
+    assert all(entry["passed"] is None and ENSEMBLES[model] in entry["reason"] for entry in gates.values())
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_sidecar_is_sealed(model: str) -> None:
     files = read(model, "provenance.json")["files"]
-    assert set(files) == {"card.json", "config.pbtxt", "golden.npz"}
+    table = {"prompts.csv"} if model == "pathseg_prompt" else set()
+    assert set(files) == {"card.json", "config.pbtxt", "golden.npz"} | table
     assert files == {name: sha256_file(REPOSITORY / model / name) for name in files}
 
 

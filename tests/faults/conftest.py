@@ -40,7 +40,7 @@ def small_case(pacs: Orthanc, cmu_slide: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model repository without golden inputs, so that every row that goes through a model is a tile."""
+    """The tissue models without golden inputs, so that every row that goes through a model is a tile."""
     return without_golden(Settings().model_repository, tmp_path_factory.mktemp("models") / "repository")
 
 

@@ -18,7 +18,7 @@ from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import Cli
 from tests.support.gateway import Gateway, case_of, eventually, running_gateway
-from tests.support.models import add_model, change_engine, read, seal, write
+from tests.support.models import add_model, change_engine, read, seal, without_slide_heads, write
 
 ENCODER, HEAD, ENSEMBLE = "tile_encoder", "tissue_head", "tissue_classification"
 MODELS = (ENCODER, HEAD, ENSEMBLE)
@@ -127,8 +127,8 @@ def test_a_corrupt_file_is_refused_by_the_models_name(
 
 @pytest.fixture(scope="module")
 def corrupt(committed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed models, and beside them every corruption of each, as models of their own names."""
-    folder = shutil.copytree(committed, tmp_path_factory.mktemp("corrupt") / "repository")
+    """The committed models of one protocol, and beside them every corruption of each, as models of their own names."""
+    folder = without_slide_heads(committed, tmp_path_factory.mktemp("corrupt") / "repository")
     for corruption, model in EVERY:
         corruption.corrupt(add_model(folder, model, f"{corruption.name}_{model}"))
     return folder

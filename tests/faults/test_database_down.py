@@ -170,7 +170,7 @@ def test_orders_while_the_database_is_down(database: Postgres, url: str, client:
             answers.append(client.get(f"/v1/analyses/{next(iter(lis.accepted.values()))}"))
             assert time.monotonic() - began < ANSWER_S
             time.sleep(0.5)
-        assert max(live_s) < 1.0
+        assert max(live_s) < 4.0  # the database is waited for longer
         assert {answer.status_code for answer in answers} == {503}
         database.start()
         eventually(lambda: len(lis.accepted) >= before + 4, "orders are accepted again", 30)

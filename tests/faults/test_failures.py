@@ -24,6 +24,7 @@ from tests.support.gateway import (
     running_gateway,
     study_in,
 )
+from tests.support.models import without_slide_heads
 from tests.support.orthanc import Orthanc, free_port
 from tests.support.rogue_answers import by_path
 from tests.support.rogue_pacs import Answer, Request, RoguePacs, dicom_json, once_listed, running
@@ -250,8 +251,7 @@ def test_neither_pacs_nor_triton_serve(cmu_slide: Path, tmp_path: Path) -> None:
 
 
 def test_the_model_is_not_there(pacs: Orthanc, case: Case, tmp_path: Path) -> None:
-    repository = tmp_path / "models"
-    shutil.copytree(Settings().model_repository, repository)
+    repository = without_slide_heads(Settings().model_repository, tmp_path / "models")
     shutil.rmtree(repository / "tissue_classification")
     with running_gateway(
         tmp_path / "state", pacs.address, ready=False, PATHSERVE_MODEL_REPOSITORY=str(repository), **QUICK

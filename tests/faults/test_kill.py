@@ -11,7 +11,9 @@ import pytest
 from gateway.analyses.batches import IN_FLIGHT, REQUEST_TILES
 from gateway.domain.uids import derive_uid
 from gateway.inference.embedded import read_record
+from gateway.operations.settings import Settings
 from tests.support.gateway import Case, Gateway, eventually, running_gateway, study_in
+from tests.support.models import without_slide_heads
 from tests.support.orthanc import Orthanc
 from tests.support.triton import rows_computed
 
@@ -134,8 +136,10 @@ def test_the_pacs_is_down_at_delivery(gateway: Gateway, pacs: Orthanc, small_cas
 
 @pytest.fixture(scope="module")
 def owner(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway on a state folder of its own, whose worker owns the Triton."""
-    with running_gateway(tmp_path_factory.mktemp("owner") / "state", pacs.address) as gateway:
+    """A gateway on a state folder of its own, whose worker owns the Triton and loads the tissue models into it."""
+    folder = tmp_path_factory.mktemp("owner")
+    models = without_slide_heads(Settings().model_repository, folder / "repository")
+    with running_gateway(folder / "state", pacs.address, PATHSERVE_MODEL_REPOSITORY=str(models)) as gateway:
         yield gateway
 
 

@@ -72,6 +72,7 @@ def test_the_same_request_id_is_the_same_analysis(client: Any) -> None:
         (an_order(region=order_pb2.Region(x_um=float("nan"), y_um=0, width_um=1, height_um=1)), "order.region.x_um"),
         (an_order(region=order_pb2.Region(y_um=0, width_um=1, height_um=1)), "order.region.x_um"),
         (an_order(prompts=[""]), "order.prompts.0"),
+        (an_order(prompts=["nuclei"] * 33), "order.prompts"),
     ],
 )
 def test_a_wrong_field_is_named(client: Any, order: order_pb2.Order, field: str) -> None:
@@ -216,10 +217,12 @@ def test_an_analysis_that_is_not_there(client: Any, wrong_id: str) -> None:
 
 def test_the_catalogue_says_what_the_server_can_do(api: Api) -> None:
     catalogue = api.catalogue()
-    protocol, of_slides, by_words = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
+    protocol, of_slides, by_words, of_smears = catalogue.ListProtocols(catalog.ListProtocolsRequest()).items
     assert (protocol.name, of_slides.name) == ("tissue-classification", "slide-classification")
     assert (by_words.name, list(by_words.models)) == ("segmentation", ["pathseg_text", "pathseg"])
     assert list(of_slides.models) == ["tile_encoder", "slide_abmil"]
+    assert of_smears.name == "cervical-screening"
+    assert list(of_smears.models) == ["smartccs_detect", "smartccs_embed", "smartccs_slide"]
     assert protocol.settings["tissue.min_share"].default == 0.25
     assert not protocol.settings["operating_point.min_probability"].HasField("default")
     assert protocol.cards["tissue_classification"]["name"] == "tissue_classification"

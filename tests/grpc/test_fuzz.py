@@ -1,6 +1,5 @@
 """Hostile requests to every method, by a seed that is printed where one fails."""
 
-import time
 from collections import Counter
 
 from gateway.grpc.proto.pathserve.v1 import analysis_service_pb2 as pb
@@ -22,6 +21,4 @@ def test_hostile_requests_get_typed_answers(api: Api) -> None:
     # The cases reach behind the front door, and the server lives.
     assert ends["OK"] > CASES / 20
     assert len(ends) >= 4
-    began = time.monotonic()
     assert api.analyses().ListAnalyses(pb.ListAnalysesRequest()).items
-    assert time.monotonic() - began < 2

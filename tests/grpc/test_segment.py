@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gateway.analyses.region_masks import RegionMasks
+from gateway.analyses.segment_process import SegmentProcess
 from gateway.grpc.proto.pathserve.v1 import order_pb2, segment_pb2
 from gateway.grpc.proto.pathserve.v1.analysis_service_pb2_grpc import AnalysisServiceStub
 from gateway.grpc.server import open_grpc
@@ -110,17 +110,17 @@ def test_the_work_ends_with_the_call(
 ) -> None:
     began, ended = threading.Event(), threading.Event()
 
-    async def endless(self: RegionMasks, ask: Any) -> Any:
+    async def endless(self: SegmentProcess, ask: Any) -> Any:
         began.set()
         try:
             await asyncio.sleep(60)
         finally:
             ended.set()
 
-    monkeypatch.setattr(RegionMasks, "answer", endless)
+    monkeypatch.setattr(SegmentProcess, "answer", endless)
     stub = client._stub.Segment
     call = stub.future(
-        request_of(segments.ask(NUCLEI)), metadata=client._metadata, timeout=2 if how == "too late" else 60
+        request_of(segments.ask(NUCLEI)), metadata=client._metadata, timeout=4 if how == "too late" else 60
     )
     assert began.wait(10)
     if how == "cancelled":

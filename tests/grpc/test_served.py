@@ -181,7 +181,7 @@ def test_a_cancelled_call_stops_the_work_in_triton(client: Any, gateway: Gateway
     )
     assert tiles["done"] < tiles["total"]
     running.cancel()
-    eventually(lambda: gateway.show(analysis_id)["state"] == "cancelled", "it is cancelled", 15)
+    eventually(lambda: gateway.show(analysis_id)["state"] == "cancelled", "it is cancelled")
     time.sleep(2)  # the batches that Triton had in hand come to their end
     rows = rows_computed(gateway.state, "tile_encoder")
     time.sleep(2)
@@ -195,7 +195,7 @@ def test_a_deadline_ends_the_analysis(client: Any, gateway: Gateway, slides: Pat
     running = client.RunAnalysis(pb.RunAnalysisRequest(order=order_of(slides / "large")), timeout=2)
     analysis_id = next(running).analysis.id
     assert refusal(lambda: running).code is grpc.StatusCode.DEADLINE_EXCEEDED
-    eventually(lambda: gateway.show(analysis_id)["state"] == "cancelled", "it is cancelled", 15)
+    eventually(lambda: gateway.show(analysis_id)["state"] == "cancelled", "it is cancelled")
 
 
 def test_models_and_status_of_a_server_that_works(channel: grpc.Channel) -> None:

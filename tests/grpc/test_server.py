@@ -38,7 +38,7 @@ def test_health_is_open_and_follows_readiness(api: Api) -> None:
     def said(service: str) -> int:
         return int(stub.Check(health_pb2.HealthCheckRequest(service=service)).status)
 
-    eventually(lambda: said("") == serves, "it serves", 5)
+    eventually(lambda: said("") == serves, "it serves")
     assert {said(service) for service in ("", *SERVICES)} == {serves}
     # A stranger may not know more than that: not even which services there are besides these.
     with pytest.raises(grpc.RpcError) as raised:

@@ -1,17 +1,21 @@
 """A real `serve` with the stand-in worker, as tests start it."""
 
+import asyncio
 import contextlib
 import os
 import re
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import uvicorn
 
+from gateway.http.serve import bind, configured
 from tests.http import standin_serve
 from tests.support.forked import Forked
 from tests.support.http import NO_TLS
@@ -26,6 +30,21 @@ def until(met: Callable[[], Any], timeout_s: float = 40.0) -> Any:
         assert time.monotonic() < limit, "it did not happen in time"
         time.sleep(0.05)
     return found
+
+
+@contextlib.contextmanager
+def wired(app: Any) -> Iterator[tuple[str, int]]:
+    """The address of a server in a thread of this process."""
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(configured(app, None))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield listener.getsockname()
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 class Server:

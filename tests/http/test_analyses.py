@@ -126,6 +126,7 @@ def _changed(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_changed("patient", {"id": "p", "name": "Mueller"}), "invalid-order", "patient.name"),
         (_changed("surprise", 1), "invalid-order", "surprise"),
         (_changed("prompts", ["mitoses"]), "invalid-order", None),
+        (_changed("prompts", ["nuclei"] * 33), "invalid-order", "prompts"),
         (_changed("region", {"x_um": 0, "y_um": 0, "width_um": 0, "height_um": 1}), "invalid-order", "region.width_um"),
         (_changed("region", {"x_um": "0", "y_um": 0, "width_um": 1, "height_um": 1}), "invalid-order", "region.x_um"),
     ],

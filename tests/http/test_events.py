@@ -54,7 +54,7 @@ async def test_a_stream_follows_until_the_end(
     await asyncio.sleep(0.3)
     assert not following.done()
     ledger.runs.finish(turn, State.FAILED, Failure("no-tissue", "There is none."))
-    events = parse((await asyncio.wait_for(following, 5)).text)
+    events = parse((await asyncio.wait_for(following, 10)).text)
     assert [kind for _, kind, _ in events] == ["state", "state", "progress", "state"]
     assert events[2][2] | {"time": None} == {"time": None, "step": "infer", "done": 5, "total": 10, "unit": "tiles"}
 
@@ -75,7 +75,7 @@ async def test_a_stream_to_which_nothing_comes_ends_with_its_analysis(
     await asyncio.sleep(0.5)
     assert not following.done()
     hand.complete(analysis_id)
-    assert (await asyncio.wait_for(following, 5)).status_code == 200
+    assert (await asyncio.wait_for(following, 30)).status_code == 200
 
 
 async def test_there_are_not_more_streams_than_a_process_can_hold(
@@ -89,5 +89,5 @@ async def test_there_are_not_more_streams_than_a_process_can_hold(
     assert (refused.status_code, refused.json()["reason"]) == (429, "too-many-requests")
     assert int(refused.headers["retry-after"]) > 0
     hand.complete(analysis_id)
-    assert (await asyncio.wait_for(following, 5)).status_code == 200
+    assert (await asyncio.wait_for(following, 30)).status_code == 200
     assert (await client.get(path)).status_code == 200

@@ -2,27 +2,35 @@
 
 import asyncio
 import base64
-import contextlib
+import json
+import os
+import signal
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import cv2
 import httpx
 import numpy as np
+import psutil
 import pytest
 import sqlalchemy as sa
 
-from gateway.analyses import interactive
+from gateway.analyses import interactive, segment_process
 from gateway.analyses.ledger.schema import ANALYSES
-from gateway.analyses.region_masks import RegionMasks
-from gateway.analyses.segment_form import EXAMPLE
+from gateway.analyses.segment_form import EXAMPLE, SegmentBody
+from gateway.analyses.segment_process import SegmentProcess
 from gateway.domain.analysis import State
 from gateway.domain.order import Order, SlideReference, Specimen
-from gateway.domain.principal import Scope
+from gateway.domain.principal import Principal, Scope
 from gateway.domain.prompts import Level
+from gateway.operations.errors import TooManyRequests, WrongScope
 from gateway.slides import Slide
 from tests.http.conftest import KEY, audited, principal
+from tests.http.serving import wired
 from tests.support.pathseg import expected_mask
 from tests.support.segmenting import SegmentSite
 
@@ -41,6 +49,11 @@ async def masks_of(client: httpx.AsyncClient, ask: dict[str, Any]) -> list[dict[
     answer = await client.post("/v1/segment", json=ask)
     assert answer.status_code == 200, answer.text
     return list(answer.json()["masks"])
+
+
+def looks(segments: SegmentSite) -> list[dict[str, Any]]:
+    """The trail's records of regions; what keeps the models writes there too."""
+    return [each for each in audited(segments.ledger) if each["subtype"] in ("slide-segmented", "access-refused")]
 
 
 def pixels_of(mask: dict[str, Any]) -> Any:
@@ -99,30 +112,6 @@ async def test_each_prompt_gets_the_mask_of_its_level_at_its_place(
         assert mask["area_um2"] == pytest.approx(seen.sum() * mask["mpp"] ** 2, rel=1e-3)
         assert overlap(drawn(mask), seen) > 0.97
         assert ask["region"]["x_um"] - mask["mpp"] < mask["x_um"] <= ask["region"]["x_um"]
-
-
-async def test_a_further_prompt_costs_no_more_encoding_and_none_changes_another(
-    client: httpx.AsyncClient, segments: SegmentSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-    [first] = await masks_of(client, segments.ask(NUCLEI))
-    made = segments.context.service._interactive._masks
-    assert made is not None
-    engine = made._engine._open.engine  # type: ignore[union-attr]
-    infer = engine.infer
-
-    async def noted(model: str, batch: Any, **more: Any) -> Any:
-        asked.append(model)
-        return await infer(model, batch, **more)
-
-    monkeypatch.setattr(engine, "infer", noted)
-    again, other = await masks_of(client, segments.ask(NUCLEI, "nuclei-level inflammatory in colon pathology"))
-    assert "pathseg_image" not in asked
-    assert "pathseg_prompt" in asked
-    assert again == first
-    assert other["png"] == first["png"]  # the known engines see but how dark it is
-    await masks_of(client, segments.ask(NUCLEI, box=(600, 300, 64, 48)))
-    assert "pathseg_image" in asked
 
 
 async def test_what_is_absent_or_unknown_to_the_model_is_answered_all_the_same(
@@ -208,11 +197,18 @@ async def test_what_the_header_says_may_be_claimed_and_a_look_is_written_down(
     with Slide.open(sorted(segments.slide.glob("*.dcm"))) as slide:
         header = slide.header
     claims = {"patient": {"id": header.patient_id}, "container": header.container_id}
-    before = len(audited(segments.ledger))
+    before = len(looks(segments))
     await masks_of(client, segments.ask(NUCLEI) | claims)
-    [record] = audited(segments.ledger)[before:]
+    [record] = looks(segments)[before:]
     assert (record["subtype"], record["type"], record["action"]) == ("slide-segmented", "110103", "R")
+    assert record["outcome"] == "0"
     assert record["detail"] == {"study": segments.study, "series": segments.series, "prompts": 1}
+    # A claim that is wrong is no look but a refusal, and what failed says why.
+    wrong = await client.post("/v1/segment", json=segments.ask(NUCLEI) | {"patient": {"id": "SOMEBODY-ELSE"}})
+    outside = await client.post("/v1/segment", json=segments.ask(NUCLEI, box=(9e4, 0, 50, 50)))
+    assert (wrong.status_code, outside.status_code) == (409, 422)
+    told = [(each["subtype"], each["outcome"], each["detail"]["reason"]) for each in looks(segments)[-2:]]
+    assert told == [("access-refused", "4", "identity-mismatch"), ("slide-segmented", "4", "invalid-order")]
 
 
 async def test_a_slide_that_only_another_tenant_has_ordered_is_not_there(
@@ -223,7 +219,10 @@ async def test_a_slide_that_only_another_tenant_has_ordered_is_not_there(
     segments.ledger.accept(order, principal(*Scope, tenant="elsewhere"))
     answer = await client.post("/v1/segment", json=segments.ask(NUCLEI))
     assert (answer.status_code, answer.json()["reason"]) == (404, "slide-not-in-archive")
-    assert audited(segments.ledger)[-1]["subtype"] == "access-refused"
+    assert looks(segments)[-1]["subtype"] == "access-refused"
+    unknown = await client.post("/v1/segment", json=segments.ask(NUCLEI) | {"series": "1.2.3", "study": "1.2.4"})
+    said = answer.json()["detail"].replace(segments.series, "1.2.3").replace(segments.study, "1.2.4")
+    assert unknown.json()["detail"] == said
     # An order of one's own opens nothing before what it says of the patient has been compared with the slide.
     own, _ = segments.ledger.accept(order, principal(*Scope))
     assert (await client.post("/v1/segment", json=segments.ask(NUCLEI))).status_code == 404
@@ -233,46 +232,61 @@ async def test_a_slide_that_only_another_tenant_has_ordered_is_not_there(
     await masks_of(client, segments.ask(NUCLEI))
 
 
-async def test_the_work_ends_with_the_client(
-    client: httpx.AsyncClient, segments: SegmentSite, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_work_ends_with_the_client(segments: SegmentSite, monkeypatch: pytest.MonkeyPatch) -> None:
     began, ended = threading.Event(), threading.Event()
 
-    async def endless(self: RegionMasks, ask: Any) -> Any:
+    async def endless(self: SegmentProcess, ask: Any) -> Any:
         began.set()
         try:
             await asyncio.sleep(60)
         finally:
             ended.set()
 
-    monkeypatch.setattr(RegionMasks, "answer", endless)
-    asking = asyncio.create_task(client.post("/v1/segment", json=segments.ask(NUCLEI)))
-    assert await asyncio.to_thread(began.wait, 10)
-    asking.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asking
-    assert await asyncio.to_thread(ended.wait, 10)
+    monkeypatch.setattr(SegmentProcess, "answer", endless)
+    before = len(looks(segments))
+    body = json.dumps(segments.ask(NUCLEI))
+    head = f"Host: p\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with wired(segments.app) as address, socket.create_connection(address, timeout=10) as opened:
+        opened.sendall(f"POST /v1/segment HTTP/1.1\r\n{head}\r\n\r\n{body}".encode())
+        assert began.wait(10)
+        opened.close()
+        assert ended.wait(10)
+        until = time.monotonic() + 10
+        while not (since := looks(segments)[before:]) and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [each["detail"].get("reason") for each in since] == ["cancelled"]
 
 
 async def test_more_than_can_be_worked_on_is_told_to_come_again(
     client: httpx.AsyncClient, segments: SegmentSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over = threading.Event()
+    async def waits(self: SegmentProcess, ask: Any) -> Any:
+        await asyncio.sleep(30)
 
-    async def waits(self: RegionMasks, ask: Any) -> Any:
-        await asyncio.to_thread(over.wait, 30)
-        raise asyncio.CancelledError
+    async def ask_as(by: Principal) -> Any:
+        return await asyncio.wrap_future(
+            segments.context.service.segment(by, SegmentBody(**segments.ask(NUCLEI)).domain())
+        )
 
-    monkeypatch.setattr(RegionMasks, "answer", waits)
-    monkeypatch.setattr(interactive, "MOST_WAITING", 2)
+    monkeypatch.setattr(SegmentProcess, "answer", waits)
+    monkeypatch.setattr(interactive, "MOST_EACH", 2)
+    monkeypatch.setattr(interactive, "MOST_WAITING", 3)
+    places = segments.context.service._interactive._places
     some = [asyncio.create_task(client.post("/v1/segment", json=segments.ask(NUCLEI))) for _ in range(2)]
     try:
-        while len(segments.context.service._interactive._here) < 2:
+        while places.total() < 2:
             await asyncio.sleep(0.01)
         answer = await client.post("/v1/segment", json=segments.ask(NUCLEI))
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "2")
+        # One caller alone does not take the others' places, nor does one who may not ask at all.
+        with pytest.raises(WrongScope):
+            await ask_as(principal(Scope.ANALYSES_READ))
+        some.append(asyncio.create_task(ask_as(principal(Scope.ANALYSES_WRITE))))
+        while places.total() < 3:
+            await asyncio.sleep(0.01)
+        with pytest.raises(TooManyRequests):
+            await ask_as(replace(principal(Scope.ANALYSES_WRITE), subject="person:another"))
     finally:
-        over.set()
         for each in some:
             each.cancel()
         await asyncio.gather(*some, return_exceptions=True)
@@ -281,10 +295,41 @@ async def test_more_than_can_be_worked_on_is_told_to_come_again(
 async def test_one_that_takes_too_long_is_ended(
     client: httpx.AsyncClient, segments: SegmentSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def endless(self: RegionMasks, ask: Any) -> Any:
+    async def endless(self: SegmentProcess, ask: Any) -> Any:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(RegionMasks, "answer", endless)
-    monkeypatch.setattr(interactive, "DEADLINE_S", 0.2)
+    monkeypatch.setattr(SegmentProcess, "answer", endless)
+    monkeypatch.setattr(interactive, "DEADLINE_S", 1.0)
+    before = len(looks(segments))
     answer = await client.post("/v1/segment", json=segments.ask(NUCLEI))
     assert (answer.status_code, answer.json()["reason"]) == (504, "deadline-exceeded")
+    # Those that the test before gave up may be written down meanwhile.
+    assert "deadline-exceeded" in [each["detail"].get("reason") for each in looks(segments)[before:]]
+
+
+async def test_a_process_that_dies_over_a_slide_costs_its_requests_and_no_other(
+    client: httpx.AsyncClient, segments: SegmentSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await masks_of(client, segments.ask(NUCLEI))
+    process = segments.context.service._interactive._process
+    first = process.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    asking = asyncio.create_task(client.post("/v1/segment", json=segments.ask(NUCLEI)))
+    while not process._child._waiting:  # type: ignore[union-attr]
+        await asyncio.sleep(0.01)
+    os.kill(first, signal.SIGKILL)
+    answer = await asking
+    assert (answer.status_code, answer.json()["reason"]) == (503, "inference-unavailable")
+    await masks_of(client, segments.ask(NUCLEI))
+    # One that cannot be ended by a word, as where a decoder never returns, is ended with what else it does.
+    second = process.pid
+    assert second is not None
+    assert second != first
+    monkeypatch.setattr(segment_process, "_GRACE_S", 0.2)
+    monkeypatch.setattr(interactive, "DEADLINE_S", 0.2)
+    os.kill(second, signal.SIGSTOP)
+    assert (await client.post("/v1/segment", json=segments.ask(NUCLEI))).status_code == 504
+    while psutil.pid_exists(second):
+        await asyncio.sleep(0.01)
+    assert process.pid is None

@@ -42,7 +42,7 @@ async def test_life_is_told_while_every_thread_waits_for_the_database(
         locked.execute("BEGIN IMMEDIATE")
         waiting = [asyncio.create_task(client.post("/v1/analyses", json=order)) for _ in range(60)]
         await asyncio.sleep(0.5)
-        answer = await asyncio.wait_for(client.get("/livez"), 2)
+        answer = await asyncio.wait_for(client.get("/livez"), 10)
         assert not any(each.done() for each in waiting)
         locked.execute("ROLLBACK")
     assert answer.status_code == 200

@@ -33,17 +33,17 @@ def test_a_worker_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
 
 
 def test_the_time_to_end_counts_from_the_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "STOP_S", 1.5)
+    monkeypatch.setattr(supervisor, "STOP_S", 3.0)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
     supervised = Supervisor([sys.executable, "-c", deaf], os.environ)
     supervised.start()
     time.sleep(1.0)
     began = time.monotonic()
     supervised.terminate()
-    time.sleep(1.2)  # as the open connections of the server may take
+    time.sleep(2.8)  # as the open connections of the server may take
     supervised.terminate()
     supervised.join()
-    assert time.monotonic() - began < 2.3
+    assert time.monotonic() - began < 5.5
     assert supervised.pids == ()
 
 

@@ -5,22 +5,20 @@ import contextlib
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from gateway.analyses.ledger import Ledger
 from gateway.domain.analysis import Progress, Step
 from gateway.http import connection, shell
 from gateway.http.app import create_app
-from gateway.http.serve import bind, configured
 from gateway.operations.auth import ApiKey
 from tests.http.conftest import KEY, ORDER, Hand, settings_of
+from tests.http.serving import wired
 from tests.http.test_events import parse
 
 HEAD = f"Host: p\r\nAuthorization: Bearer {KEY}\r\n"
@@ -48,17 +46,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wire(state: Path, ledger: Ledger) -> Iterator[Wire]:
     app, context = create_app(settings_of(state), ledger, ApiKey.of(KEY))
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(configured(app, None))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield Wire(listener.getsockname())
-    context.stopping.set()
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with wired(app) as address:
+        yield Wire(address)
+        context.stopping.set()
 
 
 def read(opened: socket.socket) -> bytes:
@@ -76,7 +66,7 @@ def test_a_head_that_is_never_finished_is_not_waited_for(wire: Wire) -> None:
     for begun in (b"", b"GET /livez HTTP/1.1\r\nHost: p\r\n"):
         began = time.monotonic()
         assert read(wire.send(begun)) == b""
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("impatient")
@@ -84,10 +74,10 @@ def test_a_head_that_drips_is_not_waited_for(wire: Wire) -> None:
     opened = wire.send(b"GET /livez HTTP/1.1\r\n")
     began = time.monotonic()
     with opened, contextlib.suppress(ConnectionError):
-        while time.monotonic() - began < 5:
+        while time.monotonic() - began < 20:
             opened.sendall(b"X: y\r\n")
             time.sleep(0.05)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.usefixtures("impatient")

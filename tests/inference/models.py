@@ -1,6 +1,8 @@
 """Tiny models for the tests, made with onnx.helper: known answers, known durations, and known defects."""
 
 import json
+import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,27 @@ def write_head(repository: Path, name: str) -> Path:
 
 def write_slow(repository: Path, name: str, *, count: int = 1) -> Path:
     """image UINT8 (B,SIDE,SIDE,3) -> embedding FP32 (B,3): the first pixel; its red value times about 12 ms of work."""
+    return _write(repository, name, _slow(_turns()), count=count)
+
+
+@cache
+def _turns() -> int:
+    """How often the slow model turns in 12 ms on this machine, or more often: what is slow must be so on a fast one."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(_slow(1).SerializeToString(), options)
+    took_s = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        session.run(None, {"image": slow_tiles(1, 100)})
+        took_s.append(time.perf_counter() - begun)
+    return max(25, round(0.012 / (min(took_s) / 100)))
+
+
+def _slow(rate: int) -> onnx.ModelProto:
+    """The slow model, which turns `rate` times for each of the red value's steps."""
     size = 256
     body = helper.make_graph(
         [
@@ -98,13 +121,12 @@ def write_slow(repository: Path, name: str, *, count: int = 1) -> Path:
         "to": np.array([1, 1], np.int64),
         "axes": np.array([1, 2], np.int64),
         "inner": np.array([1, 2], np.int64),
-        "rate": np.array(25, np.int64),
+        "rate": np.array(rate, np.int64),
         "yes": np.array(True),
         "square": np.eye(size, dtype=np.float32),
         "nothing": np.array(0, np.float32),
     }
-    model = _model(nodes, ("image", TensorProto.UINT8, [SIDE, SIDE, 3]), ("embedding", [3]), constants)
-    return _write(repository, name, model, count=count)
+    return _model(nodes, ("image", TensorProto.UINT8, [SIDE, SIDE, 3]), ("embedding", [3]), constants)
 
 
 def write_picky(repository: Path, name: str) -> Path:

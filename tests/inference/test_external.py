@@ -117,6 +117,6 @@ async def test_a_server_that_is_down_is_unavailable(
         with pytest.raises(InferenceUnavailable, match="PATHSERVE_TRITON_URL"):
             async with TritonEngine.open(settings, ["encoder"]):
                 pass
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         lines = await asyncio.to_thread(probe, settings)
         assert not lines[0].ok

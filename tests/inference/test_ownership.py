@@ -7,8 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,6 +103,18 @@ def test_a_clean_end_leaves_nothing_and_the_guest_goes_on(hold, tmp_path: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "triton.lock"]
 
 
+async def test_a_guest_never_becomes_the_owner(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "GUEST_TIMEOUT_S", 0.3)
+    guest = EmbeddedServer(Settings(state=tmp_path, model_repository=repository), guest=True)
+    assert not guest.needs_attention()
+    with pytest.raises(InferenceUnavailable, match="No worker"):
+        await guest.ensure()
+    assert not guest.owner
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_a_server_that_hangs_while_it_starts_is_replaced(
     installed: None, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,25 +141,6 @@ def test_a_server_without_an_owner_ends_by_itself(hold, tmp_path: Path, eventual
     assert servers_of(record)
     owner.kill()
     eventually(lambda: not servers_of(record))
-
-
-async def test_who_is_cancelled_again_and_again_leaves_nothing_running() -> None:
-    """Else the lock would be given back while a server is still being started behind it."""
-    began, ended = threading.Event(), threading.Event()
-
-    def work() -> None:
-        began.set()
-        time.sleep(0.4)
-        ended.set()
-
-    task = asyncio.create_task(embedded._to_the_end(work))
-    await asyncio.to_thread(began.wait)
-    for _ in range(3):
-        task.cancel()
-        await asyncio.sleep(0.05)
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended.is_set()
 
 
 def test_orphans_are_known_by_their_prefix_not_by_a_process_id(tmp_path: Path) -> None:

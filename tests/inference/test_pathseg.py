@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from gateway.domain.codes import Code
+from gateway.domain.model import PresenceRule
 from gateway.domain.prompts import token_ids
 from gateway.inference import ModelRepository
 from gateway.operations.errors import ModelRefused
 from tests.conftest import ROOT
 from tests.support.bags import OnnxEngine
 from tests.support.models import read, seal, write
-from tests.support.pathseg import ABSENT, TILE_PX, TRIPLES, expected_mask, write_pathseg
+from tests.support.pathseg import ABSENT, PRESENCE_BY_LEVEL, TILE_PX, TRIPLES, expected_mask, write_pathseg
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,10 @@ def test_the_card_says_which_prompts_it_answers_and_when_an_object_is_there(buil
     card = models.card("pathseg")
     assert (card.mpp, card.tile_px, card.labels, card.operating_points) == (0.25, TILE_PX, (), ())
     assert card.mpp_by_level == {"tissue": 1.0, "cell": 0.25, "nuclei": 0.25}
-    assert (card.presence_threshold, card.temperature) == (0.5, 1.0)
+    assert card.presence_by_level["tissue"] == PresenceRule(threshold=0.6, temperature=1.0)
+    assert {level: rule.threshold for level, rule in card.presence_by_level.items()} == {
+        "tissue": 0.6, "cell": 0.5, "nuclei": 0.4,
+    }  # fmt: skip
     assert card.prompts is not None
     known = card.prompts.entry("nuclei-level nucleus in colon pathology")
     assert known is not None
@@ -53,9 +57,10 @@ def test_the_card_says_which_prompts_it_answers_and_when_an_object_is_there(buil
     ("folder", "change"),
     [
         ("pathseg", {"prompts": None}),
-        ("pathseg", {"presence_threshold": 1.5}),
+        ("pathseg", {"presence_by_level": PRESENCE_BY_LEVEL | {"cell": {"threshold": 1.5, "temperature": 1.0}}}),
         ("pathseg_prompt", {"mpp_by_level": {"tissue": 1.0}}),
-        ("pathseg_prompt", {"temperature": 0}),
+        ("pathseg_prompt", {"presence_by_level": PRESENCE_BY_LEVEL | {"cell": {"threshold": 0.5, "temperature": 0}}}),
+        ("pathseg_prompt", {"presence_by_level": {"tissue": {"threshold": 0.5, "temperature": 1.0}}}),
         ("pathseg_prompt", {"vocabulary_size": None}),
         ("pathseg_image", {"prompts": {}}),
     ],

@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +60,23 @@ class TritonPythonModel:
 """
 
 
+# Is loaded once there is no file `hold` any more.
 LATE = """
 import time
+from pathlib import Path
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        time.sleep(9)
+        while (Path(args["model_repository"]) / "hold").exists():
+            time.sleep(0.05)
 """
 
 
 @pytest.fixture(scope="module")
 def fragile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """encoder, twin (two instances), head, the ensemble `both`, slow, heavy (two instances), sticky, which can be made
-    to hang; late and pair (two instances), which take their time to load and answer nothing."""
+    to hang; late and pair (two instances), whose loads can be held up, and which answer nothing."""
     folder = tmp_path_factory.mktemp("fragile")
     for name, count in (("encoder", 1), ("twin", 2), ("sticky", 1)):
         models.write_encoder(folder, name, count=count, golden=True)
@@ -112,12 +117,12 @@ async def test_each_killed_stub_is_replaced_in_time_without_any_request(owner: T
     images = models.tiles(2)
     for folder, place, instances in (("encoder", 0, 1), ("twin", 0, 2), ("twin", 1, 2), ("head", 0, 1)):
         # What was unloaded for another's sake takes a moment to leave.
-        await _until(lambda f=folder, i=instances: len(_stubs(owner, f)) == i, 10)
+        await _until(lambda f=folder, i=instances: len(_stubs(owner, f)) == i, 30)
         deaths, heals = _deaths(folder, "dead"), _healed(folder)
         os.kill(_stubs(owner, folder)[place].pid, signal.SIGKILL)
-        await _until(lambda f=folder, d=deaths: _deaths(f, "dead") == d + 1, 10)
-        await _until(lambda f=folder, h=heals: _healed(f) == h + 1, 10)
-        await _until(lambda: all(status.ready for status in owner.status()), 10)
+        await _until(lambda f=folder, d=deaths: _deaths(f, "dead") == d + 1, 30)
+        await _until(lambda f=folder, h=heals: _healed(f) == h + 1, 30)
+        await _until(lambda: all(status.ready for status in owner.status()), 30)
     for name in ("encoder", "twin"):
         answer = await owner.infer(name, {"image": images})
         assert np.array_equal(answer["embedding"], models.direct(fragile / name, images))
@@ -137,11 +142,11 @@ async def test_a_look_that_fails_unexpectedly_is_not_the_last_one(
 
     with monkeypatch.context() as patched:
         patched.setattr(embedded, "living_stubs", without_descriptors)
-        await _until(lambda: len(failed) > 1, 10)
+        await _until(lambda: len(failed) > 1)
     deaths = _deaths("encoder", "dead")
     os.kill(_stubs(owner, "encoder")[0].pid, signal.SIGKILL)
-    await _until(lambda: _deaths("encoder", "dead") == deaths + 1, 10)
-    await _until(lambda: all(status.ready for status in owner.status()), 10)
+    await _until(lambda: _deaths("encoder", "dead") == deaths + 1)
+    await _until(lambda: all(status.ready for status in owner.status()))
 
 
 async def test_a_frozen_stub_is_replaced_and_the_server_lives(owner: TritonEngine) -> None:
@@ -149,8 +154,8 @@ async def test_a_frozen_stub_is_replaced_and_the_server_lives(owner: TritonEngin
     (victim, _) = _stubs(owner, "twin")
     deaths = _deaths("twin", "dead")
     os.kill(victim.pid, signal.SIGSTOP)
-    await _until(lambda: _deaths("twin", "dead") == deaths + 1, 10)
-    await _until(lambda: len(_stubs(owner, "twin")) == 2, 10)
+    await _until(lambda: _deaths("twin", "dead") == deaths + 1)
+    await _until(lambda: len(_stubs(owner, "twin")) == 2)
     assert (await owner.infer("twin", {"image": models.tiles(1)}))["embedding"].any()
     assert _server(owner) == server
 
@@ -176,11 +181,11 @@ async def test_a_stub_that_lives_and_hangs_is_replaced(
     (fragile / "sticky" / "hang").touch()
     images = models.tiles(3)
     if asked:
-        answer = await asyncio.wait_for(owner.infer("sticky", {"image": images}), 25)
+        answer = await asyncio.wait_for(owner.infer("sticky", {"image": images}), 100)
         assert np.array_equal(answer["embedding"], models.direct(fragile / "sticky", images))
     else:
-        await _until(lambda: _deaths("sticky", "hung") == deaths + 1, 12)
-        await _until(lambda: owner.status()[-1].ready, 10)
+        await _until(lambda: _deaths("sticky", "hung") == deaths + 1)
+        await _until(lambda: owner.status()[-1].ready)
     assert _deaths("sticky", "hung") == deaths + 1
     assert (await owner.infer("sticky", {"image": images}))["embedding"].any()
 
@@ -220,19 +225,23 @@ async def test_a_model_that_needs_longer_than_the_canary_has_is_not_taken_for_on
 async def test_what_stands_in_line_for_a_core_wants_to_compute() -> None:
     """Beside a process of more weight on the same core it gets a seventieth of it."""
     core = min(os.sched_getaffinity(0))
-    endless = f"import os; os.sched_setaffinity(0, [{core}]); os.nice({{}})\nwhile True: pass"
-    commands = [endless.format(19), endless.format(0), "import time; time.sleep(60)"]
-    started = [psutil.Popen([sys.executable, "-c", command]) for command in commands]
+    endless = f"import os; print(flush=True); os.sched_setaffinity(0, [{core}]); os.nice({{}})\nwhile True: pass"
+    commands = [endless.format(19), endless.format(0), "import time; print(flush=True); time.sleep(60)"]
+    started = [psutil.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE) for command in commands]
     try:
+        for process in started:
+            await asyncio.to_thread(process.stdout.readline)
         await asyncio.sleep(0.5)
-        before = [wanted_s(process.pid) for process in started]
-        await asyncio.sleep(1.0)
-        starved, _, asleep = (wanted_s(process.pid) - was for process, was in zip(started, before, strict=True))
+        starved, _, sleeper = started
+        before, slept = wanted_s(starved.pid), wanted_s(sleeper.pid)
+        # The kernel counts its time in line when that is over, which takes the longer the more stand there.
+        await _until(lambda: wanted_s(starved.pid) > before + 0.5)
+        asleep = wanted_s(sleeper.pid) - slept
     finally:
         for process in started:
             process.kill()
             process.wait()
-    assert starved > 0.5
+            process.stdout.close()
     assert asleep < 0.05
 
 
@@ -248,13 +257,13 @@ async def test_a_server_that_hangs_is_restarted_and_no_request_fails(
         answers = await asyncio.gather(
             guest.infer("encoder", {"image": images}), owner.infer("twin", {"image": images})
         )
-        assert time.monotonic() - start < 40
+        assert time.monotonic() - start < 100  # before any request's own deadline
         for answer, name in zip(answers, ("encoder", "twin"), strict=True):
             assert np.array_equal(answer["embedding"], models.direct(fragile / name, images))
     assert owner.owner
     assert _server(owner) != server
     assert not psutil.pid_exists(server)
-    await _until(lambda: all(status.ready for status in owner.status()), 30)
+    await _until(lambda: all(status.ready for status in owner.status()))
 
 
 async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEngine, fragile: Path) -> None:
@@ -264,7 +273,7 @@ async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEng
     due = models.direct(fragile / "encoder", images)
     # Whether it is killed before it has reported is a matter of milliseconds.
     for _ in range(5):
-        await _until(lambda: len(_stubs(owner, "encoder")) == 1, 10)
+        await _until(lambda: len(_stubs(owner, "encoder")) == 1)
         (first,) = _stubs(owner, "encoder")
         os.kill(first.pid, signal.SIGKILL)
         following: list[Stub] = []
@@ -273,70 +282,74 @@ async def test_a_stub_killed_while_it_is_loaded_costs_no_answer(owner: TritonEng
             found[:] = [stub for stub in _stubs(owner, "encoder") if stub.pid != old]
             return bool(found)
 
-        await _until(follows, 10, period_s=0.002)
+        await _until(follows, period_s=0.002)
         os.kill(following[0].pid, signal.SIGKILL)
         assert np.array_equal((await owner.infer("encoder", {"image": images}))["embedding"], due)
         if _server(owner) != server:
             break
     assert _server(owner) != server
-    await _until(lambda: all(status.ready for status in owner.status()), 30)
+    await _until(lambda: all(status.ready for status in owner.status()))
 
 
-async def test_a_stub_killed_while_it_is_loaded_for_the_first_time_is_an_accident_too(owner: TritonEngine) -> None:
+async def test_a_stub_killed_while_it_is_loaded_for_the_first_time_is_an_accident_too(
+    owner: TritonEngine, fragile: Path
+) -> None:
     """As in a worker that has just taken a server over: it knows nothing of the model yet. Triton says so, or hangs."""
     served = [status.folder for status in owner.status()]
-    serving = asyncio.create_task(owner.serve([*served, "late"]))
-    await _until(lambda: len(_stubs(owner, "late")) == 1, 10)
-    (stub,) = _stubs(owner, "late")
-    os.kill(stub.pid, signal.SIGKILL)
+    with _held(fragile / "late"):
+        serving = asyncio.create_task(owner.serve([*served, "late"]))
+        await _until(lambda: len(_stubs(owner, "late")) == 1)
+        (stub,) = _stubs(owner, "late")
+        os.kill(stub.pid, signal.SIGKILL)
     await serving
-    await _until(lambda: all(status.ready for status in owner.status()), 30)
+    await _until(lambda: all(status.ready for status in owner.status()))
     await owner.serve(served)
 
 
 async def test_a_load_that_another_began_and_that_lost_a_process_is_stuck_too(
-    owner: TritonEngine, monkeypatch: pytest.MonkeyPatch
+    owner: TritonEngine, fragile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after the death of a guest worker that had asked for it: Triton waits, and every later load with it."""
     monkeypatch.setattr(link, "_UNBORN_S", 5.0)
     server = _server(owner)
     served = [status.folder for status in owner.status()]
-    others = asyncio.create_task(owner._link.client.load("pair", 60))
-    await _until(lambda: len(_stubs(owner, "pair")) == 2, 10)
-    os.kill(_stubs(owner, "pair")[0].pid, signal.SIGKILL)
-    await _until(lambda: len(_stubs(owner, "pair")) == 1, 10)
-    began = asyncio.get_running_loop().time()
-    await owner.serve([*served, "pair"])
-    assert asyncio.get_running_loop().time() - began < 60
+    # Whether it is killed before it has reported is a matter of milliseconds: Triton says so of one that has.
+    for _ in range(5):
+        with _held(fragile / "pair"):
+            others = asyncio.create_task(owner._link.client.load("pair", 60))
+            await _until(lambda: len(_stubs(owner, "pair")) == 2, period_s=0.002)
+            os.kill(_stubs(owner, "pair")[-1].pid, signal.SIGKILL)
+            await _until(lambda: len(_stubs(owner, "pair")) == 1)
+        await asyncio.wait_for(owner.serve([*served, "pair"]), link.LOAD_TIMEOUT_S)
+        await _until(lambda: all(status.ready for status in owner.status()))
+        others.cancel()
+        await asyncio.gather(others, return_exceptions=True)
+        await owner.serve(served)
+        if _server(owner) != server:
+            break
     assert _server(owner) != server
-    await _until(lambda: all(status.ready for status in owner.status()), 30)
-    others.cancel()
-    await asyncio.wait({others})
-    await owner.serve(served)
 
 
-async def test_what_dies_beside_a_load_says_nothing_of_what_is_loaded(owner: TritonEngine) -> None:
+async def test_what_dies_beside_a_load_says_nothing_of_what_is_loaded(owner: TritonEngine, fragile: Path) -> None:
     server = _server(owner)
     served = [status.folder for status in owner.status()]
-    serving = asyncio.create_task(owner.serve([*served, "late"]))
-    await _until(lambda: len(_stubs(owner, "late")) == 1, 10)
-    killed: set[int] = set()
-
-    def living() -> list[int]:
-        return [stub.pid for stub in _stubs(owner, "encoder") if stub.pid not in killed]
-
-    for _ in range(2):
-        await _until(lambda: len(living()) == 1, 10)
-        await asyncio.sleep(0.6)
-        (victim,) = living()
-        os.kill(victim, signal.SIGKILL)
-        killed.add(victim)
+    with _held(fragile / "late"):
+        serving = asyncio.create_task(owner.serve([*served, "late"]))
+        await _until(lambda: len(_stubs(owner, "late")) == 1)
+        for _ in range(2):
+            await _until(lambda: len(_stubs(owner, "encoder")) == 1)
+            healed = _healed("encoder")
+            (victim,) = _stubs(owner, "encoder")
+            os.kill(victim.pid, signal.SIGKILL)
+            # Not as soon as it is there: one that is killed as it is loaded is another matter.
+            await _until(lambda h=healed: _healed("encoder") == h + 1)
+        assert not serving.done()
     await serving
     (status,) = [status for status in owner.status() if status.folder == "late"]
     assert (status.ready, status.reason) == (True, None)
     assert _server(owner) == server
     await owner.serve(served)
-    await _until(lambda: all(status.ready for status in owner.status()), 20)
+    await _until(lambda: all(status.ready for status in owner.status()))
 
 
 async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragile: Path) -> None:
@@ -347,12 +360,12 @@ async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragil
         "twin": ("embedding", models.direct(fragile / "twin", images)),
         "both": ("logits", models.direct(fragile / "head", embedding)),
     }
-    end = time.monotonic() + 14
+    enough = asyncio.Event()
     counts = dict.fromkeys(due, 0)
 
     async def keep_asking(engine: TritonEngine, model: str) -> None:
         output, answer = due[model]
-        while time.monotonic() < end:
+        while not enough.is_set():
             assert np.array_equal((await engine.infer(model, {"image": images}))[output], answer)
             counts[model] += 1
 
@@ -360,18 +373,27 @@ async def test_stubs_killed_at_random_cost_no_answer(owner: TritonEngine, fragil
     dice = random.Random(seed)
     async with TritonEngine.open(owner.settings, ["twin", "both"]) as guest:
         asking = [asyncio.create_task(keep_asking(guest, "twin")), asyncio.create_task(keep_asking(guest, "both"))]
-        while time.monotonic() < end:
-            await asyncio.sleep(dice.uniform(1.0, 2.5))
+        while (kills < 6 or min(counts.values()) <= 10) and not any(task.done() for task in asking):
+            await asyncio.sleep(dice.uniform(1.0, 2.0))
             victims = _stubs(owner, "encoder", "twin", "head")
             if victims:
                 os.kill(dice.choice(victims).pid, signal.SIGKILL)
                 kills += 1
+        enough.set()
         await asyncio.gather(*asking)
-    assert kills >= 5
-    assert min(counts.values()) > 10
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float, period_s: float = 0.05) -> None:
+@contextmanager
+def _held(model: Path) -> Iterator[None]:
+    """Loads of late or pair do not end before this does."""
+    (model / "hold").touch()
+    try:
+        yield
+    finally:
+        (model / "hold").unlink()
+
+
+async def _until(condition: Callable[[], bool], timeout_s: float = 60.0, period_s: float = 0.05) -> None:
     start = time.monotonic()
     while not condition():
         assert time.monotonic() - start < timeout_s, "it does not come true"

@@ -434,8 +434,8 @@ def test_redirects_are_not_followed(keys: FetchedKeys, issuer: Issuer) -> None:
 def test_a_slow_issuer_holds_up_few_and_nobody_else(
     engine: sa.Engine, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.operations.auth.fetch.TIMEOUT_S", 1.0)
-    issuer.pause_s = 3.0
+    monkeypatch.setattr("gateway.operations.auth.fetch.TIMEOUT_S", 2.0)
+    issuer.pause_s = 12.0
     server = authenticator(engine, oidc_issuer=issuer.url)
     took: list[float] = []
 
@@ -451,8 +451,8 @@ def test_a_slow_issuer_holds_up_few_and_nobody_else(
     assert login(server, SERVER_KEY).subject == "key:default"
     for thread in threads:
         thread.join()
-    assert max(took) < 2.5
-    assert sum(each < 0.5 for each in took) >= 7  # one asks, four wait for it
+    assert max(took) < 10
+    assert sum(each < 1.8 for each in took) >= 7  # one asks, four wait for it
     assert len(issuer.asked) == 1
     issuer.pause_s = 0.0
 

@@ -223,7 +223,7 @@ def test_a_restart_is_not_noticed_and_a_stop_is_said(server: Postgres, ledger: L
             began = time.monotonic()
             with pytest.raises(DatabaseUnavailable) as raised:
                 use()
-            assert time.monotonic() - began < 6.0
+            assert time.monotonic() - began < 10.0
             assert raised.value.retryable
             assert raised.value.after_s > 0
             assert rim_of(raised.value).http == 503
@@ -262,7 +262,7 @@ def test_a_database_that_hangs_is_not_waited_for(
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
-    assert time.monotonic() - began < 8.0  # 0.5 s, and 5 s for a new connection
+    assert time.monotonic() - began < 20.0  # not for ever: 0.5 s, and 5 s for a new connection
     assert ledger.statistics().by_state == {}
 
 

@@ -70,6 +70,11 @@ def test_what_a_pathologist_writes_is_understood(text: str, means: str) -> None:
         ("tissue-level\ntumor", "control characters"),
         ("tissue-level tum\u200bor", "control characters"),
         ("tissue-level \u202etumor", "control characters"),
+        ("tissue-level\u2028gland", "control characters"),
+        ("gland\x85", "control characters"),
+        ("gland\n", "control characters"),
+        ("g" + "\u0336" * 190 + "land", "marks on letters"),  # they would strike out what stands beside it
+        ("gland\ufe00", "marks on letters"),
         ("<b>gland</b>", "characters that are in no word"),
         ("gland {{7*7}}", "characters that are in no word"),
         ("gland $(reboot)", "characters that are in no word"),

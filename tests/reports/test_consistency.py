@@ -21,7 +21,7 @@ DIAGNOSIS = re.compile(r"adenocarcinoma|carcinoma|cancer|tumou?r|malignan|dyspla
 
 
 def sr_groups(document: pydicom.Dataset) -> dict[str, dict[str, object]]:
-    """Measurement groups by the role in their tracking identifier: label, numbers by concept, algorithm left out."""
+    """Measurement groups by the role in their tracking identifier: label, numbers and codes by concept."""
     measurements = next(
         item for item in document.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "126010"
     )
@@ -41,6 +41,8 @@ def sr_groups(document: pydicom.Dataset) -> dict[str, dict[str, object]]:
                 said[name] = value.get("FloatingPointValue", value.NumericValue)
                 assert value.NumericValue == pytest.approx(said[name], rel=1e-9, abs=1e-12)
                 said[f"{name}/unit"] = value.MeasurementUnitsCodeSequence[0].CodeValue
+            elif item.ValueType == "CODE":
+                said[name] = item.ConceptCodeSequence[0].CodeMeaning
         groups[role] = said
     return groups
 
@@ -377,7 +379,22 @@ def test_encoders_leave_their_input_alone(report: Report, image: pydicom.Dataset
 
 
 @pytest.mark.parametrize(
-    ("value", "printed"), [(0.0, "0.00"), (0.0004, "0.0004"), (0.0099, "0.0099"), (0.01, "0.01"), (123.456, "123.46")]
+    ("value", "printed"),
+    [
+        (0.0, "0.00"),
+        (6.25e-8, "<0.000001"),
+        (1e-6, "0.000001"),
+        (4e-5, "0.000040"),
+        (0.0004, "0.0004"),
+        (0.0099, "0.0099"),
+        (0.01, "0.01"),
+        (123.456, "123.46"),
+    ],
 )
 def test_small_areas_do_not_vanish(value: float, printed: str) -> None:
     assert wording.area(value) == printed
+
+
+@pytest.mark.parametrize(("share", "printed"), [(0.0, "0.00"), (4e-5, "<0.01"), (6e-5, "0.01"), (1.0, "100.00")])
+def test_small_shares_do_not_vanish(share: float, printed: str) -> None:
+    assert wording.percent(share, digits=2) == printed

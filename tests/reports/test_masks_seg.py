@@ -12,8 +12,8 @@ from highdicom.seg import segread
 
 from gateway.domain.report import Report
 from gateway.operations.errors import PathserveError
-from gateway.reports import SlideSource, result_objects
-from gateway.reports.masks_seg import found_in, overlapping, write_mask_seg
+from gateway.reports import SlideSource, result_objects, tiled
+from gateway.reports.masks_seg import found_in, write_mask_seg
 from gateway.reports.sparse import Frames, Plane, decimal_string, write_sparse
 from gateway.reports.tiled import Tiling
 from tests.reports.worded import DrawnMasks, worded
@@ -71,7 +71,7 @@ def test_segments_say_what_was_asked_and_what_was_found(
         assert segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue == each.category.code
         assert segment.TrackingID == f"{report.analysis_id}/slide-1/segment-{each.index + 1}"
         if each.present:
-            assert "% of the tissue that was read." in segment.SegmentDescription
+            assert "% of the tissue that was read at this resolution." in segment.SegmentDescription
         else:
             assert segment.SegmentDescription == "Looked for, not found."
 
@@ -158,8 +158,14 @@ def test_what_overlaps_says_so(
 ) -> None:
     assert pydicom.dcmread(binary[0]).SegmentsOverlap == "YES"
     assert pydicom.dcmread(written(apart, 0, "BINARY", tmp_path)).SegmentsOverlap == "NO"
-    assert overlapping(case[1].masks[0])
-    assert not overlapping(apart[1].masks[0])
+    # Masks that lie beside each other, and probabilities that lie in each other.
+    report, source = case
+    left, right = np.zeros((2, source.masks[0].rows, source.masks[0].columns), np.uint8)
+    left[:9, :20], left[:9, 20:25] = 200, 40
+    right[:9, 20:30] = 200
+    beside = report, replace(source, masks=(DrawnMasks(source.series, 0, 1.0, 512, {0: left, 1: right}),))
+    assert pydicom.dcmread(written(beside, 0, "LABELMAP", tmp_path)).SegmentationType == "LABELMAP"
+    assert pydicom.dcmread(written(beside, 0, "FRACTIONAL", tmp_path)).SegmentsOverlap == "YES"
 
 
 def test_a_label_map_where_nothing_overlaps(apart: tuple[Report, SlideSource], tmp_path: Path) -> None:
@@ -176,6 +182,24 @@ def test_a_label_map_where_nothing_overlaps(apart: tuple[Report, SlideSource], t
 def test_what_overlaps_is_no_label_map(case: tuple[Report, SlideSource], tmp_path: Path, binary: list[Path]) -> None:
     path = written(case, 0, "LABELMAP", tmp_path)
     assert path.read_bytes() == binary[0].read_bytes()
+
+
+def test_masks_too_large_for_bits_are_compressed(
+    case: tuple[Report, SlideSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masks = case[1].masks[0]
+    of_bits = sum(len(masks.occupied(index)) for index in masks.indices) * 512 * 512 // 8
+    monkeypatch.setattr(tiled, "_MOST_NATIVE_BYTES", of_bits)
+    assert pydicom.dcmread(written(case, 0, "BINARY", tmp_path)).SegmentationType == "BINARY"
+    monkeypatch.setattr(tiled, "_MOST_NATIVE_BYTES", of_bits - 1)
+    for form in ("BINARY", "LABELMAP"):  # these overlap
+        path = written(case, 0, form, tmp_path)
+        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        assert (dataset.SegmentationType, dataset.SegmentationFractionalType) == ("FRACTIONAL", "OCCUPANCY")
+        assert (dataset.ContentLabel, dataset.SegmentsOverlap) == ("SEGMENTS", "YES")
+        read = matrix(path, masks)
+        for at, index in enumerate(masks.indices):
+            assert np.array_equal(read[..., at], masks.mask(index) * 255)
 
 
 def test_where_nothing_is_found_nothing_is_written(tmp_path: Path) -> None:

@@ -5,8 +5,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gateway.domain.bethesda import ASC_US, CLASSES, SCC
 from gateway.domain.slide import TileGrid
-from gateway.reports import UNCERTAIN, field_picture, picture, segment_picture, thumbnail_jpeg, tissue_map
+from gateway.reports import (
+    UNCERTAIN,
+    CellMap,
+    cell_map,
+    field_picture,
+    picture,
+    segment_picture,
+    thumbnail_jpeg,
+    tissue_map,
+)
 
 GRID = TileGrid(level=0, mpp=0.5, tile_px=224, field_px=200, columns=4, rows=3)
 LEVEL_PX = (870, 620)
@@ -128,3 +138,56 @@ def test_a_field_keeps_its_colours_but_for_the_outline() -> None:
     assert np.abs(drawn[4, 4] - ground[4, 4]).max() < 12
     assert drawn[32, 15].min() > 180  # white outside
     assert drawn[32, 16, 1] > drawn[32, 16, 0] + 60  # its colour inside
+
+
+def cells_at(middles_N2: np.ndarray, classes_N: np.ndarray) -> CellMap:
+    """Cells of 20 pixels round these places of the level."""
+    middles_N2 = np.asarray(middles_N2, np.float64).reshape(-1, 2)
+    none = np.zeros(0, np.int32)
+    return CellMap(
+        series="2.25.1",
+        boxes_N4=np.concatenate([middles_N2 - 10, middles_N2 + 10], axis=1),
+        classes_N=np.asarray(classes_N, np.int32),
+        scores_N=np.ones(len(middles_N2), np.float32),
+        rows_M=none,
+        columns_M=none,
+        highest_M=none.astype(np.float32),
+    )
+
+
+def in_colour(drawn: np.ndarray, number: int) -> np.ndarray:
+    """Where a picture (H, W, 3) has the colour of a class."""
+    color = CLASSES[number].color
+    return (drawn == [int(color[at : at + 2], 16) for at in (1, 3, 5)]).all(axis=-1)
+
+
+def test_each_cell_is_a_dot_in_its_class_s_colour_where_it_lies() -> None:
+    thumbnail = np.zeros((400, 300, 3), np.uint8)
+    thumbnail[..., 0] = 255  # colour in the slide does not pass for a class
+    cells = cells_at([[100, 200], [2900, 3900], [1500, 2000]], [ASC_US, ASC_US, SCC])
+    drawn = pixels(cell_map(thumbnail, (3000, 4000), cells))
+    rows, columns = np.nonzero(in_colour(drawn, ASC_US))
+    upper = rows < 200
+    assert (rows[upper].mean(), columns[upper].mean()) == pytest.approx((20, 10), abs=0.5)
+    assert (rows[~upper].mean(), columns[~upper].mean()) == pytest.approx((390, 290), abs=0.5)
+    rows, columns = np.nonzero(in_colour(drawn, SCC))
+    assert (rows.mean(), columns.mean()) == pytest.approx((200, 150), abs=0.5)
+    assert (drawn[100] == drawn[100, 0, 0]).all()
+
+
+def test_a_grave_cell_is_not_lost_among_thousands() -> None:
+    random = np.random.default_rng(3)
+    middles_N2 = random.random((20_001, 2)) * (3000, 4000)
+    classes_N = np.full(20_001, ASC_US)
+    classes_N[0] = SCC
+    drawn = pixels(cell_map(np.full((400, 300, 3), 220, np.uint8), (3000, 4000), cells_at(middles_N2, classes_N)))
+    many, one = in_colour(drawn, ASC_US), in_colour(drawn, SCC)
+    assert one.sum() >= 9
+    assert 0.2 < many.mean() < 0.8, "the slide is still seen"
+
+
+def test_cells_at_the_edge_and_none_at_all() -> None:
+    thumbnail = np.full((40, 30, 3), 220, np.uint8)
+    drawn = pixels(cell_map(thumbnail, (300, 400), cells_at([[-4, 0], [299, 399.9], [301, 402]], [SCC] * 3)))
+    assert in_colour(drawn, SCC)[[0, -1], [0, -1]].all()
+    assert (pixels(cell_map(thumbnail, (300, 400), cells_at([], []))) == 220).all()

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gateway.domain.codes import PRIVATE_SCHEME, Code
+from gateway.domain.explanation import ClassChange, ExplainedObject, Explanation, Importance, Interval
 from gateway.domain.report import (
     BoxPx,
     EvidenceSource,
@@ -31,6 +32,7 @@ from gateway.reports import (
     AttentionMap,
     SlideSource,
     attention_map,
+    explaining,
     from_json,
     picture,
     report_schema,
@@ -45,6 +47,44 @@ from tests.support.dciodvfy import needs_dciodvfy, validate
 
 LABELS = (("Hyperplastic polyp", 0.07), ("Adenocarcinoma", 0.81), ("Other", 0.12))
 WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+CHANGES = (-1e-5, 0.0, 0.25)
+
+
+def _found(index: int, ratio: float | None) -> ExplainedObject:
+    triple = f"nuclei-level object{index} in colon pathology"
+    importance = None
+    if ratio is not None:
+        importance = Importance(
+            ratio=ratio,
+            control=Interval(mean=1.0625, low=0.9375, high=1.25),
+            exceeds=ratio > 1.25,
+            changes=tuple(ClassChange(index=n, change=change, control=0.0) for n, change in enumerate(CHANGES)),
+        )
+    return ExplainedObject(
+        index=index,
+        prompt=f"object {index}",
+        triple=triple,
+        category=Code("91723000", "SCT", "Anatomical Structure"),
+        code=Code("84640000", "SCT", "Nucleus"),
+        supported=index != 1,
+        val_dice=0.75,
+        presence=0.5,
+        tiles=3 if importance else 0,
+        area_share=0.125 if importance else 0.0,
+        weight_share=0.25 if importance else 0.0,
+        importance=importance,
+    )
+
+
+EXPLANATION = Explanation(
+    target=1,
+    loss=0.21072,
+    tiles=4,
+    weight_share=1.0,
+    repeats=20,
+    blur_um=8.0,
+    objects=(_found(2, 3.5), _found(0, 1.125), _found(1, None)),
+)
 
 
 def classified(slide: SlideReading, *, exploratory: bool = False, answered: bool = True) -> SlideClassification:
@@ -83,6 +123,7 @@ def classified(slide: SlideReading, *, exploratory: bool = False, answered: bool
             )
             for number, weight in enumerate(WEIGHTS)
         ),
+        explanation=EXPLANATION,
     )
 
 
@@ -109,7 +150,7 @@ def report_on(slide: SlideReading, result: SlideClassification) -> Report:
     report = report_of([seen], [])
     return replace(
         report,
-        schema_version="1.4",
+        schema_version="1.6",
         protocol="slide-classification",
         slide_classes=(result,),
         exploratory=result.exploratory,
@@ -193,6 +234,39 @@ def test_all_encodings_say_the_same(case: tuple[Report, SlideSource]) -> None:
         assert group["attention"] == tile.attention
         assert group["attention-share"] == tile.share * 100
         assert f"{rank}: {wording.percent(tile.share, digits=2)} % of the weights" in page
+    explanation = result.explanation
+    assert explanation is not None
+    assert [role for role in groups if "/object-" in role] == [f"slide-1/object-{n}" for n in (3, 1, 2)]
+    for sentence in (
+        explaining.importance_caption(result, explanation),
+        explaining.biomarker_caption(explanation),
+        *(f"{heading}" for heading in (*explaining.IMPORTANCE_HEADING, *explaining.biomarker_heading(result))),
+    ):
+        assert sentence in page
+        assert "".join(sentence.split()) in text
+    assert "where chance alone puts 1 in 21 of" in explaining.importance_caption(result, explanation)
+    for found in explanation.objects:
+        for row in (explaining.importance_row(found), explaining.biomarker_row(found, result)):
+            assert "".join("".join(row).split()) in text
+            assert "\n".join(row) in page or "".join(row) in page
+        group = groups[f"slide-1/object-{found.index + 1}"]
+        assert group["code"] == ("84640000", "SCT")
+        assert (group["explained-area"], group["explained-weight"]) == (
+            found.area_share * 100,
+            found.weight_share * 100,
+        )
+        # Of the explained tiles, never of the slide: what is not on them may be elsewhere.
+        assert group["explained-found"] == ("Yes" if found.importance else "No")
+        assert group["explained-score"] == found.presence
+        assert not {"presence", "presence-score"} & group.keys()
+        assert group.get("importance") == (found.importance.ratio if found.importance else None)
+        assert group.get("imp-control-high") == (1.25 if found.importance else None)
+    unknown = next(found for found in explanation.objects if not found.supported)
+    assert explaining.importance_row(unknown) == [
+        f"{unknown.triple} (not validated)", "measured, not validated: Dice 0.75", "not found", "–", "–",
+    ]  # fmt: skip
+    assert "<strong>measured, not validated: Dice 0.75</strong>" in files["report.html"].decode()
+    assert explaining.biomarker_row(explanation.objects[0], result)[5:] == ["-<0.01", "0.00", "+25.00"]
     seen, stain = report.slides[0].quality, report.slides[0].stain_figures
     assert seen is not None
     assert stain is not None
@@ -202,6 +276,7 @@ def test_all_encodings_say_the_same(case: tuple[Report, SlideSource]) -> None:
     assert (whole["haematoxylin-od"], whole["eosin-od"]) == (stain.haematoxylin_od, stain.eosin_od)
     assert whole["stain-distance"] == stain.distance_deg
     said = document.to_json()
+    assert not [code for code in ("52101004", "272519000") if code in said], "Present, Absent"
     answer = result.answered
     assert (answer.code.code if answer else "no-answer") in said
     assert f"from-{result.evidence.value}" in said

@@ -7,28 +7,34 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pydicom
 import pytest
 
-from gateway.domain.report import Amendment, ObjectKind, Report, Segmented, Signature
+from gateway.domain.report import Amendment, ObjectFigures, ObjectKind, Report, Segmented, Signature
 from gateway.reports import (
     DICOM,
     SlideSource,
     field_picture,
     from_json,
     picture,
+    report_schema,
     segment_picture,
     to_json,
     wording,
     write_revision,
 )
+from gateway.reports.geojson import write_geojson
+from gateway.reports.masks_ann import write_mask_annotations
 from gateway.reports.outputs import own_outputs_replaced
+from gateway.reports.sr_segments import segment_measurements
 from tests.reports.conftest import encoded
 from tests.reports.drawn import ring_area
 from tests.reports.pdf_text import pages
 from tests.reports.test_consistency import DIAGNOSIS, check_common, sr_groups
-from tests.reports.worded import worded
+from tests.reports.test_slide_classes import classified
+from tests.reports.worded import UNANSWERED, worded
 
 HOSTILE = (
     "<script>alert(1)</script>\"'&lt;<img src=x onerror=alert(2)>",
@@ -119,13 +125,28 @@ def test_json(either: Written) -> None:
     ]
     assert document["segments"] == said
     assert [each["triple"] for each in document["segmentations"][0]["segments"]] == [each["triple"] for each in said]
-    assert document["order"]["prompts"] == [each["prompt"] for each in said]
+    assert document["order"]["prompts"] == [*(each["prompt"] for each in said), UNANSWERED]
 
 
 def test_a_report_of_an_earlier_version_is_read(report: Report) -> None:
     document = json.loads(to_json(report))
     del document["segments"], document["segmentations"]
     assert from_json(json.dumps(document).encode()) == report
+
+
+def test_one_limit_for_all_prompts_is_handed_to_each_of_them(written: Written) -> None:
+    """As reports of version 1.4 have it; such a report may still wait to be delivered or signed."""
+    report, _, _ = written
+    document = json.loads(to_json(report))
+    document["schema_version"] = "1.4"
+    del document["screenings"]
+    [result] = document["segmentations"]
+    for each in result["segments"]:
+        del each["min_presence"]
+    result["min_presence"] = 0.625
+    [found] = report.segmentations
+    due = replace(found, segments=tuple(replace(each, min_presence=0.625) for each in found.segments))
+    assert from_json(json.dumps(document).encode()) == replace(report, segmentations=(due,))
 
 
 def test_structured_report(either: Written) -> None:
@@ -156,13 +177,17 @@ def test_structured_report(either: Written) -> None:
     }
     for each in segments(report):
         said = sr_group(document, f"segment-{each.index + 1}")
-        [reference] = [item for item in said if "ReferencedSOPSequence" in item and item.ValueType == "IMAGE"][:1]
-        [referenced] = reference.ReferencedSOPSequence
+        images = [item.ReferencedSOPSequence[0] for item in said if item.ValueType == "IMAGE"]
         file = pydicom.dcmread(BytesIO(files[str(each.seg)]), stop_before_pixels=True)
-        assert referenced.ReferencedSOPInstanceUID == file.SOPInstanceUID
-        assert referenced.ReferencedSOPInstanceUID in evidence
-        segment = file.SegmentSequence[referenced.ReferencedSegmentNumber - 1]
-        assert segment.SegmentLabel == each.triple
+        [segment] = [item for item in file.SegmentSequence if item.SegmentLabel == each.triple]
+        referenced = [item for item in images if "ReferencedSegmentNumber" in item]
+        if each.present:
+            [reference] = referenced
+            assert reference.ReferencedSOPInstanceUID == file.SOPInstanceUID
+            assert reference.ReferencedSegmentNumber == segment.SegmentNumber
+        else:  # nothing is to be seen there
+            assert referenced == []
+        assert file.SOPInstanceUID in evidence
         tracked = {item.get("TextValue") or item.get("UID") for item in said}
         assert {segment.TrackingID, segment.TrackingUID} <= tracked
         coded = {item.ConceptNameCodeSequence[0].CodeValue: item for item in said if item.ValueType == "CODE"}
@@ -170,8 +195,10 @@ def test_structured_report(either: Written) -> None:
         assert presence.CodeMeaning == ("Present" if each.present else "Absent")
         assert coded["supported"].ConceptCodeSequence[0].CodeMeaning == ("Yes" if each.supported else "No")
         texts = [item.TextValue for item in said if item.ValueType == "TEXT"]
+        assert any(text.endswith("of the tissue that was read at this resolution") for text in texts)
         assert f"understood as: {each.triple}" in texts
         assert any(text.startswith("prompt: ") for text in texts)
+        assert f"present: presence >= {each.min_presence:g}" in texts
     assert len(source.masks) == 2
 
 
@@ -195,6 +222,11 @@ def test_what_is_not_written_is_not_referred_to() -> None:
         assert {item.ConceptNameCodeSequence[0].CodeMeaning for item in sources} == {"Source of Measurement"}
         assert each.seg is None
     assert json.loads(files["segments-1.geojson"])["features"] == []
+    nothing = "Nothing was found of the prompts that were answered. One prompt was not answered."
+    assert nothing in files["report.html"].decode()
+    assert "".join(nothing.split()) in "".join("".join(pages(files["report.pdf"])).split())
+    answered = replace(named, order=replace(named.order, prompts=named.order.prompts[:-1]))
+    assert wording.nothing_found(answered, named.segmentations[0]).startswith("Nothing was found of any prompt in")
 
 
 def test_annotations(either: Written) -> None:
@@ -252,18 +284,84 @@ def test_geojson(either: Written) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_geojson_of_a_slide_that_was_also_classified(written: Written, tmp_path: Path) -> None:
+    report, source, files = written
+    both = replace(report, slide_classes=(classified(report.slides[0]),))
+    write_geojson(tmp_path / "both.geojson", both, source)
+    features = json.loads((tmp_path / "both.geojson").read_bytes())["features"]
+    tiles = len(both.slide_classes[0].top_tiles)
+    assert features[tiles:] == json.loads(files["segments-1.geojson"])["features"]
+    assert tiles
+
+
+@pytest.mark.parametrize(
+    ("value", "limit", "printed"),
+    [
+        (0.5, 0.455, ("0.500", "0.455")),
+        (0.99953, 0.99968, ("0.9995", "0.9997")),
+        (0.4, 0.99968, ("0.4000", "0.9997")),
+        (0.00002, 0.00001, ("0.00002", "0.00001")),
+        (0.5, 1.0, ("0.500", "1.000")),
+    ],
+)
+def test_a_presence_is_told_from_its_limit(value: float, limit: float, printed: tuple[str, str]) -> None:
+    assert wording.presence(value, limit) == printed
+
+
+def test_of_no_objects_nothing_is_measured(written: Written, tmp_path: Path) -> None:
+    """A mask whose pieces are all too small for objects: a count of 0, no sizes, and its regions."""
+    report, source, files = written
+    glands = report.segmentations[0].segments[3]
+    sizes = ("mean_area_um2", "area_p10_um2", "area_median_um2", "area_p90_um2", "irregularity")
+    zero = ObjectFigures(count=0, density_per_mm2=0.0, **dict.fromkeys(sizes))
+    none = replace(glands, objects=zero)
+    assert wording.object_row(none, zero)[1:] == ["0", "0.0", "–", "–", "–"]
+    codes = [item.name.value for item in segment_measurements(none)]
+    assert codes == [*(item.name.value for item in segment_measurements(glands)), "object-count", "object-density"]
+    result = replace(report.segmentations[0], segments=(*report.segmentations[0].segments[:3], none))
+    uncounted = replace(report, segmentations=(result,))
+    document = json.loads(to_json(uncounted))
+    jsonschema.validate(document, report_schema())
+    told = document["segmentations"][0]["segments"][3]["objects"]
+    assert told == {"count": 0, "density_per_mm2": 0, **dict.fromkeys(sizes), "approximate": True}
+    assert from_json(json.dumps(document).encode()) == uncounted
+    write_mask_annotations(tmp_path / "none.ann.dcm", uncounted, source)
+    group = pydicom.dcmread(tmp_path / "none.ann.dcm").AnnotationGroupSequence[-1]
+    assert group.NumberOfAnnotations > 0
+    assert "Regions only: none has the least size of an object." in group.AnnotationGroupDescription
+    write_geojson(tmp_path / "none.geojson", uncounted, source)
+    assert (tmp_path / "none.geojson").read_bytes() == files["segments-1.geojson"]
+
+
 def test_page(either: Written) -> None:
     report, _, files = either
     page = files["report.html"].decode()
+
+    def rows(attribute: str) -> list[list[str]]:
+        return [
+            [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", cells)]
+            for cells in re.findall(rf'<tr data-{attribute}="[0-9]+"[^>]*>(.*?)</tr>', page)
+        ]
+
+    prompts = rows("prompt")
+    assert prompts == wording.prompt_rows(report, report.segmentations[0])
+    assert [row[0] for row in prompts] == list(report.order.prompts)
+    assert [row[3] for row in prompts] == ["found", "found", "not found", "found", "not answered"]
+    assert [row[4] for row in prompts] == [
+        "0.930 (limit 0.500)", "0.930 (limit 0.500)", "0.040 (limit 0.500)", "0.930 (limit 0.830)", "–",
+    ]  # fmt: skip
+    valid, invalid = "yes, Dice 0.74", "measured, not validated: Dice 0.74"
+    assert [row[2] for row in prompts] == [valid, valid, invalid, valid, "–"]
+    for word in (invalid, "not found", "not answered"):
+        assert f"<td><strong>{word}</strong></td>" in page
+    caption = wording.segments_caption(report.segmentations[0])
+    assert caption in html.unescape(page)
+    assert "(at the finest that was answered 1.10 mm²)" in caption
+    assert rows("segment") == [wording.segment_row(each) for each in segments(report) if each.present]
     for each in segments(report):
-        for attribute, row in (("prompt", wording.prompt_row(each)), ("segment", wording.segment_row(each))):
-            [cells] = re.findall(rf'<tr data-{attribute}="{each.index}"[^>]*>(.*?)</tr>', page)
-            shown = [
-                html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", cells)
-            ]
-            assert shown == row
         if each.objects is not None:
             assert all(html.escape(cell) in page for cell in wording.object_row(each, each.objects))
+    assert "outlines in a field where much of it lies, 16 µm wide" in page  # 32 pixels, that is, of each resolution
     assert page.count("data:image/png") == page.count("data:image/jpeg") == 3
     assert "No picture at hand" not in page
 
@@ -272,9 +370,11 @@ def test_document(either: Written) -> None:
     report, _, files = either
     said = "".join("".join(pages(files["report.pdf"])).split())
     for each in segments(report):
-        for row in (wording.segment_row(each), *([wording.object_row(each, each.objects)] if each.objects else ())):
+        figures = [wording.segment_row(each)] if each.present else []
+        for row in (*figures, *([wording.object_row(each, each.objects)] if each.objects else ())):
             assert "".join("".join(row).split()) in said
         assert "".join(each.triple.split()) in said
+    assert "".join(f"{UNANSWERED}––not answered–".split()) in said
     assert [finding for finding in report.findings if "".join(finding.text.split()) not in said] == []
 
 

@@ -21,6 +21,9 @@ GLAND = Code("134358001", "SCT", "Gland")
 TISSUE_CATEGORY = Code("85756007", "SCT", "Tissue")
 
 
+UNANSWERED = "spindle nuclei in colon"
+
+
 @dataclass(frozen=True, eq=False)
 class DrawnMasks:
     """Whole masks in memory: `fractions_by_index` (rows, columns) uint8 each; `labels_by_index` numbers the objects of
@@ -108,7 +111,8 @@ def worded(
     exploratory: bool = False, overlap: bool = True, found: bool = True,
 ) -> tuple[Report, SlideSource]:  # fmt: skip
     """Four prompts on the committed slide: nuclei and lymphocytes, which overlap where `overlap` says so, neutrophils,
-    which are absent, and glands at another resolution, one with a hole. Nothing at all where not `found`."""
+    which are absent, and glands at another resolution, one with a hole. Nothing at all where not `found`. A fifth
+    could not be answered."""
     levels = volume_headers(COMMITTED)
     image = levels[0]
     rows, columns = int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
@@ -135,7 +139,6 @@ def worded(
         exploratory=exploratory,
         segments=tuple(_segmented(maps, slide.level_mpp or 0, index, prompt) for index, prompt in enumerate(prompts)),
         area_mm2=1.1,
-        min_presence=0.5,
     )
     finding = Finding(
         kind=FindingKind.INTENDED_USE,
@@ -150,13 +153,13 @@ def worded(
     result = replace(result, segments=tuple(replace(each, seg=files.get(each.index)) for each in result.segments))
     report = replace(
         report_of([slide], [], [finding]),
-        schema_version="1.4",
+        schema_version="1.6",
         protocol="segmentation",
         exploratory=exploratory,
         order=Order(
             protocol="segmentation",
             specimens=(Specimen(slides=(SlideReference(slide.study, (series,)),)),),
-            prompts=prompts,
+            prompts=(*prompts, UNANSWERED),
         ),
         segmentations=(result,),
     )
@@ -205,10 +208,11 @@ def _segmented(maps: tuple[DrawnMasks, ...], level_mpp: float, index: int, promp
         supported=supported,
         present=present,
         presence=0.93 if present else 0.04,
+        min_presence=0.5 if index < 3 else 0.83,
         mpp=mpp,
         area_mm2=area_mm2,
         area_fraction=area_mm2 / 1.1,
         mean_probability=float(masks.fractions_by_index[index][mask].mean() / 255) if present else None,
         objects=objects,
-        val_dice=0.74 if supported else None,
+        val_dice=0.74,
     )

@@ -97,10 +97,10 @@ BOMBS = {
 def test_a_frame_that_claims_more_than_the_header_takes_no_memory(name, reduced):
     syntax, data = BOMBS[name]
     decoder = FrameDecoder(syntax, "RGB", *((1024, 1024) if "precincts" in name else (64, 80)))
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(CorruptFrame):
         decoder.reduced(data, 8) if reduced else decoder(data)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000, "kB more at its peak"
 
 

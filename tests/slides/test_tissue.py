@@ -1,12 +1,15 @@
 """Tissue: found where it is, and nowhere else."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 
 from gateway.operations.errors import NoTissue
-from gateway.slides import Slide, find_tissue
+from gateway.slides import Slide, find_tissue, tissue_and_pen
 from gateway.slides.tissue import tissue_of_picture
+from tests.support.screening import write_smear
 
 UM = 8.0
 PINK, PURPLE = (225, 150, 195), (130, 80, 160)
@@ -108,3 +111,40 @@ def test_large_gaps_stay_glass():
     picture, _ = with_tissue(glass())
     picture[170:230, 220:280] = 243
     assert not tissue_of_picture(picture, UM)[185:215, 235:265].any()
+
+
+def small_cells(diameter_um: float, noise: float = 2.0) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Cells that lie alone on glass, blue-green and orange, at 8 µm a pixel with soft edges; and where they lie."""
+    fine = 8
+    picture = np.full((400 * fine, 500 * fine, 3), (243, 243, 244), np.uint8)
+    places = [(row, column) for row in range(40, 400, 80) for column in range(40, 500, 80)]
+    for number, (row, column) in enumerate(places):
+        color = ((150, 208, 214), (240, 176, 120))[number % 2]
+        middle = (column * fine + number % fine, row * fine + number // fine)
+        cv2.circle(picture, middle, round(diameter_um / 2), color, -1, cv2.LINE_AA)
+    picture = cv2.resize(picture, (500, 400), interpolation=cv2.INTER_AREA).astype(float)
+    picture += np.random.default_rng(5).normal(0, noise, picture.shape)
+    return np.clip(picture, 0, 255).astype(np.uint8), places
+
+
+@pytest.mark.parametrize("diameter_um", [16, 20, 30])
+def test_cells_that_lie_alone_are_found_where_they_are_asked_for(diameter_um: float) -> None:
+    picture, places = small_cells(diameter_um)
+    found = tissue_of_picture(picture, UM, 64e-6)
+    assert all(found[row - 3 : row + 4, column - 3 : column + 4].any() for row, column in places)
+    assert found.sum() < len(places) * 100
+    assert not tissue_of_picture(picture, UM).any()
+
+
+@pytest.mark.parametrize("quality", [30, 60, 90])
+def test_compression_noise_is_no_cell(quality: int) -> None:
+    _, data = cv2.imencode(".jpg", glass(noise=4.0), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert not tissue_of_picture(cv2.imdecode(data, cv2.IMREAD_COLOR_RGB), UM, 64e-6).any()
+
+
+@pytest.mark.parametrize("ink", [(20, 20, 25), (20, 40, 160)])
+def test_pen_is_known_where_nothing_else_is(ink: tuple[int, int, int], tmp_path: Path) -> None:
+    folder = write_smear(tmp_path, np.full((1600, 1600, 3), ink, np.uint8))
+    with Slide.open(sorted(folder.glob("*.dcm"))) as slide:
+        found = tissue_and_pen(slide)
+    assert (found.area_mm2, found.pen_area_mm2) == (0, pytest.approx(0.16))

@@ -1,5 +1,6 @@
 """Windows that overlap: where they lie, which are read, and that their pixels are those of the level."""
 
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -143,18 +144,75 @@ def test_a_region_is_read_with_its_surroundings_and_nothing_else(slide, tissue) 
     assert both == frames_of(slide, whole.tiles)
 
 
+def polygon(box: tuple[float, float, float, float], *corners: tuple[float, float]) -> RegionUm:
+    return RegionUm(*box, tuple(PointUm(x, y) for x, y in corners))
+
+
 def test_a_polygon_counts_by_its_pixels_centres(slide, tissue) -> None:
-    corners = (PointUm(300, 200), PointUm(400, 200), PointUm(300, 260))
-    region = RegionUm(300, 200, 100, 60, corners)
+    region = polygon((300, 200, 100, 60), (300, 200), (400, 200), (300, 260))
     plan = plan_windows(slide, None, mpp=0.5, side_px=64, region=region)
     found = inside(plan, region, slice(390, 540), slice(590, 820))
     assert np.count_nonzero(found) * 0.25 == pytest.approx(3000, rel=0.01)
     everywhere = replace(tissue, mask=np.ones_like(tissue.mask))
-    assert covered_mm2(plan, everywhere, region) == pytest.approx(0.003, rel=0.05)
-    star = RegionUm(
-        300, 200, 100, 60, tuple(PointUm(x, y) for x, y in ((300, 200), (400, 200), (400, 260), (300, 260)) * 2)
-    )
-    assert not inside(plan, star, slice(390, 540), slice(590, 820)).any()  # twice round is outside: even-odd
+    assert covered_mm2(plan, everywhere, region) == np.count_nonzero(found) * 0.25 / 1e6
+    twice = polygon((300, 200, 100, 60), *((300, 200), (400, 200), (400, 260), (300, 260)) * 2)
+    assert not inside(plan, twice, slice(390, 540), slice(590, 820)).any()  # twice round is outside: even-odd
+    with pytest.raises(InvalidOrder, match="encloses nothing"):
+        covered_mm2(plan, everywhere, twice)
+    bow = polygon((300, 200, 100, 60), (300, 200), (400, 260), (400, 200), (300, 260))
+    crossed = inside(plan, bow, slice(400, 520), slice(600, 800))
+    assert np.count_nonzero(crossed) * 0.25 == pytest.approx(3000, rel=0.01)
+    assert crossed[60, [0, 199]].all()
+    assert not crossed[[0, 119], 100].any()
+
+
+@pytest.mark.parametrize("region", [RegionUm(301, 203, 5, 5), RegionUm(301, 203, 21, 20), RegionUm(20, 20, 900, 600)])
+def test_the_area_of_a_region_is_its_own(slide, tissue, region) -> None:
+    """Not that of the tissue's pixels of 8 µm in it, of which a small region may hold none; and of a large one few of
+    its points are enough."""
+    everywhere = replace(tissue, mask=np.ones_like(tissue.mask))
+    plan = plan_windows(slide, everywhere, mpp=0.25, side_px=64, region=region)
+    assert covered_mm2(plan, everywhere, region) == pytest.approx(region.width_um * region.height_um / 1e6, rel=0.002)
+
+
+def test_a_polygon_is_read_where_it_lies(slide) -> None:
+    """Not all of its box; and what it encloses is under the same windows as in its box."""
+    region = polygon((100, 100, 600, 500), (100, 100), (110, 100), (700, 590), (700, 600), (690, 600))
+    plan = plan_windows(slide, None, mpp=0.5, side_px=64, region=region)
+    box = plan_windows(slide, None, mpp=0.5, side_px=64, region=replace(region, polygon_um=()))
+    whole = slice(0, plan.height_px), slice(0, plan.width_px)
+    meant = inside(plan, region, *whole)
+
+    def touching(windows: WindowPlan) -> set[tuple[int, int]]:
+        corners = zip(windows.tops_N.tolist(), windows.lefts_N.tolist(), strict=True)
+        return {(y, x) for y, x in corners if meant[y : y + 64, x : x + 64].any()}
+
+    assert touching(plan) == touching(box)
+    assert len(plan) < 1.5 * len(touching(plan)) < len(box) / 2
+    thin = polygon((0, 0, 1000, 700), (0, 0), (10, 0), (1000, 700))
+    tracemalloc.start()
+    plan_windows(slide, None, mpp=0.5, side_px=16, region=thin)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e6  # a byte for every pixel of the box is more
+    with pytest.raises(InvalidOrder, match="encloses nothing"):
+        plan_windows(
+            slide, None, mpp=0.5, side_px=64, region=polygon((10, 10, 50, 50), (300, 300), (400, 300), (300, 400))
+        )
+
+
+def test_a_missing_frame_is_told_once(make_phantom) -> None:
+    """Though two strips read it; and by a part of the plan only where no window before it lies over it."""
+    truth = make_phantom(1100, 800, empty_frames=(6, 7, 11), levels=1, seed=2)
+    with Slide.open(truth.files) as slide:
+        plan = plan_windows(slide, None, mpp=0.5, side_px=64)
+        assert len(set(plan.strips_N)) == 2
+        told = [batch.missing for batch in stream_windows(slide, plan, batch=1)]
+        columns = slide.images[0].frame_at_RC.shape[1]
+        assert sorted(row * columns + column for frames in told for row, column in frames) == [6, 7, 11]
+        for first in (1, next(n for n, frames in enumerate(told) if frames) + 1, len(plan) - 1):
+            rest = [batch.missing for batch in stream_windows(slide, plan, batch=1, first=first)]
+            assert rest == told[first:]
 
 
 @pytest.mark.parametrize("box", [(5000, 0, 10, 10), (0, 5000, 10, 10), (-50, 0, 20, 20), (0, 0, 0, 10), (0, 0, 10, -5)])

@@ -41,14 +41,26 @@ class OnnxEngine:
         return dict(zip(names, session.run(names, dict(batch)), strict=True))
 
 
-def shrink_encoder(repository: Path, width: int = 16) -> None:
-    """Put a network of one line in the tile encoder's place: a tile's mean colour, mixed to `width` numbers."""
+def shrink_encoder(repository: Path, width: int = 16, darker_than: float | None = None) -> None:
+    """Put a network of one line in the tile encoder's place: a tile's mean colour, mixed to `width` numbers; or only by
+    how much its pixels are darker than so much (1 = black), in the mean."""
     folder = repository / "tile_encoder"
     card = read(folder, "card.json")
-    mixed_3D = np.random.default_rng(5).normal(0, 0.02, (3, width)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["pixels", "plane"], ["colour"], keepdims=0),
+    channels = 3 if darker_than is None else 1
+    mixed_3D = np.random.default_rng(5).normal(0, 0.02, (channels, width)).astype(np.float32)
+    weights = {"mixed": mixed_3D, "plane": np.array([1, 2], np.int64)}
+    nodes = [helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT)]
+    seen = "pixels"
+    if darker_than is not None:
+        weights |= {"bright": np.array(255 * (1 - darker_than), np.float32), "channel": np.array([3], np.int64)}
+        nodes += [
+            helper.make_node("ReduceMean", ["pixels", "channel"], ["grey"]),
+            helper.make_node("Sub", ["bright", "grey"], ["darker"]),
+            helper.make_node("Relu", ["darker"], ["dark"]),
+        ]
+        seen = "dark"
+    nodes += [
+        helper.make_node("ReduceMean", [seen, "plane"], ["colour"], keepdims=0),
         helper.make_node("MatMul", ["colour", "mixed"], ["embedding"]),
     ]
     px = card["tile_px"]
@@ -57,7 +69,7 @@ def shrink_encoder(repository: Path, width: int = 16) -> None:
         "mean_colour",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", px, px, 3])],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])],
-        [numpy_helper.from_array(mixed_3D, "mixed"), numpy_helper.from_array(np.array([1, 2], np.int64), "plane")],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, folder / "1" / "model.onnx")

@@ -203,7 +203,7 @@ class Gateway:
             within_s,
         )
 
-    def finish(self, analysis: str, within_s: float = 120.0) -> dict[str, Any]:
+    def finish(self, analysis: str, within_s: float = 240.0) -> dict[str, Any]:
         """Wait for the analysis's end and show it."""
 
         def ended() -> dict[str, Any] | None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy.typing as npt
 
 from gateway.analyses.protocols import options_of, protocol_named
-from gateway.analyses.slide_half import ServedModel, SlideTask
+from gateway.analyses.slide_half import SlideTask
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, RegionUm, SlideReference, Specimen
-from gateway.inference import ModelRepository
 from gateway.slides import Slide
 from tests.support.bags import OnnxEngine
+from tests.support.served import served_models
 
 COLON = Code("71854001", "SCT", "Colon")
 PROTOCOL = protocol_named("segmentation")
@@ -44,11 +44,6 @@ def segmenting(
     **settings: str,
 ) -> Iterator[SlideTask]:
     """The task of one slide. `settings`: with `__` for the dot."""
-    repository = ModelRepository(models)
-
-    def served(name: str) -> ServedModel:
-        return ServedModel(folder=name, card=repository.card(name), contract=repository.contract(name))
-
     with Slide.open(sorted(slide_folder.glob("*.dcm"))) as slide:
         header = slide.header
         specimen = Specimen(
@@ -61,7 +56,7 @@ def segmenting(
         order = Order(protocol=PROTOCOL.name, specimens=(specimen,), prompts=prompts, region=region, settings=given)
         yield SlideTask(
             slide=slide,
-            models=(served("pathseg_text"), served("pathseg")),
+            models=served_models(models, ("pathseg_text", "pathseg")),
             order=order,
             specimen=specimen,
             options=options_of(PROTOCOL, order),

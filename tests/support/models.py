@@ -88,13 +88,13 @@ def add_version(
 
 
 def without_slide_heads(source: Path, target: Path) -> Path:
-    """A copy of a repository without any slide head of its own."""
-    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("slide_*"))
+    """A copy of a repository without any slide head of its own, and without the segmentor and cervical screening."""
+    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("slide_*", "pathseg*", "smartccs_*"))
 
 
 def two_versions(target: Path) -> Path:
-    """A copy of the committed models but the slide heads, with a second version of the tissue head that answers adipose
-    tissue everywhere, and of the ensemble with it."""
+    """A copy of the committed models of tissue classification, with a second version of the tissue head that answers
+    adipose tissue everywhere, and of the ensemble with it."""
     repository = without_slide_heads(Settings().model_repository, target)
     add_version(repository, "tissue_head", change=lambda model: shifted(model, 30.0))
     add_version(repository, "tissue_classification", steps={"tissue_head": "tissue_head-v2"})
@@ -160,8 +160,8 @@ def answer_golden(folder: Path) -> None:
 
 
 def without_golden(source: Path, target: Path) -> Path:
-    """A copy of a repository whose models were sealed without golden answers: a load computes no rows."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("golden.npz"))
+    """A copy of a repository's tissue models, sealed without golden answers: a load computes no rows."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("golden.npz", "slide_*", "pathseg*", "smartccs_*"))
     folders = [card.parent for card in target.glob("*/card.json")]
     # An ensemble's digest is made of its steps'.
     for folder in sorted(folders, key=lambda each: "steps" in read(each, "card.json")):

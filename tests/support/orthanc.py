@@ -5,7 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 import pydicom
 import pytest
 
+from gateway.archive import open_archive
 from tests.support.http import NO_TLS
 from tests.support.processes import end
 
@@ -151,3 +152,11 @@ def running_orthanc(folder: Path) -> Iterator[Orthanc]:
         yield orthanc
     finally:
         orthanc.stop()
+
+
+def given_back_by_pacs(paths: Sequence[Path], folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Store DICOM files in an Orthanc of its own below `folder`, then each with what the PACS gives back of it."""
+    with running_orthanc(folder) as orthanc:
+        open_archive(orthanc.address).store(paths)
+        for path in paths:
+            yield path, orthanc.file(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)

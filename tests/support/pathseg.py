@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from gateway.domain.prompts import UNSPECIFIED, Level, Triple, code_of, token_ids, words
-from tests.support.models import seal, write
+from tests.support.engines import graph_of, tensors_of, write_card, write_engine
 
 TILE_PX, WIDTH = 256, 4
 THRESHOLD = {Level.NUCLEI: 0.55, Level.CELL: 0.4, Level.TISSUE: 0.2}
@@ -22,6 +22,10 @@ THRESHOLD = {Level.NUCLEI: 0.55, Level.CELL: 0.4, Level.TISSUE: 0.2}
 ABSENT = "glomerulus"
 """The object whose presence is denied in every image; its prompts are the only ones that are not supported."""
 MPP_BY_LEVEL = {"tissue": 1.0, "cell": 0.25, "nuclei": 0.25}
+PRESENCE_BY_LEVEL = {
+    level: {"threshold": threshold, "temperature": 1.0}
+    for level, threshold in (("tissue", 0.6), ("cell", 0.5), ("nuclei", 0.4))
+}
 MOST_TILES, MOST_PROMPTS, MOST_TOKENS = 16, 32, 16
 TRIPLES = (
     Triple(Level.NUCLEI, "nucleus", "colon"),
@@ -35,6 +39,18 @@ TRIPLES = (
 """The prompts of the card."""
 
 _SHARPNESS = 40.0
+_SAID: dict[str, Any] = {
+    "title": "Dark pixels as masks, for tests",
+    "mpp": MPP_BY_LEVEL["nuclei"],
+    "tile_px": TILE_PX,
+    "intended_use": {
+        "statement": "Tests.",
+        "organs": [{"code": "71854001", "scheme": "SCT", "display": "Colon"}],
+        "specimen_types": [],
+        "stains": ["HE"],
+    },
+    "limits": ["Knows nothing but how dark a pixel is."],
+}
 _STEPS = ("pathseg_image", "pathseg_prompt")
 
 
@@ -59,8 +75,7 @@ def write_pathseg(repository: Path) -> Path:
     }
     masks: dict[str, Any] = {
         "mpp_by_level": MPP_BY_LEVEL,
-        "presence_threshold": 0.5,
-        "temperature": 1.0,
+        "presence_by_level": PRESENCE_BY_LEVEL,
         **shared,
         **others,
         "prompts": {
@@ -68,14 +83,14 @@ def write_pathseg(repository: Path) -> Path:
             "entries": prompts,
         },
     }
-    _folder(repository, "pathseg_text", _text(), MOST_PROMPTS, kind="text_encoder", text_pool="mean", **shared)
-    _folder(
-        repository, "pathseg_image", _image(), MOST_TILES, kind="image_encoder", stride_px=2, mpp_by_level=MPP_BY_LEVEL
-    )
+    text: dict[str, Any] = {"kind": "text_encoder", "text_pool": "mean", **shared}
+    image = {"kind": "image_encoder", "stride_px": 2, "mpp_by_level": MPP_BY_LEVEL}
+    write_engine(repository, "pathseg_text", _text(), MOST_PROMPTS, **_SAID, **text)
+    write_engine(repository, "pathseg_image", _image(), MOST_TILES, **_SAID, **image)
     folder = repository / "pathseg_prompt"
     folder.mkdir()
     (folder / "prompts.csv").write_text(_table())
-    _folder(repository, "pathseg_prompt", _prompt(), MOST_TILES, kind="mask_decoder", **masks)
+    write_engine(repository, "pathseg_prompt", _prompt(), MOST_TILES, **_SAID, kind="mask_decoder", **masks)
     _ensemble(repository, masks)
     return repository
 
@@ -117,7 +132,7 @@ def _vectors() -> npt.NDArray[np.float32]:
 
 def _text() -> onnx.ModelProto:
     """The words' vectors, and their sum."""
-    return _model(
+    return graph_of(
         [
             helper.make_node("Gather", ["table", "token_ids"], ["every"]),
             helper.make_node("Cast", ["token_mask"], ["kept"], to=TensorProto.FLOAT),
@@ -151,7 +166,7 @@ def _image() -> onnx.ModelProto:
         )
         outputs[name] = [WIDTH, TILE_PX // stride, TILE_PX // stride]
     column = np.eye(WIDTH, dtype=np.float32)[:, :, None, None]
-    return _model(
+    return graph_of(
         nodes,
         {"image": [TILE_PX, TILE_PX, 3]},
         outputs,
@@ -168,7 +183,7 @@ def _image() -> onnx.ModelProto:
 def _prompt() -> onnx.ModelProto:
     """Slope times darkness plus offset. The coarse maps and the single tokens are taken, and not read."""
     side = TILE_PX // 2
-    return _model(
+    return graph_of(
         [
             helper.make_node("Mul", ["text_global", "shape"], ["scores"]),
             helper.make_node("Reshape", ["mask_features", "cells"], ["flat"]),
@@ -204,41 +219,6 @@ def _prompt() -> onnx.ModelProto:
     )
 
 
-_INTEGERS = {"token_ids", "token_mask", "text_mask", "query_index"}
-_Dims = dict[str, list[Any]]
-
-
-def _model(nodes: list[Any], inputs: _Dims, outputs: _Dims, weights: dict[str, npt.NDArray[Any]]) -> onnx.ModelProto:
-    def value(name: str, dims: list[Any]) -> Any:
-        kind = TensorProto.INT64 if name in _INTEGERS else TensorProto.FLOAT
-        return helper.make_tensor_value_info(name, TensorProto.UINT8 if name == "image" else kind, ["batch", *dims])
-
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [value(name, dims) for name, dims in inputs.items()],
-        [value(name, dims) for name, dims in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-def _folder(repository: Path, name: str, model: onnx.ModelProto, most: int, **card: Any) -> None:
-    folder = repository / name
-    (folder / "1").mkdir(parents=True)
-    onnx.save(model, folder / "1" / "model.onnx")
-    (folder / "config.pbtxt").write_text(
-        f'name: "{name}"\nbackend: "onnxruntime"\nmax_batch_size: {most}\n'
-        + _tensors("input", model.graph.input)
-        + _tensors("output", model.graph.output)
-        + "instance_group [ { count: 1 kind: KIND_CPU } ]\ndynamic_batching { }\n"
-        'parameters { key: "intra_op_thread_count" value { string_value: "1" } }\n'
-    )
-    _card(folder, **card)
-
-
 def _ensemble(repository: Path, masks: dict[str, Any]) -> None:
     steps = {name: onnx.load(repository / name / "1" / "model.onnx").graph for name in _STEPS}
     image, prompt = steps.values()
@@ -256,49 +236,8 @@ def _ensemble(repository: Path, masks: dict[str, Any]) -> None:
     (folder / "1" / ".gitkeep").touch()
     (folder / "config.pbtxt").write_text(
         f'name: "pathseg"\nplatform: "ensemble"\nmax_batch_size: {MOST_TILES}\n'
-        + _tensors("input", [*image.input, *(value for value in prompt.input if value.name not in given)])
-        + _tensors("output", prompt.output)
+        + tensors_of("input", [*image.input, *(value for value in prompt.input if value.name not in given)])
+        + tensors_of("output", prompt.output)
         + f"ensemble_scheduling {{ step [ {', '.join(lines)} ] }}\n"
     )
-    _card(folder, kind="ensemble", steps=list(_STEPS), **masks)
-
-
-def _tensors(role: str, values: Any) -> str:
-    lines = []
-    for value in values:
-        tensor = value.type.tensor_type
-        kind = {TensorProto.UINT8: "UINT8", TensorProto.INT64: "INT64"}.get(tensor.elem_type, "FP32")
-        dims = ", ".join(str(dim.dim_value or -1) for dim in list(tensor.shape.dim)[1:])
-        lines.append(f'{role} [ {{ name: "{value.name}" data_type: TYPE_{kind} dims: [ {dims} ] }} ]\n')
-    return "".join(lines)
-
-
-def _card(folder: Path, **more: Any) -> None:
-    colon = {"code": "71854001", "scheme": "SCT", "display": "Colon"}
-    digests = dict.fromkeys(("engine_sha256", "weights_sha256", "recipe_sha256", "manifest_sha256"), "1" * 64)
-    write(
-        folder,
-        "card.json",
-        {
-            "schema": "pathserve-card-1",
-            "name": folder.name,
-            "title": "Dark pixels as masks, for tests",
-            "version": "1",
-            "target": "onnx",
-            "precision": "fp32",
-            "mpp": MPP_BY_LEVEL["nuclei"],
-            "tile_px": TILE_PX,
-            "labels": [],
-            "intended_use": {"statement": "Tests.", "organs": [colon], "specimen_types": [], "stains": ["HE"]},
-            "operating_points": [],
-            "digests": digests | {"recipe": "none"},
-            "limits": ["Knows nothing but how dark a pixel is."],
-            "data": [],
-            "pretraining": [],
-            "metrics": [],
-            "golden_tolerance": 0.001,
-            "research_use": "research use, not a medical device",
-            **more,
-        },
-    )
-    seal(folder)
+    write_card(folder, **_SAID, kind="ensemble", steps=list(_STEPS), **masks)

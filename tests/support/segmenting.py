@@ -1,4 +1,5 @@
-"""The doors over one service that segments: a slide in a folder, engines whose masks are known, an embedded Triton."""
+"""The doors over one service that segments: a slide in a folder, engines whose masks are known, an embedded Triton that
+is kept as a worker keeps it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import pydicom
 import pytest
 
+from gateway.analyses.keeper import EngineKeeper
 from gateway.analyses.ledger import Ledger
 from gateway.http.app import create_app
 from gateway.http.context import Context
@@ -62,8 +64,11 @@ def segment_site(folder: Path, slide: Path, **more: Any) -> Iterator[SegmentSite
     header = pydicom.dcmread(next(iter(sorted(slide.glob("*.dcm")))), stop_before_pixels=True)
     ledger = Ledger.open(settings.ledger_url, state)
     app, context = create_app(settings, ledger, ApiKey.of(KEY))
+    keeper = EngineKeeper(settings, ledger)
+    keeper.start()
     try:
         yield SegmentSite(settings, ledger, app, context, slide, header.StudyInstanceUID, header.SeriesInstanceUID)
     finally:
         context.service.close()
+        keeper.stop()
         ledger.close()

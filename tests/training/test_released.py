@@ -16,7 +16,15 @@ MODELS = sorted(path.parent.name for path in RELEASED.glob("*/recipe.toml"))
 
 
 def test_the_served_models_are_released() -> None:
-    assert {"tile_encoder", "tissue_head", "slide_abmil"} <= set(MODELS)
+    assert {
+        "tile_encoder",
+        "tissue_head",
+        "slide_abmil",
+        "pathseg",
+        "smartccs_detect",
+        "smartccs_embed",
+        "smartccs_slide",
+    } <= set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)

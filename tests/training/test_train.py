@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from training import runs
 from training.data import crc9
 from training.embedding import embed, on_tiles
 from training.errors import RecipeInvalid, RunInvalid
@@ -129,6 +130,24 @@ def test_a_run_is_never_written_over(tmp_path: Path) -> None:
         RunWriter(tmp_path / "run", b"one", resume=False)
     with pytest.raises(RunInvalid, match="another recipe"):
         RunWriter(tmp_path / "run", b"two", resume=True)
+
+
+def test_a_manifest_keeps_at_which_commit_a_run_was_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(name: str, commit: str) -> RunWriter:
+        monkeypatch.setattr(runs, "_git_state", lambda: (commit, 0))
+        return RunWriter(tmp_path / name, b'name = "a run"', resume=True)
+
+    for name in ("run", "older"):
+        started(name, "first").log("step")
+    (tmp_path / "older" / "work" / "begun.json").unlink()
+    manifests = []
+    for name in ("run", "older"):
+        again = started(name, "second")
+        again.weights_path.touch()
+        manifests.append(again.finish(metrics={}, seed=1).manifest)
+    assert [manifest["git_commit"] for manifest in manifests] == ["second", "second"]
+    assert manifests[0]["begun"] == {"git_commit": "first", "git_changed_files": 0}
+    assert "begun" not in manifests[1]
 
 
 def test_absent_data_end_in_one_sentence(

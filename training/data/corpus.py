@@ -2,9 +2,10 @@
 
     python -m training.data.corpus
 
-prints what it holds. Only tier A goes in, and only what stands in no set's validation or test part. Images are cut into
-tiles that overlap by about a quarter; slides are read through gateway.slides at 0.5 µm per pixel. The tiles are decoded
-once, into one file below PATHSERVE_RUNS/cache that is named by what went into it.
+prints what it holds. All is stained with haematoxylin and eosin but the glomeruli (periodic acid-Schiff): published
+runs have learned from these, and can be run again. Only tier A goes in, and only what stands in no set's validation or
+test part. Images are cut into tiles that overlap by about a quarter; slides are read through gateway.slides at 0.5 µm
+per pixel. The tiles are decoded once, into one file below PATHSERVE_RUNS/cache that is named by what went into it.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,9 +54,9 @@ HE_SLIDES = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """images_NHWC: (N,224,224,3) uint8 RGB, mapped from disk; labels: a weak phrase (organ, finding) a tile, None where
-    nothing is known; sets_N, groups_N: (N,) str, where each tile comes from; sources: the files; seen: what a run that
-    learns from it writes into its manifest."""
+    """images_NHWC: (N,S,S,3) uint8 RGB, mapped from disk (S = 224 in the corpus of H&E); labels: a weak phrase (organ,
+    finding) a tile, None where nothing is known; sets_N, groups_N: (N,) str, where each tile comes from; sources: the
+    files; seen: what a run that learns from it writes into its manifest."""
 
     images_NHWC: np.ndarray
     labels: tuple[str | None, ...]
@@ -69,7 +70,7 @@ class Corpus:
         return len(self.images_NHWC)
 
     def read(self, index: int) -> np.ndarray:
-        """(224,224,3) uint8 RGB."""
+        """(S,S,3) uint8 RGB."""
         return np.array(self.images_NHWC[index])
 
     def name(self, index: int) -> str:
@@ -78,7 +79,7 @@ class Corpus:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Part:
+class Part:
     """One set's or slide's share: its files, and the weak phrase and group of each."""
 
     name: str
@@ -86,6 +87,19 @@ class _Part:
     phrases: tuple[str | None, ...]
     groups: tuple[str, ...]
     seen: Seen
+    slide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How images become square tiles that overlap a little; `mpp` is the µm per pixel at which slides are read. `wants`
+    says which tiles stay, by a rule whose numbers are `rule`."""
+
+    tile_px: int
+    stride_px: int
+    mpp: float
+    wants: Callable[[np.ndarray], bool]
+    rule: tuple[float, ...]
 
 
 def he_corpus(sets: Collection[str] = ()) -> Corpus:
@@ -98,14 +112,19 @@ def he_corpus(sets: Collection[str] = ()) -> Corpus:
         if name not in known:
             raise TaskInvalid(f"The corpus has no set {name!r}. Name some of: {', '.join(known)}.")
     chosen = [name for name in known if not sets or name in sets]
-    parts = [_slide(name) if name in HE_SLIDES else _set(load(name)) for name in chosen]
-    key = hashlib.sha256(json.dumps([TILE_PX, _STRIDE_PX, _SLIDE_MPP, _LEAST_STAINED, _STAINED]).encode())
+    parts = [slide_part(name, HE_SLIDES) if name in HE_SLIDES else set_part(load(name)) for name in chosen]
+    return tiled(parts, Cut(TILE_PX, _STRIDE_PX, _SLIDE_MPP, _stained, (_LEAST_STAINED, _STAINED)))
+
+
+def tiled(parts: Sequence[Part], cut: Cut) -> Corpus:
+    """The tiles of some parts, decoded once. Raises DataMissing and what gateway.slides raises of a slide."""
+    key = hashlib.sha256(json.dumps([cut.tile_px, cut.stride_px, cut.mpp, *cut.rule]).encode())
     for part in parts:
         key.update(repr((part.name, [source.sha256 for source in part.sources], part.phrases, part.groups)).encode())
     sha256 = key.hexdigest()
     path = runs_folder() / "cache" / f"corpus-{sha256[:16]}.npy"
     if not path.with_suffix(".json").is_file():
-        _write(parts, path)
+        _write(parts, cut, path)
     of_part, of_file = np.array(json.loads(path.with_suffix(".json").read_bytes()), np.int64).T
     rows = list(zip(of_part.tolist(), of_file.tolist(), strict=True))
     return Corpus(
@@ -119,8 +138,8 @@ def he_corpus(sets: Collection[str] = ()) -> Corpus:
     )
 
 
-def _set(dataset: Dataset) -> _Part:
-    """The train part's whole images. Those of another stain than haematoxylin and eosin stay out."""
+def set_part(dataset: Dataset) -> Part:
+    """The train part's whole images, of a set of two stains those of haematoxylin and eosin."""
     train_K = held_out(dataset, allow_missing=True).indices("train")
     if dataset.cohort_N is not None:
         train_K = train_K[dataset.cohort_N[train_K] != PURPLE]
@@ -132,7 +151,7 @@ def _set(dataset: Dataset) -> _Part:
         groups[dataset.sources[index]] = str(dataset.groups_N[index])
     for source in items:
         require_tier(source, "A")
-    return _Part(
+    return Part(
         dataset.name,
         tuple(items),
         tuple(_phrase(dataset, strata) for strata in items.values()),
@@ -146,18 +165,20 @@ def _phrase(dataset: Dataset, strata: set[int]) -> str:
     return dataset.organ if stratum < 0 else f"{dataset.organ}, {dataset.strata[stratum]}"
 
 
-def _slide(name: str) -> _Part:
-    title, licence, phrase = HE_SLIDES[name]
+def slide_part(name: str, slides: Mapping[str, tuple[str, str, str | None]]) -> Part:
+    """One of some slides, named by its folder, each with its title, licence and weak label. Raises DataMissing."""
+    title, licence, phrase = slides[name]
     files = sorted((data_root() / "slides" / name).glob("*.dcm"))
     if not files:
         raise DataMissing(f"The data folder holds no slide {name}. Fetch the data again.")
     sources = tuple(
         Source(f"slides/{name}/{file.name}", title, sha256_file(file), licence, "A", "", name) for file in files
     )
-    return _Part(name, sources, (phrase,) * len(files), (name,) * len(files), Seen({"slides": (name,)}, ()))
+    phrases, groups = (phrase,) * len(files), (name,) * len(files)
+    return Part(name, sources, phrases, groups, Seen({"slides": (name,)}, ()), slide=True)
 
 
-def _write(parts: Sequence[_Part], path: Path) -> None:
+def _write(parts: Sequence[Part], cut: Cut, path: Path) -> None:
     """Decode every tile into `path` and, last, which part and file each is of into its `.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     raw, whole, listed = (path.with_suffix(f".{os.getpid()}{suffix}") for suffix in (".raw", ".npy", ".json"))
@@ -165,12 +186,13 @@ def _write(parts: Sequence[_Part], path: Path) -> None:
     try:
         with raw.open("wb") as file:
             for number, part in enumerate(parts):
-                for place, tile_HWC in _slide_tiles(part) if part.name in HE_SLIDES else _image_tiles(part):
-                    rows.append((number, place))
-                    file.write(tile_HWC.tobytes())
+                for place, tile_HWC in _slide_tiles(part, cut) if part.slide else _image_tiles(part, cut):
+                    if cut.wants(tile_HWC):
+                        rows.append((number, place))
+                        file.write(tile_HWC.tobytes())
         if not rows:
-            raise DataMissing("The sets hold no stained tile. Name more sets for the corpus.")
-        np.save(whole, np.memmap(raw, np.uint8, "r", shape=(len(rows), TILE_PX, TILE_PX, 3)))
+            raise DataMissing("The sets hold no tile with anything in it. Name more sets for the corpus.")
+        np.save(whole, np.memmap(raw, np.uint8, "r", shape=(len(rows), cut.tile_px, cut.tile_px, 3)))
         listed.write_text(json.dumps(rows))
         whole.replace(path)
         listed.replace(path.with_suffix(".json"))
@@ -179,32 +201,32 @@ def _write(parts: Sequence[_Part], path: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _image_tiles(part: _Part) -> Iterator[tuple[int, np.ndarray]]:
+def _image_tiles(part: Part, cut: Cut) -> Iterator[tuple[int, np.ndarray]]:
     for place, source in enumerate(part.sources):
         image = read_image(data_root(), source)
-        for top in _starts(image.shape[0]):
-            for left in _starts(image.shape[1]):
-                tile = image[top : top + TILE_PX, left : left + TILE_PX]
-                if _stained(tile):
-                    yield place, tile
+        for top in _starts(image.shape[0], cut):
+            for left in _starts(image.shape[1], cut):
+                yield place, image[top : top + cut.tile_px, left : left + cut.tile_px]
 
 
-def _slide_tiles(part: _Part) -> Iterator[tuple[int, np.ndarray]]:
+def _slide_tiles(part: Part, cut: Cut) -> Iterator[tuple[int, np.ndarray]]:
     files = [data_root() / source.file for source in part.sources]
     with Slide.open(files) as slide:
-        plan = plan_tiles(slide, find_tissue(slide), mpp=_SLIDE_MPP, tile_px=TILE_PX)
+        plan = plan_tiles(slide, find_tissue(slide), mpp=cut.mpp, tile_px=cut.tile_px)
         for batch in stream_tiles(slide, plan, batch=32):
-            yield from ((0, tile) for tile in batch.images_BHWC if _stained(tile))
+            yield from ((0, tile) for tile in batch.images_BHWC)
 
 
-def _starts(length_px: int) -> list[int]:
+def _starts(length_px: int, cut: Cut) -> list[int]:
     """Where tiles begin along a side: about every stride, spread evenly from edge to edge; one in the middle at least.
 
     Raises DataMissing for a side below a tile's."""
-    rest = length_px - TILE_PX
+    rest = length_px - cut.tile_px
     if rest < 0:
-        raise DataMissing(f"An image of {length_px} px holds no tile of {TILE_PX} px. Leave its set out of the corpus.")
-    steps = round(rest / _STRIDE_PX)
+        raise DataMissing(
+            f"An image of {length_px} px holds no tile of {cut.tile_px} px. Leave its set out of the corpus."
+        )
+    steps = round(rest / cut.stride_px)
     return [rest // 2] if steps == 0 else [round(rest * step / steps) for step in range(steps + 1)]
 
 

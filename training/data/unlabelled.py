@@ -6,7 +6,7 @@ from training.data.dataset import PATIENT_UNKNOWN, Dataset, groups_by_likeness, 
 
 
 def load_unlabelled(
-    name: str, title: str, known_as: tuple[str, ...], organ: str, stratum: str, category: str
+    name: str, title: str, known_as: tuple[str, ...], organ: str, stratum: str, category: str, stain: str = "HE"
 ) -> Dataset:
     """All images of `seg_<name>`, sorted by file name; no item has a label. Raises DataMissing."""
     sources = images_of(f"seg_{name}")
@@ -21,7 +21,7 @@ def load_unlabelled(
         strata=(stratum,),
         grouping=PATIENT_UNKNOWN,
         organ=organ,
-        stain="HE",
+        stain=stain,
         mpp=None,
         known_as=known_as,
         masks=masks_of(sources),

@@ -5,6 +5,7 @@ Each slide becomes `<series uid>.h5` in the output folder. Run it again after a 
 """
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -64,4 +65,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what the libraries are made of stays: looking it through would cost half a second at the end alone
     sys.exit(main())

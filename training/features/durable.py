@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
+from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer, SetWorkflowID, WorkflowStatus
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.operations.errors import DiskFull
 from training.features.errors import FeaturesInvalid
 from training.features.record import CODE
 
+_NAME = "pathserve-features"
 _QUEUE = "features"
 _AT_ONCE = 2
-"""Shards that a process has in hand: while one ends, the next one keeps the encoder busy."""
+"""Shards that a process has in hand: while one is computed, the next one waits with its first tiles read."""
 _POLL_S = 0.25
+_LISTEN_S = 0.1
+"""How often DBOS looks for messages, which we do not send: it ends no sooner than its next look."""
 _END_S = 0.05
 _UNFINISHED = ("PENDING", "ENQUEUED")
 
@@ -62,23 +65,23 @@ def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterato
 
     Raises DiskFull, FeaturesInvalid where the database cannot be used.
     """
+    database = f"sqlite:///{folder / 'queue.db'}"
     config = DBOSConfig(
-        name="pathserve-features",
-        system_database_url=f"sqlite:///{folder / 'queue.db'}",
+        name=_NAME,
+        system_database_url=database,
         application_version=CODE,
         executor_id=executor_of(index),
         serializer=DBOSPortableJSONSerializer(),
         enable_otlp=False,
         log_level="ERROR",
+        notification_listener_polling_interval_sec=_LISTEN_S,
     )
     DBOS(config=config)
     logging.getLogger("dbos").setLevel(logging.CRITICAL)
     shards = ShardQueue(work)
     try:
+        _register(database)
         DBOS.launch()
-        DBOS.register_queue(
-            _QUEUE, worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_S, on_conflict="always_update"
-        )
         yield shards
         while _in_hand(executor_of(index)):
             time.sleep(_END_S)
@@ -91,3 +94,13 @@ def queue(folder: Path, index: int, work: Callable[[str, int], None]) -> Iterato
         ) from None
     finally:
         DBOS.destroy(destroy_registry=True)
+
+
+def _register(database: str) -> None:
+    """Put the queue into the database. DBOS looks for queues as it is launched, and then only every second."""
+    DBOS.migrate(database)
+    client = DBOSClient(system_database_url=database, application_name=_NAME)
+    try:
+        client.register_queue(_QUEUE, worker_concurrency=_AT_ONCE, polling_interval_sec=_POLL_S)
+    finally:
+        client.destroy()

@@ -66,6 +66,7 @@ class _Triton:
         licences = {entry["licence"] for entry in (*document["data"], *document["pretraining"])}
         self._folder, self._engine, self._loop = folder, engine, loop
         self._asked: set[Future[np.ndarray]] = set()
+        self._over = False
         self.mpp, self.width = card.mpp, document["embedding_size"]
         self.record = Record(
             encoder=folder,
@@ -84,10 +85,13 @@ class _Triton:
         answer = asyncio.run_coroutine_threadsafe(self._answer(images_BHWC), self._loop)
         self._asked.add(answer)
         answer.add_done_callback(self._asked.discard)
+        if self._over:
+            answer.cancel()
         return answer
 
     def cancel(self) -> None:
-        """Let nobody wait for an answer that will not come."""
+        """Let nobody wait for an answer that will not come, now or later."""
+        self._over = True
         for answer in list(self._asked):
             answer.cancel()
 

@@ -1,6 +1,7 @@
 """One process's part in a job: its slides, its encoder, and the shards that it takes from the queue."""
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
     with open_embedder(job.encoder, settings, job.options) as embedder:
         plans = Plans(slides, embedder)
         troubles: list[PathserveError] = []
+        turn, over = threading.Lock(), threading.Event()
 
         def work(series: str, first: int) -> None:
             shard = job.shard(series, first)
@@ -112,15 +114,20 @@ def at_work(job: Job, settings: Settings, index: int) -> Iterator[Hand]:
                 planned = plans(shard.series)
                 assert planned.plan is not None, "a slide without tissue has no shards"
                 with slides.open(shard.series) as slide:
-                    extract(slide, planned.plan, shard, embedder)
+                    extract(slide, planned.plan, shard, embedder, turn)
             except (DiskFull, StateError):
                 raise
             except Exception as error:  # a shard that only ended in an error would be waited for without end
+                if over.is_set():  # nobody waits, and what failed may be the end of the encoder alone
+                    raise
                 detail = error.detail if isinstance(error, PathserveError) else _UNEXPECTED
                 if detail is _UNEXPECTED:
                     logging.exception("a part of the slide %s ended in an unexpected error", shard.series)
                 with disk_errors(), written_whole(job.failure(shard.series)) as file:
                     file.write(detail.encode())
 
-        with queue(job.work, index, work) as shards:
-            yield Hand(slides, embedder, shards, plans, troubles)
+        try:
+            with queue(job.work, index, work) as shards:
+                yield Hand(slides, embedder, shards, plans, troubles)
+        finally:
+            over.set()

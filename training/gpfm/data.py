@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from training.data.common import Source
-from training.data.corpus import TILE_PX, he_corpus
-from training.data.dataset import NAMES, load
+from training.data.corpus import HE_SETS, TILE_PX, he_corpus
+from training.data.dataset import load
 from training.data.seen import Seen
 from training.data.split import held_out
 from training.errors import DataMissing
@@ -74,11 +74,10 @@ def validation(name: str, phrases: Sequence[str]) -> tuple[np.ndarray, np.ndarra
 
 
 def unseen(limit: int, names: Sequence[str] = ()) -> tuple[np.ndarray, np.ndarray]:
-    """About `limit` middle tiles (K,224,224,3) uint8 of the validation parts of the free H&E sets among `names` (none:
+    """About `limit` middle tiles (K,224,224,3) uint8 of the validation parts of the corpus's sets among `names` (none:
     of all), the sets having equal shares as far as they go; and the group of each (K,). No run learns from these parts.
-    Raises DataMissing."""
-    sets = [load(name) for name in NAMES if not names or name in names]
-    sets = [dataset for dataset in sets if dataset.tier == "A" and dataset.stain == "HE"]
+    Images of both stains of dsb2018 are among them. Raises DataMissing."""
+    sets = [load(name) for name in HE_SETS if not names or name in names]
     tiles, groups = [], []
     for dataset in sets:
         chosen = held_out(dataset, allow_missing=True).indices("validation")

@@ -48,7 +48,7 @@ def _card(run: Run, recipe: SlideHeadRecipe, tiles: Dim) -> dict[str, Any]:
     publish, metrics = recipe.publish, run.metrics
     labels = card_labels(publish.labels, [metrics["rows"][HEAD][score] for score in ("specificity", "sensitivity")])
     point = metrics["operating_point"]
-    stain = metrics.get("stain_reference")
+    stain = metrics["stain_reference"]
     return card_texts(publish, run.manifest["data"], run.manifest["pretraining"]) | {
         "limits": list(publish.limits)
         + [

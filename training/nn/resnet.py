@@ -1,7 +1,7 @@
-"""ResNet-50 up to its third stage, as whole-slide tools use it for tiles.
+"""ResNet-50: up to its third stage, as whole-slide tools use it for tiles, and its maps, as detectors use them.
 
 He et al., arXiv 1512.03385, with the stride in the 3×3 convolution (torchvision's form). Parameter names are
-torchvision's, so its ImageNet weights load by name once the fourth stage and the classifier are left out.
+torchvision's, so its ImageNet weights load by name once the classifier, and the fourth stage if need be, is left out.
 """
 
 import torch
@@ -44,13 +44,32 @@ class ResNet50Stage3(nn.Module):
         return self.layer3(self.layer2(self.layer1(y)))
 
 
+class ResNet50Maps(ResNet50Stage3):
+    """(B,3,H,W) normalised to the maps of the second, third and fourth stage, of strides 8, 16 and 32; 23,508,032
+    parameters."""
+
+    widths = (512, 1024, 2048)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer4 = _stage(1024, 512, 3, 2)
+
+    def forward(self, x_BCHW: Tensor) -> list[Tensor]:
+        y = F.max_pool2d(F.relu(self.bn1(self.conv1(x_BCHW))), 3, 2, padding=1)
+        maps = [self.layer2(self.layer1(y))]
+        for stage in (self.layer3, self.layer4):
+            maps.append(stage(maps[-1]))
+        return maps
+
+
 def _stage(inputs: int, middle: int, blocks: int, stride: int) -> nn.Sequential:
     rest = (Bottleneck(4 * middle, middle, 1) for _ in range(blocks - 1))
     return nn.Sequential(Bottleneck(inputs, middle, stride), *rest)
 
 
-def initialise(network: ResNet50Stage3, generator: torch.Generator) -> None:
-    """Fresh weights: normal with the fan-out variance (He et al., arXiv 1502.01852), batch norms at identity."""
+def initialise(network: ResNet50Stage3, generator: torch.Generator | None = None) -> None:
+    """Fresh weights: normal with the fan-out variance (He et al., arXiv 1502.01852), batch norms at identity. Without a
+    generator from torch's own stream."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)

@@ -1,7 +1,9 @@
 """Networks against each other, on the pairs that both were measured on: what each arm costs or gains.
 
-An arm is told by its recipe. Differences are arm minus shipped, by set, with the signed-rank p over groups and Holm's
-adjustment over the sets of an arm. Every arm is one training: what another seed would change is not in the intervals.
+An arm is told by its recipe. All are held against the published design (arXiv 2506.20988: of several queries one is
+selected; here of sixteen), whichever arm is served. Differences are arm minus design, by set, with the signed-rank p
+over groups and Holm's adjustment over the sets of an arm. Every arm is one training: what another seed would change is
+not in the intervals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,18 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from training.errors import RunInvalid
 from training.files import json_bytes, write_atomic
-from training.pathsegmentor.calibrate import Presence
+from training.pathsegmentor.data import unmarked
 from training.pathsegmentor.figures import asked_of, names
-from training.pathsegmentor.pairs import Table, adjusted, difference
+from training.pathsegmentor.pairs import Table, adjusted, difference, mean_over_prompts
 from training.runs import read_json
 
-SHIPPED, SPECIALISTS, NAIVE = "shipped", "specialists", "not annotated taken for absent"
+DESIGN, SPECIALISTS, NAIVE = "published design", "specialists", "not annotated taken for absent"
 NO_LEVEL, ONE_QUERY, PRETRAINED = "no level word", "one query per prompt", "pretrained text"
 NO_REGION = "no region word"
-ARMS = (SHIPPED, SPECIALISTS, NO_LEVEL, ONE_QUERY, PRETRAINED, NAIVE, NO_REGION)
+ARMS = (DESIGN, SPECIALISTS, NO_LEVEL, ONE_QUERY, PRETRAINED, NAIVE, NO_REGION)
 """In the order in which they are to be run."""
 COMPARISONS = "comparisons.json"
+_DESIGN_RECIPE = "pathsegmentor-small"
 
 
 def arm_of(recipe: Mapping[str, Any]) -> str:
@@ -29,7 +33,7 @@ def arm_of(recipe: Mapping[str, Any]) -> str:
     if recipe["stage"] == "specialist":
         return SPECIALISTS
     told = {
-        SHIPPED: recipe.get("publish") is not None,
+        DESIGN: recipe["name"] == _DESIGN_RECIPE,
         NO_LEVEL: "level" in recipe["data"].get("without", ()),
         NO_REGION: "region" in recipe["data"].get("without", ()),
         ONE_QUERY: recipe["network"]["decoder"].get("query_per_prompt", False),
@@ -45,13 +49,26 @@ def write_comparisons(folder: Path) -> None:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """The files of runs in a folder, by name. Raises RunInvalid for one that is cut off."""
+    """The files of runs in a folder, by name. Raises RunInvalid for one that is cut off, where two are of one arm and
+    set, which would be mixed, and where two are served."""
     found = [read_json(folder, path.name) for path in sorted(folder.glob("*.json"))]
-    return [content for content in found if "pairs" in content]
+    runs = [content for content in found if "pairs" in content]
+    held: dict[tuple[str, str], Any] = {}
+    for run in runs:
+        for name in run["sets"]:
+            other = held.setdefault((run["arm"], name), run)
+            if other is not run:
+                raise RunInvalid(
+                    f"{other['recipe']} and {run['recipe']} are both the arm “{run['arm']}” on {name}. Keep one's file."
+                )
+    served = [run["recipe"] for run in runs if run["served"]]
+    if len(served) > 1:
+        raise RunInvalid(f"{' and '.join(served)} are both served. Keep the file of the one that is.")
+    return runs
 
 
 def comparisons(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By arm: its size and cost, and its differences to the shipped network; empty where that is not among the runs."""
+    """By arm: its size and cost, and its differences to the published design, where that is among the runs."""
     arms = {arm: [run for run in runs if run["arm"] == arm] for arm in dict.fromkeys(run["arm"] for run in runs)}
     found: dict[str, Any] = {}
     for arm, members in arms.items():
@@ -60,28 +77,40 @@ def comparisons(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "parameters": sum(run["parameters"] for run in members),
             "iterations": sum(run["iterations"] for run in members),
             "training_cpu_s": round(sum(run["training_cpu_s"] for run in members)),
+            "prompts": _over_prompts(_table(members)),
         }
-    if SHIPPED in arms:
-        shipped = _table(arms[SHIPPED])
+    if DESIGN in arms:
+        design, sets = _table(arms[DESIGN]), arms[DESIGN][0]["sets"]
         for arm, members in arms.items():
-            if arm != SHIPPED:
-                found[arm] |= against(_table(members), shipped)
+            if arm != DESIGN:
+                table = _table(members)
+                found[arm] |= against(table, design, sets)
+                found[arm]["prompts_design"] = _over_prompts(aligned(table, design)[1])
     return found
 
 
-def against(arm: Table, shipped: Table) -> dict[str, Any]:
-    """Arm minus shipped: Dice by set and by level and object, and, on external sources, recall (what a set does not
-    annotate is what a network must not have learned to call absent)."""
-    first, second = aligned(arm, shipped)
-    groups, gaps = first.groups(), {}
+def _over_prompts(table: Table) -> dict[str, Any]:
+    """The means over prompts on held-out groups, of masks as served and as drawn."""
+    inside = table.where((table["external"] == 0) & (table["own"] == 1))
+    return {column: mean_over_prompts(inside, column) for column in ("served", "dice")}
+
+
+def against(arm: Table, design: Table, sets: Sequence[str]) -> dict[str, Any]:
+    """Arm minus design: Dice by set; by level and object, at the level's scale and at one for all; and recall, on
+    external sources, of what one of `sets`, which were learned from, does not annotate: a network must not have learned
+    to call that absent."""
+    first, second = aligned(arm, design)
+    gaps, asked, every = {}, asked_of(first), np.ones(len(first), bool)
+    missing = [f"{level} {name}" for level, name in unmarked(sets)]
     for name, column, keys_N, kept_N in (
-        ("by_set", "dice", first["set"], np.ones(len(first), bool)),
-        ("by_object", "dice", asked_of(first), np.ones(len(first), bool)),
-        ("external_recall", "recall", asked_of(first), first["external"] == 1),
+        ("by_set", "dice", first["set"], every),
+        ("by_object", "dice", asked, every),
+        ("by_object_one_scale", "common_scale", asked, every),
+        ("external_recall", "recall", asked, (first["external"] == 1) & np.isin(asked, missing)),
     ):
         gaps[name] = adjusted(
             {
-                key: difference(first[column][rows], second[column][rows], groups[rows])
+                key: difference(first[column][rows], second[column][rows], first.where(rows))
                 for key in names(keys_N[kept_N])
                 for rows in [np.flatnonzero((keys_N == key) & kept_N)]
             }
@@ -102,11 +131,5 @@ def aligned(first: Table, second: Table) -> tuple[Table, Table]:
 
 
 def _table(members: Sequence[Mapping[str, Any]]) -> Table:
-    """The pairs of all runs of an arm. Recall is that of what is served: 0 where the run's own rule calls an object
-    absent."""
-    return Table.joined(*(_served(Table.read(run["pairs"]), Presence(**run["presence"])) for run in members))
-
-
-def _served(table: Table, rule: Presence) -> Table:
-    counted = rule.probability(table["presence"]) >= rule.threshold
-    return table.replaced("recall", table["recall"] * counted)
+    """The pairs of all runs of an arm."""
+    return Table.joined(*(Table.read(run["pairs"]) for run in members))

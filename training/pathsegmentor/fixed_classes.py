@@ -31,4 +31,4 @@ class Specialists:
             masks_PHW = np.stack([nothing_HW if place is None else masks_CHW[place] for place in places])
             return masks_PHW, np.array([-100.0 if place is None else presence_C[place] for place in places]), None
 
-        return blended(image_HW3, len(asked), window)
+        return blended(image_HW3, window)

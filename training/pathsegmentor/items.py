@@ -19,10 +19,11 @@ _POINTS = 512
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Item:
-    """One image of a set. image_HWC: uint8 RGB at MPP[level]; category_HW: uint8 numbers of what each pixel is, 0 none
-    of it, UNKNOWN not annotated; instances_HW: int32, where the set tells one object from its neighbour; objects: which
-    numbers belong to each object that is annotated here; exhaustive: those of which none is left out; points: (K,2)
-    y, x of some pixels of each object that is here; hash: the perceptual hash of the picture as its file has it."""
+    """One image of a set. stain: as a card names it; image_HWC: uint8 RGB at MPP[level]; category_HW: uint8 numbers of
+    what each pixel is, 0 none of it, UNKNOWN not annotated; instances_HW: int32, where the set tells one object from
+    its neighbour; objects: which numbers belong to each object that is annotated here; exhaustive: those of which none
+    is left out; points: (K,2) y, x of some pixels of each object that is here; hash: the perceptual hash of the picture
+    as its file has it."""
 
     name: str
     set: str
@@ -30,6 +31,7 @@ class Item:
     group: str
     part: str
     organ: str
+    stain: str
     level: Level
     mpp_known: bool
     sources: tuple[Source, ...]
@@ -112,6 +114,7 @@ def item_of(
         group=group,
         part=part,
         organ=organ,
+        stain=annotated.stain,
         level=annotated.level,
         mpp_known=annotated.mpp_known,
         sources=sources,

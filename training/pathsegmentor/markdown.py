@@ -1,37 +1,26 @@
 """Tables of the results page, in Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from training.pages import interval
+from training.markdown import NOT_RUN, shown, table
 
-NOT_RUN = "not run"
+__all__ = ["LEVEL", "NOT_RUN", "p_value", "shown", "table", "tested", "verdict"]
 
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
-        *("| " + " | ".join(row) + " |" for row in rows),
-        "",
-    ]
+LEVEL = 0.05
+"""Of Holm's p, below which a difference is told."""
 
 
-def shown(figure: Mapping[str, Any], *, sign: bool = False) -> str:
-    """A figure with its interval; without one where too few groups hold it, `–` where there is none."""
-    if not figure:
-        return "–"
-    if figure.get("interval", True):
-        return interval(figure, sign=sign)
-    return f"{figure['value']:{'+' if sign else ''}.2f} (no interval: {_few(figure)})"
-
-
-def _few(figure: Mapping[str, Any]) -> str:
-    return f"{figure['groups']} groups" if "groups" in figure else "too few groups"
-
-
-def _p(value: float) -> str:
+def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def verdict(family: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the first of two answers is better, where worse, and where Holm's p shows neither."""
+    told: dict[str, list[str]] = {"better": [], "worse": [], "neither shown": []}
+    for name, row in family.items():
+        told["neither shown" if row["p_holm"] >= LEVEL else "better" if row["value"] > 0 else "worse"].append(name)
+    return "; ".join(f"{word} in {', '.join(names)}" for word, names in told.items() if names)
 
 
 def tested(family: Mapping[str, Mapping[str, Any]], first: str, what: str) -> list[str]:
@@ -46,8 +35,8 @@ def tested(family: Mapping[str, Mapping[str, Any]], first: str, what: str) -> li
                 shown(row, sign=True),
                 f"{row['groups']} ({row['better_groups']})",
                 str(row["pairs"]),
-                _p(row["p"]),
-                _p(row["p_holm"]),
+                p_value(row["p"]),
+                p_value(row["p_holm"]),
             )
             for name, row in family.items()
         ),

@@ -1,36 +1,89 @@
 """Every prompt of an image, and every way in which it is asked wrongly, to rows of a table."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 import cv2
 import numpy as np
 
 from gateway.domain.prompts import UNSPECIFIED, Level, Triple
+from gateway.slides.tissue import tissue_of_picture
 from training.pathsegmentor.baselines import box_instances, box_union, mask_statistics, otsu
+from training.pathsegmentor.calibrate import Rules
 from training.pathsegmentor.data import Item
 from training.pathsegmentor.descriptors import describe, dice, instances
 from training.pathsegmentor.pairs import Pair
-from training.pathsegmentor.predictor import Asked, Predicted, Predictor
-from training.pathsegmentor.sets import FEWEST_PX, MPP
+from training.pathsegmentor.predictor import WINDOW_PX, Asked, Predicted, Predictor, starts
+from training.pathsegmentor.sets import FEWEST_PX, MPP, impossible
 
 COMMON_MPP = 0.5
 """The one scale at which all levels are asked, so that scale does not tell the level."""
+LEAST_TISSUE = 0.01
+"""Share of a window: a slide's windows with less are not read."""
 ALL_NUCLEI = "nucleus"
 _OTHER_LEVEL = {Level.TISSUE: Level.NUCLEI, Level.CELL: Level.TISSUE, Level.NUCLEI: Level.TISSUE}
 
 
-def measure(predictor: Predictor, items: Sequence[Item], seed: int, *, variants: bool) -> Iterator[Pair]:
-    """The pairs of all items. With `variants` each prompt that is present is also asked with words left out, at one
-    common scale, on the wrong level, for the wrong object, and replaced by another pair's prompt."""
+def measure(
+    predictor: Predictor, items: Sequence[Item], seed: int, *, variants: bool, rules: Rules | None = None
+) -> Iterator[Pair]:
+    """The pairs of all items; `served` hides what the rules call absent (nothing without them). With `variants` each
+    prompt that is present is also asked with words left out, at one common scale, on the wrong level, for the wrong
+    object, and replaced by another pair's prompt."""
     rng = np.random.default_rng(seed)
     prompts = [triple for item in items for triple in item.triples if _own(item, triple) and _present(item, triple)]
     everything = list(dict.fromkeys(prompts))
     for item in items:
+        speaks = _everything if rules is None else rules[item.level].speaks
         exchanged = {triple: prompts[rng.integers(len(prompts))] for triple in item.triples} if prompts else {}
         wrong = {triple: _wrong_object(item, triple, everything, rng) for triple in item.triples}
-        yield from _pairs(predictor, item, exchanged, wrong, variants=variants)
+        yield from _pairs(predictor, item, exchanged, wrong, speaks, variants=variants)
+
+
+def measure_presence(
+    predictor: Predictor, items: Iterable[Item], known: Collection[tuple[Level, str]]
+) -> Iterator[Pair]:
+    """Pairs of each window of all items: of what is annotated, and of those `known` objects that cannot be there.
+
+    A presence rule is served window by window, so it is fitted and measured so. Whole images would not do: each of the
+    sets' images of tissue holds its object, and only windows of some, and what is impossible in an organ, tell what is
+    answered where it is not.
+    """
+    for item in items:
+        elsewhere = [name for name in impossible(item.level, item.organ) if (item.level, name) in known]
+        strange = [
+            Triple(item.level, name, organ) for name in elsewhere for organ in dict.fromkeys((item.organ, UNSPECIFIED))
+        ]
+        for window in windows_of(item):
+            asked = [*(triple for triple in item.triples if _known(window, triple)), *strange]
+            if not asked:
+                continue
+            said = predictor(window.image_HWC, [Asked(triple) for triple in asked], item.set)
+            for place, (triple, probability_HW) in enumerate(zip(asked, said.probabilities_PHW, strict=True)):
+                yield Pair(**_asked(window, triple, said.presence_P[place], probability_HW > 0.5))
+
+
+def windows_of(item: Item) -> Iterator[Item]:
+    """The windows in which an image is read, as images of their own: as on slides, those with tissue."""
+    height, width = item.category_HW.shape
+    tissue_HW = tissue_of_picture(item.image_HWC, MPP[item.level])
+    for top, left in product(starts(height), starts(width)):
+        place = slice(top, top + WINDOW_PX), slice(left, left + WINDOW_PX)
+        if tissue_HW[place].mean() < LEAST_TISSUE:
+            continue
+        yield replace(
+            item,
+            name=f"{item.name} {top},{left}",
+            image_HWC=item.image_HWC[place],
+            category_HW=item.category_HW[place],
+            instances_HW=None if item.instances_HW is None else item.instances_HW[place],
+        )
+
+
+def _everything(presence_P: np.ndarray) -> np.ndarray:
+    return np.ones(len(presence_P), bool)
 
 
 def _pairs(
@@ -38,43 +91,62 @@ def _pairs(
     item: Item,
     exchanged: dict[Triple, Triple],
     wrong: dict[Triple, Triple | None],
+    speaks: Callable[[np.ndarray], np.ndarray],
     *,
     variants: bool,
 ) -> Iterator[Pair]:
-    asked = [triple for triple in item.triples if item.mask(triple).any() or item.exhaustively(triple)]
+    asked = [triple for triple in item.triples if _known(item, triple)]
     if not asked:
         return
     image = item.image_HWC
     said = predictor(image, [Asked(triple) for triple in asked], item.set, queries=variants)
+    probabilities_PHW, served_PHW, presence_P = said.probabilities_PHW, said.served(speaks), said.presence_P
     shown = [triple for triple in asked if _own(item, triple) and _present(item, triple)]
     ways = _asked_otherwise(predictor, item, shown, exchanged, wrong) if variants else {}
     stain = otsu(image) if any(triple.level != Level.TISSUE for triple in asked) else None
+    largest_HW = max((item.mask(triple) for triple in asked), key=np.count_nonzero)
+    outlines: dict[bytes, int] = {}
     for place, triple in enumerate(asked):
         truth = item.mask(triple)
-        mask = said.probabilities_PHW[place] > 0.5
-        inside, red, green, blue = mask_statistics(image, said.probabilities_PHW[place], mask)
+        mask = probabilities_PHW[place] > 0.5
+        inside, red, green, blue = mask_statistics(image, probabilities_PHW[place], mask)
         found: dict[str, Any] = {"inside": inside, "red": red, "green": green, "blue": blue}
         if truth.sum() >= FEWEST_PX:
-            found |= {"dice": dice(mask, truth), "recall": float(mask[truth].mean())} | _floor(
-                item, triple, truth, stain
-            )
+            found |= _floor(item, triple, truth, stain) | {
+                "largest_object": dice(largest_HW, truth),
+                "dice": dice(mask, truth),
+                "served": dice(served_PHW[place], truth),
+                "recall": float(served_PHW[place][truth].mean()),
+                "outline": outlines.setdefault(truth.tobytes(), len(outlines)),
+            }
             if said.queries_PQHW is not None and _own(item, triple):
                 found["best_query"] = max(dice(query, truth) for query in said.queries_PQHW[place])
-        yield Pair(
-            set=item.set,
-            external=item.part == "external",
-            part=item.part,
-            group=item.group,
-            image=item.name,
-            prompt=triple.text,
-            level=triple.level,
-            own=_own(item, triple),
-            present=_present(item, triple),
-            presence=float(said.presence_P[place]),
-            area=float(mask.mean()),
-            **found,
-            **ways.get(triple, {}),
-        )
+        yield Pair(**_asked(item, triple, presence_P[place], mask), **found, **ways.get(triple, {}))
+
+
+def _asked(item: Item, triple: Triple, presence: float, mask_HW: np.ndarray) -> dict[str, Any]:
+    """What every pair tells."""
+    return {
+        "set": item.set,
+        "external": item.part == "external",
+        "part": item.part,
+        "group": item.group,
+        "image": item.name,
+        "organ": item.organ,
+        "stain": item.stain,
+        "prompt": triple.text,
+        "level": triple.level,
+        "own": _own(item, triple),
+        "present": _present(item, triple),
+        "impossible": triple.object not in item.objects,
+        "presence": float(presence),
+        "area": float(mask_HW.mean()),
+    }
+
+
+def _known(item: Item, triple: Triple) -> bool:
+    """Whether it is known that the object is here, or that it is not."""
+    return item.mask(triple).any() or item.exhaustively(triple)
 
 
 def _own(item: Item, triple: Triple) -> bool:

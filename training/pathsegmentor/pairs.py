@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from gateway.domain.prompts import UNSPECIFIED
 from training.pathbench.statistics import Units, holm, wilcoxon
 from training.statistics import Figure, RunsScore, StatisticsInvalid, bootstrap, interval, macro_auroc, picks
 
 RESAMPLES, SEED = 1000, 2026
 FEWEST_GROUPS = 3
-"""Below that a figure has no interval: resamples of two groups say nothing."""
+"""Below that a figure has no interval, and a prompt no say in a mean over prompts: resamples of two say nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,12 @@ class Pair:
     level: str
     own: bool
     """The prompt names the image's own region (or the image has none), and not only `unspecified`."""
+    organ: str = UNSPECIFIED
+    stain: str = "HE"
+    """Of the image."""
     present: bool | None
+    impossible: bool = False
+    """The object cannot be in the image's organ, and so is absent without an outline to tell it."""
     presence: float = np.nan
     """Logit of presence, before the temperature."""
     area: float = np.nan
@@ -44,8 +50,13 @@ class Pair:
     green: float = np.nan
     blue: float = np.nan
     dice: float = np.nan
+    """Of the mask as it is drawn, whatever is said of presence; so are all that are asked otherwise."""
+    served: float = np.nan
+    """Dice of the mask as it is served: where the presence rule hides it, 0."""
     recall: float = np.nan
-    """Share of the truth's pixels that the mask holds."""
+    """Share of the truth's pixels that the served mask holds."""
+    outline: float = np.nan
+    """Which of the image's different outlines the truth is: equal for prompts that have the same one."""
     no_level: float = np.nan
     no_region: float = np.nan
     no_constant: float = np.nan
@@ -54,6 +65,8 @@ class Pair:
     wrong_level: float = np.nan
     wrong_object: float = np.nan
     permuted: float = np.nan
+    largest_object: float = np.nan
+    """Dice of marking, whatever is asked, the largest of the image's objects (told by the truth)."""
     best_query: float = np.nan
     otsu: float = np.nan
     box_union: float = np.nan
@@ -68,7 +81,7 @@ class Pair:
     irregularity_instance: float = np.nan
 
 
-_TEXTS = ("set", "part", "group", "image", "prompt", "level")
+_TEXTS = ("set", "part", "group", "image", "prompt", "level", "organ", "stain")
 
 
 class Table:
@@ -94,6 +107,18 @@ class Table:
     def groups(self) -> np.ndarray:
         """(N,) str. Groups of different sets are different, whatever their names."""
         return np.char.add(np.char.add(self["set"], "/"), self["group"])
+
+    def images(self) -> int:
+        """How many different ones."""
+        return len(np.unique(np.char.add(np.char.add(self["set"], "/"), self["image"])))
+
+    def shares(self) -> np.ndarray:
+        """(N,): 1 / k for pairs of one image that share their outline with k - 1 others: together they count once. So a
+        polyp, which is outlined by its glands, and those glands."""
+        keys_N = np.char.add(np.char.add(self["set"], "/"), np.char.add(self["image"], "/"))
+        keys_N = np.char.add(keys_N, np.char.add(self["own"].astype(str), self["outline"].astype(str)))
+        _, number_N, counts_K = np.unique(keys_N, return_inverse=True, return_counts=True)
+        return np.where(np.isnan(self["outline"]), 1.0, 1.0 / counts_K[number_N])
 
     @classmethod
     def joined(cls, *tables: "Table") -> "Table":
@@ -122,55 +147,70 @@ class Table:
         return cls({field.name: record.get(field.name, [np.nan] * count) for field in fields(Pair)})
 
 
-def mean(values_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
+def mean(values_N: np.ndarray, groups_N: np.ndarray, shares_N: np.ndarray | None = None) -> dict[str, Any]:
     """The mean of the defined values, its interval over resamples of groups (the value itself thrice below three
-    groups), and how many pairs and groups it rests on. None for no value at all."""
+    groups), and how many pairs and groups it rests on. `shares_N` are weights (`Table.shares`). {} for no value."""
     kept_N = ~np.isnan(values_N)
     values, groups = values_N[kept_N], groups_N[kept_N]
     count = len(np.unique(groups))
     if not count:
         return {}
-    value = float(values.mean())
+    shares = np.ones(len(values)) if shares_N is None else shares_N[kept_N]
+    value = float((values * shares).sum() / shares.sum())
     found = Figure(value, value, value)
     if count >= FEWEST_GROUPS:
         # What `bootstrap` of the mean draws and finds, from the groups' sums: two orders of magnitude sooner.
         number_N = np.unique(groups, return_inverse=True)[1]
-        sums_G, sizes_G = np.bincount(number_N, values), np.bincount(number_N)
+        sums_G, sizes_G = np.bincount(number_N, values * shares), np.bincount(number_N, shares)
         picked_BG = np.array(list(islice(picks(count, SEED), RESAMPLES)))
         found = interval(value, sums_G[picked_BG].sum(1) / sizes_G[picked_BG].sum(1))
     return rounded(found) | {"pairs": len(values), "groups": count, "interval": count >= FEWEST_GROUPS}
 
 
-def mean_over_prompts(table: Table, column: str = "dice") -> dict[str, Any]:
-    """The mean over prompts of their mean over pairs: what a model is chosen by."""
+def mean_over_prompts(table: Table, column: str) -> dict[str, Any]:
+    """The mean over prompts of their mean over pairs; {} for none. A prompt counts as much as its pairs' shares do on
+    average, so that three prompts for one outline count once; one of too few groups is `left_out`: resamples without
+    them would be of another mean."""
     kept = table.where(~np.isnan(table[column]))
-    prompts, number_N = np.unique(kept["prompt"], return_inverse=True)
-    if not len(prompts):
+    groups_of = {
+        prompt: len(np.unique(kept.groups()[kept["prompt"] == prompt])) for prompt in np.unique(kept["prompt"])
+    }
+    enough = [prompt for prompt, count in groups_of.items() if count >= FEWEST_GROUPS]
+    if not enough:
         return {}
+    # Shares are of all prompts for an outline, also of those that are left out here.
+    counted_N, shares_N = np.isin(kept["prompt"], enough), kept.shares()
+    kept, shares_N = kept.where(counted_N), shares_N[counted_N]
+    prompts, number_N = np.unique(kept["prompt"], return_inverse=True)
+    values_N = kept[column]
 
     def score(index: np.ndarray) -> float:
-        sums = np.bincount(number_N[index], kept[column][index], len(prompts))
-        counts = np.bincount(number_N[index], minlength=len(prompts))
-        return float((sums[counts > 0] / counts[counts > 0]).mean())
+        number = number_N[index]
+        counts = np.bincount(number, minlength=len(prompts))
+        here = counts > 0
+        means = np.bincount(number, values_N[index], len(prompts))[here] / counts[here]
+        weights = np.bincount(number, shares_N[index], len(prompts))[here] / counts[here]
+        return float((means * weights).sum() / weights.sum())
 
-    groups = len(np.unique(kept.groups()))
-    if groups < FEWEST_GROUPS:
-        value = score(np.arange(len(kept)))
-        return rounded(Figure(value, value, value)) | {"prompts": len(prompts), "groups": groups, "interval": False}
     found = bootstrap(score, kept.groups(), count=RESAMPLES, seed=SEED)
-    return rounded(found) | {"prompts": len(prompts), "groups": groups, "interval": True}
+    return rounded(found) | {
+        "prompts": len(prompts),
+        "left_out": len(groups_of) - len(prompts),
+        "groups": len(np.unique(kept.groups())),
+        "interval": True,
+    }
 
 
-def difference(first_N: np.ndarray, second_N: np.ndarray, groups_N: np.ndarray) -> dict[str, Any]:
-    """Mean of first minus second over pairs that have both, its interval, and the signed-rank p over groups (each
-    group's mean difference is one unit)."""
-    gaps_N = first_N - second_N
-    found = mean(gaps_N, groups_N)
+def difference(first_N: np.ndarray, second_N: np.ndarray, table: Table) -> dict[str, Any]:
+    """Mean of first minus second over a table's pairs that have both (pairs of one outline count once), its interval,
+    and the signed-rank p over groups (each group's mean difference is one unit)."""
+    gaps_N, groups_N, shares_N = first_N - second_N, table.groups(), table.shares()
+    found = mean(gaps_N, groups_N, shares_N)
     if not found:
         return {}
     kept_N = ~np.isnan(gaps_N)
     names, number_N = np.unique(groups_N[kept_N], return_inverse=True)
-    by_group = np.bincount(number_N, gaps_N[kept_N]) / np.bincount(number_N)
+    by_group = np.bincount(number_N, (gaps_N * shares_N)[kept_N]) / np.bincount(number_N, shares_N[kept_N])
     ids = tuple(names.tolist())
     test = wilcoxon(Units(ids, by_group.round(12)), Units(ids, np.zeros(len(ids))))
     return found | {"p": test.p, "better_groups": int((by_group > 0).sum())}
@@ -204,6 +244,38 @@ def auroc_figure(scores_N: np.ndarray, positive_N: np.ndarray, groups_N: np.ndar
     except StatisticsInvalid:
         return without
     return rounded(found) | counts | {"interval": True}
+
+
+def auroc_within(
+    scores_N: np.ndarray, positive_N: np.ndarray, prompts_N: np.ndarray, groups_N: np.ndarray
+) -> dict[str, Any]:
+    """The mean, over prompts that have both labels, of the area among a prompt's own pairs: what a score that reads the
+    prompt alone cannot raise above ½. With its interval over groups (each resample's mean is over the prompts that have
+    both labels in it), and `by_prompt`; {} where no prompt has both."""
+    names, number_N = np.unique(groups_N, return_inverse=True)
+    picked_BG = np.array(list(islice(picks(len(names), SEED), RESAMPLES)))
+    # How often each group is counted: first all once, then the resamples.
+    times_BG = np.vstack([np.ones(len(names)), *(np.bincount(picked, minlength=len(names)) for picked in picked_BG)])
+    by_prompt, areas = {}, []
+    for prompt in dict.fromkeys(prompts_N.tolist()):
+        there, absent = (np.flatnonzero((prompts_N == prompt) & (positive_N == label)) for label in (True, False))
+        if not len(there) or not len(absent):
+            continue
+        gaps = scores_N[there][:, None] - scores_N[absent]
+        won_GG = np.zeros((len(names), len(names)))
+        np.add.at(won_GG, (number_N[there][:, None], number_N[absent]), (gaps > 0) + 0.5 * (gaps == 0))
+        pairs_B = times_BG[:, number_N[there]].sum(1) * times_BG[:, number_N[absent]].sum(1)
+        won_B = np.einsum("bg,gh,bh->b", times_BG, won_GG, times_BG, optimize=True)
+        areas.append(np.divide(won_B, pairs_B, out=np.full(len(won_B), np.nan), where=pairs_B > 0))
+        by_prompt[prompt] = {"value": round(float(areas[-1][0]), 4), "present": len(there), "absent": len(absent)}
+    if not areas:
+        return {}
+    areas_PB = np.array(areas)
+    areas_PB = areas_PB[:, ~np.isnan(areas_PB).all(0)]
+    value, *drawn = np.nanmean(areas_PB, axis=0).tolist()
+    enough = len(names) >= FEWEST_GROUPS
+    found = interval(value, drawn) if enough else Figure(value, value, value)
+    return rounded(found) | {"interval": enough, "by_prompt": by_prompt}
 
 
 def rounded(figure: Figure) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from training.files import write_atomic
 from training.pathsegmentor.data import Item
 from training.pathsegmentor.pairs import Table
 from training.pathsegmentor.predictor import Asked, Predictor
-from training.pathsegmentor.trends import ANSWERS, DESCRIPTORS
+from training.pathsegmentor.trends import ANSWERS, DESCRIPTORS, HELD
 
 RANKS = {"good": 0.95, "typical": 0.5, "bad": 0.05}
 """Which quantile of Dice a picture shows."""
@@ -83,12 +83,12 @@ def _square(picture: np.ndarray, shape: int) -> np.ndarray:
 
 
 def trend_picture(trend: Mapping[str, Any], descriptor: str, level: str) -> bytes:
-    """SVG of two plots: Dice over a descriptor alone, and with count and size held."""
+    """SVG of two plots: Dice over a descriptor within sets, and with size and density held too."""
     width, height = _PLOT_PX
     left, right, top, bottom = _MARGIN_PX
     outer = left + width + right
     body: list[str] = []
-    for place, (kind, title) in enumerate((("alone", "alone"), ("partial", "count and size held"))):
+    for place, (kind, title) in enumerate((("alone", "within sets"), ("partial", HELD))):
         answers = {name: trend["answers"][name][kind] for name in ANSWERS}
         body.append(f'<g transform="translate({place * outer},0)">')
         body += _plot(trend["x"], answers, f"{level}: {title}", DESCRIPTORS[descriptor])
@@ -111,7 +111,7 @@ def _plot(x: Sequence[float], answers: Mapping[str, Any], title: str, label: str
         return left + (value - x[0]) / (x[-1] - x[0]) * width
 
     def down(value: float) -> float:
-        return top + (1 - min(max(value, 0.0), 1.0)) * height
+        return top + (1 - value) * height
 
     def points(values: Iterable[tuple[float, float]]) -> str:
         return " ".join(f"{across(a):.1f},{down(b):.1f}" for a, b in values)

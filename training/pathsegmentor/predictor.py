@@ -29,14 +29,50 @@ class Asked:
     without: tuple[str, ...] = ()
 
 
+Said = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""Of a window: mask logits (P,H,W), presence logits (P,), and all queries' masks (P,Q,H,W) bool, or None."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """What one window said of P prompts: where it lies in the image, its weight there (h,w), logits of masks (P,h,w)
+    and of presence (P,)."""
+
+    place: tuple[slice, slice]
+    weight_TT: np.ndarray
+    logits_PTT: np.ndarray
+    presence_P: np.ndarray
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Predicted:
-    """Of P prompts on one image: mask probabilities (P,H,W) float32, logits of presence (P,), and, where they were
-    asked for, the masks of all queries (P,Q,H,W) bool."""
+    """Of P prompts on one image: probabilities (P,H,W) float32 of the masks as they are drawn, whatever is said of
+    presence; logits of presence (P,), an object being as present as where it is most; what each window said; and, where
+    they were asked for and the image is one window, the masks of all queries (P,Q,H,W) bool: in several windows each
+    may have another query."""
 
     probabilities_PHW: np.ndarray
     presence_P: np.ndarray
+    windows: tuple[Window, ...]
     queries_PQHW: np.ndarray | None = None
+
+    def served(self, speaks: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """(P,H,W) bool: the masks as they are served: a window does not speak for a prompt whose presence there is too
+        small for `speaks` (logits (P,) to bool), and where none speaks nothing is drawn."""
+        return _logits(self.windows, self.probabilities_PHW.shape[1:], speaks)[0] > 0
+
+
+def _logits(
+    windows: Sequence[Window], shape: tuple[int, ...], speaks: Callable[[np.ndarray], np.ndarray] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The windows' weighted logits (P,H,W), of those that speak for a prompt, and the weights of all (H,W)."""
+    sums_PHW = np.zeros((len(windows[0].presence_P), *shape), np.float32)
+    weight_HW = np.zeros(shape, np.float32)
+    for window in windows:
+        spoken_P = np.ones(len(sums_PHW), bool) if speaks is None else speaks(window.presence_P)
+        sums_PHW[spoken_P, *window.place] += window.logits_PTT[spoken_P] * window.weight_TT
+        weight_HW[window.place] += window.weight_TT
+    return sums_PHW, weight_HW
 
 
 class Predictor(Protocol):
@@ -51,7 +87,7 @@ class TextPrompted:
     """One text-prompted network as a `Predictor`.
 
     Images larger than a window are read in windows of 256 px that overlap by a quarter; logits are blended with a
-    raised cosine, and an object is as present as where it is most. Sides are mirrored up to the network's multiple.
+    raised cosine. Sides are mirrored up to the network's multiple.
     """
 
     def __init__(self, network: PathSegmentor, without: Sequence[str] = ()) -> None:
@@ -62,7 +98,8 @@ class TextPrompted:
         self, image_HW3: np.ndarray, asked: Sequence[Asked], dataset: str, *, queries: bool = False
     ) -> Predicted:
         text = self._text(asked)
-        return blended(image_HW3, len(asked), lambda tile: self._window(tile, text, queries=queries))
+        queries = queries and max(image_HW3.shape[:2]) <= WINDOW_PX
+        return blended(image_HW3, lambda tile: self._window(tile, text, queries=queries))
 
     @torch.inference_mode()
     def _text(self, asked: Sequence[Asked]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,7 +115,7 @@ class TextPrompted:
     @torch.inference_mode()
     def _window(
         self, tile_HW3: np.ndarray, text: tuple[torch.Tensor, torch.Tensor, torch.Tensor], *, queries: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    ) -> Said:
         height, width = tile_HW3.shape[:2]
         image = padded(tile_HW3, self._network.multiple)
         scales, features = self._network.image_encoder(image)
@@ -95,30 +132,21 @@ class TextPrompted:
         return np.concatenate(masks), np.concatenate(presences), np.concatenate(every) if queries else None
 
 
-Window = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray | None]]
-"""A window's picture to mask logits (P,H,W), presence logits (P,) and all queries' masks (P,Q,H,W) bool, or None."""
-
-
-def blended(image_HW3: np.ndarray, prompts: int, window: Window) -> Predicted:
+def blended(image_HW3: np.ndarray, answer: Callable[[np.ndarray], Said]) -> Predicted:
     """All windows of an image as one answer."""
     height, width = image_HW3.shape[:2]
-    logits_PHW = np.zeros((prompts, height, width), np.float32)
-    weight_HW = np.zeros((height, width), np.float32)
-    presence_P = np.full(prompts, -np.inf)
-    masks_PQHW = None
+    windows, queries_PQHW = [], None
     for top, left in product(starts(height), starts(width)):
         tile_HW3 = image_HW3[top : top + WINDOW_PX, left : left + WINDOW_PX]
-        logits_PTT, seen_P, every_PQTT = window(tile_HW3)
+        logits_PTT, presence_P, queries_PQHW = answer(tile_HW3)
         place = slice(top, top + tile_HW3.shape[0]), slice(left, left + tile_HW3.shape[1])
-        blend_TT = np.outer(raised_cosine(tile_HW3.shape[0]), raised_cosine(tile_HW3.shape[1]))
-        logits_PHW[:, *place] += logits_PTT * blend_TT
-        weight_HW[place] += blend_TT
-        presence_P = np.maximum(presence_P, seen_P)
-        if every_PQTT is not None:
-            if masks_PQHW is None:
-                masks_PQHW = np.zeros((*every_PQTT.shape[:2], height, width), bool)
-            masks_PQHW[:, :, *place] |= every_PQTT
-    return Predicted(expit(logits_PHW / weight_HW), presence_P, masks_PQHW)
+        weight_TT = np.outer(raised_cosine(tile_HW3.shape[0]), raised_cosine(tile_HW3.shape[1]))
+        windows.append(Window(place, weight_TT, logits_PTT, presence_P))
+    sums_PHW, weight_HW = _logits(windows, (height, width), None)
+    presence_P = np.max([window.presence_P for window in windows], axis=0)
+    return Predicted(
+        expit(sums_PHW / weight_HW), presence_P, tuple(windows), queries_PQHW if len(windows) == 1 else None
+    )
 
 
 def padded(tile_HW3: np.ndarray, multiple: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.pathsegmentor.attention import EncoderLayer, sine_positions
+from training.nn.attention import sine_positions
+from training.pathsegmentor.attention import EncoderLayer
 from training.pathsegmentor.recipe import ConvEncoder, Stages, TransformerSettings
 
 _GROUPS = 8

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.loop import Steps
 from training.publish import Published
 from training.runs import Part, Recipe
 
@@ -135,26 +136,11 @@ class Loss(Part):
     points: int | None = Field(default=None, gt=0)
 
 
-class Training(Part):
-    """AdamW with a linear warm-up, then half a cosine to zero, or, with `drops`, a tenth after each of these shares of
-    all iterations. No decay of norms, biases and tables. `image_rate` and `text_rate` multiply the rate of the two
-    encoders. `ema`: of the weights that are evaluated; it forgets faster in the first steps.
-    """
+class Training(Steps):
+    """No decay of norms, biases and tables. `image_rate` and `text_rate` multiply the rate of the two encoders."""
 
-    iterations: int = Field(gt=0)
-    batch: int = Field(gt=0)
-    rate: float = Field(gt=0)
-    warmup: int = Field(ge=0)
-    decay: float = Field(default=0.05, ge=0)
-    clip: float = Field(default=5.0, gt=0)
-    drops: tuple[float, ...] = ()
     image_rate: float = Field(default=1.0, gt=0)
     text_rate: float = Field(default=1.0, gt=0)
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    log_every: int = Field(default=10, gt=0)
-    checkpoint_every: int = Field(default=100, gt=0)
-    validate_every: int = Field(gt=0)
     validation_crops: int = Field(default=8, gt=0)
 
 

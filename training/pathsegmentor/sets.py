@@ -22,6 +22,10 @@ CANNOT_BE: Mapping[tuple[Level, str], frozenset[str]] = {
 }
 """Objects and the organs that never hold them: glomeruli are the kidney's, and solid organs have no polyps."""
 
+KIND_OF: Mapping[tuple[Level, str], str] = {(Level.TISSUE, "polyp"): "gland"}
+"""Objects that are outlined by a commoner one of their level: a polyp by its glands. That a network tells one from the
+other is known only where the commoner is there and it is not."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Annotated:
@@ -30,8 +34,9 @@ class Annotated:
     objects: by the number of a mask's category, the objects that its pixels belong to; organs: the regions of its
     images, one for all or one for each label of the set; exhaustive: objects of which nothing is left out where one of
     the image's own categories, or (`everywhere`) any of the set's, is annotated; nominal_mpp: the scale of its files,
-    taken for them where `mpp_known` is False, from the size of what they show; stain: the cohort to which the set is
-    cut, where it has several; red: whether copies with red and blue exchanged are about, so that it is checked.
+    taken for them where `mpp_known` is False, from the size of what they show; cohort: that to which the set is cut,
+    where it has several; stain: of its images, as a card names stains; red: whether copies with red and blue exchanged
+    are about, so that it is checked.
     """
 
     level: Level
@@ -41,7 +46,8 @@ class Annotated:
     everywhere: bool = True
     nominal_mpp: float = 0.25
     mpp_known: bool = True
-    stain: str | None = None
+    cohort: str | None = None
+    stain: str = "HE"
     red: bool = False
 
     @property
@@ -70,7 +76,7 @@ SETS: Mapping[str, Annotated] = {
         organs=(UNSPECIFIED,),
         exhaustive=frozenset({"nucleus"}),
         mpp_known=False,
-        stain="HE",
+        cohort="HE",
     ),
     # Periodic acid-Schiff. Tiles of 0.5 µm per pixel, had they not been resized before; then reduced from 1024 to 768:
     # glomeruli of the median size are 157 µm wide at that scale, cut ones among them.
@@ -81,6 +87,7 @@ SETS: Mapping[str, Annotated] = {
         exhaustive=frozenset({"glomerulus"}),
         nominal_mpp=2 / 3,
         mpp_known=False,
+        stain="PAS",
     ),
     # The masks outline glands with their lumen (in carcinoma: its nests), and an image has one category: a polyp is
     # outlined by its glands. What the category does not say is not known: no image says that it has no tumor.

@@ -7,12 +7,10 @@ the network without memory for its weights and prints its parts.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -23,23 +21,22 @@ from gateway.domain.prompts import words
 from training import command
 from training.errors import RecipeInvalid
 from training.files import write_atomic
+from training.loop import Loop, figures
 from training.nn.checkpoints import round_to_fp16, save_weights
 from training.pathsegmentor import data, evaluate
 from training.pathsegmentor.data import Item
 from training.pathsegmentor.learner import SegmentorLearner
-from training.pathsegmentor.loop import Crops, Loop
+from training.pathsegmentor.loop import Crops, measured, parameter_groups
 from training.pathsegmentor.model import PathSegmentor
 from training.pathsegmentor.recipe import AnyRecipe, SegmentorRecipe, SpecialistRecipe
 from training.pathsegmentor.specialists import SpecialistLearner
 from training.repeatable import repeatable
 from training.runs import Run, RunWriter, read_toml, runs_folder
-from training.ssl.checkpoint import occupy
+from training.ssl.checkpoint import writing
 from training.ssl.distributed import World, joined
 from training.ssl.recipe import read_recipe
 
 STAGES: dict[str, type[AnyRecipe]] = {"segmentor": SegmentorRecipe, "specialist": SpecialistRecipe}
-_LAST = 10
-"""Logged steps whose mean loss is told."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,12 +81,9 @@ def train(
     _demand_scales(recipe)
     with joined() as world, ExitStack() as held:
         items, unseen = data.load("train", recipe.data.sets), data.load("val", recipe.data.sets)
+        _demand_free(recipe, [*items, *unseen])
         folder = out or runs_folder() / recipe.name
-        writer = None
-        if world.rank == 0:
-            writer = RunWriter(folder, text, resume=resume)
-            held.enter_context(occupy(writer.work))
-        world.gather(None)  # the folder is there before any process looks for a checkpoint in it
+        writer = held.enter_context(writing(folder, text, world, resume=resume))
         torch.manual_seed(recipe.seed)
         learner = _learner(recipe, items)
         loop = _loop(recipe, learner, items, unseen, folder, world, writer)
@@ -113,6 +107,17 @@ def _demand_scales(recipe: AnyRecipe) -> None:
             )
 
 
+def _demand_free(recipe: AnyRecipe, items: Sequence[Item]) -> None:
+    """Raises RecipeInvalid where a network that is to be served would learn from what is not free to use."""
+    if isinstance(recipe, SegmentorRecipe) and recipe.publish is not None:
+        for item in items:
+            if item.tier != "A":
+                raise RecipeInvalid(
+                    f"The recipe's set {item.set} is of tier {item.tier}; what ships is trained on tier A only. "
+                    "Leave out that set, or the section publish."
+                )
+
+
 def _learner(recipe: AnyRecipe, items: Sequence[Item]) -> SegmentorLearner | SpecialistLearner:
     if isinstance(recipe, SegmentorRecipe):
         return SegmentorLearner(recipe)
@@ -130,8 +135,21 @@ def _loop(
 ) -> Loop:
     settings = recipe.data
     draws = data.Sampler(items, settings.side_px, absent=settings.absent, naive=settings.naive_absent)
-    validation = validation_crops(unseen, settings.side_px, recipe.training.validation_crops, recipe.seed)
-    return Loop(learner, recipe.training, recipe.seed, draws, validation, folder / "work", world, writer)
+    crops = validation_crops(unseen, settings.side_px, recipe.training.validation_crops, recipe.seed)
+    size = recipe.training.batch // world.size
+    # Images come as they lie in memory, channels last: with weights laid out alike a step is a fifth faster.
+    learner.to(memory_format=torch.channels_last)
+    return Loop(
+        learner,
+        parameter_groups(learner, recipe.training),
+        recipe.training,
+        recipe.seed,
+        lambda _, rng: draws.batch(rng, size),
+        lambda network: measured(learner, network, crops),
+        folder / "work",
+        world,
+        writer,
+    )
 
 
 def validation_crops(items: Sequence[Item], side_px: int, count: int, seed: int) -> Crops:
@@ -171,7 +189,7 @@ def _finish(
 ) -> Run:
     round_to_fp16(network)
     save_weights(writer.weights_path, network)
-    metrics = {"network": dict(learner.figures()), "training": _figures(writer.path / "log.jsonl")}
+    metrics = {"network": dict(learner.figures()), "training": figures(writer.path / "log.jsonl", "dice")}
     if isinstance(recipe, SegmentorRecipe):
         measured, table = evaluate.finish(network.eval(), recipe)
         metrics |= measured
@@ -183,25 +201,6 @@ def _finish(
         pretraining=learner.pretraining,
         seen=data.seen(items),
     )
-
-
-def _figures(log: Path) -> dict[str, Any]:
-    """What a log tells of the training: each loss in the first step and as the mean of the last logged ones, and the
-    validation whose weights were kept."""
-    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    # A run that was killed logs again what came after its last checkpoint.
-    steps = {line["iteration"]: line["losses"] for line in lines if line["event"] == "step"}
-    validations = {line["iteration"]: line for line in lines if line["event"] == "validation"}
-    best = max(validations.values(), key=lambda line: line["dice"])
-    ordered = [steps[iteration] for iteration in sorted(steps)]
-    return {
-        "iterations": max(steps) + 1,
-        "losses": {
-            name: {"first": first, "last": round(mean(row[name] for row in ordered[-_LAST:]), 5)}
-            for name, first in ordered[0].items()
-        },
-        "validation": {key: best[key] for key in ("iteration", "dice", "triples")},
-    }
 
 
 def describe(recipe: AnyRecipe) -> str:

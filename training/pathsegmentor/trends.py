@@ -1,24 +1,29 @@
 """How Dice goes with the shape, size and density of what is asked for (arXiv 2506.20988, evaluation by shape).
 
-A spline regression (cubic, knots at quantiles, lightly penalised) with a band over resamples of groups. Irregularity,
-count and size go together, so each trend stands twice: alone, and with smooth terms of log count and log size beside
-it, at their means.
+A spline regression of Dice on the logistic scale, so that what is fitted lies in 0 to 1 (cubic, knots at quantiles,
+lightly penalised), with a band over resamples of groups. Sets differ in more than their shapes, so each has a level of
+its own. Irregularity, count and size go together, so each trend stands twice: within sets, and with smooth terms of
+log size and log density beside it, at their means. Pairs of one outline count once.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 from sklearn.preprocessing import SplineTransformer
 
-from training.pathsegmentor.pairs import SEED, Table
+from training.pathsegmentor.pairs import FEWEST_GROUPS, SEED, Table
 from training.statistics import whole_groups
 
 RESAMPLES = 200
-FEWEST_PAIRS = 30
+FEWEST_OUTLINES = 100
 _GRID = 41
 _KNOTS = 5
 _PENALTY = 1e-4
+_STEPS, _LONGEST, _SETTLED = 25, 4.0, 1e-6
+_FURTHEST = 6.0
+"""How far a fit may go on the logistic scale: 0.2 % from 0 and 1."""
 DESCRIPTORS = {
     "irregularity_instance": "irregularity of instances",
     "irregularity_mask": "irregularity of the mask",
@@ -26,23 +31,26 @@ DESCRIPTORS = {
     "density": "log10 of instances per 256 × 256 px",
     "dispersion": "greatest distance between instances, px",
 }
+HELD = "within sets, size and density held"
+"""What stays at its mean in the second of the two curves, but for what the curve is over."""
 ANSWERS = {"dice": "network", "box_union": "union-box oracle"}
 
 
 def trends(table: Table) -> dict[str, Any]:
-    """By level with enough pairs, by descriptor: the grid `x`, and for each answer the two curves with their bands, and
-    the fitted change of Dice from the descriptor's 10th to its 90th percentile."""
+    """By level: how many pairs, different outlines and groups it has. And, where these are enough, by descriptor: the
+    grid `x`, and for each answer the two curves with their bands, and the fitted change of Dice from the descriptor's
+    10th to its 90th percentile."""
     found: dict[str, Any] = {}
     usable = (table["own"] == 1) & ~np.isnan(table["dice"]) & (table["count"] >= 1)
     for level in dict.fromkeys(table["level"].tolist()):
         rows = table.where(usable & (table["level"] == level))
-        if len(rows) < FEWEST_PAIRS or len(np.unique(rows.groups())) < 3:
-            continue
-        values = descriptors(rows)
+        values, outlines, groups = descriptors(rows), round(float(rows.shares().sum())), len(np.unique(rows.groups()))
+        enough = outlines >= FEWEST_OUTLINES and groups >= FEWEST_GROUPS
         found[level] = {
             "pairs": len(rows),
-            "groups": len(np.unique(rows.groups())),
-            "by": {name: _trend(rows, values, name) for name in DESCRIPTORS if np.ptp(values[name]) > 0},
+            "outlines": outlines,
+            "groups": groups,
+            "by": {name: _trend(rows, values, name) for name in DESCRIPTORS if enough and np.ptp(values[name]) > 0},
         }
     return found
 
@@ -61,11 +69,12 @@ def _trend(rows: Table, values: Mapping[str, np.ndarray], name: str) -> dict[str
     low, high = np.percentile(values[name], (2.5, 97.5))
     grid = np.linspace(low, high, _GRID)
     ends = np.percentile(values[name], (10, 90))
-    others = [values[other] for other in ("size", "density") if other != name]
+    others = [_splines(values[other], values[other]) for other in ("size", "density") if other != name]
+    sets = (rows["set"][:, None] == np.unique(rows["set"])[1:]).astype(float)
     answers = {
         answer: {
-            kind: curve(values[name], rows[answer], rows.groups(), grid, ends, beside)
-            for kind, beside in (("alone", []), ("partial", others))
+            kind: curve(values[name], rows[answer], rows.groups(), rows.shares(), grid, ends, beside)
+            for kind, beside in (("alone", [sets]), ("partial", [sets, *others]))
         }
         for answer in ANSWERS
     }
@@ -76,25 +85,28 @@ def curve(
     x_N: np.ndarray,
     y_N: np.ndarray,
     groups_N: np.ndarray,
+    shares_N: np.ndarray,
     grid_K: np.ndarray,
     ends_2: np.ndarray,
     beside: list[np.ndarray],
 ) -> dict[str, Any]:
-    """The fitted mean of y over a grid of x, its band (percentiles 2.5 and 97.5 over resamples of groups), and the
-    change between two values of x; the terms `beside` are held at their means."""
+    """The fitted mean of y (in 0 to 1) over a grid of x, its band (percentiles 2.5 and 97.5 over resamples of groups),
+    and the change between two values of x; the columns `beside`, each (N,F), are held at their means."""
     places = np.concatenate([grid_K, ends_2])
-    designs, asked = [_splines(x_N, x_N)], [_splines(x_N, places)]
-    for other in beside:
-        designs.append(_splines(other, other))
-        asked.append(np.broadcast_to(designs[-1].mean(0), (len(places), designs[-1].shape[1])))
-    design_NF, asked_KF = np.hstack(designs), np.hstack(asked)
+    design_NF = np.hstack([_splines(x_N, x_N), *beside])
+    means = [np.broadcast_to(columns.mean(0), (len(places), columns.shape[1])) for columns in beside]
+    asked_KF = np.hstack([_splines(x_N, places), *means])
+    # Centred, so that the penalty leaves the mean alone; the last column is the constant.
+    middle_F = design_NF.mean(0)
+    # All but free: that a set differs (columns of 0 and 1) must not be told by the curve instead.
+    free_F = np.append(np.isin(design_NF, (0.0, 1.0)).all(0), True)
+    penalty_F = np.where(free_F, 1e-9, _PENALTY)
+    design_NF = np.column_stack([design_NF - middle_F, np.ones(len(x_N))])
+    asked_KF = np.column_stack([asked_KF - middle_F, np.ones(len(places))])
 
-    def fit(index: np.ndarray) -> np.ndarray:
-        # Centred, so that the penalty leaves the mean alone and the bases' common constant does no harm.
-        middle = design_NF[index].mean(0)
-        x, y = design_NF[index] - middle, y_N[index]
-        weights = np.linalg.solve(x.T @ x + _PENALTY * len(index) * np.eye(x.shape[1]), x.T @ (y - y.mean()))
-        return y.mean() + (asked_KF - middle) @ weights
+    def fit(index_N: np.ndarray) -> np.ndarray:
+        x_NF, y, shares = design_NF[index_N], y_N[index_N], shares_N[index_N]
+        return expit(np.clip(asked_KF @ _logistic(x_NF, y, shares, penalty_F * shares.sum()), -_FURTHEST, _FURTHEST))
 
     line = fit(np.arange(len(x_N)))
     draws = whole_groups(groups_N, SEED)
@@ -108,6 +120,20 @@ def curve(
         "high": band_high[:-2].round(4).tolist(),
         "change": {"value": round(float(change), 4), "low": round(float(low), 4), "high": round(float(high), 4)},
     }
+
+
+def _logistic(x_NF: np.ndarray, y_N: np.ndarray, shares_N: np.ndarray, penalty_F: np.ndarray) -> np.ndarray:
+    """(F,) weights of a fractional logistic regression (Papke and Wooldridge 1996), by Newton's method."""
+    weights_F = np.zeros(x_NF.shape[1])
+    for _ in range(_STEPS):
+        fitted_N = expit(np.clip(x_NF @ weights_F, -_FURTHEST, _FURTHEST))
+        slope_F = x_NF.T @ (shares_N * (y_N - fitted_N)) - penalty_F * weights_F
+        bend_FF = (x_NF * (shares_N * fitted_N * (1 - fitted_N))[:, None]).T @ x_NF + np.diag(penalty_F)
+        step_F = np.linalg.solve(bend_FF, slope_F)
+        weights_F = weights_F + step_F * min(1.0, _LONGEST / np.abs(step_F).max(initial=_SETTLED))
+        if np.abs(step_F).max() < _SETTLED:
+            break
+    return weights_F
 
 
 def _splines(fitted_N: np.ndarray, asked_K: np.ndarray) -> np.ndarray:

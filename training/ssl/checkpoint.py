@@ -8,7 +8,7 @@ import fcntl
 import shutil
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -18,7 +18,9 @@ from torch import distributed
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from gateway.operations.errors import PathserveError
 from training.errors import RunInvalid, WeightsInvalid
+from training.runs import RunWriter
 from training.ssl.distributed import World
 
 
@@ -94,6 +96,24 @@ def occupy(work: Path) -> IO[bytes]:
             "folder with --out."
         ) from None
     return file
+
+
+@contextmanager
+def writing(folder: Path, text: bytes, world: World, *, resume: bool) -> Iterator[RunWriter | None]:
+    """The run's writer in the first process, whose folder is there before any other process looks for a checkpoint in
+    it, and is its own meanwhile; None in the others, which fail with it. Raises RunInvalid, TrainingError."""
+    with ExitStack() as held:
+        writer, failure = None, None
+        if world.rank == 0:
+            try:
+                writer = RunWriter(folder, text, resume=resume)
+                held.enter_context(occupy(writer.work))
+            except PathserveError as error:
+                failure = error
+        failure = world.gather(failure)[0]
+        if failure is not None:
+            raise failure
+        yield writer
 
 
 @contextmanager

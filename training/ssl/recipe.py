@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from training.data.cytology import WINDOW_PX
 from training.errors import RecipeInvalid
+from training.publish import Published
 from training.runs import Part, R, Recipe, parse_recipe, read_toml
 
 Range = tuple[float, float]
@@ -138,17 +140,31 @@ class Optim(Part):
 
 
 class Data(Part):
-    """The corpus, or only its tiles of `sets`, and `batch` images a step, over all processes together.
+    """The corpus, and `batch` images a step, over all processes together.
 
+    `sets`: only the tiles of H&E of these; `window_px`: between which sides windows of cytology are cut;
+    `shuffle_pixels`: a negative control, windows of cytology whose pixels changed places.
     `workers`: how many processes make the crops of each training process; 0 = it makes them itself. An unreadable tile
     is skipped for another; "substitute" takes the corpus's first, as the released code does.
     """
 
-    corpus: Literal["he"] = "he"
+    corpus: Literal["he", "cytology"] = "he"
     sets: tuple[str, ...] = ()
+    window_px: tuple[Annotated[int, Field(gt=0)], int] = WINDOW_PX
+    shuffle_pixels: bool = False
     batch: int = Field(gt=0)
     workers: int = Field(default=0, ge=0)
     on_error: Literal["skip", "substitute"] = "skip"
+
+    @model_validator(mode="after")
+    def _of_its_corpus(self) -> Self:
+        if self.corpus == "cytology" and self.sets:
+            raise ValueError("sets name parts of the corpus of H&E; cytology has none to choose from")
+        if self.corpus == "he" and self.shuffle_pixels:
+            raise ValueError("shuffle_pixels is of windows of cytology")
+        if self.window_px[0] > self.window_px[1]:
+            raise ValueError("window_px is the least side and the greatest")
+        return self
 
 
 class Checkpoints(Part):
@@ -180,7 +196,7 @@ class SelfDistillationRecipe(Recipe):
     """One run of self-distillation, of `iterations` out of the plan's.
 
     `start` names the recipe whose run gives the first weights of student and teacher. Without `dino` nothing is learned
-    but by further loss terms, and the teacher only follows.
+    but by further loss terms, and the teacher only follows. Without `publish` its runs are served by nothing.
     """
 
     iterations: int = Field(gt=0)
@@ -196,6 +212,7 @@ class SelfDistillationRecipe(Recipe):
     checkpoints: Checkpoints
     launch: Launch = Launch()
     log_every: int = Field(default=10, gt=0)
+    publish: Published | None = None
 
     @property
     def peak_rate(self) -> float:

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gateway.operations.errors import PathserveError
 from training import command
 from training.data.corpus import he_corpus
+from training.data.cytology import cytology_corpus
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.repeatable import repeatable
-from training.runs import Pretraining, Run, RunWriter, find_run, runs_folder
+from training.runs import Pretraining, Run, find_run, runs_folder
 from training.ssl import ema
-from training.ssl.checkpoint import occupy
-from training.ssl.distributed import World, joined
+from training.ssl.checkpoint import writing
+from training.ssl.distributed import joined
 from training.ssl.loop import Loop
 from training.ssl.method import SelfDistillation, Term
 from training.ssl.model import Backbone
@@ -84,13 +84,13 @@ def run(
         parents["student"] = find_run(recipe.start)
         start = read_weights(parents["student"].weights_path)
     with joined() as world, ExitStack() as held:
-        tiles = corpus if corpus is not None else he_corpus(recipe.data.sets)
+        tiles = corpus if corpus is not None else _corpus(recipe)
         method = SelfDistillation(recipe)
         if terms is not None:
             method.terms.update(terms(method.student["backbone"]))
         if start is not None:
             load_start(method, start)
-        writer = _writer(world, recipe, text, out, resume, held)
+        writer = held.enter_context(writing(out or runs_folder() / recipe.name, text, world, resume=resume))
         loop = Loop(method, recipe, tiles, writer, world)
         last = recipe.iterations if stop_after is None else min(recipe.iterations, loop.done + stop_after)
         loop.train(last)
@@ -141,21 +141,10 @@ def figures(log: Path) -> dict[str, Any]:
     }
 
 
-def _writer(
-    world: World, recipe: SelfDistillationRecipe, text: bytes, out: Path | None, resume: bool, held: ExitStack
-) -> RunWriter | None:
-    """The run's writer in the first process, whose folder is its own until `held` closes; the others fail with it."""
-    writer, failure = None, None
-    if world.rank == 0:
-        try:
-            writer = RunWriter(out or runs_folder() / recipe.name, text, resume=resume)
-            held.enter_context(occupy(writer.work))
-        except PathserveError as error:
-            failure = error
-    failure = world.gather(failure)[0]
-    if failure is not None:
-        raise failure
-    return writer
+def _corpus(recipe: SelfDistillationRecipe) -> Corpus:
+    if recipe.data.corpus == "cytology":
+        return cytology_corpus(recipe.data.window_px, shuffled=recipe.data.shuffle_pixels)
+    return he_corpus(recipe.data.sets)
 
 
 if __name__ == "__main__":

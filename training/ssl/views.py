@@ -159,8 +159,10 @@ def random_crop(tile_HWC: np.ndarray, side_px: int, scale: tuple[float, float], 
     else:
         w = h = min(height, width)
     top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-    part_1CHW = torch.from_numpy(tile_HWC[top : top + h, left : left + w]).permute(2, 0, 1)[None]
-    # The same values as Pillow's filter, but for rounding, in a third of its time.
+    part_HWC = np.ascontiguousarray(tile_HWC[top : top + h, left : left + w])
+    # The same values as Pillow's filter, but for rounding, in a third of its time. Of a part that lies in one piece it
+    # takes and gives the channels last; of another it would make planes, and they would have to be put together again.
+    part_1CHW = torch.from_numpy(part_HWC).permute(2, 0, 1)[None]
     side_1CHW = functional.interpolate(part_1CHW, (side_px, side_px), mode="bicubic", antialias=True)
     return np.ascontiguousarray(side_1CHW[0].permute(1, 2, 0).numpy())
 
@@ -169,7 +171,7 @@ def augmented(crop_HWC: np.ndarray, augment: Augment, place: int, rng: np.random
     """The crop flipped, jittered, greyed, blurred and solarised by chance; `place` is 0, 1 (global) or 2 (local)."""
     flip, jitter, grey, blur, solarise = rng.random(5)
     if flip < augment.flip_p:
-        crop_HWC = np.ascontiguousarray(crop_HWC[:, ::-1])
+        crop_HWC = cv2.flip(crop_HWC, 1)
     if jitter < augment.jitter_p:
         crop_HWC = colour_jittered(crop_HWC, augment.jitter, rng)
     if grey < augment.grey_p:

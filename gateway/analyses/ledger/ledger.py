@@ -197,6 +197,12 @@ class Ledger:
         with self._read() as connection:
             return tuple(connection.execute(query).scalars())
 
+    def pins(self, analysis_id: str) -> Mapping[str, Any] | None:
+        """What `pin` noted of one analysis; None before it starts."""
+        with self._read() as connection:
+            noted: Mapping[str, Any] | None = row_of(connection, analysis_id).models
+            return noted
+
     # Figures
 
     def statistics(self) -> Statistics:

@@ -53,6 +53,7 @@ def open_parts(settings: Settings, ledger: Ledger, worker: str) -> Iterator[Part
             choices=lambda: _patiently(ledger.choices.read, cancelled),
             note_pins=note_pins,
             released=lambda: turn.released,
+            run=turn.run,
         )
 
     keeper = EngineKeeper(settings, ledger)

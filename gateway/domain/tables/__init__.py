@@ -20,6 +20,13 @@ def finding_code(key: str) -> Code:
     return Code(key, PRIVATE_SCHEME, _table("findings")["codes"][key])
 
 
+def adequacy_code(key: str) -> Code:
+    """The code of a slide's adequacy (`satisfactory`, `unsatisfactory`), or of a reason for it (`unsatisfactory-…`):
+    SNOMED CT where it has one, else that of the finding. Raises KeyError for a key that is in neither table."""
+    row = _table("adequacy")["codes"].get(key)
+    return finding_code(key) if row is None else Code(row["sct"], "SCT", row["display"])
+
+
 def stain_name(codes: tuple[Code, ...]) -> str | None:
     """The stain's short name (HE, PAP, …) from the header's staining substances; None where none is recognised.
 
@@ -30,3 +37,13 @@ def stain_name(codes: tuple[Code, ...]) -> str | None:
         if any(present.issuperset(row) for row in rows):
             return str(name)
     return None
+
+
+def specimen_table(name: str) -> dict[str, str]:
+    """SNOMED CT codes of specimens, with their words: those that say `cervical`, those that `contradict-nothing`, and
+    the preparations `liquid-based`, `of-tissue` and, which no smear of the cervix has, `against-a-smear`.
+
+    `retired`: SNOMED-RT codes with the SNOMED CT codes of today.
+    """
+    table: dict[str, str] = _table("specimens")[name]
+    return table

@@ -47,11 +47,13 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True)
 class AuditQuery:
-    """Which records: of one tenant, and of a time (`since` <= time < `until`); None = any."""
+    """Which records: of one tenant, of a time (`since` <= time < `until`), of one entity (its kind and its name);
+    None = any."""
 
     tenant: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    entity: tuple[str, str] | None = None
 
 
 def page(connection: sa.Connection, query: AuditQuery, after: int = 0, limit: int = BATCH) -> list[AuditRecord]:
@@ -63,6 +65,8 @@ def page(connection: sa.Connection, query: AuditQuery, after: int = 0, limit: in
         wanted = wanted.where(AUDIT.c.time >= query.since)
     if query.until is not None:
         wanted = wanted.where(AUDIT.c.time < query.until)
+    if query.entity is not None:
+        wanted = wanted.where(AUDIT.c.entity_kind == query.entity[0], AUDIT.c.entity == query.entity[1])
     return [AuditRecord(*row) for row in connection.execute(wanted)]
 
 

@@ -35,7 +35,9 @@ def create_key(name: str, scopes: Sequence[str], tenant: str | None, expires_day
             raise InvalidInput(f"--expires-days takes 1 to {_DAYS} days.")
         expires = datetime.now(UTC) + timedelta(days=expires_days)
     with _store(settings) as store:
-        _, text = Keys(store).create(name, map(Scope, scopes), _tenant(tenant, settings), expires, operator().subject)
+        _, text = Keys(store).create(
+            name, map(Scope, scopes), tenant_named(tenant, settings), expires, operator().subject
+        )
     print(text)
     return 0
 
@@ -80,7 +82,7 @@ def add_client(
     added = Client(
         id=client,
         name=name or client,
-        tenant=_tenant(tenant, settings),
+        tenant=tenant_named(tenant, settings),
         scopes=frozenset(map(Scope, scopes)),
         jwks=None if jwks is None else _keys_of(jwks),
         jwks_url=jwks_url,
@@ -125,7 +127,8 @@ def _store(settings: Settings) -> Iterator[Store]:
         engine.dispose()
 
 
-def _tenant(named: str | None, settings: Settings) -> str:
+def tenant_named(named: str | None, settings: Settings) -> str:
+    """The tenant that a command is about: as it was given, else the server's. Raises InvalidInput."""
     tenant = named or settings.tenant or DEFAULT_TENANT
     if not _TENANT.fullmatch(tenant):
         raise InvalidInput("A tenant has 1 to 64 letters, digits, dots, dashes and underscores.")

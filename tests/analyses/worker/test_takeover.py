@@ -155,7 +155,7 @@ def test_cancelled_in_each_stage(narrow: Place, settings: dict[str, str], line: 
     narrow.ledger.cancel(analysis_id, CALLER)
     began = time.monotonic()
     assert narrow.ended(analysis_id) is State.CANCELLED
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0
     narrow.until(lambda: pending(narrow) == [])
 
 

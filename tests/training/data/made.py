@@ -88,6 +88,8 @@ def smears(made: Made) -> None:
         cells = (("NILM", 100, 80), ("LSIL" if number % 2 else "HSIL", 180.4, 120), ("NILM", 2, 199))
         rows += [{"file_name": file, "label": label, "x": str(x), "y": str(y)} for label, x, y in cells]
     made.table("cytology_cric/cells.csv", rows)
+    names = dict.fromkeys(row["file_name"] for row in rows)
+    made.table("cytology_cric/fields.csv", [{"file_name": name, "leak_risk": "0"} for name in names])
 
 
 def consep(made: Made) -> None:

@@ -67,7 +67,7 @@ def test_likeness_is_passed_on() -> None:
 
 def test_ten_thousand_images_are_compared_in_seconds() -> None:
     hashes = np.random.default_rng(2).integers(0, 2**63, 10_000, dtype=np.uint64)
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = near_pairs(hashes, hashes, JOIN_BITS)
-    assert time.perf_counter() - start < 15
+    assert time.process_time() - start < 15
     assert (pairs[:, 0] == pairs[:, 1]).sum() == 10_000

@@ -1,5 +1,6 @@
 """The real sets: what their tables say, their splits as docs/data.md publishes them, and no picture on two sides."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from training.data.dataset import load as load_anew
 from training.data.seen import Seen
 from training.data.split import PARTS, held_out
 from training.errors import SplitInvalid
+from training.gpfm import data as gpfm_data
+from training.gpfm.evaluate import TILES
 from training.pathbench.leakage import Origin, require_disjoint, status
 from training.runs import RunWriter
 
 pytestmark = pytest.mark.training
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "data.md"
+RESULTS = DOCUMENT.parent / "results" / "gpfm.json"
 NO_TASK = {"ebhi", "monuseg", "monusac"}
 """Sets whose classes lie in too few patients for three parts."""
 
@@ -35,6 +39,7 @@ def test_the_real_sets_and_their_splits_are_as_published(real_data: None, name: 
     }  # fmt: skip
     assert dataset.name == name
     assert len(dataset) == items[name]
+    assert dataset.stain == {"cric_cells": "PAP", "glomeruli": "PAS"}.get(name, "HE")
     assert dataset.tier == ("B" if name in ("monuseg", "monusac") else "A")
     assert set(np.unique(dataset.labels_N)) - {-1} == set(range(len(dataset.classes)))
     assert dataset.read(len(dataset) - 1).dtype == np.uint8
@@ -70,6 +75,20 @@ def test_survival_tables_are_one_row_a_patient_and_split_by_hospital(real_data: 
     for site in np.unique(table.sites_N):
         assert len(set(folds_N[table.sites_N == site])) == 1
     assert all(table.event_N[folds_N == fold].any() for fold in range(5))
+
+
+def test_published_students_were_measured_on_tiles_of_all_the_corpus_s_sets(
+    real_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are not stained with haematoxylin and eosin among them."""
+    monkeypatch.setattr(gpfm_data, "load", load)
+    tiles_KHWC, groups_K = gpfm_data.unseen(TILES)
+    assert {group.split()[0] for group in groups_K} == set(HE_SETS)
+    runs = json.loads(RESULTS.read_bytes())["runs"]
+    found = {name: run["metrics"]["agreement"] for name, run in runs.items() if "distill" in name}
+    assert found
+    for agreement in found.values():
+        assert (agreement["tiles"], agreement["groups"]) == (len(tiles_KHWC), len(set(groups_K)))
 
 
 def test_what_the_corpus_shows_is_clean_for_every_set(

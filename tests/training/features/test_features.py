@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -82,13 +83,20 @@ def test_any_number_of_workers_gives_the_same_bits(
 ) -> None:
     own, extracted, deadline = set(), extract.extract, time.monotonic() + 120
 
-    def after_the_other(slide: Slide, plan: TilePlan, shard: extract.Shard, embedder: Embedder) -> None:
+    def other_has_computed(parts: Path) -> bool:
+        with suppress(FileNotFoundError):  # a slide that is whole takes its parts away, whoever looks at them
+            return bool(set(parts.glob("*/*.json")) - own) or any(parts.parent.glob("*.h5"))
+        return False
+
+    def after_the_other(
+        slide: Slide, plan: TilePlan, shard: extract.Shard, embedder: Embedder, turn: threading.Lock
+    ) -> None:
         """This process computes nothing until the other one has."""
         own.add(shard.tiles)
-        while not set(shard.folder.parent.glob("*/*.json")) - own:
+        while not other_has_computed(shard.folder.parent):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        extracted(slide, plan, shard, embedder)
+        extracted(slide, plan, shard, embedder, turn)
 
     monkeypatch.setattr("training.features.job.extract", after_the_other)
     progress = compute(slides, tmp_path / "out", workers=2)
@@ -130,9 +138,9 @@ def test_a_killed_job_goes_on_where_it_stopped(
     extracted = extract.extract
     monkeypatch.setattr(
         "training.features.job.extract",
-        lambda slide, plan, shard, embedder: (
+        lambda slide, plan, shard, *further: (
             computed.append((shard.series, shard.first)),
-            extracted(slide, plan, shard, embedder),
+            extracted(slide, plan, shard, *further),
         ),
     )
     compute(slides, out)
@@ -145,7 +153,21 @@ def test_a_killed_job_goes_on_where_it_stopped(
 def test_a_full_disk_ends_the_job_and_not_the_slide(
     slides: Path, whole: Path, compute: Compute, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is what the end of the job does to a shard that stands at its turn meanwhile."""
     written, asked = extract.written_whole, []
+    extracted, begun, at_turn, over = extract.extract, [], threading.Event(), threading.Event()
+
+    def one_after_the_end(*given: Any) -> None:
+        """The second shard meets the full disk while the third one stands by; that one gets its turn when all is
+        over."""
+        begun.append(threading.current_thread())
+        number = len(begun)
+        if number == 2:
+            assert at_turn.wait(60)
+        if number == 3:
+            at_turn.set()
+            assert over.wait(60)
+        extracted(*given)
 
     def full_at_the_third(target: Path) -> AbstractContextManager[BinaryIO]:
         asked.append(target)
@@ -154,8 +176,12 @@ def test_a_full_disk_ends_the_job_and_not_the_slide(
         return written(target)
 
     monkeypatch.setattr(extract, "written_whole", full_at_the_third)
+    monkeypatch.setattr("training.features.job.extract", one_after_the_end)
     with pytest.raises(DiskFull):
         compute(slides, tmp_path / "out")
+    over.set()
+    begun[2].join(60)
+    assert not begun[2].is_alive()
     assert not list(tmp_path.glob("out/.features/*/failed.txt"))
     progress = compute(slides, tmp_path / "out")
     assert (progress.written + progress.kept, progress.failed) == (2, {})

@@ -6,7 +6,7 @@ import numpy as np
 
 from gateway.domain.prompts import Level
 from training.pathsegmentor.data import Item
-from training.pathsegmentor.predictor import Asked, Predicted
+from training.pathsegmentor.predictor import Asked, Predicted, Said, blended
 
 COLOURS = {2: (90, 60, 160), 3: (150, 40, 120)}
 OBJECTS = {"inflammatory": (2,), "epithelial": (3,), "nucleus": (2, 3)}
@@ -29,9 +29,10 @@ def item(number: int, part: str = "test", *, dataset: str = "consep", tier: str 
         name=f"image_{number}",
         set=dataset,
         tier=tier,
-        group=f"field {number // 3}",
+        group=f"field {number // 2}",
         part=part,
         organ="colon",
+        stain="HE",
         level=Level.NUCLEI,
         mpp_known=True,
         sources=(),
@@ -52,10 +53,12 @@ class Painter:
     def __call__(
         self, image_HW3: np.ndarray, asked: Sequence[Asked], dataset: str, *, queries: bool = False
     ) -> Predicted:
-        masks = np.stack([self._mask(image_HW3, prompt) for prompt in asked])
-        presence = np.where(masks.any((1, 2)), 3.0, -3.0)
-        every = np.stack([masks, ~masks], axis=1) if queries else None
-        return Predicted(np.where(masks, 0.9, 0.1).astype(np.float32), presence, every)
+        def answer(tile_HW3: np.ndarray) -> Said:
+            masks = np.stack([self._mask(tile_HW3, prompt) for prompt in asked])
+            every = np.stack([masks, ~masks], axis=1) if queries else None
+            return np.where(masks, 2.0, -2.0).astype(np.float32), np.where(masks.any((1, 2)), 3.0, -3.0), every
+
+        return blended(image_HW3, answer)
 
     @staticmethod
     def _mask(image_HW3: np.ndarray, prompt: Asked) -> np.ndarray:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from gateway.domain.prompts import words
 from training.pathsegmentor.model import PathSegmentor, Prediction
 from training.pathsegmentor.recipe import ConvEncoder, DecoderSettings, Network, WordsText
 
@@ -24,6 +25,16 @@ def network(settings: Network | None = None, seed: int = 0) -> PathSegmentor:
     """One with weights of chance."""
     torch.manual_seed(seed)
     return PathSegmentor(settings or small(), VOCABULARY).eval().requires_grad_(False)
+
+
+def smallest() -> PathSegmentor:
+    """One of the prompts' own words, with weights of chance, for what asks it often."""
+    torch.manual_seed(1)
+    settings = small(
+        encoder=ConvEncoder(arch="conv", widths=(8, 8, 8, 8), convs=(1, 1, 1, 1)),
+        decoder=DecoderSettings(queries=4, layers=1, heads=2, ffn=16),
+    )
+    return PathSegmentor(settings, len(words())).eval().requires_grad_(False)
 
 
 def image(count: int, height: int, width: int, seed: int = 0) -> Tensor:

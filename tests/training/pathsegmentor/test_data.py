@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -130,7 +129,7 @@ def test_what_lies_beyond_the_edge_is_mirrored_and_does_not_count() -> None:
 
 
 def test_a_crop_is_the_place_it_says_in_every_lie() -> None:
-    """The object is where the image is dark, however the crop was turned, flipped and scaled."""
+    """The object is where the image is darker, however the crop was turned, flipped, scaled and stained."""
     category = np.zeros((90, 90), np.uint8)
     category[30:52, 40:48] = 1
     one = item(category)
@@ -138,7 +137,8 @@ def test_a_crop_is_the_place_it_says_in_every_lie() -> None:
     rng, lies = np.random.default_rng(3), set()
     for _ in range(40):
         found = crop(rng, one, NUCLEUS, 64)
-        dark = found.image_HWC.mean(-1) < 128
+        grey = found.image_HWC.mean(-1)
+        dark = grey < (grey.min() + grey.max()) / 2
         assert (dark & found.mask_HW).sum() / (dark | found.mask_HW).sum() > 0.75
         assert found.present
         lies.add(tuple(np.argwhere(found.mask_HW).mean(0) > 32))
@@ -164,7 +164,9 @@ def test_what_is_drawn_is_known_and_about_a_fifth_is_absent(segmentation_data: P
     assert not batch.mask_BHW[~batch.present_B].any()
     sets = Counter(batch.sets)
     assert set(sets) == set(SETS)
-    assert 0.05 < np.mean([triple.region == UNSPECIFIED for triple in batch.triples if batch.sets]) < 0.45
+    # Images of dsb2018 have no region to leave out.
+    regions = [triple.region for triple, of in zip(batch.triples, batch.sets, strict=True) if of != "dsb2018"]
+    assert 0.05 < np.mean([region == UNSPECIFIED for region in regions]) < 0.16
     absent = [triple for triple, present in zip(batch.triples, batch.present_B, strict=True) if not present]
     easy = [triple for triple in absent if triple.object in impossible(triple.level, triple.region)]
     assert len(absent) * 0.2 < len(easy) < len(absent) * 0.8
@@ -176,14 +178,20 @@ def test_what_is_drawn_is_known_and_about_a_fifth_is_absent(segmentation_data: P
 
 def test_the_naive_arm_takes_what_nobody_annotated_for_absent(segmentation_data: Path) -> None:
     items = load("train", ["consep", "dsb2018"])
+    elsewhere = {"lymphocyte", "macrophage", "neutrophil"}
     kinds = {"miscellaneous", "inflammatory", "epithelial", "spindle"}
 
-    def asked(naive: bool) -> set[str]:
-        batch = Sampler(items, 64, absent=0.5, naive=naive).batch(np.random.default_rng(0), 200)
-        return {triple.object for triple, of_set in zip(batch.triples, batch.sets, strict=True) if of_set == "dsb2018"}
+    def absent(naive: bool, name: str) -> set[str]:
+        batch = Sampler(items, 64, absent=0.9, naive=naive).batch(np.random.default_rng(0), 300)
+        drawn = zip(batch.triples, batch.sets, batch.present_B, strict=True)
+        return {triple.object for triple, of_set, present in drawn if of_set == name and not present}
 
-    assert asked(naive=False) == {"nucleus"}
-    assert asked(naive=True) & kinds
+    annotated = {name: absent(False, name) for name in ("consep", "dsb2018")}
+    assert not annotated["dsb2018"] - {"nucleus"}
+    assert absent(True, "dsb2018") - {"nucleus"} == elsewhere | kinds
+    assert absent(True, "consep") - annotated["consep"] == elsewhere
+    assert data.unmarked(["consep"]) == {(Level.NUCLEI, name) for name in elsewhere}
+    assert data.unmarked(["consep", "dsb2018"]) > {(Level.NUCLEI, name) for name in ("epithelial", *elsewhere)}
 
 
 def test_nothing_to_learn_is_said() -> None:
@@ -232,7 +240,7 @@ def test_exchanged_colours_are_noticed(segmentation_data: Path, monkeypatch: pyt
 def test_a_set_that_is_not_ours_is_checked_before_it_is_learned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_sets: Path
 ) -> None:
-    """A picture of an external set under another name is refused, by its patient; so is what is not of tier A."""
+    """A picture of an external set under another name is refused, by its patient."""
     folder = tmp_path / "data"
     folder.mkdir()
     for entry in made_sets.iterdir():
@@ -246,10 +254,3 @@ def test_a_set_that_is_not_ours_is_checked_before_it_is_learned(
     made.mask(f"bcss/rgbs_colorNormalized/{name}", made.mosaic(200, 200))
     with pytest.raises(LeakageRefused, match="stands in a set that is for measuring only"):
         load("train", ["bcss"])
-    (folder / "glas").mkdir()
-    (folder / "glas/Grade.csv").write_text("name,patient ID\ntrain_1,3\n")
-    for stem, pixels in (("train_1", made.mosaic(60, 60)), ("train_1_anno", np.ones((60, 60), np.uint8))):
-        assert cv2.imwrite(str(folder / f"glas/{stem}.bmp"), pixels)
-    with pytest.raises(LeakageRefused, match="of tier B"):
-        load("train", ["glas"])
-    assert not load("test", ["glas"])

@@ -12,34 +12,18 @@ from training.pathsegmentor.descriptors import (
     irregularity_crofton,
     irregularity_mask,
 )
+from training.pathsegmentor.shapes import irregularities, made_shapes
 
-ROWS_HW, COLUMNS_HW = np.mgrid[:256, :256]
-
-
-def disk(row: float, column: float, radius: float) -> np.ndarray:
-    return (ROWS_HW - row) ** 2 + (COLUMNS_HW - column) ** 2 <= radius**2
-
-
-def rectangle(top: int, bottom: int, left: int, right: int) -> np.ndarray:
-    return (top <= ROWS_HW) & (bottom >= ROWS_HW) & (left <= COLUMNS_HW) & (right >= COLUMNS_HW)
-
-
-DISKS = np.any([disk(row, column, 10) for row in (30, 130) for column in (25, 73, 121, 169, 217)], axis=0)
-SHAPES = {
-    "disk": disk(127.5, 127.5, 20),
-    "square": rectangle(50, 89, 50, 89),
-    "rectangle": rectangle(50, 59, 20, 219),
-    "ten disks": DISKS,
-}
+SHAPES = made_shapes()
 
 
 @pytest.mark.parametrize(
     ("shape", "four", "eight", "crofton"),
     [
-        ("disk", (112, -0.27), (156, 0.35), 0.002),
-        ("square", (156, 0.17), (156, 0.17), 0.11),
-        ("rectangle", (416, 0.86), (416, 0.86), 0.84),
-        ("ten disks", (560, 0.87), (760, 0.93), 0.91),
+        ("disk, radius 20", (112, -0.27), (156, 0.35), 0.002),
+        ("square, 40", (156, 0.17), (156, 0.17), 0.11),
+        ("rectangle, 10 × 200", (416, 0.86), (416, 0.86), 0.84),
+        ("ten disks, radius 10", (560, 0.87), (760, 0.93), 0.91),
     ],
 )
 def test_golden_irregularity(shape, four, eight, crofton):
@@ -50,8 +34,15 @@ def test_golden_irregularity(shape, four, eight, crofton):
     assert irregularity_crofton(mask) == pytest.approx(crofton, abs=0.005)
 
 
+def test_the_pages_table_is_of_the_same_shapes():
+    table = {name: values for name, *values in irregularities()}
+    assert list(table) == list(SHAPES)
+    assert table["disk, radius 20"] == pytest.approx([-0.27, 0.35, 0.002, 0.002], abs=0.005)
+    assert table["ten disks, radius 10"][2] > 0.9 > 0.1 > table["ten disks, radius 10"][3]
+
+
 def test_ten_disks_are_irregular_as_a_mask_and_round_one_by_one():
-    found = describe(DISKS)
+    found = describe(SHAPES["ten disks, radius 10"])
     assert found.count == 10
     assert found.irregularity_mask > 0.9
     assert found.irregularity_instance < 0.1

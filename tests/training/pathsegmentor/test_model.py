@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from gateway.domain.prompts import words
 from tests.training.pathsegmentor.small_networks import ask, image, network, small
+from training.nn.attention import sine_positions
 from training.nn.bert import BertConfig
-from training.pathsegmentor.attention import sine_positions
 from training.pathsegmentor.decoder import _attended
 from training.pathsegmentor.model import PathSegmentor, selection
 from training.pathsegmentor.recipe import BertText, DecoderSettings, SegmentorRecipe, TransformerSettings

@@ -65,13 +65,13 @@ def test_only_images_that_may_be_shown_are_drawn(tmp_path, tier):
 
 
 def test_a_trend_is_a_picture_with_both_answers():
-    line = {"y": [0.2, 0.4], "low": [0.1, 0.3], "high": [0.3, 1.2], "change": {}}
+    line = {"y": [0.2, 0.4], "low": [0.1, 0.3], "high": [0.3, 1.0], "change": {}}
     both = {"alone": line, "partial": line}
     svg = trend_picture({"x": [0.0, 1.0], "answers": {"dice": both, "box_union": both}}, "size", "nuclei")
     root = ElementTree.fromstring(svg)
     texts = "".join(root.itertext())
     assert "union-box oracle" in texts
-    assert "count and size held" in texts
+    assert "size and density held" in texts
     assert len(root.findall(".//{*}polyline")) == 4
     inside = [point.split(",")[1] for shape in root.findall(".//{*}polygon") for point in shape.get("points").split()]
     assert min(map(float, inside)) >= 18  # a band does not leave the plot

@@ -9,6 +9,7 @@ from skimage.measure import regionprops
 from gateway.domain.prompts import Level
 from training.data.hashes import SAME_IMAGE_BITS, near_pairs
 from training.pathsegmentor.data import crop, load
+from training.pathsegmentor.measuring import windows_of
 from training.pathsegmentor.parts import PARTS, overlaps
 from training.pathsegmentor.sets import SETS, listed
 
@@ -35,6 +36,9 @@ def test_the_real_sets_stand_apart(real_data: None) -> None:
         for triple in listed():
             if triple.level == Level.NUCLEI:
                 assert crop(rng, one, triple, 128, aim=False).present is not False
+    tissue = [one for part in ("val", "test") for one in found[part] if one.level == Level.TISSUE]
+    empty = Counter(one.set for one in tissue for window in windows_of(one) if not window.category_HW.any())
+    assert empty == {"glomeruli": 45}  # no lymph node without tumor, and no colon without glands
     assert {(row.first, row.second): row.groups for row in overlaps() if row.groups or row.pictures} == {
         ("monuseg", "monusac"): 1
     }

@@ -29,11 +29,11 @@ def test_a_recipe_is_named_as_its_file_and_can_be_told(path: Path) -> None:
     assert describe(found).startswith(path.stem)
 
 
-def test_only_the_small_recipe_is_served() -> None:
+def test_only_the_network_of_one_query_is_served() -> None:
     published = {
         found.name for path in RECIPES.glob("pathsegmentor-*.toml") if getattr(found := read(path)[0], "publish", None)
     }
-    assert published == {"pathsegmentor-small"}
+    assert published == {"pathsegmentor-query-per-prompt-small"}
 
 
 @pytest.mark.parametrize("arm", ARMS)

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 from gateway.domain.prompts import LEVEL_AT, Level, Triple, read_prompts, words
 from training.errors import DataMissing, RecipeInvalid, RunInvalid, WeightsInvalid
 from training.files import sha256_file
+from training.loop import relative_rate
 from training.nn.bert import BertConfig
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.pathsegmentor import data
 from training.pathsegmentor.bert_text import BertTower, set_pieces
 from training.pathsegmentor.learner import SegmentorLearner
-from training.pathsegmentor.loop import Crops, dice_by_triple, parameter_groups, relative_rate
+from training.pathsegmentor.loop import Crops, dice_by_triple, parameter_groups
 from training.pathsegmentor.model import load
 from training.pathsegmentor.recipe import BertText, SegmentorRecipe, Training
 from training.pathsegmentor.specialists import load_specialist
@@ -108,6 +110,8 @@ def test_losses_and_validation_are_logged(finished: Run) -> None:
     best = max(validations, key=lambda line: line["dice"])
     assert finished.metrics["training"]["validation"]["dice"] == best["dice"]
     assert "nuclei-level epithelial in colon pathology" in best["triples"]
+    # What measures the network comes after, and counts in the whole alone.
+    assert steps[-1]["cpu_s"] <= finished.metrics["training"]["cpu_s"] < finished.metrics["cpu_s"]
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(finished: Run, tmp_path: Path) -> None:
@@ -146,6 +150,27 @@ def test_scales_that_the_data_do_not_have_are_refused(tmp_path: Path) -> None:
     text = RECIPE.replace("nuclei = 0.25", "nuclei = 0.5")
     with pytest.raises(RecipeInvalid, match="at which the data of that level are read"):
         train(written(tmp_path, text), tmp_path / "run")
+
+
+def test_what_is_served_learns_from_free_sets_only(
+    segmentation_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = """
+[publish]
+model = "pathseg"
+title = "Masks"
+mpp = 0.25
+tile_px = 32
+statement = "Tests."
+organs = []
+stains = ["HE"]
+limits = []
+"""
+    items = tuple(replace(item, tier="B") for item in data.load("train", ("consep", "glomeruli")))
+    monkeypatch.setattr(data, "load", lambda part, sets: items)
+    with pytest.raises(RecipeInvalid, match="set consep is of tier B; what ships is trained on tier A only"):
+        train(written(tmp_path, RECIPE + publish), tmp_path / "run")
+    assert train(written(tmp_path), tmp_path / "run", stop_after=1) is None
 
 
 def test_words_that_are_kept_from_the_network_do_not_matter() -> None:

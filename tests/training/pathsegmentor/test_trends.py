@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from training.pathsegmentor.pairs import Pair, Table
-from training.pathsegmentor.trends import FEWEST_PAIRS, curve, trends
+from training.pathsegmentor.trends import FEWEST_OUTLINES, curve, trends
 
 
 def made(count: int = 120) -> Table:
@@ -62,14 +62,30 @@ def test_a_constant_answer_is_flat_and_a_descriptor_without_spread_has_no_trend(
     assert "dispersion" not in found["by"]
 
 
-def test_too_few_pairs_make_no_trend():
+def test_too_few_outlines_make_no_trend_however_many_prompts_share_them():
     table = made()
-    assert trends(table.where(np.arange(len(table)) < FEWEST_PAIRS - 1)) == {}
+    few = table.where(np.arange(len(table)) < FEWEST_OUTLINES - 1).replaced("outline", np.zeros(FEWEST_OUTLINES - 1))
+    twice = Table.joined(few, few.replaced("prompt", np.full(len(few), "tissue-level gland in colon pathology")))
+    found = trends(twice)["nuclei"]
+    assert (found["pairs"], found["outlines"], found["by"]) == (198, 99, {})
+
+
+def test_what_only_tells_sets_apart_is_no_trend_and_nothing_leaves_0_to_1():
+    """One set is dense and well answered, the other neither; within each, density says nothing."""
+    table, rng = made(), np.random.default_rng(1)
+    dense = np.arange(len(table)) % 2 == 0
+    table = table.replaced("set", np.where(dense, "ebhi", "glomeruli"))
+    table = table.replaced("count", np.where(dense, 9.0, 2.0) + rng.integers(0, 12, len(table)))
+    table = table.replaced("dice", np.clip(np.where(dense, 0.99, 0.2) + rng.normal(0, 0.02, len(table)), 0, 1))
+    lines = trends(table)["nuclei"]["by"]["density"]["answers"]["dice"]
+    assert all(abs(line["change"]["value"]) < 0.1 for line in lines.values())
+    values = np.array([[line["y"], line["low"], line["high"]] for line in lines.values()])
+    assert 0 <= values.min() <= values.max() <= 1
 
 
 def test_a_curve_is_the_same_every_time():
     rng = np.random.default_rng(0)
     x, groups = rng.uniform(0, 1, 60), np.repeat(np.arange(10), 6)
     y = x**2
-    arguments = (x, y, groups, np.linspace(0.1, 0.9, 5), np.array([0.1, 0.9]), [])
+    arguments = (x, y, groups, np.ones(60), np.linspace(0.1, 0.9, 5), np.array([0.1, 0.9]), [])
     assert curve(*arguments) == curve(*arguments)

@@ -1,0 +1,324 @@
+"""What a slide of the cervix is called, from what lies on disk of it: classes, category or why there is none, cells."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from gateway.analyses.intended_use import NOTHING_DRAWN, Use
+from gateway.analyses.screening_adequacy import Judged
+from gateway.analyses.screening_bag import BagSaid
+from gateway.analyses.screening_site import SiteUsed
+from gateway.analyses.slide_half import SlideTask
+from gateway.analyses.specimen import Declared
+from gateway.domain.bethesda import ABNORMAL, NAMES, NILM, class_of
+from gateway.domain.codes import Code
+from gateway.domain.model import ModelCard, OperatingPoint
+from gateway.domain.report import Finding, FindingKind
+from gateway.domain.screened import Adaptation, ScreenedCell, ScreeningClass, ScreeningResult
+from gateway.domain.screening import NOT_SUPPORTED, TURNED_NORMAL, Decision, ScreeningPoint, decided
+from gateway.domain.slide import Level
+from gateway.domain.tables import adequacy_code, finding_code
+from gateway.operations.errors import InvalidSetting
+from gateway.slides.cells import Cells
+from gateway.slides.pap_stain import StainVerdict
+
+GALLERY = 12
+"""Cells that are shown, at most."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Looked:
+    """One look at the slide: the cells that were found, those that the slide's model was given, and what it said of
+    them; None where there are none."""
+
+    found: Cells
+    chosen: Cells
+    said: BagSaid | None
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Evidence:
+    """All that a slide is called by. `adapted`: as its site's state shows it, `unadapted`: without; the cells of both
+    are the same where that state maps no colours. `level`: the one that was read."""
+
+    task: SlideTask
+    level: Level
+    use: Use
+    specimen: Declared
+    stain: StainVerdict
+    judged: Judged
+    site: SiteUsed
+    adapted: Looked
+    unadapted: Looked
+
+    @property
+    def stain_is_wrong(self) -> bool:
+        """By what order and header say, or as it was measured."""
+        return self.use.wrong_stain or self.stain.verdict == "other"
+
+    @property
+    def exploratory(self) -> bool:
+        return self.use.exploratory or self.stain_is_wrong or not self.specimen.cervical
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Called:
+    """The result, what the reader must know of it, the `cells` of the look that the call rests on, all that were found,
+    and those of the result's gallery, in its order. None of these where nothing may be drawn."""
+
+    result: ScreeningResult
+    findings: tuple[Finding, ...]
+    cells: Cells | None
+    gallery: Cells | None
+
+
+def call(seen: Evidence) -> Called:
+    """The one call of a slide, by the rule of `gateway.domain.screening`."""
+    point = operating_point(seen.task.card, seen.task.options)
+    # A look without cells has no answer: what the other one says is then all there is.
+    adapted, unadapted = (
+        one.said or other.said for one, other in ((seen.adapted, seen.unadapted), (seen.unadapted, seen.adapted))
+    )
+    decision: Decision | None = None
+    classes: tuple[ScreeningClass, ...] = ()
+    if adapted is not None and unadapted is not None:
+        decision, classes = _decided(seen, point, adapted, unadapted)
+    # Where the call without the adaptation stands, the cells that it rests on are shown.
+    turned = decision is not None and TURNED_NORMAL in decision.findings
+    shown = seen.unadapted if turned or seen.adapted.said is None else seen.adapted
+    blocked = tuple(_blocked(seen, decision))
+    given = None if blocked or decision is None else decision.call
+    unnamed = given is not None and not given.categories
+    towards = _towards(decision, classes)
+    drawn = seen.specimen.cervical and not seen.stain_is_wrong
+    heaviest = _heaviest(shown, towards) if drawn else np.zeros(0, np.int64)
+    result = ScreeningResult(
+        series=seen.task.slide.header.series_uid,
+        exploratory=seen.exploratory,
+        adequacy=seen.judged.adequacy,
+        abnormal=None if given is None else given.abnormal,
+        categories=() if given is None else given.categories,
+        withheld=(finding_code("class-not-supported-screening"),) if unnamed else blocked,
+        classes=classes,
+        operating_point=point.name,
+        abnormal_from=point.min_probability,
+        adaptation=_adaptation(seen.site),
+        detected=tuple(int((shown.found.classes_N == column).sum()) for column in range(len(ABNORMAL))),
+        bag=len(shown.chosen),
+        gallery=tuple(_shown_cell(seen.level, shown, int(cell), towards) for cell in heaviest),
+    )
+    findings = (*_stain_findings(seen), *seen.judged.findings, *_cell_findings(seen, decision))
+    if decision is not None and drawn:
+        findings += tuple(_call_findings(seen, decision, classes, point, given=given is not None))
+    findings += (*_site_findings(seen), *_model_findings(seen))
+    if not drawn:
+        return Called(result, findings, None, None)
+    return Called(result, findings, shown.found, shown.chosen.chosen(heaviest))
+
+
+def operating_point(card: ModelCard, options: Mapping[str, float | None]) -> OperatingPoint:
+    """The card's operating point, or the order's own: the least 1 - p(NILM) of an abnormal slide. Raises InvalidSetting
+    where the order's is the higher one: it would call slides negative that the model was made to find."""
+    own, changed = card.operating_points[0], options["operating_point.abnormal_from"]
+    if changed is None:
+        return own
+    if changed > own.min_probability:
+        raise InvalidSetting(
+            f"The setting operating_point.abnormal_from is {changed:g}, above the model's own operating point "
+            f"({own.min_probability:g}): slides that are abnormal there would be called negative. Give at most "
+            "that, or leave it out."
+        )
+    return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
+
+
+def _decided(
+    seen: Evidence, point: OperatingPoint, adapted: BagSaid, unadapted: BagSaid
+) -> tuple[Decision, tuple[ScreeningClass, ...]]:
+    rule = seen.task.card.screening
+    assert rule is not None
+    with_C, without_C = (each.probabilities(rule.temperature).tolist() for each in (adapted, unadapted))
+    labels = sorted(seen.task.card.labels, key=lambda label: label.index)
+    decision = decided(
+        with_C,
+        without_C,
+        ScreeningPoint(point.min_probability, tuple(label.supported for label in labels)),
+        out_of_scope=seen.site.state.verdict == "out of scope",
+    )
+    classes = tuple(
+        ScreeningClass(
+            index=label.index,
+            name=NAMES[label.index],
+            code=label.exploratory if seen.exploratory else label.code,
+            supported=label.supported,
+            probability=with_C[label.index],
+            probability_unadapted=without_C[label.index],
+        )
+        for label in labels
+    )
+    return decision, classes
+
+
+def _blocked(seen: Evidence, decision: Decision | None) -> Iterator[Code]:
+    """Why no category may be given, whatever the probabilities are."""
+    if not seen.specimen.cervical:
+        yield finding_code("specimen-not-cervical")
+    if seen.use.wrong_stain:
+        yield from (finding.code for finding in seen.use.findings)
+    if seen.stain.verdict == "other":
+        yield finding_code("stain-not-papanicolaou")
+    if seen.stain.verdict == "colourless":
+        yield finding_code("stain-colourless")
+    if not seen.judged.adequacy.satisfactory:
+        yield adequacy_code("unsatisfactory")
+    if decision is None:
+        yield finding_code("no-candidate-cells")
+    elif decision.call is None:
+        yield finding_code("site-out-of-scope")
+
+
+def _towards(decision: Decision | None, classes: tuple[ScreeningClass, ...]) -> int:
+    """The class whose cells are shown: the category of an abnormal slide; of any other its most probable abnormal
+    class, so that the cells that speak most against the call are seen."""
+    if decision is not None and decision.call is not None and decision.call.abnormal and decision.call.categories:
+        return decision.call.categories[0]
+    abnormal = [each for each in classes if each.index != NILM]
+    return max(abnormal, key=lambda each: each.probability).index if abnormal else class_of(0)
+
+
+def _heaviest(shown: Looked, towards: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The cells that add most to a class's logit, the heaviest first; of equals the surest."""
+    if shown.said is None:
+        return np.zeros(0, np.int64)
+    return np.argsort(-shown.said.parts_NC[:, towards], kind="stable")[:GALLERY].astype(np.int64)
+
+
+def _shown_cell(level: Level, shown: Looked, cell: int, towards: int) -> ScreenedCell:
+    assert shown.said is not None
+    left, top, right, bottom = shown.chosen.boxes_N4[cell].tolist()
+    return ScreenedCell(
+        index=class_of(int(shown.chosen.classes_N[cell])),
+        score=float(shown.chosen.scores_N[cell]),
+        towards=towards,
+        contribution=float(shown.said.parts_NC[cell, towards]),
+        x_um=(left + right) / 2 * level.mpp_x,
+        y_um=(top + bottom) / 2 * level.mpp_y,
+        width_um=(right - left) * level.mpp_x,
+        height_um=(bottom - top) * level.mpp_y,
+    )
+
+
+def _adaptation(site: SiteUsed) -> Adaptation:
+    state = site.state
+    return Adaptation(
+        site=state.site,
+        version=state.version,
+        verdict=state.verdict,
+        digest=state.digest,
+        applied=not state.changes_nothing,
+        distance_raw=state.distance_raw,
+        distance_coloured=state.distance_coloured,
+        gate=state.gate,
+        signed_by=site.signed_by,
+    )
+
+
+def _finding(seen: Evidence, kind: FindingKind, key: str, text: str) -> Finding:
+    return Finding(kind=kind, code=finding_code(key), text=text, series=seen.task.slide.header.series_uid)
+
+
+def _stain_findings(seen: Evidence) -> Iterator[Finding]:
+    stain = seen.stain
+    if stain.verdict == "colourless":
+        yield _finding(
+            seen,
+            FindingKind.INTENDED_USE,
+            "stain-colourless",
+            "What is on the slide has hardly any colour: whether it is stained by Papanicolaou's method cannot be "
+            "told. No category is given. Stain the slide, or scan it in colour.",
+        )
+    if stain.verdict == "other":
+        yield _finding(
+            seen,
+            FindingKind.INTENDED_USE,
+            "stain-not-papanicolaou",
+            f"The slide's colours are not those of Papanicolaou's stain: {100 * stain.counterstain_share:.1f} % of "
+            f"them are of its counterstains, over {stain.spread_deg:.0f}° of hue. No category is given. "
+            f"{NOTHING_DRAWN}",
+        )
+
+
+def _cell_findings(seen: Evidence, decision: Decision | None) -> Iterator[Finding]:
+    without = [name for name, look in (("with", seen.adapted), ("without", seen.unadapted)) if look.said is None]
+    if not without:
+        return
+    if decision is None:
+        text = (
+            "No cell of an abnormal class was found, so the slide's model was not asked. That is no negative result: a "
+            "pathologist must look at the slide."
+        )
+    else:
+        text = f"No cell was found {without[0]} the adaptation to the site; both answers are those of the other look."
+    yield _finding(seen, FindingKind.CONFIDENCE, "no-candidate-cells", text)
+
+
+def _call_findings(
+    seen: Evidence, decision: Decision, classes: tuple[ScreeningClass, ...], point: OperatingPoint, *, given: bool
+) -> Iterator[Finding]:
+    """Why the call is not simply that of the adapted probabilities. `given`: whether it is given at all."""
+    turned = TURNED_NORMAL in decision.findings
+    if turned:
+        negative = next(each for each in classes if each.index == NILM)
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "adaptation-turned-normal",
+            f"Without the adaptation to the site the slide is abnormal (1 - p(NILM) = "
+            f"{1 - negative.probability_unadapted:.2f}), with it it is not ({1 - negative.probability:.2f}; abnormal "
+            f"from {point.min_probability:.2f}). {'The stricter call is given.' if given else 'No category is given.'}",
+        )
+    if NOT_SUPPORTED in decision.findings:
+        # Of the call that stands: the adaptation's, unless it would turn the slide normal.
+        shares = {each.index: each.probability_unadapted if turned else each.probability for each in classes}
+        best = max((each for each in classes if each.index != NILM), key=lambda each: shares[each.index])
+        rest = " The category is the most probable of the others." if given else ""
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "class-not-supported-screening",
+            f"The most probable abnormal class, {best.code.display} ({shares[best.index]:.2f}), is one that the model "
+            f"was not measured for. It counts towards abnormal.{rest}",
+        )
+
+
+def _site_findings(seen: Evidence) -> Iterator[Finding]:
+    state = seen.site.state
+    if state.verdict == "not commissioned":
+        other = "all signed states of it were fitted to another model"
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "site-not-commissioned",
+            f"The model was not adapted to the slide's site ({state.site}): "
+            f"{other if seen.site.other_model else 'no state of it is signed'}. How often it is right there is not "
+            "known. Fit the site and sign its state.",
+        )
+    if state.verdict == "out of scope":
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "site-out-of-scope",
+            f"The slide's site ({state.site}) lies too far from what the model learned from, even with its colours "
+            "mapped. A negative category is not given.",
+        )
+
+
+def _model_findings(seen: Evidence) -> Iterator[Finding]:
+    if seen.task.card.composed:
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "composed-training",
+            "The slide's model was trained and measured on synthetic bags of cells, never on a patient's whole slide: "
+            "how often it is right on one is not known.",
+        )

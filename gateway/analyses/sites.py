@@ -1,0 +1,384 @@
+"""Sites: a centre with its scanner and stain, the states that were fitted for it, and who signed which.
+
+On disk, a folder a site: `sites/NAME/VERSION.json` is a state's canonical bytes, and what appears last of a fit;
+`VERSION.fit.json` says what was fitted to, `VERSION.signed.json` and `VERSION.retired.json` who decided what. Versions
+count up, no file is ever written anew, and nothing but a signed state is used. Every change is told to the audit trail
+before its file appears: a kill between the two leaves a record of what did not come into force, never a state in force
+that no record tells of.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from gateway.domain.slide import SlideHeader
+from gateway.operations import codec
+from gateway.operations.disk import NotRegular, disk_errors, locked_folder, regular_bytes, written_whole
+from gateway.operations.errors import Conflict, InvalidInput, NotFound
+from gateway.slides.site_state import SiteState, SiteStateInvalid, Source, demand_fits
+
+FOLDER = "sites"
+"""In the state folder."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_VERSION = re.compile(r"([1-9][0-9]{0,8})\.json", re.ASCII)
+_MOST_BYTES = 16 * 2**20
+"""Of one file: a state of a thousand features has 50 kB."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where slides come from, as their headers say it (DICOM PS3.3 C.7.5.1), and how they are stained (HE, PAP, …);
+    None where nothing is said."""
+
+    institution: str | None
+    manufacturer: str | None
+    model_name: str | None
+    serial_number: str | None
+    stain: str | None
+
+    @classmethod
+    def of(cls, header: SlideHeader, stain: str | None) -> "Origin":
+        return cls(
+            institution=header.institution,
+            manufacturer=header.manufacturer,
+            model_name=header.model_name,
+            serial_number=header.serial_number,
+            stain=stain,
+        )
+
+    @property
+    def name(self) -> str:
+        """For a report where no site was fitted. Never the name of one that was: those have no slash."""
+        parts = (self.institution, self.manufacturer, self.model_name, self.serial_number, self.stain)
+        return " / ".join(part or "unknown" for part in parts)
+
+    @property
+    def told(self) -> bool:
+        """Whether it tells one scanner from another: by its serial number, or as the one model of an institution."""
+        return bool(self.serial_number or (self.institution and self.model_name)) and self.stain is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FittedSlide:
+    """series_sha256: of its series instance UID; detected: the cells that the detector found on it as it is, by
+    abnormal class in Bethesda's order; detected_coloured: with the site's colours mapped (None: they were not)."""
+
+    series_sha256: str
+    detected: tuple[int, ...]
+    detected_coloured: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitRecord:
+    """What one version rests on. models: Triton folder -> digest of its engine; left_out: slides that could not be
+    read; user: who ran the fit."""
+
+    origin: Origin
+    slides: tuple[FittedSlide, ...]
+    left_out: int
+    models: dict[str, str]
+    user: str
+    time: datetime
+    state_sha256: str
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return codec.dumps(self).encode()
+
+    @property
+    def digest(self) -> str:
+        """sha256 of its bytes."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A person's word on a version: by: who answers for it; user: the account that it was given from; state_sha256 and
+    fit_sha256: on exactly which bytes."""
+
+    by: str
+    user: str
+    time: datetime
+    state_sha256: str
+    fit_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One fit of a site, and what was decided of it."""
+
+    state: SiteState
+    fit: FitRecord
+    signed: Decision | None
+    retired: Decision | None
+
+    @property
+    def usable(self) -> bool:
+        return self.signed is not None and self.retired is None
+
+    def decided(self, by: str, user: str, time: datetime) -> Decision:
+        """A decision on this version."""
+        return Decision(by=by, user=user, time=time, state_sha256=self.state.digest, fit_sha256=self.fit.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """A state that may be used, and who signed it."""
+
+    state: SiteState
+    signature: Decision
+
+
+def site_of(state_folder: Path, header: SlideHeader, stain: str | None) -> str:
+    """The name of a slide's site: the fitted one whose slides had exactly these words in their headers and this stain
+    (of the order, else of the header); where there is none, a name made of them. Raises SiteStateInvalid, StateError.
+    """
+    origin, store = Origin.of(header, stain), SiteStore(state_folder)
+    found = store.site_from(origin) if origin.told else None
+    return found or origin.name
+
+
+def signed_state(state_folder: Path, site: str, source: Source) -> Signed | None:
+    """The newest signed state of a site that was fitted to the model of these source constants; None where none of
+    the site's states is signed.
+
+    Raises SiteStateInvalid where all that are signed were fitted to another model, or a file is damaged; StateError.
+    """
+    store = SiteStore(state_folder)
+    usable = [each for each in reversed(store.versions(site)) if each.usable] if _NAME.fullmatch(site) else []
+    for each in usable:
+        if each.state.source_sha256 == source.digest and each.signed is not None:
+            return Signed(each.state, each.signed)
+    if usable:
+        demand_fits(usable[0].state, source)
+    return None
+
+
+class SiteStore:
+    """The sites of a state folder. What writes is locked against whoever else writes.
+
+    Every method raises StateError, DiskFull, and SiteStateInvalid where a file is damaged.
+    """
+
+    def __init__(self, state_folder: Path) -> None:
+        self._folder = state_folder / FOLDER
+
+    def sites(self) -> tuple[str, ...]:
+        """The names of all that have a fit, sorted."""
+        with disk_errors():
+            names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+            return tuple(sorted(name for name in names if _NAME.fullmatch(name) and self._numbers(name)))
+
+    def versions(self, site: str) -> tuple[Version, ...]:
+        """Of a site, oldest first; none where there is no such site."""
+        with disk_errors():
+            return tuple(self._version(site, number) for number in self._numbers(demand_name(site)))
+
+    def numbers(self, site: str) -> tuple[int, ...]:
+        """Of its versions, rising."""
+        with disk_errors():
+            return tuple(self._numbers(demand_name(site)))
+
+    def version(self, site: str, number: int) -> Version:
+        """One version. Raises NotFound."""
+        with disk_errors():
+            numbers = self._numbers(demand_name(site))
+            if not numbers:
+                raise NotFound(f"There is no site {site}. Known sites: {', '.join(self.sites()) or 'none'}.")
+            if number not in numbers:
+                raise NotFound(f"There is no version {number} of {site}. Known versions: {_list(numbers)}.")
+            return self._version(site, number)
+
+    def site_from(self, origin: Origin) -> str | None:
+        """The site whose slides come from exactly there; one whose versions are all retired counts no more. A damaged
+        site stops those only whose site it may be: slides of another one, and where it is proven to be from elsewhere.
+        """
+        damaged: SiteStateInvalid | None = None
+        for site in self.sites():
+            try:
+                versions = self.versions(site)
+            except SiteStateInvalid as error:
+                if self._proven_origin(site) in (None, origin):
+                    damaged = damaged or error
+                continue
+            if versions[0].fit.origin == origin and any(each.retired is None for each in versions):
+                return site
+        if damaged is not None:
+            raise damaged
+        return None
+
+    def demand_origin(self, site: str, origin: Origin) -> None:
+        """Raise Conflict where a site of this name comes from elsewhere, or another site comes from there: a name
+        always means the same centre, scanner and stain."""
+        versions = self.versions(site)
+        if versions and versions[0].fit.origin != origin:
+            raise Conflict(
+                f"The site {site} was fitted to slides of {versions[0].fit.origin.name}, and these are of "
+                f"{origin.name}. Give them a name of their own."
+            )
+        other = self.site_from(origin)
+        if other not in (None, site):
+            raise Conflict(f"Slides of {origin.name} are those of the site {other}. Fit that one, or retire it first.")
+
+    def add(self, state: SiteState, record: FitRecord, tell: Callable[[SiteState], None]) -> Version:
+        """Keep a fit as the site's next version, whatever the version of `state` and the digest of `record`; `tell`
+        is called before it is there. Raises Conflict as `demand_origin` does."""
+        with self._writing(state.site) as folder:
+            self.demand_origin(state.site, record.origin)
+            number = max(self._numbers(state.site), default=0) + 1
+            state = replace(state, version=number)
+            record = replace(record, state_sha256=state.digest)
+            tell(state)
+            _write(folder / f"{number}.fit.json", record.to_bytes())
+            _write(folder / f"{number}.json", state.to_bytes())
+        return Version(state=state, fit=record, signed=None, retired=None)
+
+    def sign(
+        self, site: str, number: int, by: str, user: str, time: datetime, tell: Callable[[SiteState], None]
+    ) -> None:
+        """Let a version be used. Raises NotFound, Conflict (signed or retired already)."""
+        with self._deciding(site, number) as (version, folder):
+            if version.retired is not None:
+                raise Conflict(f"The version {number} of {site} is retired. Fit the site again.")
+            if version.signed is not None:
+                raise Conflict(f"The version {number} of {site} was signed by {version.signed.by} already.")
+            tell(version.state)
+            _write(folder / f"{number}.signed.json", codec.dumps(version.decided(by, user, time)).encode())
+
+    def retire(
+        self, site: str, number: int, by: str, user: str, time: datetime, tell: Callable[[SiteState], None]
+    ) -> None:
+        """Use a version no more. Raises NotFound, Conflict (retired already)."""
+        with self._deciding(site, number) as (version, folder):
+            if version.retired is not None:
+                raise Conflict(f"The version {number} of {site} is retired already.")
+            tell(version.state)
+            _write(folder / f"{number}.retired.json", codec.dumps(version.decided(by, user, time)).encode())
+
+    def work_folder(self, site: str) -> Path:
+        """Where a fit of the site keeps what it has computed, until its version is there. Made where it is not."""
+        folder = self._folder / demand_name(site) / "work"
+        with disk_errors():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
+
+    def _numbers(self, site: str) -> list[int]:
+        folder = self._folder / site
+        found = (_VERSION.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
+        return sorted(int(match[1]) for match in found if match)
+
+    def _proven_origin(self, site: str) -> Origin | None:
+        """Where a damaged site's slides come from: a name means that for good, so one fit of which a decision has the
+        digest tells it. None where nothing proves it."""
+        with disk_errors():
+            for number in self._numbers(site):
+                try:
+                    fit = _loaded(FitRecord, self._folder / site / f"{number}.fit.json")
+                    signed, retired = self._decisions(site, number)
+                except SiteStateInvalid:
+                    continue
+                if fit.digest in {each.fit_sha256 for each in (signed, retired) if each is not None}:
+                    return fit.origin
+        return None
+
+    def _decisions(self, site: str, number: int) -> tuple[Decision | None, Decision | None]:
+        """Signed and retired."""
+        signed, retired = (
+            _loaded(Decision, path) if path.exists() or path.is_symlink() else None
+            for path in (self._folder / site / f"{number}.{what}.json" for what in ("signed", "retired"))
+        )
+        return signed, retired
+
+    def _version(self, site: str, number: int) -> Version:
+        path = self._folder / site / f"{number}.json"
+        try:
+            state = SiteState.from_bytes(_read(path))
+        except SiteStateInvalid:
+            raise _damaged(path) from None
+        fit = _loaded(FitRecord, path.with_name(f"{number}.fit.json"))
+        signed, retired = self._decisions(site, number)
+        said = {(each.state_sha256, each.fit_sha256) for each in (signed, retired) if each is not None}
+        whole = fit.state_sha256 == state.digest and said <= {(state.digest, fit.digest)}
+        if (state.site, state.version) != (site, number) or not whole:
+            raise _damaged(path)
+        return Version(state=state, fit=fit, signed=signed, retired=retired)
+
+    @contextmanager
+    def _writing(self, site: str) -> Iterator[Path]:
+        """The site's folder, while nobody else writes to any site's."""
+        folder = self._folder / demand_name(site)
+        with disk_errors():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with locked_folder(self._folder):
+                yield folder
+
+    @contextmanager
+    def _deciding(self, site: str, number: int) -> Iterator[tuple[Version, Path]]:
+        self.version(site, number)  # before anything is made
+        with self._writing(site) as folder:
+            yield self.version(site, number), folder
+
+
+def demand_name(site: str) -> str:
+    """The name of a site as it was given. Raises InvalidInput where it is none."""
+    if not _NAME.fullmatch(site):
+        raise InvalidInput(
+            "A site's name has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or "
+            "digit, e.g. north-s360-pap."
+        )
+    return site
+
+
+def differing(origins: Sequence[Origin]) -> tuple[str, ...]:
+    """Which of their words are not the same in all of them."""
+    names = ("institution", "manufacturer", "model_name", "serial_number", "stain")
+    return tuple(name for name in names if len({getattr(origin, name) for origin in origins}) > 1)
+
+
+def series_digest(series_uid: str) -> str:
+    """What a record of a fit calls a slide: it names no one who does not have the slide."""
+    return hashlib.sha256(series_uid.encode()).hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    with written_whole(path, private=True) as out:
+        out.write(data)
+
+
+def _loaded(kind: type[T], path: Path) -> T:
+    try:
+        return codec.loads(kind, _read(path))
+    except ValidationError:
+        raise _damaged(path) from None
+
+
+def _read(path: Path) -> bytes:
+    """A regular file's bytes. Raises SiteStateInvalid where it is none, or no longer there."""
+    try:
+        data = regular_bytes(path, _MOST_BYTES)
+    except NotRegular:
+        data = None
+    if data is None:
+        raise _damaged(path)
+    return data
+
+
+def _damaged(path: Path) -> SiteStateInvalid:
+    site = path.parent.name
+    return SiteStateInvalid(
+        f"Files of the site {site} are damaged or were changed ({path.name}). Restore {FOLDER}/{site} in the state "
+        "folder from a copy, or move it away and fit the site again."
+    )
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

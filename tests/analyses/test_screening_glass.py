@@ -1,0 +1,104 @@
+"""Slides with little on them: cells that lie alone on glass, ink, and no colour."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gateway.analyses.screening import CervicalScreening
+from gateway.analyses.slide_half import SlideOutcome
+from gateway.domain.bethesda import HSIL, NILM
+from gateway.domain.screened import ScreeningResult
+from tests.support.bags import OnnxEngine
+from tests.support.screening import screened, screening, smear, write_smear
+from tests.support.screening_models import paint, write_screening
+
+GLASS = 243
+MPP = 0.25
+INK = (20, 40, 160)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_screening(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture
+def engine(models: Path) -> OnnxEngine:
+    return OnnxEngine(models)
+
+
+def glass(size_um: float) -> npt.NDArray[np.uint8]:
+    return np.full((round(size_um / MPP), round(size_um / MPP), 3), GLASS, np.uint8)
+
+
+def result_of(outcome: SlideOutcome) -> ScreeningResult:
+    assert outcome.screening is not None
+    return outcome.screening
+
+
+def keys(outcome: SlideOutcome) -> list[str]:
+    return [finding.code.code for finding in outcome.findings]
+
+
+@pytest.mark.parametrize("cells", [1, 3])
+async def test_cells_that_lie_alone_on_glass_are_read(
+    cells: int, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    """The only abnormal ones, far from the sheet of the others; alone, or three that touch."""
+    image = glass(1600)
+    image[:1600, :1600] = smear([(NILM, 120, 90)], size_um=400)
+    for number in range(cells):
+        paint(image, HSIL, (1200 + 12 * number) / MPP, 1210 / MPP, MPP)
+    with screening(write_smear(tmp_path / "slide", image), models, tmp_path / "task") as task:
+        windows = len(CervicalScreening().plan(task))
+        outcome = await screened(task, engine)
+    result = result_of(outcome)
+    assert result.detected[HSIL - 1] >= 1
+    assert (result.withheld, result.adequacy.reasons, result.categories) == ((), (), (HSIL,))
+    assert windows <= 9 + 4
+
+
+async def test_empty_glass_is_not_read(models: Path, engine: OnnxEngine, tmp_path: Path) -> None:
+    noisy = np.clip(glass(600) + np.random.default_rng(1).normal(0, 4, (2400, 2400, 3)), 0, 255).astype(np.uint8)
+    with screening(write_smear(tmp_path / "slide", noisy), models, tmp_path / "task") as task:
+        outcome = await screened(task, engine)
+    assert [code.code for code in result_of(outcome).adequacy.reasons] == ["unsatisfactory-empty"]
+    assert engine.calls == {}
+
+
+async def test_what_lies_under_ink_is_told(models: Path, engine: OnnxEngine, tmp_path: Path) -> None:
+    image = glass(1600)
+    image[:1600, :1600] = smear([(HSIL, 120, 130), (NILM, 200, 200)], size_um=400)
+    image[2000:, 2000:] = INK
+    with screening(write_smear(tmp_path / "slide", image), models, tmp_path / "task", adequacy__max_pen="1") as task:
+        outcome = await screened(task, engine)
+    result = result_of(outcome)
+    assert (result.withheld, result.adequacy.reasons, result.categories) == ((), (), (HSIL,))
+    assert "pen-marks" in keys(outcome)
+
+
+async def test_a_slide_under_ink_is_not_just_empty(models: Path, engine: OnnxEngine, tmp_path: Path) -> None:
+    image = glass(600)
+    image[:] = INK
+    with screening(write_smear(tmp_path / "slide", image), models, tmp_path / "task") as task:
+        outcome = await screened(task, engine)
+    reasons = [code.code for code in result_of(outcome).adequacy.reasons]
+    assert reasons == ["unsatisfactory-empty", "unsatisfactory-pen"]
+    assert "unsatisfactory-pen" in keys(outcome)
+
+
+async def test_a_grey_slide_with_cells_is_not_taken_for_papanicolaou(
+    models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    coloured = smear([(HSIL, 120, 130), (NILM, 200, 200)], size_um=400)
+    grey = np.repeat(coloured.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    paint(grey, HSIL, 120 / MPP, 130 / MPP, MPP)
+    with screening(write_smear(tmp_path / "slide", grey), models, tmp_path / "task", adequacy__min_cells="0") as task:
+        outcome = await screened(task, engine)
+    result = result_of(outcome)
+    assert result.classes
+    assert "stain-colourless" in [code.code for code in result.withheld]
+    assert "stain-colourless" in keys(outcome)
+    assert (result.abnormal, result.category) == (None, None)

@@ -1,0 +1,141 @@
+"""Who is enrolled in a study: all of a call or nobody, and no accession whose orders are of several patients."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway import cli
+from gateway.analyses.study_journal import Entry, Journal
+from gateway.analyses.study_patients import patient_digest, several
+from gateway.analyses.study_register import Register
+from gateway.domain.order import Patient
+from tests.analyses.study_support import Cohort
+from tests.reports.screened import negative
+from tests.support.commands import commands_on
+from tests.support.screening_models import write_screening
+
+
+def enrol(*wanted: str) -> tuple[str, ...]:
+    return ("enrol", "north", *wanted, "--centre", "east")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_screening(tmp_path_factory.mktemp("models") / "repository")
+
+
+@pytest.fixture
+def cohort(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Cohort]:
+    with commands_on(tmp_path / "state", models, monkeypatch):
+        cohort = Cohort(tmp_path / "state", capsys)
+        cohort.new()
+        yield cohort
+        cohort.ledger.close()
+
+
+def joined(cohort: Cohort, folder: Path, text: str) -> None:
+    (folder / "reference.csv").write_text("accession,category\n" + text)
+    cohort.does("join", "north", str(folder / "reference.csv"))
+
+
+@pytest.mark.parametrize(
+    ("patients", "expected"),
+    [
+        ([], False),
+        ([Patient("1", "A"), Patient(), Patient("1 "), Patient(" 1", "A")], False),
+        ([Patient("1"), Patient("01")], True),
+        ([Patient("1", "A"), Patient("1", "B")], True),
+        ([Patient("1", "A"), Patient("2")], True),
+    ],
+)
+def test_patients_are_several_where_an_id_or_an_issuer_differs(patients: list[Patient], expected: bool) -> None:
+    assert several(patients) is expected
+
+
+def test_a_patient_is_noted_without_being_named_and_is_another_one_in_every_study(cohort: Cohort) -> None:
+    cohort.new("south")
+    cohort.order("A1", "PATIENT-7")
+    for name in ("north", "south"):
+        cohort.does("enrol", name, "A1", "A2", "--centre", "east")
+    entries = [Journal(cohort.folder(name) / "journal.jsonl").read()[-1] for name in ("north", "south")]
+    first, second = ([case["patient"] for case in entry.data["cases"]] for entry in entries)
+    assert first == [patient_digest(cohort.record().digest, Patient("PATIENT-7")), None]
+    assert first[0] != second[0]
+    assert b"PATIENT-7" not in (cohort.folder() / "journal.jsonl").read_bytes()
+
+
+def test_an_accession_whose_orders_name_different_patients_is_not_enrolled(cohort: Cohort) -> None:
+    for accession, patient in (("A1", "P1"), ("A2", "P2"), ("A1", "P9"), ("A3", None), ("A3", "P3")):
+        cohort.order(accession, patient)
+    before = (cohort.folder() / "journal.jsonl").read_bytes()
+    said = cohort.refuses(*enrol("A2", "A1"))
+    assert "Orders of one accession name different patients: A1." in said
+    assert (cohort.folder() / "journal.jsonl").read_bytes() == before
+    said = cohort.does(*enrol("--waiting"))
+    assert said.startswith("2 enrolled at east; 2 take part.")
+    assert "not enrolled, since orders of the accession name different patients: A1\n" in said
+
+
+def test_an_answer_whose_accession_became_another_patients_gives_no_figure(cohort: Cohort, tmp_path: Path) -> None:
+    cohort.does(*enrol("A3"))  # before it is ordered
+    orders = {name: cohort.order(name, f"P-{name}") for name in ("A1", "A2", "A3")}
+    cohort.does(*enrol("A1", "A2"))
+    for analysis in orders.values():
+        cohort.answer(analysis, negative)
+    for name in ("A2", "A3"):
+        cohort.order(name, "P9")
+    cohort.order("A1", "P-A1")
+    joined(cohort, tmp_path, "A1,NILM\nA2,NILM\nA3,NILM\n")
+    doubt = "orders of its accession name different patients"
+    said = cohort.refuses("report", "north")
+    assert f"(A3: {doubt}; A2: {doubt}). No figure" in said
+    for name in ("A2", "A3"):
+        cohort.does("exclude", "north", name, "--reason", doubt)
+    assert "| pooled | 1 | 0 | 1 |" in cohort.does("report", "north")
+
+
+def test_an_answer_of_another_patient_than_was_enrolled_gives_no_figure(cohort: Cohort, tmp_path: Path) -> None:
+    analysis = cohort.order("A1", "P1")
+    cohort.does(*enrol("A1"))
+    order = cohort.ledger.get(analysis, "default").analysis.order
+    cohort.answer(analysis, negative, order=replace(order, patient=Patient("P2")))
+    joined(cohort, tmp_path, "A1,NILM\n")
+    assert "its order names another patient than when it was enrolled" in cohort.refuses("report", "north")
+
+
+def _killed(state: Path, models: Path, before: bool) -> None:
+    """An enrolment that is killed before, or right after, its first line is on the disk."""
+    os.environ |= {"PATHSERVE_STATE": str(state), "PATHSERVE_MODEL_REPOSITORY": str(models)}
+    append = Journal.append
+
+    def die(self: Journal, *said: Any) -> Entry:
+        if not before:
+            append(self, *said)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    Journal.append = die  # type: ignore[method-assign]
+    cli.main(["study", *enrol("A1", "A2", "A3")])
+
+
+@pytest.mark.parametrize(("before", "enrolled"), [(True, 0), (False, 3)])
+def test_a_kill_leaves_all_of_a_call_enrolled_or_nobody(
+    cohort: Cohort, models: Path, before: bool, enrolled: int
+) -> None:
+    killed = multiprocessing.get_context("forkserver").Process(target=_killed, args=(cohort.state, models, before))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert len(Register.of(Journal(cohort.folder() / "journal.jsonl").read()).enrolled) == enrolled
+    if enrolled:
+        assert "Enrolled or excluded already, or named twice: A1, A2, A3" in cohort.refuses(*enrol("A1", "A2", "A3"))
+    said = cohort.does(*enrol(*(["A4"] if enrolled else ["A1", "A2", "A3"])))
+    assert f"{enrolled + 1 if enrolled else 3} take part" in said

@@ -1,0 +1,115 @@
+"""A detector's training from its recipe to a run folder: on made fields, a few steps long."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.data import made
+from tests.training.smartccs.tiny import detector_recipe
+from training.errors import RecipeInvalid, RunInvalid
+from training.files import sha256_file
+from training.runs import Run
+from training.smartccs import data
+from training.smartccs.backbones import FrozenResNet50Maps
+from training.smartccs.detect import DetectorLearner, parameter_groups
+from training.smartccs.detecting import tile_corners
+from training.smartccs.detector import load
+from training.smartccs.recipe import DetectorRecipe
+from training.smartccs.train import train
+from training.ssl.distributed import World
+from training.ssl.recipe import read_recipe
+
+pytestmark = pytest.mark.training
+RECIPE = detector_recipe(
+    name="tiny",
+    queries=4,
+    data_mpp=0.49,
+    merging="top_k = 5",
+    training="iterations = 2, log_every = 1, checkpoint_every = 1, validate_every = 2",
+)
+
+
+def written(folder: Path, text: str = RECIPE) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = made.Made(tmp_path_factory.mktemp("data"))
+    made.smears(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATHSERVE_DATA", str(folder.finish()))
+        runs = tmp_path_factory.mktemp("runs")
+        run = train(written(runs), runs / "whole")
+        assert run is not None
+        yield run
+
+
+def test_a_finished_run_tells_how_well_cells_are_found(finished: Run) -> None:
+    network = load(finished)
+    assert finished.metrics["network"]["parameters"] == sum(value.numel() for value in network.parameters())
+    assert finished.metrics["training"]["iterations"] == 2
+    assert 0 <= finished.metrics["training"]["validation"]["sensitivity"] <= 1
+    for part in ("validation", "test"):
+        assert {"froc", "froc_annotated_only", "froc_of_other_fields", "froc_of_dark_blobs"} <= finished.metrics[
+            part
+        ].keys()
+        assert finished.metrics[part]["abnormal_cells"] == finished.metrics[part]["fields"] == 2
+    learned = [*data.load("train"), *data.load("validation")]
+    assert finished.manifest["seen"] == data.seen(learned).record()
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(finished: Run, tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert train(path, tmp_path / "run", stop_after=1) is None
+    with pytest.raises(RunInvalid, match="--resume"):
+        train(path, tmp_path / "run")
+    again = train(path, tmp_path / "run", resume=True)
+    assert again is not None
+    assert sha256_file(again.weights_path) == finished.weights_sha256
+    assert again.metrics["test"] == finished.metrics["test"]
+
+
+def test_the_backbone_and_what_says_where_to_look_have_their_own_rates(tmp_path: Path) -> None:
+    recipe, _ = read_recipe(DetectorRecipe, written(tmp_path), ["training.backbone_rate=0.5"])
+    learner = DetectorLearner(recipe, World())
+    names = {id(parameter): name for name, parameter in learner.named_parameters()}
+    rates = {
+        names[id(parameter)]: group["lr"]
+        for group in parameter_groups(learner, recipe.training)
+        for parameter in group["params"]
+    }
+    assert len(rates) == len(names)
+    assert rates["model.backbone.stages.0.conv1.weight"] == pytest.approx(5e-4)
+    assert rates["model.encoder.0.attention.offsets.bias"] == rates["model.reference.weight"] == pytest.approx(1e-4)
+    assert rates["model.decoder.0.cross.value.weight"] == rates["model.queries"] == pytest.approx(1e-3)
+
+
+def test_a_stage_or_a_setting_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"smartccs has the stages .*detect"):
+        train(written(tmp_path, RECIPE.replace('"detect"', '"segment"')))
+    with pytest.raises(RecipeInvalid, match=r"merging\.top"):
+        train(written(tmp_path, RECIPE.replace("top_k", "top")))
+
+
+def test_tiles_cover_a_field_and_overlap() -> None:
+    assert list(tile_corners((626, 836), 512, 96)) == [(0, 0), (324, 0), (0, 114), (324, 114)]
+    assert list(tile_corners((100, 512), 512, 96)) == [(0, 0)]
+    starts = sorted({x for x, _ in tile_corners((512, 2000), 512, 96)})
+    assert starts[:: len(starts) - 1] == [0, 2000 - 512]
+    assert max(later - earlier for earlier, later in pairwise(starts)) <= 512 - 96
+
+
+def test_batch_norms_of_imagenet_weights_stay_as_they_are() -> None:
+    with torch.device("meta"):
+        network = FrozenResNet50Maps().train()
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 53
+    assert not any(module.training or module.weight.requires_grad for module in norms)
+    assert network.layer4.training
+    assert network.conv1.weight.requires_grad

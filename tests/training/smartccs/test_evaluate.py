@@ -1,0 +1,270 @@
+"""Every experiment of Smart-CCS on made smears: what each file tells, and that what must not change does not."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from gateway.domain.bethesda import HSIL, NILM
+from gateway.domain.screening import ScreeningPoint
+from tests.training.data import made
+from tests.training.small_data import read_manifest, write_small_data
+from tests.training.smartccs.tiny import detector_recipe
+from training.data.common import data_root
+from training.files import json_bytes
+from training.smartccs import embed, evaluate, mode_figures, page, probes, recalibrate
+from training.smartccs.recalibrate import Calibration, recalibrated
+from training.smartccs.results import DETECTOR as DETECTOR_NAME
+from training.smartccs.results import SHIPPED
+from training.smartccs.train import train
+
+pytestmark = pytest.mark.training
+DETECTOR = detector_recipe(
+    name="tiny-detect",
+    queries=8,
+    data_mpp=0.49,
+    merging="top_k = 5, score_threshold = 0.0",
+    training="iterations = 1, log_every = 1, checkpoint_every = 1, validate_every = 1",
+)
+HEAD = """
+name = "{name}"
+system = "smartccs"
+stage = "slide"
+seed = 3
+head = "mean"
+hidden = 16
+seeds = 2
+top_k = 20
+bootstrap = 20
+{detector}
+[encoder]
+kind = "fresh"
+recipe = "tiny-pretrain"
+side_px = 64
+
+[bags]
+train = 12
+validation = 32
+test = 33
+cells = [12, 16]
+prevalence = "flat"
+
+[training]
+epochs = 3
+rate = 1e-2
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("data")
+    write_small_data(root)  # tissue, of which the controls are made
+    folder = made.Made(root)
+    made.smears(folder)
+    folder.rows += read_manifest(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATHSERVE_DATA", str(folder.finish()))
+        out = tmp_path_factory.mktemp("runs")
+        patch.setenv("PATHSERVE_RUNS", str(out))
+        small = (embed._RECIPES / "smartccs-pretrain-small.toml").read_text()
+        small = small.replace("width = 192", "width = 24").replace("depth = 6", "depth = 1")
+        (out / "tiny-pretrain.toml").write_text(small)
+        patch.setattr(embed, "_RECIPES", out)
+        for name, detector in (("tiny", ""), ("tiny-found", 'detector = "tiny-detect"')):
+            (out / f"{name}.toml").write_text(HEAD.format(name=name, detector=detector))
+        (out / "tiny-detect.toml").write_text(DETECTOR)
+        for name in ("tiny-detect", "tiny", "tiny-found"):
+            assert train(out / f"{name}.toml") is not None
+        yield out
+
+
+def told(runs: Path, experiment: str, recipe: str = "tiny", *options: str) -> dict:
+    """An experiment's files, by name; of several, all in one."""
+    out = runs / "results"
+    assert evaluate.main([experiment, recipe, "--out", str(out), *options]) == 0
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob(f"{experiment}-{recipe}*.json"))}
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+MODES = ("modes", "--centres", "stain B")
+FORGETTING = ("forgetting", "--centres", "source", "scanner", "--bags", "8")
+GATE = ("gate", "--centres", "stain A")
+RECALIBRATED = ("recalibrated", "--centres", "stain A")
+PAGED = (MODES, FORGETTING, GATE, RECALIBRATED)
+
+
+def test_modes_at_a_shifted_centre(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(runs, "modes", "tiny", *MODES[1:])
+    assert {"none", "colour", "site", "A+B", "features", "all cells", "batch", "batch, anchored", "gradient"} < set(
+        found["modes"]
+    )
+    assert {"Reinhard", "control: bank with shuffled labels", "control: statistics of another organ"} < set(
+        found["modes"]
+    )
+    none = found["modes"]["none"]
+    assert none["auc_gain"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert none["served"]["turned_normal"] == none["served"]["guarded"]["stopped"] == 0
+    assert len(none["auc_by_head"]) == 2
+    site = found["modes"]["site"]["served"]
+    assert site["guarded"]["stopped"] == site["turned_normal"]
+    assert "modes-tiny-stain_B.json" in capsys.readouterr().err
+    told(runs, "modes", "tiny", *MODES[1:])
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_modes_of_detected_cells_keep_the_bags(runs: Path) -> None:
+    found = told(runs, "modes", "tiny-found", "--centres", "both", "--only", "none", "site")
+    assert set(found["modes"]) == {"none", "site"}
+    assert found["bags"] == 33
+    assert list((runs / "cache").glob("found-*/*.npz"))
+
+
+def test_norms_and_forgetting(runs: Path) -> None:
+    found = told(runs, "norms", "tiny", "--centres", "scanner", "--bags", "8")
+    assert set(found["modes"]) == {"none", "site", "stat", "tent", "sar", "ema"}
+    forgot = told(runs, "forgetting", "tiny", *FORGETTING[1:])["by_target"]["scanner"]
+    assert forgot["modes"]["site"]["greatest_change"] == 0
+    assert forgot["modes"]["tent"]["greatest_change"] > 0
+
+
+def test_prevalence_and_streams(runs: Path) -> None:
+    found = told(runs, "prevalence", "tiny", "--centres", "source", "stain A")
+    fits = found["by_centre"]["stain A"]["fits"]
+    assert len(fits) == 8
+    assert {row["fit"] for row in fits.values()} == {"anchored", "all cells alike"}
+    streams = found["sorted_stream"]["streams"]
+    assert streams["sorted"]["none"]["auc"]["value"] == pytest.approx(streams["as dealt"]["none"]["auc"]["value"])
+
+
+def test_the_gate_and_the_order(runs: Path) -> None:
+    found = told(runs, "gate", "tiny", *GATE[1:])
+    assert found["third_source_set"]["same_bits"] == (found["third_source_set"]["verdict"] == "like the source")
+    assert set(found["strangers"]) == {"noise", "tissue (crc9)"}
+    assert found["strangers"]["noise"]["verdict"] == "cannot be fitted"  # there are six nuclei in all
+    assert set(found["shifts"]) == {"stain A"}
+    modes = told(runs, "order", "tiny", "--centres", "stain B")["by_centre"]["stain B"]["modes"]
+    assert modes["site"]["greatest_change_by_order"] < 1e-5
+    assert max(modes["site"]["greatest_change_by_batch"].values()) < 1e-5
+    assert modes["batch"]["greatest_change_by_batch"]["1"] > 1e-3
+
+
+def test_the_released_mode_changes_nothing(runs: Path) -> None:
+    for row in told(runs, "released")["heads"].values():
+        assert row["greatest_change"] < 1e-3
+        assert row["class_changes"] == 0
+        assert row["classifier_has_gradient"] is False
+
+
+def test_detected_cells_against_annotated_ones(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(runs, "cells", "tiny-found")
+    assert len(found["auc"]) == 4
+    assert len(found["control_shuffled_labels"]) == 2
+    assert evaluate.main(["cells", "tiny", "--out", str(runs / "results")]) == 1
+    assert "Name a run with a detector" in capsys.readouterr().err
+
+
+def test_a_detector_is_told_twice_beside_dark_blobs_and_a_control(runs: Path) -> None:
+    found = told(runs, "detector", "tiny-detect")
+    assert set(found["froc"]) == set(found["froc_annotated_only"]) == {"1", "2", "4", "8"}
+    assert found["by_class"] == {}  # no class has 30 test cells
+    assert {"dark_blobs", "above_dark_blobs", "ap50", "control_other_fields"} <= set(found)
+    assert found["froc"]["1"]["low"] <= found["froc"]["1"]["value"] <= found["froc"]["1"]["high"]
+
+
+def test_encoders_that_are_there_are_measured(runs: Path) -> None:
+    fresh = embed.EncoderSettings(kind="fresh", recipe="tiny-pretrain", side_px=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "classes_of", lambda _: (NILM, HSIL))
+        patch.setattr(probes, "ENCODERS", {probes.FRESH: fresh})
+        (runs / "probed.toml").write_text(HEAD.format(name="probed", detector=""))
+        assert evaluate.main(["encoders", str(runs / "probed.toml"), "--out", str(runs / "results")]) == 0
+    found = json.loads((runs / "results" / "encoders-probed.json").read_text())
+    assert found["ours_minus"] == {}  # our run is not there
+    assert {"neighbours", "probe", "bags", "control_shuffled_labels"} <= set(found["encoders"][probes.FRESH])
+
+
+def test_a_site_with_labelled_slides_has_its_own_threshold() -> None:
+    rng = np.random.default_rng(0)
+    labels_N = np.repeat([NILM, HSIL], [100, 30])
+    logits_NC = rng.normal(size=(130, 7)).astype(np.float32)
+    logits_NC[:, NILM] += np.where(labels_N == NILM, 3, 0)
+    source = Calibration(1.0, ScreeningPoint(0.99, (True,) * 7), False)
+    own = recalibrated(logits_NC, labels_N, source, 0.95)
+    assert own.own
+    assert own.point.abnormal_from < 0.99
+    assert recalibrated(logits_NC[1:], labels_N[1:], source, 0.95) is source
+    assert recalibrated(logits_NC[:-1], labels_N[:-1], source, 0.95) is source
+    assert recalibrate.LEAST_POSITIVE == 30
+
+
+def test_recalibration_tells_both_thresholds(runs: Path) -> None:
+    found = told(runs, "recalibrated", "tiny", *RECALIBRATED[1:])["by_centre"]["stain A"]["modes"]
+    assert found["none"]["heads"] == 0  # too few labelled bags: the source's threshold stays
+    assert found["none"]["own"] == found["none"]["source"]
+
+
+def test_guards_stop_what_adaptation_would_turn_normal() -> None:
+    plain_NC = np.full((4, 7), 0.1)
+    plain_NC[:, NILM] = 0.4
+    mode_NC = plain_NC.copy()
+    mode_NC[:2, NILM], mode_NC[:2, 1:] = 0.94, 0.01
+    labels_N = np.array([HSIL, NILM, HSIL, NILM])
+    found = mode_figures.served(mode_NC, plain_NC, labels_N, ScreeningPoint(0.5, (True,) * 7), 10)
+    assert (found["turned_normal"], found["turned_normal_of_abnormal"], found["turned_abnormal"]) == (2, 1, 0)
+    assert (found["guarded"]["stopped"], found["guarded"]["sensitivity"]["value"]) == (2, 1.0)
+    assert found["sensitivity"]["value"] == 0.5
+    far = mode_figures.served(mode_NC, mode_NC, labels_N, ScreeningPoint(0.5, (True,) * 7), 10, out_of_scope=True)
+    assert far["guarded"]["withheld"] == 2
+    assert far["guarded"]["specificity"]["value"] == 0.0
+
+
+def test_a_really_different_set_is_measured_where_it_is_at_hand(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = runs / "different"
+    assert evaluate.main(["different", "tiny", "--out", str(out)]) == 0
+    assert "There is no set sipakmed among the data" in capsys.readouterr().err
+    assert list(out.iterdir()) == []
+    drawn = made.Made(data_root())
+    for kind in ("Superficial-Intermediate", "Parabasal", "Metaplastic", "Koilocytotic"):
+        folder = data_root() / f"cytology_sipakmed/im_{kind}/im_{kind}"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            assert cv2.imwrite(str(folder / f"{number}.bmp"), drawn.mosaic(120, 160))
+            (folder / f"{number}_cyt01.dat").write_text("10,10\n70,12\n40,80\n")
+            (folder / f"{number}_cyt02.dat").write_text("80,40\n150,110\n")
+    told(runs, "different", "tiny", "--only", "none", "site")
+    found = json.loads((runs / "results" / "different-tiny-sipakmed.json").read_text())
+    assert set(found["modes"]) == {"none", "site"}
+    assert found["modes"]["none"]["served"]["bags"]["LSIL"] > 0
+    assert found["detected"]["raw"] == 32
+
+
+def test_settings_that_were_changed_are_told(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("seed = 1\n[training]\nrate = 2\nbatch = 3\n")
+    recipe = {"seed": 1, "training": {"rate": 2, "batch": 4, "precision": "bf16"}, "publish": {"model": "a"}}
+    assert evaluate._changes(recipe, tmp_path / "recipe.toml") == ["training.batch=4", "training.precision=bf16"]
+    assert evaluate._changes(recipe, tmp_path / "absent.toml") == []
+
+
+def test_every_file_has_a_place_on_the_page(runs: Path) -> None:
+    """The files of these small runs, under the names of those that are shown."""
+    for experiment, *options in PAGED:
+        told(runs, experiment, "tiny", *options)
+    out, shown = runs / "results", runs / "shown"
+    shown.mkdir()
+    assert evaluate.main(["runs", "tiny", "--out", str(out)]) == 0
+    for path in out.glob("*.json"):
+        found = json.loads(path.read_text())
+        if found["recipe"] == "tiny-found" and found["experiment"] == "modes":
+            continue
+        found["recipe"] = DETECTOR_NAME if found["recipe"] == "tiny-detect" else SHIPPED
+        found["weights_sha256"] = None
+        (shown / path.name).write_bytes(json_bytes(found))
+    text = page.page(shown)
+    assert "`training/recipes/tiny.toml`" in text
+    for heading in ("### stain B", "## The gate", "Source, then a target centre", "## A site's own operating point"):
+        assert heading in text
+    assert not re.search(r"\bnan\b", text)

@@ -1,0 +1,146 @@
+"""The page of results: what was not measured stands as "not run"; figures and verdicts are those of the files."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from training.errors import RunInvalid
+from training.files import json_bytes
+from training.smartccs import page
+from training.smartccs.conditions import conditions
+from training.smartccs.modes import BOTH, GRADIENT, NONE, OTHER_ORGAN, SHUFFLED_BANK, SITE
+from training.smartccs.results import DETECTOR, FEATURES, ORDER, SHIPPED, results
+
+pytestmark = pytest.mark.training
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "smart-ccs"
+
+
+def figure(value: float, away: float = 0.01) -> dict[str, float]:
+    return {"value": value, "low": value - away, "high": value + away}
+
+
+def row(gain: float) -> dict[str, Any]:
+    """A mode's figures, whose AUC is so far above none's."""
+    guarded = {"stopped": 2, "withheld": 0, "sensitivity": figure(0.9), "specificity": figure(0.8)}
+    return {
+        "auc": figure(0.8 + gain),
+        "auc_gain": figure(gain),
+        "sensitivity": figure(0.9),
+        "sensitivity_gain": figure(0.0),
+        "specificity": figure(0.7),
+        "specificity_gain": figure(-0.2),
+        "right_class": 0.5,
+        "served": {
+            "sensitivity": figure(0.9),
+            "specificity": figure(0.7),
+            "turned_normal": 2,
+            "turned_normal_of_abnormal": 1,
+            "guarded": guarded,
+        },
+    }
+
+
+def at(centre: str, **gains: float) -> dict[str, Any]:
+    modes = {NONE: 0.0, SITE: 0.05, BOTH: 0.05, GRADIENT: 0.02, SHUFFLED_BANK: 0.0, OTHER_ORGAN: -0.1} | gains
+    state = {"verdict": "adapted", "distance_raw": 0.5, "distance_coloured": 0.02, "gate": 0.01}
+    return {
+        "experiment": "modes",
+        "recipe": SHIPPED,
+        "weights_sha256": "ab" * 32,
+        "centre": centre,
+        "cpu_s": 60.0,
+        "bags": 600,
+        "abnormal": 150,
+        "detected": {"raw": 900, "coloured": 1000},
+        "states": [state, state],
+        "best": 1,
+        "modes": {mode: row(gain) for mode, gain in modes.items()},
+    }
+
+
+def written(folder: Path, *files: dict[str, Any]) -> Path:
+    for number, content in enumerate(files):
+        (folder / f"{number:02}.json").write_bytes(json_bytes(content))
+    return folder
+
+
+def verdicts(folder: Path) -> dict[str, list[str]]:
+    """What stands in the last column, by condition."""
+    found: dict[str, list[str]] = {}
+    for line in conditions(results(folder)):
+        if line.startswith("| E"):
+            cells = line.strip("| ").split(" | ")
+            found.setdefault(cells[0], []).append(cells[-1])
+    return found
+
+
+def test_an_empty_folder_gives_a_page_of_what_was_not_run(tmp_path: Path) -> None:
+    text = page.page(tmp_path)
+    assert "0 met, 0 not met, 0 reported, 24 not measured." in text
+    assert "no such set at hand" in text
+    assert f"python -m training.smartccs.evaluate detector {DETECTOR} --out docs/results/{tmp_path.name}" in text
+    assert text.count("| not run |") == 5 * len(FEATURES) * 2  # centre, features, with and without adaptation
+
+
+def test_modes_are_shown_and_judged(tmp_path: Path) -> None:
+    text = page.page(written(tmp_path, *map(at, ORDER)))
+    assert "| stain A | ImageNet (served) | site | 0.850 [0.840, 0.860] | 0.900 [0.890, 0.910] |" in text
+    assert "| stain A | fresh weights | none | not run |" in text
+    assert "- stain B, none: specificity -0.200 [-0.210, -0.190]" in text
+    assert "| scanner | 0.90 [0.89, 0.91]; 0.70 [0.69, 0.71] |" in text
+    found = verdicts(tmp_path)
+    assert found["E5"] == ["met", "met", "met", "not measured"]
+    assert found["E5, control"] == ["met", "met"]
+
+
+def test_a_loss_a_silent_flip_and_a_useless_control_are_not_met(tmp_path: Path) -> None:
+    files = list(map(at, ORDER))
+    files[0] = at("source", **{SITE: -0.02})
+    files[1] = at("stain A", **{SITE: 0.005, SHUFFLED_BANK: 0.03, OTHER_ORGAN: 0.06})
+    files[2]["modes"][SITE]["served"]["guarded"]["stopped"] = 1
+    found = verdicts(written(tmp_path, *files))
+    assert found["E5"] == ["**not met**", "**not met**", "**not met**", "not measured"]
+    assert found["E5, control"] == ["**not met**", "**not met**"]
+    (tmp_path / "03.json").unlink()
+    assert verdicts(tmp_path)["E5"][1] == "not measured"  # a shift is missing
+
+
+def test_prototypes_have_nothing_to_lose_where_they_gain_nothing(tmp_path: Path) -> None:
+    assert verdicts(written(tmp_path, at("source", **{GRADIENT: 0.0})))["E5, control"][0] == "not measured"
+
+
+def test_a_centre_where_nothing_was_found_says_so(tmp_path: Path) -> None:
+    failed = {key: at("both")[key] for key in ("experiment", "recipe", "weights_sha256", "centre", "cpu_s")}
+    text = page.page(written(tmp_path, at("source"), failed | {"failed": "There are no cells."}))
+    assert "### both\n\nNothing can be measured: There are no cells." in text
+
+
+def test_files_of_different_weights_are_not_mixed(tmp_path: Path) -> None:
+    other = copy.deepcopy(at("stain A")) | {"weights_sha256": "cd" * 32}
+    with pytest.raises(
+        RunInvalid, match=r"01\.json and 00\.json are of different weights of smartccs-slide-imagenet-small"
+    ):
+        page.page(written(tmp_path, at("source"), other))
+
+
+def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunInvalid, match="lacks cpu_s"):
+        page.page(written(tmp_path, {"experiment": "modes"}))
+    (tmp_path / "00.json").write_text('{"experiment"')
+    with pytest.raises(RunInvalid, match="truncated"):
+        page.page(tmp_path)
+
+
+def test_the_command_writes_the_page_and_refuses_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").mkdir()
+    out = tmp_path / "page.md"
+    assert page.main([str(tmp_path / "results"), "--out", str(out)]) == 0
+    assert out.read_text(encoding="utf-8").startswith("# Smart-CCS: figures")
+    assert page.main([str(tmp_path / "absent"), "--out", str(out)]) == 1
+    assert "There is no folder absent" in capsys.readouterr().err
+
+
+def test_the_published_page_is_made_of_its_figures() -> None:
+    assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == page.page(RESULTS)

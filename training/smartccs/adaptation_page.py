@@ -1,0 +1,310 @@
+"""The results page's sections of adaptation to other centres."""
+
+from collections.abc import Iterator, Mapping
+
+from training.markdown import NOT_RUN, shown, table
+from training.smartccs.modes import NONE, OTHER_ORGAN, SHUFFLED_BANK, SITE
+from training.smartccs.results import SHIPPED, Results, Row
+
+_EVALUATE = "python -m training.smartccs.evaluate"
+_MODES = {
+    NONE: "none",
+    "colour": "A: colour only",
+    SITE: "site: A+B behind the gate (served)",
+    "A+B": "A+B without the gate",
+    "features": "B without A",
+    "all cells": "B without A, all cells alike",
+    "batch": "moments of a batch, plain",
+    "batch, anchored": "moments of a batch, weighted",
+    "gradient": "gradient (prototypes and agreement)",
+    "Reinhard": "Reinhard's stain normalisation",
+    SHUFFLED_BANK: "control: gradient, prototypes of shuffled labels",
+    OTHER_ORGAN: "control: A+B, statistics of another organ",
+}
+_NORMS = {
+    NONE: "none",
+    SITE: "site (served)",
+    "stat": "moments, by the norms",
+    "tent": "TENT",
+    "sar": "SAR",
+    "ema": "slow teacher (after CoTTA)",
+}
+
+
+def adaptation(found: Results, name: str) -> list[str]:
+    """E5: a table a centre; then where adaptation hurts, and what the guards do."""
+    there, norms = found.by_centre("modes"), found.by_centre("norms")
+    lines = [
+        "## Adaptation at each centre",
+        "",
+        "Mean over five heads, at each head's own source operating point; gains are against none on the same bags. "
+        "`class right`: share of bags whose named category is theirs (served head). `turned normal`: abnormal calls of "
+        "the served head that the mode alone would turn normal, in brackets those of truly abnormal bags. All but "
+        "`site` are research, and not served.",
+        "",
+        f"    {_EVALUATE} modes {SHIPPED} --out {name}",
+        f"    {_EVALUATE} norms {SHIPPED} --out {name}",
+        "",
+    ]
+    if not there:
+        lines += [f"{NOT_RUN.capitalize()}.", ""]
+    for centre, told in there.items():
+        best = told["states"][told["best"]]
+        verdicts = ", ".join(sorted({state["verdict"] for state in told["states"]}))
+        mapped = "" if best["distance_coloured"] is None else f", {best['distance_coloured']:.3f} with colours mapped"
+        raw = "not told" if best["distance_raw"] is None else f"{best['distance_raw']:.3f}"
+        gate = "–" if best["gate"] is None else f"{best['gate']:.3f}"
+        lines += [
+            f"### {centre}",
+            "",
+            f"{told['bags']} test bags, {told['abnormal']} abnormal; {told['detected']['raw']:,} cells of the unseen "
+            f"fields detected as they are, {told['detected']['coloured']:,} with colours mapped. The sites of "
+            f"{len(told['states'])} heads: {verdicts}; the served one's distance is "
+            f"{raw}{mapped}, its gate {gate}.",
+            "",
+            *_modes_table(told, _MODES, right=True),
+        ]
+        if centre in norms:
+            of = norms[centre]
+            lines += [
+                f"The encoder's norms tuned, on the first {of['bags']} test bags ({of['abnormal']} abnormal), "
+                "served head:",
+                "",
+                *_modes_table(of, _NORMS, right=False),
+            ]
+        else:
+            lines += [f"The encoder's norms tuned (TENT, SAR, slow teacher, moments): {NOT_RUN}.", ""]
+    for centre, reason in found.failed.get(("modes", SHIPPED), {}).items():
+        lines += [f"### {centre}", "", f"Nothing can be measured: {reason}", ""]
+    lines += _hurts(there)
+    different = found.by_centre("different")
+    lines += ["### A really different set", ""]
+    if not different:
+        return [*lines, f"{NOT_RUN.capitalize()}: no such set at hand (`{_EVALUATE} different {SHIPPED}`).", ""]
+    for centre, told in different.items():
+        lines += [f"`{centre}`, annotated cells:", "", *_modes_table(told, _MODES, right=True)]
+    return lines
+
+
+def _modes_table(told: Row, titles: Mapping[str, str], *, right: bool) -> list[str]:
+    rows = []
+    for mode, title in titles.items():
+        row = told["modes"].get(mode)
+        if row is None:
+            rows.append((title, NOT_RUN, *[""] * (6 if right else 5)))
+            continue
+        own = row["served"]
+        rows.append(
+            (
+                title,
+                shown(row["auc"], digits=3),
+                shown(row["auc_gain"], sign=True, digits=3),
+                shown(row["sensitivity"]),
+                shown(row["sensitivity_gain"], sign=True),
+                shown(row["specificity"]),
+                *([f"{row['right_class']:.2f}"] if right else []),
+                f"{own['turned_normal']} ({own['turned_normal_of_abnormal']})",
+            )
+        )
+    head = (
+        "mode",
+        "AUC",
+        "AUC gain",
+        "sensitivity",
+        "its gain",
+        "specificity",
+        *(["class right"] if right else []),
+        "turned normal",
+    )
+    return table(head, rows)
+
+
+def _hurts(there: Mapping[str, Row]) -> list[str]:
+    """By intervals: where a mode is worse than none; and what becomes of `site` by the deciding rule."""
+    if not there:
+        return []
+    worse = [
+        f"{centre}, {_MODES[mode]}: {'; '.join(found)}"
+        for centre, told in there.items()
+        for mode, row in told["modes"].items()
+        if not mode.startswith("control")
+        for found in [list(_losses(row))]
+        if found
+    ]
+    lines = ["### Where adaptation hurts, and what the guards then do", ""]
+    lines += (
+        ["By its whole interval worse than none:", "", *(f"- {each}" for each in worse), ""]
+        if worse
+        else ["Nowhere by its whole interval.", ""]
+    )
+    rows = []
+    for centre, told in there.items():
+        own, none = told["modes"][SITE]["served"], told["modes"][NONE]["served"]
+        guarded = own["guarded"]
+        rows.append(
+            (
+                centre,
+                f"{shown(none['sensitivity'])}; {shown(none['specificity'])}",
+                f"{shown(own['sensitivity'])}; {shown(own['specificity'])}",
+                f"{own['turned_normal']} ({own['turned_normal_of_abnormal']})",
+                str(guarded["stopped"]),
+                str(guarded["withheld"]),
+                f"{shown(guarded['sensitivity'])}; {shown(guarded['specificity'])}",
+            )
+        )
+    return [
+        *lines,
+        "The served head's `site` before and after the guards: a call that adaptation would turn normal stays "
+        "abnormal, and is flagged; at a site out of scope no normal call is made. Sensitivity; specificity.",
+        "",
+        *table(("centre", "none", "site", "turned normal", "stopped", "withheld", "site with guards"), rows),
+    ]
+
+
+def _losses(row: Row) -> Iterator[str]:
+    for key, what in (("auc_gain", "AUC"), ("sensitivity_gain", "sensitivity"), ("specificity_gain", "specificity")):
+        if row[key]["high"] < 0:
+            yield f"{what} {shown(row[key], sign=True, digits=3)}"
+
+
+def commissioning(told: Row | None, name: str) -> list[str]:
+    """E6."""
+    asked = f"{_EVALUATE} prevalence {SHIPPED} --out {name}"
+    lines = ["## Prevalence in commissioning, and a sorted stream", ""]
+    if told is None:
+        return [*lines, f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
+    lines += [
+        "A+B without the gate, fitted to bags of which a share is abnormal; `anchored`: cells weighed by how surely "
+        "they are NILM. Gain of AUC over none on the test bags, mean over heads.",
+        "",
+        f"    {asked}",
+        "",
+    ]
+    shares = {row["share"]: None for of in told["by_centre"].values() for row in of["fits"].values()}
+    rows = []
+    for centre, of in told["by_centre"].items():
+        for kind in dict.fromkeys(row["fit"] for row in of["fits"].values()):
+            gains = {row["share"]: row["auc_gain"] for row in of["fits"].values() if row["fit"] == kind}
+            title = kind if kind == "anchored" else f"control: {kind}"
+            rows.append((centre, title, *(shown(gains[share], sign=True, digits=3) for share in shares)))
+    lines += table(("centre", "fit", *(f"{share:.0%} abnormal" for share in shares)), rows)
+    stream = told["sorted_stream"]
+    lines += [f"Moments of a batch of {stream['batch']}, on a stream of the source; gain of AUC over none:", ""]
+    lines += table(
+        ("stream", "plain (the control)", "weighted"),
+        (
+            (order, *(shown(row[mode]["auc_gain"], sign=True, digits=3) for mode in ("batch", "batch, anchored")))
+            for order, row in stream["streams"].items()
+        ),
+    )
+    return lines
+
+
+def gates(told: Row | None, name: str) -> list[str]:
+    """E7."""
+    asked = f"{_EVALUATE} gate {SHIPPED} --out {name}"
+    lines = ["## The gate", ""]
+    if told is None:
+        return [*lines, f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
+    third = told["third_source_set"]
+    rows = [("source, test bags", *_sets(third), third["verdict"])]
+    for centre, of in told["shifts"].items():
+        rows += [(centre, *_sets(of["raw"]), ""), (f"{centre}, colours mapped", *_sets(of["coloured"]), "")]
+    for what, of in told["strangers"].items():
+        far = (f"{of[key]:.3f}" if of[key] is not None else "–" for key in ("distance_raw", "distance_coloured"))
+        rows.append((f"control: {what}", "–", "; with colours mapped ".join(far), f"{of['gate']:.3f}", of["verdict"]))
+    same = "to the bit those without" if third["same_bits"] else "not those without"
+    return [
+        *lines,
+        "Distance of moments of 200 sets of 32 test bags from the source, served head. The gate is chosen on "
+        f"validation bags; the source's test bags are a third set. Fitted to all of these, the answers are {same}.",
+        "",
+        f"    {asked}",
+        "",
+        *table(("sets of", "within the gate", "distance: median (least to greatest)", "gate", "verdict"), rows),
+    ]
+
+
+def _sets(of: Row) -> tuple[str, str, str]:
+    spread = f"{of['median']:.3f} ({of['least']:.3f} to {of['greatest']:.3f})"
+    return f"{of['within']:.0%}", spread, f"{of['gate']:.3f}"
+
+
+def orders(order: Row | None, forgetting: Row | None, name: str) -> list[str]:
+    """E8."""
+    asked = f"{_EVALUATE} order {SHIPPED} --out {name}"
+    lines = ["## Order, batch size, and forgetting", ""]
+    if order is None:
+        lines += [f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
+    else:
+        rows = []
+        for centre, of in order["by_centre"].items():
+            for mode, row in of["modes"].items():
+                title = mode if mode == SITE else f"control: {mode}"
+                changes = (f"{change:.1e}" for change in row["greatest_change_by_batch"].values())
+                areas = (shown(area, digits=3) for area in row["auc_by_batch"].values())
+                rows.append((centre, title, *areas, "; ".join(changes), f"{row['greatest_change_by_order']:.1e}"))
+        sizes = ("1", "4", "16")
+        lines += [
+            "AUC of the served head by how many slides come at once, and the greatest change of a probability: against "
+            "batches of 16, and when the slides come in another order.",
+            "",
+            f"    {asked}",
+            "",
+            *table(
+                ("centre", "mode", *(f"batch {size}" for size in sizes), "change at 1; 4; 16", "change by order"), rows
+            ),
+        ]
+    asked = f"{_EVALUATE} forgetting {SHIPPED} --out {name}"
+    if forgetting is None:
+        return [*lines, f"Forgetting: {NOT_RUN}:", "", f"    {asked}", ""]
+    rows = [
+        (
+            target,
+            _NORMS[mode],
+            shown(row["before"], digits=3),
+            shown(row["after"], digits=3),
+            shown(row["change"], sign=True, digits=3),
+            f"{row['greatest_change']:.1e}",
+        )
+        for target, of in forgetting["by_target"].items()
+        for mode, row in of["modes"].items()
+    ]
+    return [
+        *lines,
+        "Source, then a target centre, then the source again, the same bags: AUC of the source before and after.",
+        "",
+        f"    {asked}",
+        "",
+        *table(("target", "mode", "before", "after", "change", "greatest change of a probability"), rows),
+    ]
+
+
+def recalibration(told: Row | None, name: str) -> list[str]:
+    """Step C of the specification's adaptation, as an option measured against none."""
+    asked = f"{_EVALUATE} recalibrated {SHIPPED} --out {name}"
+    lines = ["## A site's own operating point", ""]
+    if told is None:
+        return [*lines, f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
+    rows = []
+    for centre, of in told["by_centre"].items():
+        for mode, row in of["modes"].items():
+            cells = (shown(row[point][key]) for point in ("source", "own") for key in ("sensitivity", "specificity"))
+            rows.append((centre, mode, *cells, str(row["heads"])))
+    first = next(iter(told["by_centre"].values()))
+    return [
+        *lines,
+        f"An option, not served: temperature and threshold from the centre's own labelled validation bags "
+        f"({first['abnormal']} abnormal, {first['nilm']} NILM; at least 30 and 100 are asked for, else the source's "
+        "stay). Mean over heads on test bags.",
+        "",
+        f"    {asked}",
+        "",
+        *table(
+            (
+                "centre", "adaptation", "sensitivity, source's point", "specificity", "sensitivity, own point",
+                "specificity", "heads recalibrated",
+            ),
+            rows,
+        ),
+    ]  # fmt: skip

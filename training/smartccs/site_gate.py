@@ -1,0 +1,96 @@
+"""The gate of a site: closed on slides of the source that nothing was chosen by, open on shifts, and out of scope where
+what is shown is no smear. Experiment E7."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from gateway.slides.site_colour import ColourMap
+from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, distance, fit, moments
+from training.errors import DataMissing
+from training.smartccs.bags import Bag
+from training.smartccs.data import Field
+from training.smartccs.embed import Look, kept
+from training.smartccs.modes import with_state
+from training.smartccs.slide_fit import logits_of, site_cells
+from training.smartccs.strangers import NOISE_LOOK, TISSUE, TISSUE_LOOK, all_counts, mapped, tissue_fields
+from training.smartccs.trial import Answerer, AtCentre, Found, Shown, Trial
+
+_SETS = 200
+
+
+def third_source_set(trial: Trial, source: AtCentre) -> Found:
+    """Of the source's test bags, by which nothing was chosen: how often sets of 32 lie within the gate, and whether the
+    answers with the state that all of them give are, to the bit, those without."""
+    answerer, shown = trial.served, source.raw
+    held = shown.dealt["test"]
+    state = fit(
+        "third source set",
+        1,
+        answerer.source,
+        len(held),
+        source.counts_3V,
+        lambda colour: (shown if colour is None else source.coloured).site(answerer.head, held),
+    )
+    plain_NC = logits_of(answerer.head, shown.slides("test").features)
+    return {
+        **_by_sets(answerer, shown, held, trial.recipe.seed),
+        "verdict": state.verdict,
+        "same_bits": bool(np.array_equal(with_state(source, answerer, state), plain_NC)),
+    }
+
+
+def shift(trial: Trial, centre: AtCentre) -> Found:
+    """Sets of 32 of a shifted centre's test bags, raw, and with its colours mapped."""
+    held = centre.raw.dealt["test"]
+    raw = _by_sets(trial.served, centre.raw, held, trial.recipe.seed)
+    mapped = _by_sets(trial.served, centre.coloured, centre.coloured.dealt["test"], trial.recipe.seed)
+    return {"raw": raw, "coloured": mapped}
+
+
+def strangers(trial: Trial) -> Found:
+    """What a site that shows noise, or tissue, is found to be: the state's verdict and distances. Tissue is left out
+    where the data lack it."""
+    found = {"noise": _verdict(trial, trial.unseen("validation"), NOISE_LOOK)}
+    with suppress(DataMissing):
+        found[f"tissue ({TISSUE})"] = _verdict(trial, tissue_fields(), TISSUE_LOOK)
+    return found
+
+
+def _verdict(trial: Trial, fields: Sequence[Field], look: Look) -> Found:
+    """Of the cells at the annotated places of fields, as if they were of 32 slides."""
+    answerer = trial.served
+
+    def cells(colour: ColourMap | None) -> SiteCells:
+        shown = kept(trial.eye, fields, look if colour is None else mapped(look, colour))
+        # No detector looked at these: where its scores would weigh, all cells count the same.
+        return site_cells(answerer.head, shown.features_ND, np.zeros(len(shown.features_ND)) if trial.scored else None)
+
+    try:
+        state = fit("stranger", 1, answerer.source, LEAST_SLIDES, all_counts(fields, look), cells)
+    except SiteNotFittable:
+        gate = answerer.source.gate
+        return {"verdict": "cannot be fitted", "distance_raw": None, "distance_coloured": None, "gate": gate}
+    return {name: getattr(state, name) for name in ("verdict", "distance_raw", "distance_coloured", "gate")}
+
+
+def _by_sets(answerer: Answerer, shown: Shown, held: Sequence[Bag], seed: int) -> Found:
+    """Distances of sets of 32 bags: the share within the gate, their median and greatest, and the gate."""
+    rng, distances = np.random.default_rng(seed), []
+    cells = [shown.site(answerer.head, [bag]) for bag in held]
+    weights = [each.weigh(each.features_ND) for each in cells]
+    for _ in range(_SETS):
+        chosen = rng.choice(len(held), LEAST_SLIDES, replace=len(held) < LEAST_SLIDES)
+        features_ND = np.concatenate([cells[place].features_ND for place in chosen])
+        distances.append(
+            distance(moments(features_ND, np.concatenate([weights[place] for place in chosen])), answerer.source)
+        )
+    return {
+        "sets": _SETS,
+        "within": float(np.mean(np.array(distances) <= answerer.source.gate)),
+        "median": float(np.median(distances)),
+        "least": float(np.min(distances)),
+        "greatest": float(np.max(distances)),
+        "gate": answerer.source.gate,
+    }
