@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pickle
+import signal
 import sys
 import time
 from collections import OrderedDict
@@ -87,6 +88,9 @@ class SegmentProcess:
 class _Child:
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
+        # asyncio's own signals ask first whether the process has ended, and so take its exit status away from who waits
+        # for it (Python 3.11).
+        self._handle: int | None = os.pidfd_open(process.pid)
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self.lives = True
@@ -163,8 +167,9 @@ class _Child:
 
     def _kill(self) -> None:
         self.lives = False  # whoever comes next starts another
-        if self._process.returncode is None:
-            self._process.kill()
+        if self._handle is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
 
     async def _read(self) -> None:
         answers = self._process.stdout
@@ -189,6 +194,8 @@ class _Child:
             while await answers.read(2**16):  # or its pipe would stay open
                 pass
         status = await self._process.wait()
+        os.close(self._handle)
+        self._handle = None
         (log.error if status else log.info)("the process of regions has ended", pid=self.pid, exit_status=status)
 
     def _give_up(self, *, alone: bool) -> None:
