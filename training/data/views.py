@@ -18,10 +18,12 @@ def views(image_HWC: np.ndarray, count: int, rng: np.random.Generator) -> np.nda
     return np.stack([view(image_HWC, index, rng) for index in range(count)])
 
 
-def jitter(image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mild stain variation: every channel's optical density times 0.9 to 1.1, plus -0.02 to 0.02."""
+def jitter(image_HWC: np.ndarray, rng: np.random.Generator, factor: float = 0.1, shift: float = 0.02) -> np.ndarray:
+    """Stain variation, mild if nothing else is said: every channel's optical density times 1 ± at most `factor`, plus
+    at most ± `shift`."""
     density = -np.log10((image_HWC.astype(np.float32) + 1.0) / 256.0)
-    density = density * rng.uniform(0.9, 1.1, 3).astype(np.float32) + rng.uniform(-0.02, 0.02, 3).astype(np.float32)
+    density = density * rng.uniform(1 - factor, 1 + factor, 3).astype(np.float32)
+    density = density + rng.uniform(-shift, shift, 3).astype(np.float32)
     return np.clip(np.rint(256.0 * 10.0**-density - 1.0), 0, 255).astype(np.uint8)
 
 

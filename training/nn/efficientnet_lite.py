@@ -87,9 +87,10 @@ class InvertedBottleneck(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """An EfficientNet-Lite without its ImageNet classifier; `stages` LITE0 or LITE1."""
+    """An EfficientNet-Lite without its ImageNet classifier; `stages` LITE0 or LITE1. `head`: whether its last
+    convolution is there, which widens the last stage's map to 1280 channels."""
 
-    def __init__(self, stages: Sequence[Stage]) -> None:
+    def __init__(self, stages: Sequence[Stage], *, head: bool = True) -> None:
         super().__init__()
         self._conv_stem = SameConv(3, 32, 3, 2)
         self._bn0 = nn.BatchNorm2d(32, **_BN)
@@ -104,8 +105,10 @@ class EfficientNetLite(nn.Module):
             for stage in stages
             for repeat in range(stage.repeats)
         )
-        self._conv_head = SameConv(320, WIDTH, 1)
-        self._bn1 = nn.BatchNorm2d(WIDTH, **_BN)
+        if head:
+            self._conv_head = SameConv(320, WIDTH, 1)
+            self._bn1 = nn.BatchNorm2d(WIDTH, **_BN)
+        self._has_head = head
         # The last block of each tapped width.
         widths = [stage.outputs for stage in stages for _ in range(stage.repeats)]
         self._taps = tuple(len(widths) - 1 - widths[::-1].index(width) for width in TAPS.values())
@@ -113,7 +116,8 @@ class EfficientNetLite(nn.Module):
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, ...]:
         """(B,3,H,W) float, already scaled to (rgb - 127) / 128, to feature maps, coarsest first.
 
-        The last one (B,1280,⌈H/32⌉,⌈W/32⌉), then those of TAPS at stride 16 (B,112,…) and stride 8 (B,40,…).
+        The last one (B,1280,⌈H/32⌉,⌈W/32⌉), or of the last stage's channels where there is no head, then those of TAPS
+        at stride 16 (B,112,…) and stride 8 (B,40,…).
         """
         y = F.relu6(self._bn0(self._conv_stem(x_BCHW)))
         taps = []
@@ -121,7 +125,7 @@ class EfficientNetLite(nn.Module):
             y = block(y)
             if index in self._taps:
                 taps.insert(0, y)
-        return F.relu6(self._bn1(self._conv_head(y))), *taps
+        return F.relu6(self._bn1(self._conv_head(y))) if self._has_head else y, *taps
 
 
 class EfficientNetLite0(EfficientNetLite):

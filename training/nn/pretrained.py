@@ -9,7 +9,7 @@ import torch
 from training.errors import DataMissing
 from training.files import sha256_file
 from training.nn.checkpoints import load_state
-from training.nn.efficientnet_lite import EfficientNetLite, EfficientNetLite0, EfficientNetLite1
+from training.nn.efficientnet_lite import EfficientNetLite, EfficientNetLite1
 from training.runs import Pretraining
 
 
@@ -37,8 +37,8 @@ LITE1 = Package(
 )
 
 
-def load_lite0(network: EfficientNetLite0) -> Pretraining:
-    """Load Lite0's weights, without its classifier. Raises DataMissing, WeightsInvalid."""
+def load_lite0(network: EfficientNetLite) -> Pretraining:
+    """Load Lite0's weights into it, or into its first stages. Raises DataMissing, WeightsInvalid."""
     return _load(network, LITE0)
 
 
@@ -56,5 +56,6 @@ def _load(network: EfficientNetLite, package: Package) -> Pretraining:
     if not digest.startswith(package.sha256_start):
         raise DataMissing(f"{path.name} differs from its published digest. Install {package.name} again.")
     tensors = torch.load(path, weights_only=True, map_location="cpu")
-    load_state(network, {key: value for key, value in tensors.items() if not key.startswith("_fc.")}, package.name)
+    wanted = network.state_dict().keys()  # neither the classifier, nor what comes after its last stage
+    load_state(network, {key: value for key, value in tensors.items() if key in wanted}, package.name)
     return Pretraining(package.name, metadata.version(package.name), path.name, digest, "Apache-2.0", "ImageNet-1k")

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.files import sha256_file
 from training.loop import Loop, figures
 from training.nn.checkpoints import round_to_fp16, save_weights
 from training.repeatable import repeatable
@@ -24,7 +23,7 @@ from training.smartccs.detector import Detector, initialise
 from training.smartccs.detector_losses import losses
 from training.smartccs.field_crops import Crop, FieldCrops
 from training.smartccs.matching import Target
-from training.smartccs.recipe import DetectorNetwork, DetectorRecipe, DetectorTraining, ResNetBackbone
+from training.smartccs.recipe import DetectorRecipe, DetectorTraining
 from training.ssl.checkpoint import writing
 from training.ssl.distributed import World, joined
 
@@ -38,7 +37,7 @@ class DetectorLearner(nn.Module):
         super().__init__()
         self._recipe, self._world = recipe, world
         self.model = Detector(recipe.network)
-        initialise(self.model)
+        self.pretraining = initialise(self.model)
 
     def forward(self, batch: Sequence[Crop]) -> dict[str, Tensor]:
         device = self.model.queries.device
@@ -106,7 +105,9 @@ def train(
             recipe.training,
             recipe.seed,
             Draws(
-                FieldCrops(fields, recipe.data.side_px, recipe.seed, recipe.data.scales), recipe.training.batch, world
+                FieldCrops(fields, recipe.data.side_px, recipe.seed, recipe.data.scales, by_factor=recipe.data.jitter),
+                recipe.training.batch,
+                world,
             ),
             lambda network: detecting.measured(network, pictures, recipe.data, recipe.merging),
             folder / "work",
@@ -121,7 +122,7 @@ def train(
         if last < total:
             print(f"Stopped after {last} of {total} iterations; go on with --resume.", file=sys.stderr)
             return None
-        return _finish(recipe, writer, loop.best.cpu().eval(), [*fields, *unseen], pictures)
+        return _finish(recipe, writer, loop.best.cpu().eval(), [*fields, *unseen], pictures, learner.pretraining)
 
 
 def _finish(
@@ -130,6 +131,7 @@ def _finish(
     network: Detector,
     learned: Sequence[data.Field],
     validation: Sequence[detecting.Scaled],
+    pretraining: tuple[Pretraining, ...],
 ) -> Run:
     round_to_fp16(network)
     save_weights(writer.weights_path, network)
@@ -149,17 +151,9 @@ def _finish(
         metrics=metrics,
         seed=recipe.seed,
         data=[field.source for field in learned],
-        pretraining=_pretraining(recipe.network),
+        pretraining=pretraining,
         seen=data.seen(learned),
     )
-
-
-def _pretraining(settings: DetectorNetwork) -> tuple[Pretraining, ...]:
-    backbone = settings.backbone
-    if not isinstance(backbone, ResNetBackbone) or backbone.weights_file is None:
-        return ()
-    path = runs_folder() / backbone.weights_file
-    return (Pretraining("", "", path.name, sha256_file(path), "not stated", "ImageNet-1k"),)
 
 
 def describe(recipe: DetectorRecipe) -> str:

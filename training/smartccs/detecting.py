@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from training.errors import TaskInvalid
 from training.loop import Measured
 from training.smartccs.data import Field
 from training.smartccs.detector import Detector
-from training.smartccs.froc import Answered, sensitivities
+from training.smartccs.froc import Answered, by_class, sensitivities
 from training.smartccs.recipe import DetectorData, Merging
 
 _BATCH = 4
@@ -21,6 +22,8 @@ _LEAST_SCORE = 0.02
 """What is surer than this counts in a curve over all thresholds; the served threshold is far above it."""
 _RATE = 4.0
 """False alarms a field at which detectors are compared."""
+_LEAST_CELLS = 10
+"""Annotated cells of a class with which it counts in the choice of weights."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +90,9 @@ def answered(network: Detector, pictures: Sequence[Scaled], data: DetectorData, 
 
 
 def measured(network: Detector, pictures: Sequence[Scaled], data: DetectorData, merging: Merging) -> Measured:
-    """What a validation tells: the sensitivity at four false alarms a field."""
-    found = sensitivities(answered(network, pictures, data, merging), (_RATE,))[_RATE]
-    return Measured(found, {"sensitivity": round(found, 4)})
+    """What a validation tells: the sensitivity at four false alarms a field; and by what weights are chosen: the mean
+    sensitivity over the rates of a curve and over the classes, so that no rate and no frequent class decides alone."""
+    found = answered(network, pictures, data, merging)
+    balanced = fmean(by_class(found, least=_LEAST_CELLS).values())
+    sensitivity = sensitivities(found, (_RATE,))[_RATE]
+    return Measured(balanced, {"sensitivity": round(sensitivity, 4), "balanced": round(balanced, 4)})

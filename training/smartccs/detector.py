@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from gateway.domain.bethesda import ABNORMAL
 from training.nn.attention import Attention, Feed, sine_positions
 from training.nn.checkpoints import load_state, read_weights
-from training.runs import Run, parse_recipe
+from training.runs import Pretraining, Run, parse_recipe
 from training.smartccs.backbones import backbone_of, begin
 from training.smartccs.deformable import DeformableAttention, Sizes, pixel_centres
 from training.smartccs.recipe import DetectorNetwork, DetectorRecipe
-from training.ssl.model import IMAGENET
 
 _PRIOR = 0.01
 """What every class is given at the start: few queries find anything (arXiv 1708.02002, section 4.1)."""
@@ -77,8 +76,6 @@ class DecoderLayer(nn.Module):
 class Detector(nn.Module):
     """`forward` is what is served; `found` is what is trained. Begins without weights: see `initialise`."""
 
-    mean, std = IMAGENET
-
     def __init__(self, settings: DetectorNetwork) -> None:
         super().__init__()
         self.config = settings
@@ -111,7 +108,7 @@ class Detector(nn.Module):
         # Over channels that lie last, torch's group norm takes variances from sums of squares and loses digits, and
         # its backward pass on CPUs can crash (torch 2.13).
         image_B3HW = image_BHWC.float().permute(0, 3, 1, 2).contiguous()
-        mean, std = (image_B3HW.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        mean, std = (image_B3HW.new_tensor(values)[:, None, None] for values in self.backbone.scale)
         maps = self.backbone((image_B3HW - mean) / std)
         scales = [project(map_BCHW) for project, map_BCHW in zip(self.project, [*maps, maps[-1]], strict=True)]
         sizes = [(scale.shape[2], scale.shape[3]) for scale in scales]
@@ -139,10 +136,10 @@ class Detector(nn.Module):
         return memory_BMD
 
 
-def initialise(network: Detector) -> None:
-    """Fresh weights from torch's own stream, as the published code draws them. Raises WeightsInvalid where the recipe
-    names weights of the backbone that are not there."""
-    begin(network.backbone, network.config.backbone)
+def initialise(network: Detector) -> tuple[Pretraining, ...]:
+    """Fresh weights from torch's own stream, as the published code draws them; and what the backbone's came from, where
+    the recipe names some. Raises WeightsInvalid, DataMissing."""
+    pretraining = begin(network.backbone, network.config.backbone)
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -159,6 +156,7 @@ def initialise(network: Detector) -> None:
     nn.init.zeros_(network.box[-1].weight)
     with torch.no_grad():
         network.box[-1].bias[2:] = _START_SIZE
+    return pretraining
 
 
 def load(run: Run) -> Detector:

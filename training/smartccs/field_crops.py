@@ -4,13 +4,14 @@ Every crop is a function of the seed and of its number alone: a resumed run goes
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gateway.domain.bethesda import column_of
 from gateway.slides.cell_crops import padded
 from gateway.slides.rescale import rescaled
+from training.data.views import jitter
 from training.smartccs.data import Field
 
 SCALES = (0.5, 1.0)
@@ -41,8 +42,18 @@ class FieldCrops:
     Raises DataMissing.
     """
 
-    def __init__(self, fields: Sequence[Field], side_px: int, seed: int, scales: tuple[float, float] = SCALES) -> None:
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        side_px: int,
+        seed: int,
+        scales: tuple[float, float] = SCALES,
+        *,
+        by_factor: float = 0.0,
+    ) -> None:
+        """`by_factor`: at most so much more or less is each channel's optical density."""
         self.fields, self._side_px, self._seed, self._scales = tuple(fields), side_px, seed, scales
+        self._by_factor = by_factor
         self._images = [field.read() for field in self.fields]
 
     def __getitem__(self, number: int) -> Crop:
@@ -50,7 +61,10 @@ class FieldCrops:
         index = int(np.random.default_rng((self._seed, 0, epoch)).permutation(len(self.fields))[place])
         rng = np.random.default_rng((self._seed, 1, number))
         scale = float(rng.uniform(*self._scales))
-        return crop(rng, self.fields[index], self._images[index], self._side_px, scale)
+        seen = crop(rng, self.fields[index], self._images[index], self._side_px, scale)
+        if self._by_factor:
+            seen = replace(seen, image_HWC=jitter(seen.image_HWC, rng, self._by_factor))
+        return seen
 
 
 def crop(rng: np.random.Generator, field: Field, image_HWC: np.ndarray, side_px: int, scale: float) -> Crop:

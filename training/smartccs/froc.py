@@ -7,6 +7,7 @@ twice: everywhere (the leading figure, which is too severe) and on annotated nuc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import cv2
 import numpy as np
@@ -67,6 +68,19 @@ def found_at(marked: Sequence[Marks], rates: Sequence[float] = RATES) -> dict[fl
         inside_K = found_N[: ends[-1] + 1 if len(ends) else 0]
         kept[rate] = inside_K[inside_K >= 0]
     return kept
+
+
+def by_class(answered: Sequence[Answered], *, least: int) -> dict[int, float]:
+    """Of each abnormal class of at least `least` annotated cells, by its Bethesda number (of all together as one, where
+    no class has so many): the share of its cells that are found whatever class is named, as the mean over `RATES` (LUNA
+    16's competition metric, arXiv 1612.08012)."""
+    kinds = np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in answered])
+    found = found_at([marks(entry) for entry in answered])
+    enough = [int(kind) for kind in np.unique(kinds) if (kinds == kind).sum() >= least]
+    if not enough:
+        return {NILM: fmean(len(at) for at in found.values()) / max(len(kinds), 1)}
+    hits = {kind: fmean(int((at == kind).sum()) for at in found.values()) for kind in enough}
+    return {kind: hits[kind] / int((kinds == kind).sum()) for kind in enough}
 
 
 def average_precision(answered: Sequence[Answered], iou: float = 0.5) -> float:

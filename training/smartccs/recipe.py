@@ -38,7 +38,16 @@ class ResNetBackbone(Part):
     weights_file: str | None = None
 
 
-Backbone = Annotated[ConvBackbone | ResNetBackbone, Field(discriminator="arch")]
+class LiteBackbone(Part):
+    """EfficientNet-Lite0's stages of strides 16 and 32, without its last ones, which widen, and one map of stride 2
+    beyond; its package's ImageNet weights. Batch norms, and the stem with the first `frozen_blocks`, stay as they are.
+    """
+
+    arch: Literal["efficientnet-lite0"]
+    frozen_blocks: int = Field(default=5, ge=0, le=15)
+
+
+Backbone = Annotated[ConvBackbone | ResNetBackbone | LiteBackbone, Field(discriminator="arch")]
 
 
 class DetectorNetwork(Part):
@@ -61,11 +70,13 @@ class DetectorNetwork(Part):
 
 
 class DetectorData(Part):
-    """Crops of `side_px` from fields scaled by `scales`. Fields are validated, and slides are served, at `mpp` in tiles
-    of the same side that overlap by `overlap_px`."""
+    """Crops of `side_px` from fields scaled by `scales`, whose channels' optical density varies by the factors
+    1 ± `jitter`. Fields are validated, and slides are served, at `mpp` in tiles of the same side that overlap by
+    `overlap_px`."""
 
     side_px: int = Field(gt=0)
     scales: tuple[float, float] = (0.5, 1.0)
+    jitter: float = Field(default=0.0, ge=0, lt=1)
     mpp: float = Field(gt=0)
     overlap_px: int = Field(gt=0)
 
