@@ -119,3 +119,17 @@ def test_crops_are_a_function_of_seed_and_number_and_every_field_comes_once_an_e
     assert not np.array_equal(crops[7].image_HWC, FieldCrops(fields, 600, seed=4)[7].image_HWC)
     drawn = [set(crops[number].columns_K.tolist()) for number in range(6, 12)]  # a whole field is in every crop
     assert sorted(drawn, key=min) == [{0}, {1}, {2}, {3}, {4}, {5}]
+
+
+def test_colours_vary_and_cells_stay_where_they_are(smears: made.Made) -> None:
+    smears.finish()
+    plain, varied = FieldCrops(load(), 64, seed=3), FieldCrops(load(), 64, seed=3, by_factor=0.2)
+    pairs = [(plain[number], varied[number]) for number in range(4)]
+    factors = []
+    for one, other in pairs:
+        assert np.array_equal(one.nuclei_M4, other.nuclei_M4)
+        seen_HWC = (one.image_HWC > 20) & (one.image_HWC < 200)  # neither ink without end nor glass
+        densities = (-np.log((crop.image_HWC[seen_HWC] + 1.0) / 256) for crop in (one, other))
+        factors.append(float(np.divide(*reversed(list(densities))).mean()))
+    assert all(0.75 < factor < 1.25 for factor in factors)
+    assert len({round(factor, 2) for factor in factors}) > 1

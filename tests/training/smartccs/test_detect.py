@@ -11,6 +11,8 @@ from tests.training.data import made
 from tests.training.smartccs.tiny import detector_recipe
 from training.errors import RecipeInvalid, RunInvalid
 from training.files import sha256_file
+from training.nn.efficientnet_lite import EfficientNetLite0
+from training.nn.pretrained import load_lite0
 from training.runs import Run
 from training.smartccs import data
 from training.smartccs.backbones import FrozenResNet50Maps
@@ -55,6 +57,7 @@ def test_a_finished_run_tells_how_well_cells_are_found(finished: Run) -> None:
     assert finished.metrics["network"]["parameters"] == sum(value.numel() for value in network.parameters())
     assert finished.metrics["training"]["iterations"] == 2
     assert 0 <= finished.metrics["training"]["validation"]["sensitivity"] <= 1
+    assert 0 <= finished.metrics["training"]["validation"]["balanced"] <= 1
     for part in ("validation", "test"):
         assert {"froc", "froc_annotated_only", "froc_of_other_fields", "froc_of_dark_blobs"} <= finished.metrics[
             part
@@ -105,11 +108,38 @@ def test_tiles_cover_a_field_and_overlap() -> None:
     assert max(later - earlier for earlier, later in pairwise(starts)) <= 512 - 96
 
 
+def batch_norms(network: torch.nn.Module) -> list[torch.nn.Module]:
+    return [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
 def test_batch_norms_of_imagenet_weights_stay_as_they_are() -> None:
     with torch.device("meta"):
         network = FrozenResNet50Maps().train()
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = batch_norms(network)
     assert len(norms) == 53
     assert not any(module.training or module.weight.requires_grad for module in norms)
     assert network.layer4.training
     assert network.conv1.weight.requires_grad
+
+
+def test_a_detector_sees_with_the_first_stages_of_a_published_network(tmp_path: Path) -> None:
+    conv = 'arch = "conv", widths = [8, 16], levels = 2'
+    assert conv in RECIPE
+    text = RECIPE.replace(conv, 'arch = "efficientnet-lite0", frozen_blocks = 3')
+    recipe, _ = read_recipe(DetectorRecipe, written(tmp_path, text))
+    learner = DetectorLearner(recipe, World()).train()
+    assert [entry.file for entry in learner.pretraining] == ["efficientnet-lite0-57934424.pth"]
+    whole, seen = EfficientNetLite0(), learner.model.backbone
+    load_lite0(whole)
+    images = torch.rand(1, 3, 64, 64)
+    taps = []
+    whole._blocks[14].register_forward_hook(lambda *told: taps.append(told[2]))
+    with torch.inference_mode():
+        middle, coarse = seen(images)
+        assert torch.equal(middle, whole.eval()(images)[1])
+        assert torch.equal(coarse, taps[0])
+    assert (middle.shape[1], coarse.shape[1]) == seen.widths == (112, 192)
+    assert not any(module.training or module.weight.requires_grad for module in batch_norms(seen))
+    kernels = [block._depthwise_conv.weight.requires_grad for block in seen._blocks]
+    assert kernels == [False] * 3 + [True] * 12
+    assert not seen._conv_stem.weight.requires_grad

@@ -28,7 +28,10 @@ def tiny() -> Detector:
     return network.eval()
 
 
-@pytest.mark.parametrize(("recipe", "millions", "levels"), [("small", 3.66, 3), ("gpu", 40.1, 4), ("full", 40.1, 4)])
+@pytest.mark.parametrize(
+    ("recipe", "millions", "levels"),
+    [("small", 3.66, 3), ("lite0-small", 3.97, 3), ("gpu", 40.1, 4), ("full", 40.1, 4)],
+)
 def test_networks_have_the_published_sizes(recipe: str, millions: float, levels: int) -> None:
     path = RECIPES / f"smartccs-detect-{recipe}.toml"
     with torch.device("meta"):

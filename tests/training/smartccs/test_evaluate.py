@@ -9,14 +9,17 @@ import cv2
 import numpy as np
 import pytest
 
-from gateway.domain.bethesda import HSIL, NILM
+from gateway.domain.bethesda import HSIL, LSIL, NAMES, NILM
 from gateway.domain.screening import ScreeningPoint
+from gateway.slides.cells import Cells
 from tests.training.data import made
 from tests.training.small_data import read_manifest, write_small_data
 from tests.training.smartccs.tiny import detector_recipe
-from training.data.common import data_root
+from training.data.common import Source, data_root
 from training.files import json_bytes
-from training.smartccs import embed, evaluate, mode_figures, page, probes, recalibrate
+from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate
+from training.smartccs.bags import Bag
+from training.smartccs.data import MPP, Field
 from training.smartccs.recalibrate import Calibration, recalibrated
 from training.smartccs.results import DETECTOR as DETECTOR_NAME
 from training.smartccs.results import SHIPPED
@@ -90,11 +93,12 @@ def told(runs: Path, experiment: str, recipe: str = "tiny", *options: str) -> di
     return next(iter(found.values())) if len(found) == 1 else found
 
 
+MISSED = ("missed", "--centres", "stain B")
 MODES = ("modes", "--centres", "stain B")
 FORGETTING = ("forgetting", "--centres", "source", "scanner", "--bags", "8")
 GATE = ("gate", "--centres", "stain A")
 RECALIBRATED = ("recalibrated", "--centres", "stain A")
-PAGED = (MODES, FORGETTING, GATE, RECALIBRATED)
+PAGED = (MISSED, MODES, FORGETTING, GATE, RECALIBRATED)
 
 
 def test_modes_at_a_shifted_centre(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +125,40 @@ def test_modes_of_detected_cells_keep_the_bags(runs: Path) -> None:
     assert set(found["modes"]) == {"none", "site"}
     assert found["bags"] == 33
     assert list((runs / "cache").glob("found-*/*.npz"))
+
+
+def test_what_a_detector_misses_is_told_of_the_same_bags(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = told(runs, "missed", "tiny-found", *MISSED[1:])
+    assert found["annotated"] == dict.fromkeys(NAMES, 0) | {"NILM": 4, "LSIL": 1, "HSIL": 1}  # two test fields
+    for kind in ("raw", "coloured"):
+        assert all(found["found"][kind][name] <= number for name, number in found["annotated"].items())
+        assert found["detections"][kind]["nuclei"] == sum(found["found"][kind].values())
+        assert found["detections"][kind]["negative"] == 0  # there is an abnormal cell in each field
+        assert found["empty"][kind] <= found["bags"]
+    assert set(found["same_bags"]) == {"none", "site"}
+    assert evaluate.main(["missed", "tiny", "--out", str(runs / "results"), "--centres", "source"]) == 0
+    assert "of which none is missed" in capsys.readouterr().err
+
+
+def test_a_bag_keeps_what_was_found_of_it_once() -> None:
+    class_N = np.array([NILM, HSIL])
+    cells = embed.CellSet(
+        np.zeros((3, 2), np.float32), class_N[[0, 1, 1]], np.array([1, 3, 3]), np.array([0.5, 0.4, 0.9]),
+        np.zeros(3, np.int64), (("a", "b", "test"),), {},
+    )  # fmt: skip
+    field = made_field(np.array([[0.0, 0, 10, 10], [50, 50, 10, 10], [90, 90, 10, 10]]), np.array([NILM, HSIL, LSIL]))
+    corners_N4 = np.array([[1.0, 1, 9, 9], [50, 50, 60, 60], [51, 51, 61, 61]])
+    look = embed.Look("made", lambda *_: Cells(corners_N4, cells.scores_N, cells.found_N, np.zeros(3, np.int64)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed.Look, "picture", lambda *_: np.zeros((1, 1, 3), np.uint8))
+        matched = missed.Matched.of([field], look, cells.scores_N)
+    assert matched.cell_A.tolist() == [0, 2, -1]  # of two cells on a nucleus the surer one stands for it
+    assert missed._left(Bag(HSIL, np.array([1, 0, 1, 2]), 0.5), matched, cells, 5).cells_K.tolist() == [2, 0]
+    assert missed._kinds(cells, matched) == {"nuclei": 2, "again": 1, "negative": 0, "unknown": 0}
+
+
+def made_field(boxes_N4: np.ndarray, classes_N: np.ndarray) -> Field:
+    return Field(Source("made.jpg", "made", "0" * 64, "CC0", "A", ""), "b", "test", MPP, boxes_N4, classes_N)
 
 
 def test_norms_and_forgetting(runs: Path) -> None:
@@ -252,10 +290,11 @@ def test_settings_that_were_changed_are_told(tmp_path: Path) -> None:
 def test_every_file_has_a_place_on_the_page(runs: Path) -> None:
     """The files of these small runs, under the names of those that are shown."""
     for experiment, *options in PAGED:
-        told(runs, experiment, "tiny", *options)
+        told(runs, experiment, "tiny-found" if experiment == "missed" else "tiny", *options)
     out, shown = runs / "results", runs / "shown"
     shown.mkdir()
-    assert evaluate.main(["runs", "tiny", "--out", str(out)]) == 0
+    for every in ("runs", "blocks"):
+        assert evaluate.main([every, "tiny", "--out", str(out)]) == 0
     for path in out.glob("*.json"):
         found = json.loads(path.read_text())
         if found["recipe"] == "tiny-found" and found["experiment"] == "modes":
@@ -266,5 +305,7 @@ def test_every_file_has_a_place_on_the_page(runs: Path) -> None:
     text = page.page(shown)
     assert "`training/recipes/tiny.toml`" in text
     for heading in ("### stain B", "## The gate", "Source, then a target centre", "## A site's own operating point"):
+        assert heading in text
+    for heading in ("## What the detector misses", "| `cric_block_02` |", "So it is with "):
         assert heading in text
     assert not re.search(r"\bnan\b", text)

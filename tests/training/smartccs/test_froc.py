@@ -6,7 +6,15 @@ import pytest
 from gateway.slides.cells import Cells
 from training.data.common import Source
 from training.smartccs.data import Field
-from training.smartccs.froc import Answered, average_precision, dark_blobs, figures, of_other_fields, sensitivities
+from training.smartccs.froc import (
+    Answered,
+    average_precision,
+    by_class,
+    dark_blobs,
+    figures,
+    of_other_fields,
+    sensitivities,
+)
 
 pytestmark = pytest.mark.training
 
@@ -45,6 +53,14 @@ def test_false_alarms_are_counted_everywhere_or_on_annotated_nuclei_only() -> No
 def test_detections_of_one_score_stand_or_fall_together() -> None:
     answered = [Answered(ONE, found((50, 50, 0.5), (300, 300, 0.5), (100, 50, 0.5)))]
     assert sensitivities(answered, (0.0, 1.0)) == {0.0: 0.0, 1.0: 1.0}
+
+
+def test_a_class_that_is_never_found_counts_as_much_as_a_frequent_one() -> None:
+    frequent = field([(x, 50) for x in range(50, 450, 40)], [2] * 9 + [4])
+    answered = [Answered(frequent, found(*((x, 50, 0.9) for x in range(50, 410, 40)))), Answered(ONE, found())]
+    assert by_class(answered, least=1) == {1: 0.0, 2: 1.0, 4: 0.0}
+    assert by_class(answered, least=2) == {2: 1.0, 4: 0.0}
+    assert by_class(answered, least=10) == {0: 9 / 12}  # no class has so many: all together
 
 
 def test_average_precision_is_the_area_below_the_curve() -> None:
