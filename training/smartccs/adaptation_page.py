@@ -37,7 +37,10 @@ def adaptation(found: Results, name: str) -> list[str]:
     lines = [
         "## Adaptation at each centre",
         "",
-        "Mean over five heads, at each head's own source operating point; gains are against none on the same bags. "
+        "Mean over five heads, at each head's own source operating point. Gains are against none on bags of the same "
+        "classes in the same order: the same bags where a mode looks at the same pictures, and bags dealt anew of what "
+        "is found there, with other cells and shares, where it maps colours before the detector (`colour`, `site`, "
+        "A+B, Reinhard, the other organ). "
         "`class right`: share of bags whose named category is theirs (served head). `turned normal`: abnormal calls of "
         "the served head that the mode alone would turn normal, in brackets those of truly abnormal bags. All but "
         "`site` are research, and not served.",

@@ -47,7 +47,12 @@ def _rows(found: Results) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
     yield "E1, control", "a probe of shuffled labels is chance, for every encoder", lambda: _labels(encoders)
     yield "E2", "the detector finds more than dark blobs at 4 false alarms a field", lambda: _blobs(detector)
     yield "E2, control", f"boxes of other fields: below {NEAR_ZERO} at 4 a field", lambda: _other_fields(detector)
-    yield "E3", "the gap between detected and annotated cells is told", lambda: _gap(found.one("cells"))
+    yield (
+        "E3",
+        "the gap between detected and annotated cells, both in assumed shares, is told",
+        lambda: _gap(found.one("cells")),
+    )
+    yield "E3", "what the detector misses of the same bags is told", lambda: _missed(found.by_centre("missed"))
     yield "E3, control", "heads of shuffled labels: AUC 0.5 in every interval", lambda: _shuffled(found.one("cells"))
     yield "E4", "the published adaptation changes nothing", lambda: _released(found.one("released"))
     yield "E5", f"`site` loses at most {LOST_ON_SOURCE} AUC on the source", lambda: _source(modes)
@@ -120,6 +125,15 @@ def _other_fields(told: Row | None) -> Verdict:
 
 def _gap(told: Row | None) -> Verdict:
     return NONE if told is None else (f"detected minus annotated {_gain(told['gap'])}", REPORTED)
+
+
+def _missed(there: Mapping[str, Row]) -> Verdict:
+    rows = [
+        f"{centre}: AUC {_gain(told['same_bags']['none']['auc_gain'])}, "
+        f"{told['lost']['raw']} of {told['abnormal']} abnormal bags lost every cell of their class"
+        for centre, told in there.items()
+    ]
+    return ("; ".join(rows), REPORTED) if rows else NONE
 
 
 def _shuffled(told: Row | None) -> Verdict:

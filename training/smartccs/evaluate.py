@@ -16,13 +16,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gateway.domain.bethesda import NAMES
 from gateway.slides.site_fit import SiteNotFittable
 from training import command
+from training.data.split import PARTS
 from training.errors import DataMissing, RunInvalid, TaskInvalid
 from training.files import json_bytes, write_atomic
 from training.repeatable import repeatable
 from training.runs import find_run, parse_recipe, read_json, read_toml
-from training.smartccs import data, head_controls, modes, probes, recalibrate, second_sources, site_gate, slide, streams
+from training.smartccs import (
+    data,
+    head_controls,
+    missed,
+    modes,
+    probes,
+    recalibrate,
+    second_sources,
+    site_gate,
+    slide,
+    streams,
+)
 from training.smartccs.centres import CENTRES
 from training.smartccs.detector import load as load_detector
 from training.smartccs.detector_figures import detector_figures
@@ -129,6 +142,21 @@ def _runs(asked: Asked) -> None:
     _written(replace(asked, again=True), None, {}, lambda: {"runs": found})
 
 
+def _blocks(asked: Asked) -> None:
+    """Annotated cells by part, block and class: no experiment, and begun anew each time."""
+    _written(replace(asked, again=True), None, {}, lambda: {"parts": blocks(data.load())})
+
+
+def blocks(fields: Sequence[data.Field]) -> Found:
+    """By part and group of fields: how many, and the nuclei annotated in them by class."""
+    rows: Found = {part: {} for part in PARTS}
+    for part, group in sorted({(field.part, field.group) for field in fields}):
+        inside = [field for field in fields if (field.part, field.group) == (part, group)]
+        counted_C = data.counts(inside)[PARTS.index(part)]
+        rows[part][group] = {"fields": len(inside), "cells": dict(zip(NAMES, counted_C.tolist(), strict=True))}
+    return rows
+
+
 def _changes(recipe: dict[str, Any], file: Path) -> list[str]:
     """The settings of a run that differ from those of the recipe's file, as `--set` would say them; how it is published
     is none of its training."""
@@ -170,6 +198,10 @@ def _by_centre(work: Callable[[Bench, Asked, str], Found]) -> Callable[[Asked], 
 
 def _modes(bench: Bench, asked: Asked, name: str) -> Found:
     return modes.modes_at(bench.trial, bench.at(name), asked.only)
+
+
+def _missed(bench: Bench, asked: Asked, name: str) -> Found:
+    return missed.missed_at(bench.trial, bench.at(name))
 
 
 def _norms(bench: Bench, asked: Asked, name: str) -> Found:
@@ -237,10 +269,12 @@ def _different(asked: Asked) -> None:
 
 EXPERIMENTS: dict[str, Callable[[Asked], None]] = {
     "runs": _runs,
+    "blocks": _blocks,
     "detector": _detector,
     "encoders": _encoders,
     "cells": _of_trial(lambda bench, _: head_controls.cells_against(bench.trial)),
     "released": _of_trial(lambda bench, _: head_controls.released(bench.trial)),
+    "missed": _by_centre(_missed),
     "modes": _by_centre(_modes),
     "norms": _by_centre(_norms),
     "different": _different,

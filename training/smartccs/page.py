@@ -14,6 +14,7 @@ from training import command
 from training.files import write_atomic
 from training.markdown import NOT_RUN, shown, table
 from training.smartccs.adaptation_page import adaptation, commissioning, gates, orders, recalibration
+from training.smartccs.cells_page import blocks, missed, not_run
 from training.smartccs.conditions import conditions
 from training.smartccs.modes import NONE, SITE
 from training.smartccs.probes import ENCODERS, FRESH
@@ -28,6 +29,11 @@ There are no public slides of all classes, so nearly every figure here is of **s
 dealt together as a slide of a class might show them ([how](../smart-ccs.md)). They are no patients. All centres but
 `source` are **simulated** by a fixed change of colour and optics. The changes are linear in optical density, which
 flatters `colour` and `site`.
+
+Bags hold only cells that a detector found on annotated nuclei or in fields without abnormal ones, in shares that are
+assumed: they do not show what it misses, nor most of its false alarms. Their figures say how well what was found is
+told apart, not how well slides are screened. What is missed is told
+[below](#what-the-detector-misses-by-class-and-centre).
 
 The cells of training, validation and test bags are of different blocks of images, of which there are few, and whose
 patients are not told. `[low, high]` is the 95 % bootstrap interval: over bags, over fields (cells, detector), or over
@@ -52,10 +58,12 @@ def page(folder: Path) -> str:
         "",
         *_trainings(found, name),
         *conditions(found),
+        *blocks(found.one("blocks"), name),
         *_overview(found, name),
         *_encoders(found.one("encoders"), name),
         *_detector(found.one("detector", DETECTOR), name),
         *_cells(found.one("cells"), name),
+        *missed(found, name),
         *_released(found.one("released"), name),
         *adaptation(found, name),
         *commissioning(found.one("prevalence"), name),
@@ -65,11 +73,6 @@ def page(folder: Path) -> str:
         *_composed(found, name),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def not_run(title: str, asked: str) -> list[str]:
-    """A section that nothing was measured for, and what would measure it."""
-    return [f"## {title}", "", f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
 
 
 def _trainings(found: Results, name: str) -> list[str]:
@@ -229,7 +232,9 @@ def _cells(told: Row | None, name: str) -> list[str]:
     return [
         "## Heads on detected and on annotated cells",
         "",
-        f"AUC of {told['bags']} synthetic test bags, the same classes in the same order.",
+        f"AUC of {told['bags']} synthetic test bags of either kind: of the same classes in the same order, but dealt "
+        "anew, so that their cells and shares are others. Both hold their class in assumed shares, the detected ones "
+        "of what was found: what the detector misses they cannot show. The next section does.",
         "",
         f"    {asked}",
         "",

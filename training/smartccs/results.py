@@ -20,7 +20,7 @@ FEATURES = {
 """Recipes of slide heads, by the features that they learned on."""
 ORDER = (SOURCE, *CENTRES)
 SHIFTS = tuple(CENTRES)
-_BY_CENTRE = ("modes", "norms", "different")
+_BY_CENTRE = ("missed", "modes", "norms", "different")
 
 Row = Mapping[str, Any]
 

@@ -126,10 +126,11 @@ class Trial:
 @dataclass(frozen=True, slots=True, eq=False)
 class AtCentre:
     """A centre's bags as they are, and with its colours mapped to the source's; `counts_3V` are the pixels of the
-    validation fields, which the map `colour` rests on. `look` and `fields` are for further views."""
+    validation fields, which the map `colour` rests on. `look`, `coloured_look` and `fields` are for further views."""
 
     name: str
     look: Look
+    coloured_look: Look
     fields: tuple[data.Field, ...]
     counts_3V: Counts
     colour: ColourMap
@@ -138,8 +139,8 @@ class AtCentre:
 
 
 def open_trial(recipe_name: str) -> Trial:
-    """A run by its recipe's name. Raises RunInvalid, RecipeInvalid, DataMissing; TaskInvalid where its encoder was
-    trained anew since."""
+    """A run by its recipe's name. Raises RunInvalid, RecipeInvalid, DataMissing; TaskInvalid where its encoder or
+    its detector was trained anew since."""
     repeatable()
     run = find_run(recipe_name)
     trained = slide.trained(run)
@@ -148,6 +149,8 @@ def open_trial(recipe_name: str) -> Trial:
     if eye.weights_sha256 != run.metrics["served"]["encoder_sha256"]:
         raise TaskInvalid("The encoder was trained anew after the slide head. Train the head again.")
     found = slide.detections(recipe.detector) if recipe.detector else None
+    if found is not None and found.run.weights_sha256 != run.manifest["starts_from"]["detector"]["weights_sha256"]:
+        raise TaskInvalid("The detector was trained anew after the slide head. Train the head again.")
     cells = kept(eye, fields, slide.look_at(found, slide.SOURCE))
     dealt = recipe.deal(cells)
     chosen = Slides.of(dealt["validation"], cells.features_ND)
@@ -185,7 +188,7 @@ def at_centre(
     said = sha256_bytes(colour.table().tobytes())
     coloured = replace(look, name=f"{look.name}, colours {said}", colour=colour)
     raw = trial.shown(look, fields, labels)
-    return AtCentre(name, look, fields, counts_3V, colour, raw, trial.shown(coloured, fields, raw.labels))
+    return AtCentre(name, look, coloured, fields, counts_3V, colour, raw, trial.shown(coloured, fields, raw.labels))
 
 
 def mirrored(trial: Trial, centre: AtCentre) -> Shown:
