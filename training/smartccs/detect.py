@@ -20,6 +20,7 @@ from training.repeatable import repeatable
 from training.runs import Pretraining, Run, RunWriter, runs_folder
 from training.smartccs import data, detecting, froc
 from training.smartccs.detector import Detector, initialise
+from training.smartccs.detector_figures import leading_figures
 from training.smartccs.detector_losses import losses
 from training.smartccs.field_crops import Crop, FieldCrops
 from training.smartccs.matching import Target
@@ -28,6 +29,7 @@ from training.ssl.checkpoint import writing
 from training.ssl.distributed import World, joined
 
 _PLACES = (".offsets.", ".reference.")
+_RESAMPLES = 1000
 
 
 class DetectorLearner(nn.Module):
@@ -147,6 +149,8 @@ def _finish(
         found = detecting.answered(network, pictures, recipe.data, recipe.merging)
         blobs = [froc.Answered(entry.field, froc.dark_blobs(entry.field, entry.field.read())) for entry in found]
         metrics[part] = froc.figures(found) | {"froc_of_dark_blobs": froc.told(froc.sensitivities(blobs))}
+        if part == "test":
+            metrics[part]["leading"] = leading_figures(found, _RESAMPLES)
     return writer.finish(
         metrics=metrics,
         seed=recipe.seed,

@@ -52,6 +52,27 @@ def detector_figures(network: Detector, recipe: DetectorRecipe, fields: Sequence
     }
 
 
+def leading_figures(found: Sequence[Answered], count: int) -> Found:
+    """What a card says of a detector, with intervals over fields: the sensitivity at four false alarms a field, counted
+    both ways, of all abnormal cells and of each class of enough cells, and the average precision at half overlap."""
+    cells = np.array([int(entry.field.abnormal.sum()) for entry in found])
+    kinds = np.bincount(np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in found]), minlength=7)
+    mine, milder = ([froc.marks(entry, unannotated=severe) for entry in found] for severe in (True, False))
+    at = f"sensitivity at {LEADING:g} false alarms a field"
+    return {
+        at: _figure(_sensitivity(mine, cells, LEADING), len(found), count),
+        f"{at} on annotated nuclei": _figure(_sensitivity(milder, cells, LEADING), len(found), count),
+        **{
+            f"{at}, {NAMES[kind]}": _figure(_of_kind(mine, found, kind), len(found), count)
+            for kind, number in enumerate(kinds)
+            if number >= LEAST_CELLS
+        },
+        "average precision at half overlap": _figure(
+            _precision([froc.overlaps(entry) for entry in found]), len(found), count
+        ),
+    }
+
+
 def _control(found: Sequence[Answered], count: int) -> Found:
     exchanged = froc.of_other_fields(found)
     cells = np.array([int(entry.field.abnormal.sum()) for entry in exchanged])

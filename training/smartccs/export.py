@@ -79,7 +79,17 @@ def _detector(run: Run, recipe: DetectorRecipe) -> Graph:
         samples=lambda sizes: {"image": synthetic_tiles(sizes["batch"], side_px, recipe.seed)},
         card=_texts(run, publish, labels)
         | {
-            "metrics": [],
+            "metrics": [
+                {
+                    "classifier": "cell detector",
+                    "name": name,
+                    "value": figure["value"],
+                    "interval": [figure["low"], figure["high"]],
+                    "tiles": run.metrics["test"]["fields"],
+                    "label": "fields of held-out blocks",
+                }
+                for name, figure in run.metrics["test"]["leading"].items()
+            ],
             "labels": labels,
             "operating_points": [
                 {

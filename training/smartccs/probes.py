@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from gateway.domain.bethesda import NAMES
 from training.errors import DataMissing, RunInvalid
@@ -24,7 +25,7 @@ from training.smartccs.mode_figures import area, difference_of_areas
 from training.smartccs.slide import SlideRecipe
 from training.smartccs.slide_fit import Slides, calibrated, fit_head, logits_of
 from training.smartccs.trial import Found
-from training.statistics import ItemScore, balanced_accuracy, bootstrap, interval, replicates
+from training.statistics import ItemScore, RunsScore, balanced_accuracy, bootstrap, interval, macro_auroc, replicates
 
 OURS, FRESH, PIXELS = "cytology (ours)", "fresh weights", "control: pixel-shuffled cytology"
 _PRETRAIN, _SHUFFLED = "smartccs-pretrain-small", "smartccs-pretrain-shuffled-small"
@@ -44,26 +45,29 @@ _NEIGHBOURS = Neighbours(k=(20,))
 _LINEAR = Linear(optimiser="lbfgs", penalties=(0.001, 0.01, 0.1))
 MEASURES = ("neighbours", "probe", "bags")
 _CONTROL = "control_shuffled_labels"
+SHUFFLES = 12
+_FAMILY = 0.05
+"""Of the control's intervals, that any of all encoders' leaves out chance where there is nothing to find."""
 _EPOCHS = 20
 """Of a probe's heads, at most: there are five for each encoder, and encoders are compared, not served."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """Of one encoder: class scores of the test cells by neighbours, by the probe, and by the probe that learned from
-    labels of chance, (N,C); probabilities (R,B,7) of the test bags by head; fields_N, labels_N of those cells, and
-    labels_B of the bags."""
+    """Of one encoder: class scores of the test cells by neighbours and by the probe, (N,C); control_S: macro AUROC of
+    probes that learned from shuffled labels; probabilities (R,B,7) of the test bags by head; fields_N, labels_N of
+    those cells, and labels_B of the bags."""
 
     neighbours_NC: np.ndarray
     probe_NC: np.ndarray
-    control_NC: np.ndarray
+    control_S: np.ndarray
     bags_RBC: np.ndarray
     fields_N: np.ndarray
     labels_N: np.ndarray
     labels_B: np.ndarray
 
 
-_FIELDS = ("neighbours_NC", "probe_NC", "control_NC", "bags_RBC", "fields_N", "labels_N", "labels_B")
+_FIELDS = ("neighbours_NC", "probe_NC", "control_S", "bags_RBC", "fields_N", "labels_N", "labels_B")
 
 
 def classes_of(fields: Sequence[data.Field]) -> tuple[int, ...]:
@@ -77,7 +81,7 @@ def answers(eye: CellEncoder, fields: Sequence[data.Field], recipe: SlideRecipe)
     training = recipe.training.model_copy(update={"epochs": min(_EPOCHS, recipe.training.epochs)})
     recipe = recipe.model_copy(update={"training": training})
     said = f"{eye.weights_sha256} {eye.crops.digest} {recipe.model_dump_json(exclude={'encoder', 'name'})}"
-    path = runs_folder() / "cache" / f"probes-{sha256_bytes(said.encode())[:16]}.npz"
+    path = runs_folder() / "cache" / f"probed-{sha256_bytes(said.encode())[:16]}.npz"
     if not path.is_file():
         found, held = _answers(eye, fields, recipe), io.BytesIO()
         np.savez(held, **{name: getattr(found, name) for name in _FIELDS})
@@ -89,8 +93,8 @@ def _answers(eye: CellEncoder, fields: Sequence[data.Field], recipe: SlideRecipe
     cells, numbers = kept(eye, fields, slide.look_at(None)), classes_of(fields)
     train, validation, test = (_labelled(cells, part, numbers) for part in ("train", "validation", "test"))
     rng, classes = np.random.default_rng(recipe.seed), len(numbers)
-    mixed = Labelled(train.features_ND, rng.permutation(train.labels_N))
     asked = [test.features_ND]
+    probe = linear(train, validation, asked, classes, _LINEAR, (recipe.seed,))
     dealt = recipe.deal(cells)
     slides = {part: Slides.of(bags, cells.features_ND) for part, bags in dealt.items()}
     heads = [
@@ -101,13 +105,35 @@ def _answers(eye: CellEncoder, fields: Sequence[data.Field], recipe: SlideRecipe
     ]
     return Answers(
         knn(train, validation, asked, classes, _NEIGHBOURS).scores[0][0],
-        linear(train, validation, asked, classes, _LINEAR, (recipe.seed,)).scores[0][0],
-        linear(mixed, validation, asked, classes, _LINEAR, (recipe.seed,)).scores[0][0],
+        probe.scores[0][0],
+        shuffled_areas(train, validation, test, classes, float(probe.choices["penalty"]), rng),
         np.stack([calibrated(logits_of(head, slides["test"].features), 1.0) for head in heads]),
         cells.fields_N[_of(cells, "test", numbers)],
         test.labels_N,
         slides["test"].labels_B,
     )
+
+
+def shuffled_areas(
+    train: Labelled, validation: Labelled, test: Labelled, classes: int, penalty: float, rng: np.random.Generator
+) -> np.ndarray:
+    """(S,) macro AUROC of the test cells by probes that learned from the train cells under labels of each other: 0.5 on
+    the whole. (Balanced accuracy would be chance whatever they knew, since such probes name the commonest class only;
+    and one probe alone may be far from 0.5, since features of a class are alike.)"""
+    settings, found = Linear(optimiser="lbfgs", penalties=(penalty,)), []
+    for _ in range(SHUFFLES):
+        mixed = Labelled(train.features_ND, rng.permutation(train.labels_N))
+        scores_NC = linear(mixed, validation, [test.features_ND], classes, settings, (0,)).scores[0][0]
+        found.append(macro_auroc(scores_NC, test.labels_N))
+    return np.array(found)
+
+
+def chance(areas_S: np.ndarray, encoders: int) -> Found:
+    """The mean over shuffles with its interval by Student's t, which holds 0.5 for all encoders at once in 95 % where
+    labels tell nothing; and every shuffle's."""
+    away = float(stats.t.ppf(1 - _FAMILY / encoders / 2, len(areas_S) - 1) * areas_S.std(ddof=1) / len(areas_S) ** 0.5)
+    mean = float(areas_S.mean())
+    return {"value": mean, "low": mean - away, "high": mean + away, "shuffles": areas_S.tolist()}
 
 
 def _of(cells: CellSet, part: str, numbers: Sequence[int]) -> np.ndarray:
@@ -140,7 +166,7 @@ def probes(recipe: SlideRecipe, named: Mapping[str, EncoderSettings]) -> Found:
             continue
         found[name], weights[name] = answers(eye, fields, recipe), eye.weights_sha256
     rows = {
-        name: {"weights_sha256": weights[name], "side_px": named[name].side_px} | _figures(each, count)
+        name: {"weights_sha256": weights[name], "side_px": named[name].side_px} | _figures(each, count, len(found))
         for name, each in found.items()
     }
     return {
@@ -154,13 +180,16 @@ def probes(recipe: SlideRecipe, named: Mapping[str, EncoderSettings]) -> Found:
     }
 
 
-def _figures(each: Answers, count: int) -> Found:
-    cells = {"neighbours": each.neighbours_NC, "probe": each.probe_NC, _CONTROL: each.control_NC}
+def _figures(each: Answers, count: int, encoders: int) -> Found:
+    cells = {"neighbours": each.neighbours_NC, "probe": each.probe_NC}
+    areas = RunsScore(macro_auroc, each.probe_NC[None], each.labels_N)
     return {
         **{
             name: asdict(bootstrap(_balanced(scores_NC, each.labels_N), each.fields_N, each.labels_N, count))
             for name, scores_NC in cells.items()
         },
+        "probe_auroc": asdict(bootstrap(areas, each.fields_N, each.labels_N, count)),
+        _CONTROL: chance(each.control_S, encoders),
         "bags": area(each.bags_RBC, each.labels_B, count),
         "cells": len(each.labels_N),
         "fields": len(np.unique(each.fields_N)),

@@ -63,6 +63,11 @@ def test_a_finished_run_tells_how_well_cells_are_found(finished: Run) -> None:
             part
         ].keys()
         assert finished.metrics[part]["abnormal_cells"] == finished.metrics[part]["fields"] == 2
+    leading = finished.metrics["test"]["leading"]
+    assert leading["sensitivity at 4 false alarms a field"]["value"] == finished.metrics["test"]["froc"]["4"]
+    assert leading["average precision at half overlap"]["value"] == pytest.approx(
+        finished.metrics["test"]["ap50"], abs=1e-4
+    )
     learned = [*data.load("train"), *data.load("validation")]
     assert finished.manifest["seen"] == data.seen(learned).record()
 

@@ -17,6 +17,7 @@ from tests.training.small_data import read_manifest, write_small_data
 from tests.training.smartccs.tiny import detector_recipe
 from training.data.common import Source, data_root
 from training.files import json_bytes
+from training.pathbench.probes import Labelled
 from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate
 from training.smartccs.bags import Bag
 from training.smartccs.data import MPP, Field
@@ -222,7 +223,27 @@ def test_encoders_that_are_there_are_measured(runs: Path) -> None:
         assert evaluate.main(["encoders", str(runs / "probed.toml"), "--out", str(runs / "results")]) == 0
     found = json.loads((runs / "results" / "encoders-probed.json").read_text())
     assert found["ours_minus"] == {}  # our run is not there
-    assert {"neighbours", "probe", "bags", "control_shuffled_labels"} <= set(found["encoders"][probes.FRESH])
+    assert {"neighbours", "probe", "bags", "probe_auroc", "control_shuffled_labels"} <= set(
+        found["encoders"][probes.FRESH]
+    )
+
+
+class _Leak:
+    """Of chance, what does not shuffle."""
+
+    def permutation(self, labels_N: np.ndarray) -> np.ndarray:
+        return labels_N
+
+
+def test_the_control_of_probes_is_chance_and_shows_labels_that_were_not_shuffled() -> None:
+    rng = np.random.default_rng(1)
+    labels_N = np.repeat([0, 1, 2], [300, 80, 20])  # as uneven as cells are
+    parts = [Labelled(rng.normal(size=(400, 8)).astype(np.float32) + labels_N[:, None], labels_N) for _ in range(3)]
+    fair = probes.chance(probes.shuffled_areas(*parts, 3, 0.01, rng), 7)
+    assert fair["low"] <= 0.5 <= fair["high"]
+    assert len(set(fair["shuffles"])) == probes.SHUFFLES
+    leaking = probes.chance(probes.shuffled_areas(*parts, 3, 0.01, _Leak()), 7)  # type: ignore[arg-type]
+    assert leaking["low"] > 0.9
 
 
 def test_a_site_with_labelled_slides_has_its_own_threshold() -> None:

@@ -54,6 +54,12 @@ def test_the_detector_names_its_columns_and_what_becomes_of_its_boxes(runs: dict
     assert (graph.card["overlap_px"], graph.card["nms_iou"], graph.card["top_k"]) == (16, 0.75, 7)
     assert graph.card["operating_points"][0]["min_probability"] == graph.card["score_threshold"] == 0.2
     assert sum("is not supported" in limit for limit in graph.card["limits"]) == 4
+    (figure,) = graph.card["metrics"]
+    assert (figure["name"], figure["interval"], figure["tiles"]) == (
+        "sensitivity at 4 false alarms a field",
+        [0.7, 0.9],
+        9,
+    )
     scores, boxes = answer(graph, **graph.samples({"batch": 2}))
     assert ((scores > 0) & (scores < 1)).all()
     assert ((boxes >= 0) & (boxes <= 1)).all()
