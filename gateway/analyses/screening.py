@@ -26,13 +26,14 @@ from gateway.analyses.screening_pictures import cell_map_of, pictures_of, shown_
 from gateway.analyses.screening_plan import Screened, ScreeningPlan
 from gateway.analyses.screening_result import Evidence, Looked, call, operating_point
 from gateway.analyses.screening_site import SiteUsed
+from gateway.analyses.screening_stain import stain_of
 from gateway.analyses.screening_tiles import DetectedWindows, looks_of
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.analyses.specimen import declared
 from gateway.domain.report import Finding, FindingKind, SlideReading
 from gateway.domain.tables import finding_code
 from gateway.operations.errors import RowsOutdated
-from gateway.slides import TilePlan, pap_stain, quality, smear_quality
+from gateway.slides import TilePlan, smear_quality
 from gateway.slides.grid import tiles_under
 
 _FILE = "bag.npz"
@@ -145,7 +146,7 @@ class CervicalScreening:
                 level=level,
                 use=use,
                 specimen=specimen,
-                stain=pap_stain.judge(quality.colours(quality_NF)),
+                stain=stain_of(quality_NF),
                 judged=judged(task, figures),
                 site=used,
                 adapted=Looked(screening.site.found, screening.site.chosen, answers.adapted),

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from gateway.analyses.kept_arrays import kept
 from gateway.analyses.probabilities import softmax
 from gateway.analyses.screening_cells import SlideCells
-from gateway.analyses.screening_models import ScreeningModels
+from gateway.analyses.screening_models import ScreeningModels, answered
 from gateway.analyses.slide_half import Engine
 from gateway.domain.bethesda import CLASSES
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import InferenceError, ModelRefused
+from gateway.operations.errors import ModelRefused
 from gateway.slides.cell_evidence import contributions
 from gateway.slides.site_state import SiteState
 
@@ -121,11 +121,7 @@ async def _said(
             "Promote another."
         )
     answer = await engine.infer(folder, known, deadline_s=_DEADLINE_S)
-    shapes = {"logits": (1, len(CLASSES)), "cell_logits": (1, count, len(CLASSES))}
-    if models.rule.pool == "attention":
-        shapes["attention"] = (1, count)
-    for name, shape in shapes.items():
-        if name not in answer or answer[name].shape != shape or not np.isfinite(answer[name]).all():
-            raise InferenceError(f"The model {folder} does not answer with finite {name} of the size {shape}.")
-    attention_N = answer["attention"][0] if models.rule.pool == "attention" else None
-    return BagSaid(answer["logits"][0], contributions(models.rule.pool, answer["cell_logits"][0], attention_N))
+    logits_C = answered(folder, answer, "logits", (1, len(CLASSES)))[0]
+    cell_logits_NC = answered(folder, answer, "cell_logits", (1, count, len(CLASSES)))[0]
+    attention_N = answered(folder, answer, "attention", (1, count))[0] if models.rule.pool == "attention" else None
+    return BagSaid(logits_C, contributions(models.rule.pool, cell_logits_NC, attention_N))

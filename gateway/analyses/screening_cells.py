@@ -16,12 +16,11 @@ import numpy.typing as npt
 from gateway.analyses import tiles
 from gateway.analyses.batches import run_batches
 from gateway.analyses.kept_arrays import kept
-from gateway.analyses.screening_models import ScreeningModels
+from gateway.analyses.screening_models import ScreeningModels, answered
 from gateway.analyses.screening_tiles import DetectedWindows, Look
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.analyses.tiles import TileStore
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import InferenceError
 from gateway.slides import TileBatch
 from gateway.slides.cells import Cells, best_of_each_class, merged
 from gateway.slides.squares import stream_squares
@@ -66,10 +65,8 @@ class SlideCells:
         folder, width = self._models.encoder.folder, self._models.width
 
         async def rows(images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            found_BD = (await engine.infer(folder, {"image": images_BHWC}))["embedding"]
-            if found_BD.shape != (len(images_BHWC), width) or not np.isfinite(found_BD).all():
-                raise InferenceError(f"The model {folder} answered with what are no {width} finite numbers a cell.")
-            return found_BD
+            answer = await engine.infer(folder, {"image": images_BHWC})
+            return answered(folder, answer, "embedding", (len(images_BHWC), width))
 
         with TileStore.open(self._features_path, belongs_to=self.belongs_to, width=width) as store:
             if store.done < len(self.chosen):

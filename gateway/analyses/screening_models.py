@@ -1,13 +1,16 @@
 """The three models of cervical screening, and whether they belong together: what each card says of the others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
 
 from gateway.analyses.slide_half import ServedModel, SlideTask
 from gateway.domain.bethesda import ABNORMAL, CLASSES
 from gateway.domain.model import DetectorRule, ScreeningRule
-from gateway.operations.errors import ModelRefused
+from gateway.operations.errors import InferenceError, ModelRefused
 from gateway.slides.cell_crops import CellCrops
 from gateway.slides.site_state import Source
 
@@ -69,6 +72,17 @@ class ScreeningModels:
         return cls(
             detector, encoder, slide, detecting, rule, _queries(detector), width, crops, _source(slide, rule, width)
         )
+
+
+def answered(
+    folder: str, answer: Mapping[str, npt.NDArray[Any]], name: str, shape: tuple[int, ...]
+) -> npt.NDArray[np.float32]:
+    """One output of a model. Raises InferenceError where it is missing, of another size, or no finite number: rows that
+    are wrong are never kept."""
+    found = answer.get(name)
+    if found is None or found.shape != shape or not np.isfinite(found).all():
+        raise InferenceError(f"The model {folder} does not answer with finite {name} of the size {shape}.")
+    return found.astype(np.float32, copy=False)
 
 
 def _queries(detector: ServedModel) -> int:

@@ -17,7 +17,7 @@ from gateway.analyses.slide_half import SlideTask
 from gateway.analyses.window_file import arrays_of, plan_of, values_of
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import NoTissue, ResolutionTooCoarse
-from gateway.slides import TilePlan, TissueMask, tissue_and_pen
+from gateway.slides import Slide, TilePlan, TissueMask, tissue_and_pen
 from gateway.slides.windows import WindowPlan, plan_windows
 
 _FILE = "windows.npz"
@@ -87,7 +87,7 @@ class Screened:
                 overlap_px=models.detecting.overlap_px,
             )
 
-        tissue = tissue_and_pen(task.slide, LEAST_CELL_UM2 / 1e6)
+        tissue = stained_on(task.slide)
         try:
             laid = windows(tissue)
         except NoTissue:
@@ -138,6 +138,12 @@ class ScreeningPlan:
     @property
     def reads(self) -> tuple[TilePlan, ...]:
         return (self.windows.tiles,) if self.cells is None else (self.windows.tiles, self.cells)
+
+
+def stained_on(slide: Slide) -> TissueMask:
+    """What is stained on a slide, from a single cell on; an area of 0 where nothing is. Raises CorruptFrame,
+    TruncatedFile."""
+    return tissue_and_pen(slide, LEAST_CELL_UM2 / 1e6)
 
 
 def _without_windows(plan: WindowPlan) -> WindowPlan:

@@ -9,9 +9,10 @@ from gateway.analyses.intended_use import NOTHING_DRAWN, Use
 from gateway.analyses.screening_adequacy import Judged
 from gateway.analyses.screening_bag import BagSaid
 from gateway.analyses.screening_site import SiteUsed
+from gateway.analyses.screening_stain import StainSaid, said_of
 from gateway.analyses.slide_half import SlideTask
 from gateway.analyses.specimen import Declared
-from gateway.domain.bethesda import ABNORMAL, NAMES, NILM, class_of
+from gateway.domain.bethesda import ABNORMAL, CLASSES, NAMES, NILM, class_of
 from gateway.domain.codes import Code
 from gateway.domain.model import ModelCard, OperatingPoint
 from gateway.domain.report import Finding, FindingKind
@@ -20,11 +21,14 @@ from gateway.domain.screening import NOT_SUPPORTED, TURNED_NORMAL, Decision, Scr
 from gateway.domain.slide import Level
 from gateway.domain.tables import adequacy_code, finding_code
 from gateway.operations.errors import InvalidSetting
+from gateway.reports.wording import presence
 from gateway.slides.cells import Cells
 from gateway.slides.pap_stain import StainVerdict
 
 GALLERY = 12
 """Cells that are shown, at most."""
+_CHANCE = 1 / len(CLASSES)
+"""The probability of a class where nothing tells them apart."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,6 +60,16 @@ class Evidence:
     def stain_is_wrong(self) -> bool:
         """By what order and header say, or as it was measured."""
         return self.use.wrong_stain or self.stain.verdict == "other"
+
+    @property
+    def stain_said(self) -> StainSaid | None:
+        """What there is to say of the colours that were measured."""
+        return said_of(self.stain)
+
+    @property
+    def stain_refused(self) -> bool:
+        """Whether these colours keep a category back, or nobody at all says what the stain is."""
+        return self.stain_said is not None and (self.stain_said.refused or self.use.stain is None)
 
     @property
     def exploratory(self) -> bool:
@@ -111,6 +125,7 @@ def call(seen: Evidence) -> Called:
     findings = (*_stain_findings(seen), *seen.judged.findings, *_cell_findings(seen, decision))
     if decision is not None and drawn:
         findings += tuple(_call_findings(seen, decision, classes, point, given=given is not None))
+    findings += tuple(_improbable_findings(seen, result))
     findings += (*_site_findings(seen), *_model_findings(seen))
     if not drawn:
         return Called(result, findings, None, None)
@@ -165,10 +180,8 @@ def _blocked(seen: Evidence, decision: Decision | None) -> Iterator[Code]:
         yield finding_code("specimen-not-cervical")
     if seen.use.wrong_stain:
         yield from (finding.code for finding in seen.use.findings)
-    if seen.stain.verdict == "other":
-        yield finding_code("stain-not-papanicolaou")
-    if seen.stain.verdict == "colourless":
-        yield finding_code("stain-colourless")
+    if seen.stain_said is not None and seen.stain_refused:
+        yield finding_code(seen.stain_said.key)
     if not seen.judged.adequacy.satisfactory:
         yield adequacy_code("unsatisfactory")
     if decision is None:
@@ -228,24 +241,18 @@ def _finding(seen: Evidence, kind: FindingKind, key: str, text: str) -> Finding:
 
 
 def _stain_findings(seen: Evidence) -> Iterator[Finding]:
-    stain = seen.stain
-    if stain.verdict == "colourless":
-        yield _finding(
-            seen,
-            FindingKind.INTENDED_USE,
-            "stain-colourless",
-            "What is on the slide has hardly any colour: whether it is stained by Papanicolaou's method cannot be "
-            "told. No category is given. Stain the slide, or scan it in colour.",
-        )
-    if stain.verdict == "other":
-        yield _finding(
-            seen,
-            FindingKind.INTENDED_USE,
-            "stain-not-papanicolaou",
-            f"The slide's colours are not those of Papanicolaou's stain: {100 * stain.counterstain_share:.1f} % of "
-            f"them are of its counterstains, over {stain.spread_deg:.0f}° of hue. No category is given. "
-            f"{NOTHING_DRAWN}",
-        )
+    said = seen.stain_said
+    if said is None:
+        return
+    if not seen.stain_refused:
+        rest = "It is taken to be what the order or the image header states."
+    elif not said.refused:
+        rest = "Neither the order nor the image header states it. No category is given. State the stain in the order."
+    elif seen.stain.verdict == "colourless":
+        rest = "No category is given. Stain the slide, or scan it in colour."
+    else:
+        rest = f"No category is given. {NOTHING_DRAWN}"
+    yield _finding(seen, FindingKind.INTENDED_USE, said.key, f"{said.text} {rest}")
 
 
 def _cell_findings(seen: Evidence, decision: Decision | None) -> Iterator[Finding]:
@@ -289,6 +296,38 @@ def _call_findings(
             f"The most probable abnormal class, {best.code.display} ({shares[best.index]:.2f}), is one that the model "
             f"was not measured for. It counts towards abnormal.{rest}",
         )
+
+
+def _improbable_findings(seen: Evidence, result: ScreeningResult) -> Iterator[Finding]:
+    """Of each class that is named though it is not the likelier one: the rule holds 1 - p(NILM) against the operating
+    point, and does not ask which class is the most probable."""
+    for number in result.categories:
+        named, negative = (next(each for each in result.classes if each.index == index) for index in (number, NILM))
+        others = [each for each in result.classes if each.supported and (each.index == NILM) != (number == NILM)]
+        rival = max(others, key=result.standing, default=named)
+        own, other = result.standing(named), result.standing(rival)
+        printed, printed_other = presence(own, other)
+        reasons = [
+            *([f"less than that of {_short(result, rival)} ({printed_other})"] if own < other else []),
+            *([f"less than by chance (1 of {len(CLASSES)})"] if own < _CHANCE else []),
+        ]
+        if not reasons:
+            continue
+        reached, least = presence(1 - result.standing(negative), result.abnormal_from)
+        yield _finding(
+            seen,
+            FindingKind.CONFIDENCE,
+            "category-improbable",
+            f"The probability of {_short(result, named)}, which is named, is {printed}: {' and '.join(reasons)}. It is "
+            f"named by the deciding rule alone: 1 - p({_short(result, negative)}) is {reached}, and "
+            f"{'reaches' if result.abnormal else 'does not reach'} the operating point “{result.operating_point}” "
+            f"({least}). Look at the probabilities of all classes before relying on it.",
+        )
+
+
+def _short(result: ScreeningResult, each: ScreeningClass) -> str:
+    """A class's abbreviation; outside the intended use the neutral name alone."""
+    return each.code.display if result.exploratory else each.name
 
 
 def _site_findings(seen: Evidence) -> Iterator[Finding]:

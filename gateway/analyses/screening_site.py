@@ -85,7 +85,7 @@ class SiteUsed:
             state = SiteState.from_bytes(said["state"].encode())
             same = state.source_sha256 == source.digest and _chosen_for(task).items() <= said.items()
             return cls(state, said["signed_by"], said["other_model"]) if same else None
-        except (SiteStateInvalid, AttributeError, LookupError, TypeError, ValueError):
+        except (SiteStateInvalid, AttributeError, LookupError, RecursionError, TypeError, ValueError):
             return None
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gateway.analyses import tiles
 from gateway.analyses.batches import run_batches
-from gateway.analyses.screening_models import ScreeningModels
+from gateway.analyses.screening_models import ScreeningModels, answered
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.analyses.tiles import TileStore
 from gateway.domain.bethesda import ABNORMAL
@@ -179,13 +179,11 @@ class DetectedWindows:
             images_BHWC = await asyncio.to_thread(look.colour, images_BHWC)
         folder, count = self.models.detector.folder, len(images_BHWC)
         answer = await engine.infer(folder, {"image": images_BHWC})
-        given = [answer[name].reshape(count, -1) for name in ("scores", "boxes")]
-        if sum(part.shape[1] for part in given) != self._answer:
-            raise InferenceError(f"The model {folder} answers with another number of boxes than its config says.")
-        row_BF = np.concatenate(given, axis=1)
-        if not np.isfinite(row_BF).all():
-            raise InferenceError(f"The model {folder} answered with what is no finite number.")
-        return row_BF.astype(np.float32, copy=False)
+        scores_BQC = answered(folder, answer, "scores", (count, self.models.queries, len(ABNORMAL)))
+        boxes_BQ4 = answered(folder, answer, "boxes", (count, self.models.queries, 4))
+        if scores_BQC.min() < 0 or scores_BQC.max() > 1:
+            raise InferenceError(f"The model {folder} answers with scores that are no probabilities.")
+        return np.concatenate([scores_BQC.reshape(count, -1), boxes_BQ4.reshape(count, -1)], axis=1)
 
 
 def _figures(images_BHWC: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.float32]:

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from gateway.domain.bethesda import ABNORMAL
 from gateway.domain.slide import SlideHeader
 from gateway.operations import codec
 from gateway.operations.disk import NotRegular, disk_errors, locked_folder, regular_bytes, written_whole
@@ -76,11 +77,28 @@ class FittedSlide:
     detected: tuple[int, ...]
     detected_coloured: tuple[int, ...] | None
 
+    def __post_init__(self) -> None:
+        """Raises ValueError where a class has no count."""
+        for counts in (self.detected, self.detected_coloured):
+            if counts is not None and len(counts) != len(ABNORMAL):
+                raise ValueError(f"cells are counted by {len(ABNORMAL)} abnormal classes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitNotes:
+    """What rests on words alone. cervical_by: the account that declared the slides to be of the cervix; None: nobody
+    did. silent: of how many of them the headers do not state it; stain_unmeasured: on how many too little is stained
+    for the stain to be measured."""
+
+    cervical_by: str | None
+    silent: int
+    stain_unmeasured: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecord:
     """What one version rests on. models: Triton folder -> digest of its engine; left_out: slides that could not be
-    read; user: who ran the fit."""
+    read; user: who ran the fit; notes: None in the records of releases that took none."""
 
     origin: Origin
     slides: tuple[FittedSlide, ...]
@@ -89,10 +107,14 @@ class FitRecord:
     user: str
     time: datetime
     state_sha256: str
+    notes: FitNotes | None = None
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return codec.dumps(self).encode()
+        """Canonical JSON. A record without notes has no such key: decisions have the digest of the bytes on disk."""
+        said = codec.dump(self)
+        if self.notes is None:
+            del said["notes"]
+        return codec.dumps(said).encode()
 
     @property
     def digest(self) -> str:
@@ -302,7 +324,7 @@ class SiteStore:
         path = self._folder / site / f"{number}.json"
         try:
             state = SiteState.from_bytes(_read(path))
-        except SiteStateInvalid:
+        except (SiteStateInvalid, RecursionError):  # JSON may be nested without end
             raise _damaged(path) from None
         fit = _loaded(FitRecord, path.with_name(f"{number}.fit.json"))
         signed, retired = self._decisions(site, number)

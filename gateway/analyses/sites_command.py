@@ -9,7 +9,7 @@ from typing import Any
 from gateway.analyses.command_ledger import command_ledger
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.pins import serving
-from gateway.analyses.sites import SiteStore, Version
+from gateway.analyses.sites import FitRecord, SiteStore, Version
 from gateway.domain.bethesda import ABNORMAL
 from gateway.inference import ModelRepository
 from gateway.inference.names import folder_of
@@ -168,6 +168,8 @@ def described(version: Version, standing: str, source: Source | None) -> list[tu
         ("distance coloured", _number(state.distance_coloured)),
         ("gate", _number(state.gate)),
         ("slides", f"{state.slides}{left_out}"),
+        ("specimen", _specimen(fit, state.slides)),
+        ("stain", _stain(fit, state.slides)),
         ("cells", str(state.cells)),
         ("detected before", _detected([slide.detected for slide in fit.slides])),
         ("detected after", _detected([slide.detected_coloured for slide in fit.slides])),
@@ -180,6 +182,27 @@ def described(version: Version, standing: str, source: Source | None) -> list[tu
         if decision is not None:
             lines.append((what, f"{decision.time:%Y-%m-%d %H:%M} UTC, {decision.by} ({decision.user})"))
     return lines
+
+
+def _specimen(fit: FitRecord, slides: int) -> str:
+    """Who says that the slides are of the cervix."""
+    notes = fit.notes
+    if notes is None:
+        return "not noted"
+    if notes.cervical_by is None:
+        return "cervix by the headers of all slides"
+    rest = f"; the headers of {notes.silent} of {slides} do not state it" if notes.silent else ", as all headers state"
+    return f"cervix, declared by {notes.cervical_by}{rest}"
+
+
+def _stain(fit: FitRecord, slides: int) -> str:
+    """Of how many slides it was measured."""
+    if fit.notes is None:
+        return "not noted"
+    unmeasured = fit.notes.stain_unmeasured
+    return f"measured on {slides - unmeasured} of {slides} slides" + (
+        f"; on {unmeasured} too little is stained, and it is what was stated" if unmeasured else ""
+    )
 
 
 def _meaning(state: SiteState) -> str:

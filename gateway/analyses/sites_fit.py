@@ -24,9 +24,11 @@ from gateway.analyses.pins import Pins
 from gateway.analyses.probabilities import softmax
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
-from gateway.analyses.screening_models import ScreeningModels
+from gateway.analyses.screening_models import ScreeningModels, answered
+from gateway.analyses.screening_plan import LEAST_CELL_UM2
 from gateway.analyses.screening_tiles import AS_IT_IS, Look
 from gateway.analyses.sites import (
+    FitNotes,
     FitRecord,
     FittedSlide,
     Origin,
@@ -43,7 +45,7 @@ from gateway.analyses.specimen import declared
 from gateway.archive import Archive, SeriesEntry
 from gateway.archive.cache import FrameCache
 from gateway.domain.analysis import Progress, Step
-from gateway.domain.bethesda import NILM
+from gateway.domain.bethesda import CLASSES, NILM
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, SlideReference, Specimen
 from gateway.domain.slide import SlideHeader
@@ -61,7 +63,7 @@ from gateway.operations.errors import (
 )
 from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
-from gateway.slides import Slide
+from gateway.slides import Slide, pap_stain, quality
 from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, Weights, fit
 from gateway.slides.site_state import Features
@@ -149,6 +151,7 @@ class _Fitting:
         )
         self._cache = FrameCache(settings.state / "cache", settings.cache_bytes)
         self._facts: dict[str, dict[str, object]] = {}
+        self._silent: set[str] = set()  # whose headers do not state the specimen
         self._models = ScreeningModels.of(self._served)
         self._looked = 0
 
@@ -198,6 +201,11 @@ class _Fitting:
             user=operator().subject,
             time=now(),
             state_sha256=state.digest,
+            notes=FitNotes(
+                cervical_by=operator().subject if self.cervical else None,
+                silent=sum(slide.series in self._silent for slide in slides),
+                stain_unmeasured=sum(not plain[slide.series].stain_measured for slide in slides),
+            ),
         )
         if not self._pins.hold(self._repository):
             raise ModelChanged("A model was changed while the site was fitted to it. Fit the site again.")
@@ -217,31 +225,32 @@ class _Fitting:
         """Where each slide comes from that can be opened and is not of something else than the cervix, by its series;
         only headers are fetched. Raises InvalidInput where nobody says what they are of."""
         origins: dict[str, Origin] = {}
-        undeclared = 0
         for slide in slides:
             with self._tolerated(slide):
                 files = self.archive.fetch(slide, self._cache, wanted={}).files
                 with Slide.open(files) as opened_slide:
                     header = opened_slide.header
-                    undeclared += not self._is_cervical(header)
+                    stated = self._states_cervix(header)
                     self._facts[slide.series] = slide_facts(opened_slide)
+                if not stated:
+                    self._silent.add(slide.series)
                 origins[slide.series] = Origin.of(header, stain_name(header.stains) or self.stain)
         self._demand_enough(len(origins))
-        if undeclared:
+        if self._silent and not self.cervical:
             raise InvalidInput(
-                f"The headers of {undeclared} slides do not state a specimen of the cervix. Give --cervical if that is "
-                "what they are of, or map the laboratory's codes in the setting specimen_codes."
+                f"The headers of {len(self._silent)} slides do not state a specimen of the cervix. Give --cervical if "
+                "that is what they are of, or map the laboratory's codes in the setting specimen_codes."
             )
         return origins
 
-    def _is_cervical(self, header: SlideHeader) -> bool:
-        """Whether a slide is declared to be of the cervix; False where its header says nothing of it, and nobody else
-        does. Raises SpecimenNotCervical where the header states another specimen."""
+    def _states_cervix(self, header: SlideHeader) -> bool:
+        """Whether a slide's header states a specimen of the cervix; False where it says nothing of it. Raises
+        SpecimenNotCervical where it states another one."""
         codes = self.desk.settings.specimen_codes
         if not declared(_CERVICAL, header, codes).cervical:  # even with that declared: the header contradicts it
             stated = ", ".join(repr(code.display) for code in (*header.kinds, *header.preparation))
             raise SpecimenNotCervical(f"Its header contradicts that it is a smear of the cervix; it states {stated}.")
-        return self.cervical or declared(Specimen(slides=()), header, codes).cervical
+        return declared(Specimen(slides=()), header, codes).cervical
 
     def _one_origin(self, origins: dict[str, Origin]) -> Origin:
         """Where all of them come from. Raises InvalidInput where that is not one place, or cannot be told."""
@@ -334,7 +343,14 @@ class _Fitting:
     def _decided_by(self, slide: SeriesEntry, look: Look) -> dict[str, object]:
         """All that decides what a look sees of a slide."""
         models = [(pin.folder, pin.engine_sha256, pin.card_sha256) for pin in self._pins.pins]
-        return {"slide": self._facts[slide.series], "models": models, "colour": repr(look.colour)}
+        return {
+            "slide": self._facts[slide.series],
+            "models": models,
+            "colour": repr(look.colour),
+            "least_cell_um2": LEAST_CELL_UM2,
+            "stain": pap_stain.VERSION,
+            "figures": quality.VERSION,
+        }
 
     def _specimen(self, slide: SeriesEntry) -> Specimen:
         return Specimen(slides=(SlideReference(slide.study, (slide.series,)),), stain=self.stain)
@@ -371,7 +387,8 @@ class _Fitting:
                 "beta": np.zeros((1, width), np.float32),
             }
             answer = engines.run(engines.engine.infer, slide.folder, batch)
-            found.append(softmax(answer["cell_logits"][0].astype(np.float64))[:, NILM])
+            logits_1NC = answered(slide.folder, answer, "cell_logits", (1, len(part_ND), len(CLASSES)))
+            found.append(softmax(logits_1NC[0].astype(np.float64))[:, NILM])
         return np.concatenate(found)
 
 

@@ -17,13 +17,14 @@ import numpy.typing as npt
 from gateway.analyses.kept_arrays import kept
 from gateway.analyses.screening_cells import SlideCells
 from gateway.analyses.screening_models import ScreeningModels
-from gateway.analyses.screening_plan import Screened, ScreeningPlan
+from gateway.analyses.screening_plan import Screened, ScreeningPlan, stained_on
+from gateway.analyses.screening_stain import said_of, stain_of
 from gateway.analyses.screening_tiles import DetectedWindows, Look
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.domain.bethesda import ABNORMAL
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import NoTissue, SlideError
-from gateway.slides import Slide, TilePlan, find_tissue, pap_stain, quality, stream_tiles
+from gateway.slides import Slide, TilePlan, stream_tiles
 from gateway.slides.grid import tiles_under
 from gateway.slides.site_colour import Counts, counted
 from gateway.slides.site_state import Features
@@ -37,15 +38,26 @@ class StainNotPapanicolaou(SlideError):
     reason, title = "stain-not-papanicolaou", "The stain is not Papanicolaou's"
 
 
+class StainColourless(SlideError):
+    """A slide that has hardly any colour, so that nobody knows its stain: a site is not fitted to it."""
+
+    reason, title = "stain-colourless", "The slide has no colour"
+
+
+_REFUSALS: dict[str, type[SlideError]] = {each.reason: each for each in (StainNotPapanicolaou, StainColourless)}
+
+
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Seen:
     """One slide. `features_ND`, `scores_N` (0..1, the detector's): the cells of its bag; `detected_6`: how many cells
-    the detector found of each abnormal class; `counts_3V`: the values of the pixels under its tissue."""
+    the detector found of each abnormal class; `counts_3V`: the values of the pixels under its tissue;
+    `stain_measured`: whether its colours were found to be Papanicolaou's (else too little is stained to tell)."""
 
     features_ND: Features
     scores_N: npt.NDArray[np.float64]
     detected_6: npt.NDArray[np.int64]
     counts_3V: Counts
+    stain_measured: bool
 
     def save(self, path: Path, of: Mapping[str, object]) -> None:
         """Keep it, whole or not at all. `of`: all that decides it. Raises DiskFull, StateError."""
@@ -59,6 +71,7 @@ class Seen:
                     scores=self.scores_N,
                     detected=self.detected_6,
                     counts=self.counts_3V,
+                    stain_measured=self.stain_measured,
                 )
 
     @classmethod
@@ -73,6 +86,7 @@ class Seen:
                 scores_N=data["scores"],
                 detected_6=data["detected"],
                 counts_3V=data["counts"],
+                stain_measured=bool(data["stain_measured"]),
             )
 
         return kept(path, read)
@@ -95,13 +109,15 @@ async def see(task: SlideTask, look: Look, engine: Engine, *, cancelled: Callabl
     """One look at a slide by the detector and the encoder, continuing after the rows in the task's folder; the pixels
     under its tissue are counted where no colours are mapped.
 
-    Raises SlideError (StainNotPapanicolaou), ModelRefused, InferenceError, DiskFull, Cancelled, FramesNotFetched (some
-    under its cells are not there yet: `reads_of` names them now).
+    Raises SlideError (StainNotPapanicolaou, StainColourless), ModelRefused, InferenceError, DiskFull, Cancelled,
+    FramesNotFetched (some under its cells are not there yet: `reads_of` names them now).
     """
     windows = _windows(task, look)
     await windows.compute(engine, progress=lambda done: None, cancelled=cancelled)
-    if look.colour is None and pap_stain.judge(quality.colours(windows.seen()[1])).verdict == "other":
-        raise StainNotPapanicolaou("Its colours are not those of Papanicolaou's stain.")
+    _, quality_NF, _ = windows.seen()
+    stain = said_of(stain_of(quality_NF))
+    if stain is not None and stain.refused:
+        raise _REFUSALS[stain.key](stain.text)
     cells = SlideCells(windows, look)
     found = await asyncio.to_thread(lambda: cells.found)
     await cells.embed(engine, cancelled=cancelled)
@@ -113,6 +129,7 @@ async def see(task: SlideTask, look: Look, engine: Engine, *, cancelled: Callabl
         scores_N=cells.chosen.scores_N,
         detected_6=np.bincount(found.classes_N, minlength=len(ABNORMAL)),
         counts_3V=counts,
+        stain_measured=stain is None,
     )
 
 
@@ -124,11 +141,11 @@ def _windows(task: SlideTask, look: Look) -> DetectedWindows:
 
 
 def tissue_counts(slide: Slide, tiles: TilePlan) -> Counts:
-    """The values of the slide's pixels that lie under its tissue and under these tiles, each pixel of them once.
+    """The values of the slide's pixels that lie under what is stained and under these tiles, each pixel of them once.
 
-    Raises NoTissue, CorruptFrame, TruncatedFile, FramesNotFetched.
+    Raises CorruptFrame, TruncatedFile, FramesNotFetched.
     """
-    tissue, grid = find_tissue(slide), tiles.grid
+    tissue, grid = stained_on(slide), tiles.grid
     level = slide.levels[grid.level]
     height, width = tissue.mask.shape
     across, down = (mpp * grid.field_px / tissue.um_per_px for mpp in (level.mpp_x, level.mpp_y))

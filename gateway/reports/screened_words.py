@@ -194,12 +194,16 @@ def _beside(result: ScreeningResult) -> str:
 
 
 def _decisive(result: ScreeningResult) -> str:
-    """The figure that is held against the operating point; nothing where no cell was found."""
+    """The figure that is held against the operating point, and that it alone decides; nothing where no cell was
+    found."""
     if result.deciding is None:
         return ""
     reached, least = presence(result.deciding, result.abnormal_from)
     without = " without the adaptation" if result.turned else ""
-    return f"1 - p({_short(result, NILM)}) is {reached}{without}; operating point “{result.operating_point}”: {least}."
+    return (
+        f"1 - p({_short(result, NILM)}) is {reached}{without}; operating point “{result.operating_point}”: {least}. "
+        "Whether it is reached decides, not which class is the most probable."
+    )
 
 
 def _no_category(result: ScreeningResult) -> str:

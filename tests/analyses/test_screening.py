@@ -1,9 +1,11 @@
 """The slide half of `cervical-screening` on painted smears whose cells are known, with small engines; no Triton."""
 
 import asyncio
+import html
 import json
+import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +15,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pydicom
 import pytest
 
 from gateway.analyses import screening_pictures, steps
@@ -28,6 +31,7 @@ from gateway.analyses.screening_tiles import AS_IT_IS, MOST_WINDOWS, DetectedWin
 from gateway.analyses.sites import FitRecord, Origin, SiteStore
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.analyses.steps import CaseRun
+from gateway.archive import Archive, FolderArchive
 from gateway.domain.bethesda import AGC, ASC_US, HSIL, LSIL, NAMES, NILM, SCC
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, Patient, RegionUm, SlideReference, Specimen
@@ -36,6 +40,7 @@ from gateway.inference import ModelRepository
 from gateway.operations.errors import (
     Cancelled,
     InferenceError,
+    InferenceTimeout,
     InvalidSetting,
     ModelRefused,
     ModelsUnfit,
@@ -49,10 +54,11 @@ from gateway.slides.site_colour import ColourMap, Densities
 from gateway.slides.site_state import SiteState, identity
 from tests.analyses.frugal import FrugalArchive
 from tests.conftest import data_path
+from tests.reports.pdf_text import pages
 from tests.support.bags import OnnxEngine
 from tests.support.models import read, seal, write
 from tests.support.screening import CERVIX, screened, screening, smear, write_smear
-from tests.support.screening_models import SOURCE, SUPPORTED, WIDTH, paint, write_screening
+from tests.support.screening_models import SOURCE, SUPPORTED, TEMPERATURE, WIDTH, paint, write_screening
 
 UNSATISFACTORY = "125154007"
 FEW = tuple((NILM, 60.0 + 60 * place, 90.0) for place in range(4))
@@ -608,25 +614,207 @@ async def test_neither_the_order_of_answers_nor_the_batch_changes_anything(
         np.testing.assert_allclose(features_ND, found[0][1], atol=1e-6)
 
 
+Answer = dict[str, npt.NDArray[Any]]
+
+
 class _Answers:
     """An engine whose answers of one model are changed."""
 
-    def __init__(self, engine: OnnxEngine, model: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
+    def __init__(self, engine: OnnxEngine, model: str, change: Callable[[Answer], Answer]) -> None:
         self._engine, self._model, self._change = engine, model, change
 
-    async def infer(
-        self, model: str, batch: Mapping[str, npt.NDArray[Any]], *, deadline_s: float = 120.0
-    ) -> dict[str, Any]:
+    async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> Answer:
         answer = await self._engine.infer(model, batch)
-        return {name: self._change(value) for name, value in answer.items()} if model == self._model else answer
+        return self._change(answer) if model == self._model else answer
 
 
-@pytest.mark.parametrize("model", ["smartccs_detect", "smartccs_embed", "smartccs_slide"])
-async def test_an_answer_that_is_no_number_is_an_error(
-    model: str, hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+def one_is(name: str, value: float) -> Callable[[Answer], Answer]:
+    """Changes one number of an output."""
+
+    def change(answer: Answer) -> Answer:
+        answer[name].flat[-1] = value
+        return answer
+
+    return change
+
+
+def without(name: str) -> Callable[[Answer], Answer]:
+    return lambda answer: {key: value for key, value in answer.items() if key != name}
+
+
+def cut(name: str) -> Callable[[Answer], Answer]:
+    """Ends an output before its last row."""
+    return lambda answer: answer | {name: answer[name][:-1]}
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        *(
+            (model, change(name))
+            for model, name in (
+                ("smartccs_detect", "scores"),
+                ("smartccs_detect", "boxes"),
+                ("smartccs_embed", "embedding"),
+                ("smartccs_slide", "logits"),
+                ("smartccs_slide", "cell_logits"),
+            )
+            for change in (without, cut, lambda name: one_is(name, np.nan), lambda name: one_is(name, -np.inf))
+        ),
+        # As many numbers as are asked for, of another shape.
+        ("smartccs_detect", lambda answer: {"scores": answer["boxes"], "boxes": answer["scores"]}),
+        ("smartccs_detect", one_is("scores", 1.5)),
+        ("smartccs_detect", one_is("scores", -0.5)),
+    ],
+)
+async def test_an_answer_that_is_cut_off_or_no_number_is_an_error_and_is_not_kept(
+    model: str, change: Callable[[Answer], Answer], hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
 ) -> None:
-    with screening(hsil, models, tmp_path) as task, pytest.raises(InferenceError, match=r"finite"):
-        await screened(task, _Answers(engine, model, lambda value: np.full_like(value, np.nan)))
+    with screening(hsil, models, tmp_path) as task:
+        with pytest.raises(InferenceError, match=f"The model {model} (does not answer with finite|answers with sco)"):
+            await screened(task, _Answers(engine, model, change))
+        assert result_of(await screened(task, engine)).categories == (HSIL,)
+
+
+async def test_a_hung_model_s_slide_goes_on_behind_what_was_answered(
+    hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    class Hangs:
+        async def infer(self, model: str, batch: Any, *, deadline_s: float = 120.0) -> Answer:
+            if model == "smartccs_slide":
+                assert deadline_s == 300
+                raise InferenceTimeout("It has not answered.")
+            return await engine.infer(model, batch)
+
+    with screening(hsil, models, tmp_path) as task:
+        with pytest.raises(InferenceTimeout):
+            await screened(task, Hangs())
+        with pytest.raises(RowsOutdated):
+            CervicalScreening().outcome(task)
+        asked = dict(engine.calls)
+        assert result_of(await screened(task, engine)).categories == (HSIL,)
+    assert engine.calls == asked | {"smartccs_slide": 1}
+
+
+@pytest.mark.parametrize("name", ["bag.npz", "cells-plain.npz", "features-plain.bin", "windows.bin", "windows.npz"])
+async def test_a_file_that_was_cut_in_half_is_computed_again(
+    name: str, hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    with screening(hsil, models, tmp_path) as task:
+        expected = await screened(task, engine)
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert result_of(await screened(task, engine)) == result_of(expected)
+
+
+# A category that its own probability does not bear out.
+
+
+def head_saying(engine: OnnxEngine, *probabilities: float) -> Engine:
+    """The slide's model says just this of the seven classes."""
+
+    def change(answer: Answer) -> Answer:
+        return answer | {"logits": TEMPERATURE * np.log(np.array([probabilities], np.float32))}
+
+    return _Answers(engine, "smartccs_slide", change)
+
+
+FLAT = (0.14, 0.2, 0.16, 0.15, 0.15, 0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("abnormal_from", "probabilities", "category", "said"),
+    [
+        (
+            0.9,
+            FLAT,
+            NILM,
+            "The probability of NILM, which is named, is 0.140: less than that of ASC-US (0.200) and less than by "
+            "chance (1 of 7). It is named by the deciding rule alone: 1 - p(NILM) is 0.860, and does not reach the "
+            "operating point “95 % sensitivity” (0.900). Look at the probabilities of all classes before relying on "
+            "it.",
+        ),
+        (
+            0.3,
+            (0.6, 0.02, 0.02, 0.02, 0.3, 0.02, 0.02),
+            HSIL,
+            "The probability of HSIL, which is named, is 0.300: less than that of NILM (0.600). It is named by the "
+            "deciding rule alone: 1 - p(NILM) is 0.400, and reaches the operating point",
+        ),
+        # The likelier abnormal class may not be named, and NILM is no rival: chance alone.
+        (0.3, (0.02, 0.12, 0.1, 0.1, 0.1, 0.5, 0.06), ASC_US, "is 0.120: less than by chance (1 of 7). It is"),
+        # What may not be named is none to hold against NILM.
+        (0.9, (0.2, 0.05, 0.05, 0.05, 0.05, 0.1, 0.5), NILM, None),
+        (0.9, (0.5, 0.3, 0.04, 0.04, 0.04, 0.04, 0.04), NILM, None),
+        (0.3, (0.1, 0.3, 0.2, 0.1, 0.1, 0.1, 0.1), ASC_US, None),
+    ],
+)
+async def test_a_category_that_is_not_the_likelier_one_warns(
+    abnormal_from: float,
+    probabilities: tuple[float, ...],
+    category: int,
+    said: str | None,
+    hsil: Path,
+    engine: OnnxEngine,
+    tmp_path: Path,
+) -> None:
+    models = write_screening(tmp_path / "models", abnormal_from=abnormal_from)
+    with screening(hsil, models, tmp_path / "task") as task:
+        outcome = await screened(task, head_saying(engine, *probabilities))
+    assert result_of(outcome).categories == (category,)
+    told = [finding.text for finding in outcome.findings if finding.code.code == "category-improbable"]
+    assert len(told) == (said is not None)
+    assert all(said is not None and said in text for text in told)
+
+
+async def test_the_likelier_one_is_that_of_the_call_that_stands(
+    hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    """HSIL is named by what was said without the adaptation, where it was the likeliest."""
+    with screening(hsil, models, tmp_path / "task", state_folder=tmp_path) as task:
+        sign(tmp_path, state_of(**without_hsil()), origin_of(task))
+        outcome = await screened(task, engine)
+    assert result_of(outcome).turned
+    assert "category-improbable" not in keys(outcome)
+
+
+async def test_a_category_that_is_withheld_is_not_improbable(hsil: Path, engine: OnnxEngine, tmp_path: Path) -> None:
+    models = write_screening(tmp_path / "models", abnormal_from=0.9)
+    with screening(hsil, models, tmp_path / "task", adequacy__min_cells="100000") as task:
+        outcome = await screened(task, head_saying(engine, *FLAT))
+    assert result_of(outcome).categories == ()
+    assert "category-improbable" not in keys(outcome)
+
+
+async def test_outside_the_intended_use_an_improbable_category_names_no_class(
+    painted: Callable[..., Path], engine: OnnxEngine, tmp_path: Path
+) -> None:
+    models = write_screening(tmp_path / "models", abnormal_from=0.9)
+    with screening(painted((HSIL, 120, 130), *FEW, stains=()), models, tmp_path / "task") as task:
+        outcome = await screened(task, head_saying(engine, *FLAT))
+    result, told = result_of(outcome), text_of(outcome, "category-improbable")
+    assert result.exploratory
+    assert result.classes[NILM].code.display in told
+    assert not [name for name in NAMES if name in told]
+
+
+async def test_every_encoding_warns_of_an_improbable_category(hsil: Path, tmp_path: Path) -> None:
+    models = write_screening(tmp_path / "models", abnormal_from=0.9)
+    artifacts = await reported(hsil, models, tmp_path, head_saying(OnnxEngine(models), *FLAT))
+    report = json.loads((artifacts / "report.json").read_text())
+    assert report["category"]["label"] == "NILM"
+    assert report["operating_point"] == {"name": "95 % sensitivity", "abnormal_from": 0.9}
+    [said] = [each["text"] for each in report["findings"] if each["code"]["code"] == "category-improbable"]
+    page = " ".join(html.unescape(re.sub("<[^>]*>", " ", (artifacts / "report.html").read_text())).split())
+    paper = "".join(pages((artifacts / "report.pdf").read_bytes()))
+    document = pydicom.dcmread(artifacts / "report.sr.dcm").to_json()
+    assert said in page
+    assert "".join(said.split()) in paper
+    assert json.dumps(said, ensure_ascii=False)[1:-1] in json.dumps(json.loads(document), ensure_ascii=False)
+    rule = "1 - p(NILM) is 0.860; operating point “95 % sensitivity”: 0.900. Whether it is reached decides, not which"
+    assert rule in page
+    assert "".join(rule.split()) in paper
+    assert "operating point 95 % sensitivity: 1 - probability of Negative for" in document
 
 
 # Which models belong together.
@@ -682,24 +870,15 @@ async def test_a_phantom_slide_is_read_to_its_end(models: Path, engine: OnnxEngi
     assert len(result.classes) == 7
 
 
-async def test_the_frames_round_the_cells_are_fetched_in_a_second_turn(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From an archive that sends single frames: the windows' first, then what pictures of cells show beyond. What the
-    specimen is, the order says in the laboratory's own code."""
-    monkeypatch.setattr(screening_pictures, "_LEAST_UM", 400.0)
-    image = smear([], size_um=800)
-    image[:] = image[0, 0]
-    cv2.circle(image, (912, 912), 120, (150, 208, 214), -1)
-    paint(image, HSIL, 912, 912, 0.25)
-    slide = write_smear(tmp_path / "slide", image, root="island", organ=None)
-    archive, engine = FrugalArchive(slide), OnnxEngine(models)
+@asynccontextmanager
+async def case_run(slide: Path, models: Path, folder: Path, engine: Engine, archive: Archive) -> AsyncIterator[CaseRun]:
+    """An analysis of one slide as a worker has it. What the specimen is, the order says in the laboratory's own
+    code."""
 
     @asynccontextmanager
-    async def opened(settings: Settings, folders: tuple[str, ...]) -> AsyncIterator[OnnxEngine]:
+    async def opened(settings: Settings, folders: tuple[str, ...]) -> AsyncIterator[Engine]:
         yield engine
 
-    monkeypatch.setattr(steps.TritonEngine, "open", opened)
     header = Slide.open(sorted(slide.glob("*.dcm"))).header
     specimen = Specimen(
         slides=(SlideReference(header.study_uid, (header.series_uid,)),),
@@ -713,12 +892,37 @@ async def test_the_frames_round_the_cells_are_fetched_in_a_second_turn(
         patient=Patient("PHANTOM-1"),
         settings=(("adequacy.min_cells", "0"),),
     )
-    settings = Settings(state=tmp_path / "state", model_repository=models, specimen_codes={"99LAB|ZYT-CX": "276446009"})
-    run = CaseRun("a-1", order, tmp_path / "state" / "a-1", settings=settings, archive=archive)
-    await run.fetch()
-    first = archive.frames_brought
-    await run.infer()
-    await run.report()
+    settings = Settings(state=folder / "state", model_repository=models, specimen_codes={"99LAB|ZYT-CX": "276446009"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps.TritonEngine, "open", opened)
+        yield CaseRun("a-1", order, folder / "state" / "a-1", settings=settings, archive=archive)
+
+
+async def reported(slide: Path, models: Path, folder: Path, engine: Engine) -> Path:
+    """The folder of the files of a slide's report."""
+    async with case_run(slide, models, folder, engine, FolderArchive(slide)) as run:
+        await run.fetch()
+        await run.infer()
+        await run.report()
+        return run.artifacts
+
+
+async def test_the_frames_round_the_cells_are_fetched_in_a_second_turn(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an archive that sends single frames: the windows' first, then what pictures of cells show beyond."""
+    monkeypatch.setattr(screening_pictures, "_LEAST_UM", 400.0)
+    image = smear([], size_um=800)
+    image[:] = image[0, 0]
+    cv2.circle(image, (912, 912), 120, (150, 208, 214), -1)
+    paint(image, HSIL, 912, 912, 0.25)
+    slide = write_smear(tmp_path / "slide", image, root="island", organ=None)
+    archive, engine = FrugalArchive(slide), OnnxEngine(models)
+    async with case_run(slide, models, tmp_path, engine, archive) as run:
+        await run.fetch()
+        first = archive.frames_brought
+        await run.infer()
+        await run.report()
     assert archive.frames_brought > first
     report = json.loads((run.artifacts / "report.json").read_text())
     assert report["category"]["label"] == "HSIL"

@@ -1,7 +1,8 @@
-"""Slides with little on them: cells that lie alone on glass, ink, and no colour."""
+"""Slides with little on them: cells that lie alone on glass, ink, no colour, and too little to measure a stain."""
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +12,7 @@ from gateway.analyses.slide_half import SlideOutcome
 from gateway.domain.bethesda import HSIL, NILM
 from gateway.domain.screened import ScreeningResult
 from tests.support.bags import OnnxEngine
-from tests.support.screening import screened, screening, smear, write_smear
+from tests.support.screening import PAP, screened, screening, smear, write_smear
 from tests.support.screening_models import paint, write_screening
 
 GLASS = 243
@@ -102,3 +103,35 @@ async def test_a_grey_slide_with_cells_is_not_taken_for_papanicolaou(
     assert "stain-colourless" in [code.code for code in result.withheld]
     assert "stain-colourless" in keys(outcome)
     assert (result.abnormal, result.category) == (None, None)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+async def test_too_little_to_measure_the_stain_is_told_and_needs_somebodys_word_for_it(
+    stated: bool, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    image = glass(600)
+    cv2.circle(image, (912, 912), 120, (150, 208, 214), -1)
+    paint(image, HSIL, 912, 912, MPP)
+    slide = write_smear(tmp_path / "slide", image, stains=PAP if stated else ())
+    with screening(slide, models, tmp_path / "task", adequacy__min_cells="0") as task:
+        outcome = await screened(task, engine)
+    result = result_of(outcome)
+    [told] = [finding.text for finding in outcome.findings if finding.code.code == "stain-too-little"]
+    assert told.startswith("Too little of the slide is stained for its stain to be measured: ")
+    assert len(result.classes) == 7
+    if stated:
+        assert (result.withheld, result.categories) == ((), (HSIL,))
+        assert told.endswith("It is taken to be what the order or the image header states.")
+    else:
+        assert [code.code for code in result.withheld] == ["stain-too-little"]
+        assert (result.abnormal, result.categories) == (None, ())
+        assert told.endswith("No category is given. State the stain in the order.")
+
+
+async def test_an_empty_slide_says_that_its_stain_was_not_measured(
+    models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    with screening(write_smear(tmp_path / "slide", glass(600)), models, tmp_path / "task") as task:
+        outcome = await screened(task, engine)
+    assert {"stain-too-little", "unsatisfactory-empty"} <= set(keys(outcome))
+    assert "stain-too-little" not in [code.code for code in result_of(outcome).withheld]

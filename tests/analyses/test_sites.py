@@ -1,5 +1,7 @@
 """Sites on disk: what is kept of a fit, who signs it, which one a slide gets, and what damage and haste do to them."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -10,7 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.analyses.sites import FitRecord, FittedSlide, Origin, SiteStore, differing, signed_state, site_of
+from gateway.analyses.sites import (
+    FitNotes,
+    FitRecord,
+    FittedSlide,
+    Origin,
+    SiteStore,
+    differing,
+    signed_state,
+    site_of,
+)
 from gateway.domain.slide import SlideHeader
 from gateway.operations.errors import Conflict, InvalidInput, NotFound
 from gateway.slides.site_colour import Densities
@@ -70,6 +81,39 @@ def test_versions_count_up_and_a_state_is_what_was_fitted(tmp_path: Path) -> Non
     assert [first.state.digest, second.state.digest] == told == [first.fit.state_sha256, second.fit.state_sha256]
     assert (tmp_path / "sites" / "north" / "1.json").read_bytes() == first.state.to_bytes()
     assert all(path.is_file() and not path.is_symlink() for path in (tmp_path / "sites" / "north").iterdir())
+
+
+def test_a_record_of_a_release_without_notes_keeps_its_digest(tmp_path: Path) -> None:
+    """A signature has the digest of the record's bytes: what a later release notes may not change them."""
+    store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
+    store.add(state_of(), record(), quietly)
+    keys = {"left_out", "models", "origin", "slides", "state_sha256", "time", "user"}
+    assert json.loads(path.read_bytes()).keys() == keys
+    signed(store, "north", 1)
+    version = store.version("north", 1)
+    assert version.fit.notes is None
+    assert version.signed is not None
+    assert version.signed.fit_sha256 == version.fit.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_what_rests_on_words_alone_is_part_of_what_is_signed(tmp_path: Path) -> None:
+    store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
+    notes = FitNotes(cervical_by="device:tester", silent=4, stain_unmeasured=2)
+    made = store.add(state_of(), replace(record(), notes=notes), quietly)
+    assert made.state.digest == replace(state_of(), version=1).digest  # which is what reports have
+    signed(store, "north", 1)
+    assert store.version("north", 1).fit.notes == notes
+    path.write_bytes(path.read_bytes().replace(b'"silent":4', b'"silent":0'))
+    with pytest.raises(SiteStateInvalid):
+        store.version("north", 1)
+
+
+def test_a_record_that_lacks_a_class_is_damaged(tmp_path: Path) -> None:
+    store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
+    store.add(state_of(), record(), quietly)
+    path.write_bytes(path.read_bytes().replace(b"[9,0,0,1,0,0]", b"[9,0,0,1,0]"))
+    with pytest.raises(SiteStateInvalid, match="damaged"):
+        store.version("north", 1)
 
 
 def test_nothing_but_a_signed_state_is_used_and_the_newest_of_them(tmp_path: Path) -> None:
@@ -190,6 +234,8 @@ def _piped(path: Path) -> None:
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(path.read_bytes()[:-9]),
         lambda path: path.write_bytes(b"\xff{}"),
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b"[" * 200_000),
         _linked,
         _piped,
     ],

@@ -3,13 +3,14 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.analyses.ledger import Ledger
-from gateway.analyses.sites import SiteStore
+from gateway.analyses.sites import FitNotes, SiteStore
 from gateway.operations.audit import AuditQuery
 from gateway.operations.settings import settings
 from gateway.slides.site_state import SiteState
@@ -97,6 +98,32 @@ def test_a_version_is_shown_signed_and_retired_and_all_of_it_is_audited(site: Co
     for each in (signed, retired):
         assert (each["entity"], each["by"], each["state_sha256"]) == ("north 1", WHO, digest)
         assert each["actor"].startswith("device:")
+
+
+def noted(cervical_by: str | None, silent: int, unmeasured: int) -> FitNotes:
+    return FitNotes(cervical_by=cervical_by, silent=silent, stain_unmeasured=unmeasured)
+
+
+ALL = "measured on 32 of 32 slides"
+
+
+@pytest.mark.parametrize(
+    ("notes", "specimen", "stain"),
+    [
+        (None, "not noted", "not noted"),
+        (noted(None, 0, 0), "cervix by the headers of all slides", ALL),
+        (noted("device:ada", 0, 0), "cervix, declared by device:ada, as all headers state", ALL),
+        (
+            noted("device:ada", 30, 2),
+            "cervix, declared by device:ada; the headers of 30 of 32 do not state it",
+            "measured on 30 of 32 slides; on 2 too little is stained, and it is what was stated",
+        ),
+    ],
+)
+def test_what_rests_on_words_alone_is_shown(site: Commands, notes: FitNotes | None, specimen: str, stain: str) -> None:
+    site.store.add(state_of(fitted_to=SOURCE), replace(record(), notes=notes), quietly)
+    shown = dict(line.split("  ", 1) for line in site("show", "north")[1].splitlines())
+    assert (shown["specimen"].strip(), shown["stain"].strip()) == (specimen, stain)
 
 
 def test_a_decision_that_is_refused_leaves_no_record(site: Commands) -> None:

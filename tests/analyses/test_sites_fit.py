@@ -24,7 +24,7 @@ from gateway.analyses.ledger import Ledger
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.screening import CervicalScreening
 from gateway.analyses.screening_tiles import AS_IT_IS
-from gateway.analyses.sites import SiteStore, signed_state
+from gateway.analyses.sites import FitNotes, SiteStore, signed_state
 from gateway.analyses.sites_seen import Seen, see
 from gateway.analyses.slide_half import ServedModel, SlideTask
 from gateway.archive import FolderArchive
@@ -76,6 +76,22 @@ def purple(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     stained_HW = image_HW3.min(-1) < 230
     hues = np.array([(150, 120, 190), (230, 150, 190), (190, 110, 170)])[rng.integers(0, 3, image_HW3.shape[:2])]
     return np.where(stained_HW[..., None], hues, image_HW3).astype(np.uint8)
+
+
+def grey(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Not stained, or not scanned in colour, but for one cell."""
+    image = np.repeat(image_HW3.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    paint(image, HSIL, 250, 250, DETECT_MPP)
+    return image
+
+
+def lone(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two cells far from each other on glass, each smaller than what counts as a piece of tissue."""
+    image = np.full_like(image_HW3, 243)
+    for place in (120, 390):
+        image[place - 30 : place + 30, place - 30 : place + 30] = CYTOPLASM[0]
+        paint(image, NILM, place, place, DETECT_MPP)
+    return image
 
 
 def without_nuclei(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -391,8 +407,8 @@ def test_slides_that_cannot_be_used_are_named_and_the_others_go_on(
     place: Place, like: Path, tmp_path: Path, few: None
 ) -> None:
     slides = part(like, tmp_path / "slides", 8)
-    blue = write_slides(tmp_path / "blue", purple, count=1, tiles=3)
-    shutil.move(blue / "00", slides / "blue")
+    for view in (purple, grey):
+        shutil.move(write_slides(tmp_path / view.__name__, view, count=1, tiles=3) / "00", slides / view.__name__)
     [level] = (slides / "01").glob("level-0*.dcm")
     level.write_bytes(level.read_bytes()[: level.stat().st_size // 2])
     for path in (slides / "02").glob("level-*.dcm"):
@@ -401,13 +417,80 @@ def test_slides_that_cannot_be_used_are_named_and_the_others_go_on(
         dataset.save_as(path)
     out = place.fit(slides)
     left_out = [line for line in out.splitlines() if line.startswith("left out: series ")]
-    assert len(left_out) == 3
+    assert len(left_out) == 4
     told = " ".join(left_out)
-    assert "Its colours are not those of Papanicolaou's stain." in told
+    assert "The slide's colours are not those of Papanicolaou's stain: " in told
+    assert "What is on the slide has hardly any colour: whether it is stained by Papanicolaou's method" in told
     assert "no pixel spacing" in told
     [version] = place.store.versions("north")
-    assert (version.state.slides, version.fit.left_out) == (6, 3)
-    assert rows(out)["slides"] == "6, 3 left out"
+    assert (version.state.slides, version.fit.left_out) == (6, 4)
+    assert rows(out)["slides"] == "6, 4 left out"
+
+
+def test_a_slide_on_which_too_little_is_stained_is_taken_at_its_word_and_noted(
+    place: Place, like: Path, tmp_path: Path, few: None
+) -> None:
+    slides = part(like, tmp_path / "slides", FEW - 1)
+    shutil.move(write_slides(tmp_path / "wide", count=1, tiles=2) / "00", slides / "wide")
+    out = place.fit(slides)
+    [version] = place.store.versions("north")
+    assert version.fit.notes == FitNotes(cervical_by=None, silent=0, stain_unmeasured=FEW - 1)
+    assert rows(out)["stain"] == f"measured on 1 of {FEW} slides; on 5 too little is stained, and it is what was stated"
+    assert rows(out)["specimen"] == "cervix by the headers of all slides"
+
+
+def test_cells_that_lie_alone_are_counted_as_screening_reads_them(models: Path, tmp_path: Path) -> None:
+    [found] = seen(models, write_slides(tmp_path / "slides", lone, count=1), tmp_path / "work")
+    assert found.detected_6.sum() == 2
+    stained = 2 * 60**2
+    assert stained / 2 < found.counts_3V[0].sum() < 2 * stained
+    assert not found.stain_measured
+
+
+@pytest.mark.parametrize("said", [np.nan, np.inf])
+def test_weights_that_are_no_number_fit_nothing(
+    place: Place,
+    like: Path,
+    source: Source,
+    tmp_path: Path,
+    few: None,
+    said: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a model that weighs cells itself."""
+
+    class Wrong(Counting):
+        async def infer(
+            self, model: str, batch: Mapping[str, npt.NDArray[Any]], *, deadline_s: float = 120.0
+        ) -> dict[str, npt.NDArray[Any]]:
+            answer = await super().infer(model, batch, deadline_s=deadline_s)
+            if model == "smartccs_slide":
+                answer["cell_logits"][0, 0, 0] = said
+            return answer
+
+    weighing = write_screening(tmp_path / "weighing", source=source, annotated=True)
+    monkeypatch.setenv("PATHSERVE_MODEL_REPOSITORY", str(weighing))
+    settings.cache_clear()
+    with pytest.raises(InferenceError, match="does not answer with finite cell_logits"):
+        place.fit(like, engine=Wrong(weighing))
+    assert place.store.sites() == ()
+
+
+def test_a_hung_model_leaves_what_was_seen_and_the_next_fit_goes_on(
+    place: Place, like: Path, tmp_path: Path, few: None
+) -> None:
+    slides = part(like, tmp_path / "slides")
+    hung = Counting(place.models, most=7)
+    with pytest.raises(InferenceError):
+        place.fit(slides, engine=hung)
+    assert place.store.sites() == ()
+    rest = Counting(place.models)
+    place.fit(slides, engine=rest)
+    whole = Counting(place.models)
+    place.fit(slides, "north", engine=whole)
+    assert rest.calls["smartccs_detect"] < whole.calls["smartccs_detect"]
+    first, second = place.store.versions("north")
+    assert replace(first.state, version=2).to_bytes() == second.state.to_bytes()
 
 
 def test_too_few_slides_are_refused_before_anything_is_computed(place: Place, like: Path, tmp_path: Path) -> None:
@@ -467,9 +550,11 @@ def test_slides_of_something_else_are_left_out_and_such_that_do_not_say_are_aske
         InvalidInput, match=r"The headers of 6 slides do not state a specimen of the cervix\. Give --cerv"
     ):
         place.fit(slides, engine=engine)
-    with pytest.raises(InferenceError):  # told, they are taken
-        place.fit(slides, engine=engine, cervical=True)
-    left_out = [line for line in place.shown.readouterr().out.splitlines() if line.startswith("left out: ")]
+    out = place.fit(slides, cervical=True)  # told, they are taken, and who told it is noted
+    [version] = place.store.versions("north")
+    assert version.fit.notes == FitNotes(cervical_by=version.fit.user, silent=6, stain_unmeasured=6)
+    assert rows(out)["specimen"] == f"cervix, declared by {version.fit.user}; the headers of 6 of 6 do not state it"
+    left_out = [line for line in out.splitlines() if line.startswith("left out: ")]
     assert len(left_out) == 1
     assert "contradicts that it is a smear of the cervix; it states 'Urinary bladder structure', 'Slide'" in left_out[0]
     shutil.rmtree(slides / "05")
