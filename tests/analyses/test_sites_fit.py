@@ -26,13 +26,12 @@ from gateway.analyses.screening import CervicalScreening
 from gateway.analyses.screening_tiles import AS_IT_IS
 from gateway.analyses.sites import FitNotes, SiteStore, signed_state
 from gateway.analyses.sites_seen import Seen, see
-from gateway.analyses.slide_half import ServedModel, SlideTask
+from gateway.analyses.slide_half import SlideTask
 from gateway.archive import FolderArchive
 from gateway.domain.bethesda import HSIL, LSIL, NILM
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, Specimen
 from gateway.domain.screened import ScreeningResult
-from gateway.inference import ModelRepository
 from gateway.operations.audit import AuditQuery
 from gateway.operations.disk import locked_folder
 from gateway.operations.errors import Conflict, InferenceError, InvalidInput, ModelChanged, ModelNotLoaded
@@ -49,6 +48,7 @@ from tests.support.commands import commands_on
 from tests.support.forked import command
 from tests.support.screening import CERVIX
 from tests.support.screening_models import DETECT_MPP, TILE_PX, paint, write_screening
+from tests.support.served import served_models
 
 FEW, FEW_CELLS, SLIDES = 6, 30.0, 32
 STAINS = (Code("12710003", "SCT", "hematoxylin stain"), Code("54221006", "SCT", "orange G stain"))
@@ -173,17 +173,14 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task_of(repository: Path, folder: Path, slide: Slide) -> SlideTask:
-    models = ModelRepository(repository)
-    order = Order(protocol="cervical-screening", specimens=(Specimen(slides=()),))
+    protocol = protocol_named("cervical-screening")
+    order = Order(protocol=protocol.name, specimens=(Specimen(slides=()),))
     return SlideTask(
         slide=slide,
-        models=tuple(
-            ServedModel(folder=name, card=models.card(name), contract=models.contract(name))
-            for name in ("smartccs_detect", "smartccs_embed", "smartccs_slide")
-        ),
+        models=served_models(repository, protocol.models),
         order=order,
         specimen=order.specimens[0],
-        options=options_of(protocol_named("cervical-screening"), order),
+        options=options_of(protocol, order),
         folder=folder,
     )
 

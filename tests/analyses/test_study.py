@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,23 +24,7 @@ from gateway.reports import to_json
 from tests.analyses.study_support import PROTOCOL, WHO, Cohort
 from tests.analyses.test_sites import quietly, record, signed, state_of
 from tests.reports.screened import MOSTLY_HSIL, MOSTLY_NILM, abnormal, classes_of, negative, unsatisfactory
-from tests.support.commands import commands_on
-from tests.support.screening_models import ABNORMAL_FROM, SOURCE, write_screening
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_screening(tmp_path_factory.mktemp("models") / "repository")
-
-
-@pytest.fixture
-def cohort(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Cohort]:
-    with commands_on(tmp_path / "state", models, monkeypatch):
-        cohort = Cohort(tmp_path / "state", capsys)
-        yield cohort
-        cohort.ledger.close()
+from tests.support.screening_models import ABNORMAL_FROM, SOURCE
 
 
 def reference(folder: Path, text: str) -> str:
@@ -58,7 +42,7 @@ def lines(cohort: Cohort, name: str = "north") -> tuple[Entry, ...]:
     return Journal(cohort.folder(name) / "journal.jsonl").read()
 
 
-def test_what_answers_now_is_frozen(cohort: Cohort, models: Path) -> None:
+def test_what_answers_now_is_frozen(cohort: Cohort, screening_models: Path) -> None:
     store = SiteStore(cohort.state)
     store.add(state_of(fitted_to=SOURCE), record(), quietly)
     store.add(
@@ -68,7 +52,7 @@ def test_what_answers_now_is_frozen(cohort: Cohort, models: Path) -> None:
     cohort.order("OLD")
     cohort.new("north", "--title", "Consecutive smears", "--set", "adequacy.min_cells=5000")
     frozen = cohort.record()
-    repository = ModelRepository(models)
+    repository = ModelRepository(screening_models)
     assert [each.folder for each in frozen.models] == ["smartccs_detect", "smartccs_embed", "smartccs_slide"]
     assert [each.version for each in frozen.models] == [repository.card(each.folder).version for each in frozen.models]
     assert frozen.models[2].card_sha256 == repository.provenance("smartccs_slide").files["card.json"]

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,17 @@ from gateway.analyses.study_register import Register
 from gateway.domain.order import Patient
 from tests.analyses.study_support import Cohort
 from tests.reports.screened import negative
-from tests.support.commands import commands_on
-from tests.support.screening_models import write_screening
 
 
 def enrol(*wanted: str) -> tuple[str, ...]:
     return ("enrol", "north", *wanted, "--centre", "east")
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_screening(tmp_path_factory.mktemp("models") / "repository")
-
-
 @pytest.fixture
-def cohort(
-    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Cohort]:
-    with commands_on(tmp_path / "state", models, monkeypatch):
-        cohort = Cohort(tmp_path / "state", capsys)
-        cohort.new()
-        yield cohort
-        cohort.ledger.close()
+def cohort(cohort: Cohort) -> Cohort:
+    """With a study that has begun."""
+    cohort.new()
+    return cohort
 
 
 def joined(cohort: Cohort, folder: Path, text: str) -> None:
@@ -128,9 +116,11 @@ def _killed(state: Path, models: Path, before: bool) -> None:
 
 @pytest.mark.parametrize(("before", "enrolled"), [(True, 0), (False, 3)])
 def test_a_kill_leaves_all_of_a_call_enrolled_or_nobody(
-    cohort: Cohort, models: Path, before: bool, enrolled: int
+    cohort: Cohort, screening_models: Path, before: bool, enrolled: int
 ) -> None:
-    killed = multiprocessing.get_context("forkserver").Process(target=_killed, args=(cohort.state, models, before))
+    killed = multiprocessing.get_context("forkserver").Process(
+        target=_killed, args=(cohort.state, screening_models, before)
+    )
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL

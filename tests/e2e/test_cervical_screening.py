@@ -10,17 +10,15 @@ import numpy as np
 import pydicom
 import pytest
 
-from gateway.analyses import local
-from gateway.archive import FolderArchive
 from gateway.domain.bethesda import HSIL, NILM
-from gateway.domain.order import Order
 from gateway.operations.errors import ResolutionTooCoarse
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import Cli
+from tests.support.analyzed import analyzed, report_in
 from tests.support.bags import OnnxEngine
 from tests.support.dciodvfy import needs_dciodvfy, validate
-from tests.support.gateway import Gateway, case_of, eventually, running_gateway
+from tests.support.gateway import Gateway, case_of, running_gateway
 from tests.support.models import without_golden
 from tests.support.orthanc import Orthanc
 from tests.support.screening import CERVIX, screened, screening, smear, write_smear
@@ -53,10 +51,6 @@ def cli(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A smear with one cell of HSIL."""
     return write_smear(tmp_path_factory.mktemp("slide"), smear(CELLS, size_um=400), root="one")
-
-
-def report_in(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "report.json").read_text()))
 
 
 @pytest.fixture(scope="module")
@@ -101,24 +95,17 @@ def test_validator_finds_no_error(out: Path) -> None:
     assert {path.name: validate(path) for path in out.glob("*.dcm") if validate(path)} == {}
 
 
-async def analyzed(repository: Path, state: Path, slide: Path, out: Path, **settings: str) -> dict[str, Any]:
-    """The report of an analysis without a server, as `pathserve analyze` makes it, in this process."""
-    out.mkdir(parents=True, exist_ok=True)
-    archive = FolderArchive(slide)
+async def screened_alone(repository: Path, state: Path, slide: Path, out: Path, **settings: str) -> dict[str, Any]:
+    """The report of an analysis without a server."""
     given = dict([FEW_CELLS]) | {key.replace("__", "."): value for key, value in settings.items()}
-    asked = Order(
-        protocol="cervical-screening", specimens=local.case_of(archive.entries()), settings=tuple(given.items())
-    )
-    configured = Settings(state=state, model_repository=repository)
-    await local.analyze(asked, archive, out, configured, lambda progress: None)
-    return report_in(out)
+    return await analyzed("cervical-screening", repository, state, slide, out, settings=tuple(given.items()))
 
 
 async def test_triton_says_of_a_phantom_what_its_networks_say(cli: Cli, repository: Path, tmp_path: Path) -> None:
     """The same cells, and probabilities within 1e-4 of the same networks run without it."""
     slide = tmp_path / "slide"
     write_phantom(slide, kind="cytology", width_px=3000, height_px=2600, mpp=0.25, organ=CERVIX, seed=4)
-    report = await analyzed(repository, cli.state, slide, tmp_path / "out", adequacy__max_obscured="1")
+    report = await screened_alone(repository, cli.state, slide, tmp_path / "out", adequacy__max_obscured="1")
     with screening(slide, repository, tmp_path / "task", adequacy__max_obscured="1") as task:
         expected = await screened(task, OnnxEngine(repository))
     assert expected.screening is not None
@@ -138,7 +125,7 @@ async def test_triton_says_of_a_phantom_what_its_networks_say(cli: Cli, reposito
 async def test_every_slide_of_a_case_is_there_the_last_one_too(cli: Cli, repository: Path, tmp_path: Path) -> None:
     for number, cells in enumerate(([], CELLS[1:], CELLS)):
         write_smear(tmp_path / "case" / f"{number}", smear(cells, size_um=300), root=f"case {number}")
-    report = await analyzed(repository, cli.state, tmp_path / "case", tmp_path / "out")
+    report = await screened_alone(repository, cli.state, tmp_path / "case", tmp_path / "out")
     assert len(report["slides"]) == len(report["screenings"]) == 3
     said = sorted((sum(result["detected"]), tuple(result["categories"])) for result in report["screenings"])
     assert said == [(0, ()), (4, (NILM,)), (5, (HSIL,))]
@@ -147,7 +134,7 @@ async def test_every_slide_of_a_case_is_there_the_last_one_too(cli: Cli, reposit
 
 async def test_an_all_white_slide_has_a_report(cli: Cli, repository: Path, tmp_path: Path) -> None:
     white = write_smear(tmp_path / "slide", np.full((1200, 1300, 3), 255, np.uint8), root="white")
-    report = await analyzed(repository, cli.state, white, tmp_path / "out")
+    report = await screened_alone(repository, cli.state, white, tmp_path / "out")
     assert report["category"] is None
     assert report["probabilities"] is None
     assert [reason["code"] for reason in report["adequacy"]["reasons"]] == ["unsatisfactory-empty"]
@@ -156,7 +143,7 @@ async def test_an_all_white_slide_has_a_report(cli: Cli, repository: Path, tmp_p
 async def test_an_he_slide_gets_no_category_and_nothing_drawn(
     cli: Cli, repository: Path, cmu_slide: Path, tmp_path: Path
 ) -> None:
-    report = await analyzed(repository, cli.state, cmu_slide, tmp_path)
+    report = await screened_alone(repository, cli.state, cmu_slide, tmp_path)
     assert report["category"] is None
     codes = {finding["code"]["code"] for finding in report["findings"]}
     assert {"specimen-not-cervical", "stain-outside", "stain-not-papanicolaou"} <= codes
@@ -166,7 +153,7 @@ async def test_an_he_slide_gets_no_category_and_nothing_drawn(
 async def test_too_coarse_a_slide_is_refused(cli: Cli, repository: Path, tmp_path: Path) -> None:
     coarse = write_smear(tmp_path / "slide", smear([], size_um=600, mpp=1.0), mpp=1.0, root="coarse")
     with pytest.raises(ResolutionTooCoarse):
-        await analyzed(repository, cli.state, coarse, tmp_path / "out")
+        await screened_alone(repository, cli.state, coarse, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -185,15 +172,10 @@ async def test_from_a_pacs_killed_in_the_middle_of_the_windows(
     pacs.upload(slide)
     before = rows_computed(cli.state, "smartccs_detect")
     analysis = gateway.order(case_of(slide, stain=None), protocol="cervical-screening")
-    stored = cli.state / "analyses" / analysis / "tiles"
-    eventually(lambda: any(path.stat().st_size > 30_000 for path in stored.rglob("windows.bin")), "windows on disk", 90)
-    gateway.kill()
-    gateway.start()
-    assert gateway.finish(analysis)["state"] == "completed"
-    report = gateway.request("GET", f"/v1/analyses/{analysis}/report", headers={"Accept": "application/json"}).json()
+    report = gateway.completed_after_a_kill(analysis, "windows.bin", 30_000)
     computed = rows_computed(cli.state, "smartccs_detect") - before
     settings = {"adequacy.min_cells": "8000"}
-    expected = await analyzed(repository, cli.state, slide, tmp_path / "out", **settings)
+    expected = await screened_alone(repository, cli.state, slide, tmp_path / "out", **settings)
     [found], [whole] = report["screenings"], expected["screenings"]
     assert found["adequacy"] == whole["adequacy"]
     assert found["detected"] == whole["detected"] == [4, 0, 0, 1, 0, 0]

@@ -97,7 +97,7 @@ def test_two_swapped_slides_are_held_and_nothing_of_them_leaves(
     assert gateway.show(analyses[0])["state"] == "held-identity"
     released = release(gateway, analyses[0], person)
     assert released.status_code == 202, released.text
-    assert gateway.finish(analyses[0])["state"] == "completed"
+    gateway.completed(analyses[0])
     assert len(pacs.instances("SR")) == 1
     subtypes = [each["subtype"] for each in audited(cli, analyses[0])]
     assert subtypes.index("analysis-held") < subtypes.index("analysis-released") < subtypes.index("report-made")
@@ -146,11 +146,11 @@ def test_a_header_that_the_pacs_corrects_before_the_report_leaves(
 
     # Whoever releases it does not make the objects those of the slide's new patient.
     assert release(gateway, analysis, person).status_code == 202
-    assert gateway.finish(analysis)["state"] == "completed"
+    gateway.completed(analysis)
     deliveries = gateway.request("GET", f"/v1/analyses/{analysis}/deliveries").json()["items"]
     assert [(each["state"], each["reason"]) for each in deliveries] == [("dead", "identity-mismatch")]
     assert pacs.instances("SR") == []
     again = gateway.order(case_of(tmp_path))
-    assert gateway.finish(again)["state"] == "completed"
+    gateway.completed(again)
     [stored] = pacs.instances("SR")
     assert pydicom.dcmread(BytesIO(pacs.file(stored))).PatientID == "PAT-DORA"

@@ -45,8 +45,7 @@ def slide(cmu_slide: Path) -> pydicom.Dataset:
 def analysis(gateway: Gateway, cmu_slide: Path) -> str:
     """A completed analysis of the slide in the PACS."""
     ordered = gateway.order(case_of(cmu_slide, stain=None))
-    shown = gateway.finish(ordered)
-    assert shown["state"] == "completed", shown
+    gateway.completed(ordered)
     return ordered
 
 
@@ -100,11 +99,10 @@ def test_two_studies_and_a_wrong_stain(gateway: Gateway, pacs: Orthanc, tmp_path
     case = case_of(*(tmp_path / study for study in studies), stain=None)
     stained = [specimen | {"stain": stain} for specimen, stain in zip(case["specimens"], ("HE", "PAP"), strict=True)]
     analysis = gateway.order(case, specimens=stained)
-    ended = gateway.finish(analysis)
-    assert ended["state"] == "completed", ended
+    gateway.completed(analysis)
     assert shown(pacs, studies[0]) == sorted([*DRAWN, "DOC", "KO", "SM", "SR"])
     assert shown(pacs, studies[1]) == ["SM", "SR"]
-    report = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    report = gateway.report(analysis)
     [finding] = [each for each in report["findings"] if each["code"]["code"] == "stain-outside"]
     assert finding["series"] == report["slides"][1]["series"]
     # What was stored can be taken away, so that others find the PACS as they expect it.
@@ -118,7 +116,7 @@ def test_the_report_is_the_one_from_a_folder(
     done = cli("analyze", "--protocol", "tissue-classification", "--slide", cmu_slide, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     from_folder = json.loads((tmp_path / "report.json").read_text())
-    from_pacs = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    from_pacs = gateway.report(analysis)
     assert from_pacs["analysis_id"] == analysis
     assert own_things_dropped(from_pacs) == own_things_dropped(from_folder)
 
@@ -139,7 +137,7 @@ def test_a_slide_of_which_only_tissue_was_pulled_gives_the_same_report(
     Costs((slow, quick)).write(cache / "costs.json")
 
     analysis = gateway.order(case_of(slide, stain=None))
-    assert gateway.finish(analysis)["state"] == "completed"
+    gateway.completed(analysis)
     parts = [PartialInstance(head) for head in (cache / header.StudyInstanceUID).rglob("*.header.dcm")]
     fetched_F = np.concatenate([part.extents()[:, 0] >= 0 for part in parts])
     assert 0 < fetched_F.mean() < 0.6
@@ -149,7 +147,7 @@ def test_a_slide_of_which_only_tissue_was_pulled_gives_the_same_report(
     done = cli("analyze", "--protocol", "tissue-classification", "--slide", slide, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     from_folder = json.loads((tmp_path / "out" / "report.json").read_text())
-    from_pacs = gateway.request("GET", f"/v1/analyses/{analysis}/report").json()
+    from_pacs = gateway.report(analysis)
     assert own_things_dropped(from_pacs) == own_things_dropped(from_folder)
     for sop in objects_of(gateway, analysis):
         pacs.delete(sop)

@@ -2,13 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pydicom
 import pytest
 
 from tests.e2e.conftest import Cli
+from tests.support.analyzed import report_in
 from tests.support.dciodvfy import needs_dciodvfy, validate
 
 pytestmark = pytest.mark.triton
@@ -27,10 +27,6 @@ def out(cli: Cli, cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     )
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def report_in(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "report.json").read_text()))
 
 
 def test_each_prompt_is_answered_at_its_scale(cli: Cli, out: Path) -> None:

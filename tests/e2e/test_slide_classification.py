@@ -3,23 +3,21 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pydicom
 import pytest
 
-from gateway.analyses import local
 from gateway.analyses.batches import REQUEST_TILES
-from gateway.archive import FolderArchive
-from gateway.domain.order import Order, RegionUm
+from gateway.domain.order import RegionUm
 from gateway.operations.errors import ModelNotLoaded, ModelsUnfit, NoTissue
 from gateway.operations.settings import Settings
 from gateway.slides.phantom import write_phantom
 from tests.e2e.conftest import Cli
+from tests.support.analyzed import analyzed, report_in
 from tests.support.bags import add_slide_head
 from tests.support.dciodvfy import needs_dciodvfy, validate
-from tests.support.gateway import Gateway, case_of, eventually, running_gateway
+from tests.support.gateway import Gateway, case_of, running_gateway
 from tests.support.models import without_golden, without_slide_heads
 from tests.support.orthanc import Orthanc
 from tests.support.pathseg import write_pathseg
@@ -27,6 +25,7 @@ from tests.support.triton import held_triton, rows_computed
 
 pytestmark = pytest.mark.triton
 
+PROTOCOL = "slide-classification"
 OF_THE_CASE = {"report.json", "report.html", "report.pdf", "report.sr.dcm", "thumbnail-1.jpg", "attention-map-1.png"}
 DRAWN = {"slide-1.pm.dcm", "slide-1.geojson", "report.pdf.dcm", "report.ko.dcm"}
 TILES = {f"top-tile-1-{rank}.jpg" for rank in range(1, 9)}
@@ -48,14 +47,10 @@ def cli(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Cli(state, {"PATHSERVE_MODEL_REPOSITORY": str(repository)})
 
 
-def report_in(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / "report.json").read_text()))
-
-
 @pytest.fixture(scope="module")
 def out(cli: Cli, cmu_slide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("out")
-    done = cli("analyze", "--protocol", "slide-classification", "--slide", cmu_slide, "--out", folder)
+    done = cli("analyze", "--protocol", PROTOCOL, "--slide", cmu_slide, "--out", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -81,19 +76,9 @@ def test_validator_finds_no_error(out: Path) -> None:
     assert {path.name: validate(path) for path in out.glob("*.dcm") if validate(path)} == {}
 
 
-async def analyzed(repository: Path, state: Path, slide: Path, out: Path, **order: Any) -> dict[str, Any]:
-    """The report of an analysis without a server, as `pathserve analyze` makes it, in this process."""
-    out.mkdir(parents=True, exist_ok=True)
-    archive = FolderArchive(slide)
-    asked = Order(protocol="slide-classification", specimens=local.case_of(archive.entries()), **order)
-    settings = Settings(state=state, model_repository=repository)
-    await local.analyze(asked, archive, out, settings, lambda progress: None)
-    return report_in(out)
-
-
 async def test_one_tile(cli: Cli, repository: Path, cmu_slide: Path, tmp_path: Path) -> None:
     region = RegionUm(x_um=560, y_um=790, width_um=20, height_um=20)
-    report = await analyzed(repository, cli.state, cmu_slide, tmp_path, region=region)
+    report = await analyzed(PROTOCOL, repository, cli.state, cmu_slide, tmp_path, region=region)
     [classes] = report["slide_classes"]
     assert (classes["bag"], [tile["share"] for tile in classes["top_tiles"]]) == (1, [1.0])
 
@@ -101,13 +86,13 @@ async def test_one_tile(cli: Cli, repository: Path, cmu_slide: Path, tmp_path: P
 async def test_no_tissue(cli: Cli, repository: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "slide", kind="he", width_px=1024, height_px=1024, tissue=False)
     with pytest.raises(NoTissue):
-        await analyzed(repository, cli.state, tmp_path / "slide", tmp_path / "out")
+        await analyzed(PROTOCOL, repository, cli.state, tmp_path / "slide", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 async def test_a_stain_that_the_head_is_not_for(cli: Cli, repository: Path, tmp_path: Path) -> None:
     write_phantom(tmp_path / "slide", kind="cytology", width_px=1024, height_px=1024)
-    report = await analyzed(repository, cli.state, tmp_path / "slide", tmp_path / "out")
+    report = await analyzed(PROTOCOL, repository, cli.state, tmp_path / "slide", tmp_path / "out")
     assert "stain-outside" in {finding["code"]["code"] for finding in report["findings"]}
     assert not {path.name for path in (tmp_path / "out").iterdir()} & DRAWN
 
@@ -116,13 +101,16 @@ async def test_a_head_of_another_encoder(cli: Cli, repository: Path, cmu_slide: 
     other = without_slide_heads(repository, tmp_path / "repository")
     add_slide_head(other, encoder={"model": "tile_encoder", "weights_sha256": "9" * 64})
     with pytest.raises(ModelsUnfit, match="slide_abmil version 1 was trained on another tile_encoder"):
-        await analyzed(other, cli.state, cmu_slide, tmp_path / "out")
+        await analyzed(PROTOCOL, other, cli.state, cmu_slide, tmp_path / "out")
     with pytest.raises(ModelNotLoaded, match="no model slide_abmil"):
-        await analyzed(without_slide_heads(repository, tmp_path / "none"), cli.state, cmu_slide, tmp_path / "out")
+        await analyzed(
+            PROTOCOL, without_slide_heads(repository, tmp_path / "none"), cli.state, cmu_slide, tmp_path / "out"
+        )
 
 
 async def test_what_objects_mean_to_the_answer(cli: Cli, repository: Path, cmu_slide: Path, tmp_path: Path) -> None:
     report = await analyzed(
+        PROTOCOL,
         repository,
         cli.state,
         cmu_slide,
@@ -155,13 +143,8 @@ def test_from_and_to_a_pacs_killed_in_the_middle_of_the_tiles(
 ) -> None:
     """Ordered over REST, kill -9 once tiles lie on disk; what is then reported is what a run in one go says."""
     before = rows_computed(cli.state, "tile_encoder")
-    analysis = gateway.order(case_of(cmu_slide, stain=None), protocol="slide-classification")
-    stored = cli.state / "analyses" / analysis / "tiles"
-    eventually(lambda: any(path.stat().st_size > 1000 for path in stored.rglob("tiles.bin")), "tiles on disk", 90)
-    gateway.kill()
-    gateway.start()
-    assert gateway.finish(analysis)["state"] == "completed"
-    report = gateway.request("GET", f"/v1/analyses/{analysis}/report", headers={"Accept": "application/json"}).json()
+    analysis = gateway.order(case_of(cmu_slide, stain=None), protocol=PROTOCOL)
+    report = gateway.completed_after_a_kill(analysis, "tiles.bin", 1000)
     expected = report_in(out)
     assert report["slide_classes"] == expected["slide_classes"]
     assert report["slides"] == expected["slides"]
@@ -176,7 +159,7 @@ def test_from_and_to_a_pacs_killed_in_the_middle_of_the_tiles(
 
 def test_what_a_server_says_of_the_protocol(gateway: Gateway) -> None:
     items = gateway.request("GET", "/v1/protocols").json()["items"]
-    [protocol] = [item for item in items if item["name"] == "slide-classification"]
+    [protocol] = [item for item in items if item["name"] == PROTOCOL]
     assert protocol["models"] == ["tile_encoder", "slide_abmil"]
     assert protocol["cards"]["slide_abmil"]["kind"] == "bag"
     ready = {item["name"] for item in gateway.request("GET", "/v1/models").json()["items"] if item["ready"]}

@@ -114,7 +114,7 @@ def test_models_are_swapped_under_load(gateway: Gateway, slide: Path) -> None:
     versions = []
     answers: dict[str, set[str]] = defaultdict(set)
     for each in analyses:
-        report = gateway.request("GET", f"/v1/analyses/{each}/report").json()
+        report = gateway.report(each)
         used = {model["name"]: model["version"] for model in report["models"]}
         shown = gateway.show(each)["models"]
         assert used == {model["name"]: model["version"] for model in shown}

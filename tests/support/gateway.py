@@ -212,6 +212,28 @@ class Gateway:
 
         return eventually(ended, f"{analysis} ends; log: {self.log}", within_s)
 
+    def completed(self, analysis: str, within_s: float = 240.0) -> dict[str, Any]:
+        """Wait for the analysis's end, which must be a good one, and show it."""
+        shown = self.finish(analysis, within_s)
+        assert shown["state"] == "completed", shown
+        return shown
+
+    def report(self, analysis: str) -> dict[str, Any]:
+        """The report of an analysis that has ended well, as JSON."""
+        answer = self.request("GET", f"/v1/analyses/{analysis}/report", headers={"Accept": "application/json"})
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def completed_after_a_kill(self, analysis: str, rows: str, least_bytes: int) -> dict[str, Any]:
+        """The report of an analysis in whose middle the gateway is killed and started again: once a file named `rows`
+        of the models' answers has more than so many bytes."""
+        stored = self.state / "analyses" / analysis / "tiles"
+        eventually(lambda: any(path.stat().st_size > least_bytes for path in stored.rglob(rows)), f"{rows} on disk", 90)
+        self.kill()
+        self.start()
+        self.completed(analysis)
+        return self.report(analysis)
+
     def steps(self, analysis: str) -> list[tuple[str, str]]:
         """The step events (step, status) of an analysis that has ended."""
         return list(self._step_events(analysis))

@@ -1,23 +1,22 @@
 """Painted smears whose cells are known, and a task of protocol `cervical-screening` on one."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from gateway.analyses.protocols import options_of, protocol_named
+from gateway.analyses.protocols import protocol_named
 from gateway.analyses.screening import CervicalScreening
 from gateway.analyses.slide_half import Engine, SlideOutcome, SlideTask
 from gateway.domain.codes import Code
-from gateway.domain.order import Order, RegionUm, SlideReference, Specimen
-from gateway.slides import Slide
+from gateway.domain.order import RegionUm
 from gateway.slides.phantom_dicom import Identity
 from gateway.slides.phantom_given import write_given
 from tests.support.screening_models import paint
-from tests.support.served import served_models
+from tests.support.slide_tasks import slide_task
 
 CERVIX = Code("71252005", "SCT", "Cervix uteri structure")
 PROTOCOL = protocol_named("cervical-screening")
@@ -72,7 +71,6 @@ def write_smear(
     return out
 
 
-@contextmanager
 def screening(
     slide_folder: Path,
     models: Path,
@@ -84,33 +82,20 @@ def screening(
     region: RegionUm | None = None,
     state_folder: Path | None = None,
     **settings: str,
-) -> Iterator[SlideTask]:
+) -> AbstractContextManager[SlideTask]:
     """The task of one slide. `settings`: with `__` for the dot; ten squamous cells are enough where nothing is said."""
-    with Slide.open(sorted(slide_folder.glob("*.dcm"))) as slide:
-        header = slide.header
-        specimen = Specimen(
-            container=header.container_id,
-            stain=stain,
-            type=kind,
-            site=site,
-            slides=(SlideReference(header.study_uid, (header.series_uid,)),),
-        )
-        given = {"adequacy__min_cells": "10"} | settings
-        order = Order(
-            protocol=PROTOCOL.name,
-            specimens=(specimen,),
-            region=region,
-            settings=tuple((key.replace("__", "."), value) for key, value in given.items()),
-        )
-        yield SlideTask(
-            slide=slide,
-            models=served_models(models, PROTOCOL.models),
-            order=order,
-            specimen=specimen,
-            options=options_of(PROTOCOL, order),
-            folder=folder,
-            state_folder=state_folder,
-        )
+    return slide_task(
+        PROTOCOL,
+        slide_folder,
+        models,
+        folder,
+        stain=stain,
+        kind=kind,
+        site=site,
+        region=region,
+        state_folder=state_folder,
+        settings={"adequacy__min_cells": "10"} | settings,
+    )
 
 
 async def screened(task: SlideTask, engine: Engine) -> SlideOutcome:
