@@ -19,6 +19,7 @@ from gateway.analyses.screening_cells import SlideCells
 from gateway.analyses.screening_models import ScreeningModels, answered
 from gateway.analyses.slide_half import Engine
 from gateway.domain.bethesda import CLASSES
+from gateway.domain.model import ScreeningRule
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.operations.errors import ModelRefused
 from gateway.slides.cell_evidence import contributions
@@ -36,9 +37,9 @@ class BagSaid:
     logits_C: npt.NDArray[np.float32]
     parts_NC: npt.NDArray[np.float32]
 
-    def probabilities(self, temperature: float) -> npt.NDArray[np.float64]:
+    def probabilities(self, rule: ScreeningRule) -> npt.NDArray[np.float64]:
         """(7,) calibrated."""
-        probabilities_1C = softmax(self.logits_C.astype(np.float64)[None] / temperature)
+        probabilities_1C = softmax(self.logits_C.astype(np.float64)[None] / rule.temperature + np.array(rule.biases))
         return np.asarray(probabilities_1C[0])
 
 

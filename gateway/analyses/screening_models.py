@@ -51,10 +51,13 @@ class ScreeningModels:
                 if said is None
             )
             raise ModelRefused(f"The card of {missing.folder} does not say {what}. Promote another version.")
-        if len(detector.card.labels) != len(ABNORMAL) or len(slide.card.labels) != len(CLASSES):
+        if (len(detector.card.labels), len(slide.card.labels), len(rule.biases)) != (
+            len(ABNORMAL),
+            *[len(CLASSES)] * 2,
+        ):
             raise ModelRefused(
                 f"{detector.folder} must have Bethesda's {len(ABNORMAL)} abnormal classes and {slide.folder} all "
-                f"{len(CLASSES)}. Promote versions that have them."
+                f"{len(CLASSES)}, each with a bias. Promote versions that have them."
             )
         crops = CellCrops(crop.side_px, crop.context, crop.mean, crop.deviation)
         if not crops.digest == crop.transform_sha256 == rule.transform_sha256:

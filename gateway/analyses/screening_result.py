@@ -152,7 +152,7 @@ def _decided(
 ) -> tuple[Decision, tuple[ScreeningClass, ...]]:
     rule = seen.task.card.screening
     assert rule is not None
-    with_C, without_C = (each.probabilities(rule.temperature).tolist() for each in (adapted, unadapted))
+    with_C, without_C = (each.probabilities(rule).tolist() for each in (adapted, unadapted))
     labels = sorted(seen.task.card.labels, key=lambda label: label.index)
     decision = decided(
         with_C,

@@ -155,12 +155,14 @@ class CropRule:
 class ScreeningRule:
     """What a cytology slide model's answers need besides its engine.
 
-    Logits are divided by `temperature`. Its cells are the `top_k` best of each class that the `detector` found (None:
-    it was trained on annotated cells), as the transform of digest `transform_sha256` crops them. `pool`: how their
-    logits become the slide's. `source`: what a site is held against, `gateway.slides.site_state.Source.record`.
+    Probabilities are softmax(logits / `temperature` + `biases`), a bias for each class. Its cells are the `top_k` best
+    of each class that the `detector` found (None: it was trained on annotated cells), as the transform of digest
+    `transform_sha256` crops them. `pool`: how their logits become the slide's. `source`: what a site is held against,
+    `gateway.slides.site_state.Source.record`.
     """
 
     temperature: float
+    biases: tuple[float, ...]
     transform_sha256: str
     top_k: int
     pool: Pool

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 _JOINED_IOU, _JOINED_SHARE = 0.5, 0.7
 """Boxes of two tiles are one cell beyond this intersection over union, or this share of the smaller one."""
+VERSION = 2
+"""Of what becomes of a detector's answers here: what is kept of cells is found anew where another one kept it."""
 _CHUNK = 1 << 21
 """Pairs that are compared at once: what that takes of memory does not grow with the slide."""
 
@@ -128,10 +130,11 @@ def _joined(cells: Cells) -> Cells:
         done[head], whole, seen, around = True, boxes[head], {tiles[head]}, beside(head)
         while True:
             # The box round both may hold what neither does: a part of the cell that a third tile saw.
-            fits = (n for n in around if not done[n] and tiles[n] not in seen and _is_one(whole, boxes[n]))
-            found = next(fits, None)
-            if found is None:
+            fits = [n for n in around if not done[n] and tiles[n] not in seen and _is_one(whole, boxes[n])]
+            if not fits:
                 break
+            # The most alike, not the surest: that may be the next tile's view of a cell beside this one.
+            found = max(fits, key=lambda n: _iou(whole, boxes[n]))
             done[found] = absorbed[found] = True
             seen.add(tiles[found])
             whole = _round_both(whole, boxes[found])
@@ -150,12 +153,23 @@ def _are_one(one_P4: Boxes, other_P4: Boxes) -> NDArray[np.bool_]:
 
 def _is_one(one: Box, other: Box) -> bool:
     """`_are_one` of a single pair."""
+    shared = _shared_area(one, other)
+    smaller, greater = sorted((_area(one), _area(other)))
+    return shared > _JOINED_IOU * (smaller + greater - shared) or shared > _JOINED_SHARE * smaller
+
+
+def _iou(one: Box, other: Box) -> float:
+    shared = _shared_area(one, other)
+    return shared / (_area(one) + _area(other) - shared)
+
+
+def _shared_area(one: Box, other: Box) -> float:
     width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
-    if width <= 0 or height <= 0:
-        return False
-    areas = [(right - left) * (bottom - top) for left, top, right, bottom in (one, other)]
-    shared = width * height
-    return shared > _JOINED_IOU * (sum(areas) - shared) or shared > _JOINED_SHARE * min(areas)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def _round_both(one: Box, other: Box) -> Box:

@@ -58,7 +58,7 @@ from tests.reports.pdf_text import pages
 from tests.support.bags import OnnxEngine
 from tests.support.models import read, seal, write
 from tests.support.screening import CERVIX, screened, screening, smear, write_smear
-from tests.support.screening_models import SOURCE, SUPPORTED, TEMPERATURE, WIDTH, paint, write_screening
+from tests.support.screening_models import BIASES, SOURCE, SUPPORTED, TEMPERATURE, WIDTH, paint, write_screening
 
 UNSATISFACTORY = "125154007"
 FEW = tuple((NILM, 60.0 + 60 * place, 90.0) for place in range(4))
@@ -714,7 +714,8 @@ def head_saying(engine: OnnxEngine, *probabilities: float) -> Engine:
     """The slide's model says just this of the seven classes."""
 
     def change(answer: Answer) -> Answer:
-        return answer | {"logits": TEMPERATURE * np.log(np.array([probabilities], np.float32))}
+        logits_1C = TEMPERATURE * (np.log(np.array([probabilities])) - BIASES)
+        return answer | {"logits": logits_1C.astype(np.float32)}
 
     return _Answers(engine, "smartccs_slide", change)
 

@@ -111,6 +111,7 @@ def slide_run(folder: Path, encoder: Run, detector: Run | None, head: HeadKind =
             "head": 1,
             "width": WIDTH,
             "temperature": 1.25,
+            "biases": [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, -0.5],
             "abnormal_from": 0.4,
             "sensitivity": 0.95,
             "validation_centre": "source",

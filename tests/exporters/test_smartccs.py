@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from exporters import gates, shapes
 from exporters.build import build
+from exporters.card import check_card
 from exporters.errors import ExportError, GateFailed
 from exporters.gates import onnx_runtime
 from exporters.imitate import cpu_arithmetic
@@ -102,10 +103,19 @@ def test_the_gateway_reads_their_cards(built: ModelRepository, runs: dict[str, R
     assert slide.encoder is not None
     assert slide.encoder.weights_sha256 == embed.version.weights_sha256
     assert Source.read(dict(slide.screening.source)).digest == smears.source().digest
+    assert (slide.screening.temperature, slide.screening.biases) == (1.25, (0.5, 0.0, 0.0, 0.0, 0.0, 0.0, -0.5))
     assert slide.tiles == (1, 600)
     assert slide.composed
     origin = built.document("smartccs_slide")["digests"]
     assert origin["recipe_sha256"] == runs["smartccs_slide"].manifest["recipe_sha256"]
+
+
+def test_a_card_has_a_bias_for_each_class(built: ModelRepository) -> None:
+    card = dict(built.document("smartccs_slide"))
+    check_card(card)
+    card["screening"] = card["screening"] | {"biases": card["screening"]["biases"][:6]}
+    with pytest.raises(ExportError, match="biases"):
+        check_card(card)
 
 
 def test_the_stand_in_of_other_tests_has_the_same_tensors_and_card(built: ModelRepository, tmp_path: Path) -> None:

@@ -62,6 +62,13 @@ def test_two_tiles_views_of_a_cell_become_one() -> None:
     assert len(merged([cells(part), cells(whole, beside)], 0.75)) == 2
 
 
+def test_neighbours_that_two_tiles_saw_are_joined_each_to_itself() -> None:
+    """The surer view of the other cell is not taken for this one, though it overlaps it enough."""
+    one, other = (0.0, 0.0, 60.0, 60.0), (14.0, 0.0, 74.0, 60.0)
+    seen = [cells((*one, 0.9, 0, 0), (*other, 0.7, 0, 0)), cells((*other, 0.8, 0, 1), (*one, 0.6, 0, 1))]
+    assert rows_of(merged(seen, 0.75)) == [(*one, 0.9, 0), (*other, 0.8, 0)]
+
+
 def test_cells_of_one_tile_are_not_joined() -> None:
     apart = cells((0, 0, 90, 90, 0.9, 0, 0), (30, 0, 120, 90, 0.8, 0, 0))  # they share half of what they cover
     assert len(merged([apart], 0.75)) == 2

@@ -45,6 +45,7 @@ MOST_TILES, MOST_CROPS, MOST_BAGS, MOST_CELLS = 8, 64, 8, 600
 SUPPORTED = tuple(name not in ("SCC", "AGC") for name in NAMES)
 ABNORMAL_FROM = 0.3
 TEMPERATURE = 1.5
+BIASES = (0.1, 0.0, 0.0, 0.0, -0.1, 0.0, 0.0)
 TOP_K = 20
 CROPS = CellCrops(CROP_PX)
 SOURCE = Source(
@@ -107,6 +108,7 @@ def write_screening(
         composed=True,
         screening={
             "temperature": TEMPERATURE,
+            "biases": BIASES,
             "transform_sha256": CROPS.digest,
             "top_k": TOP_K,
             "pool": pool,

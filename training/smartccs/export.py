@@ -29,8 +29,6 @@ P = TypeVar("P", bound=Published)
 TILES, BAGS = Dim("batch", 1, 4, 16), Dim("batch", 1, 2, 8)
 CELLS = Dim("cells", 1, 256, 600)
 """Of a bag: a hundred of each of six classes at most (arXiv 2502.09662)."""
-_COLOURS = ("#009e73", "#f0e442", "#e69f00", "#56b4e9", "#d55e00", "#cc79a7", "#0072b2")
-"""By Bethesda number; told apart without red and green."""
 
 
 class SlideEngine(nn.Module):
@@ -171,7 +169,8 @@ def _slide(run: Run, recipe: SlideRecipe) -> Graph:
             "tiles": [CELLS.min, CELLS.max],
             "composed": True,
             "screening": {
-                "temperature": held.temperature,
+                "temperature": held.calibrated.temperature,
+                "biases": list(held.calibrated.biases),
                 "transform_sha256": served["transform_sha256"],
                 "top_k": served["top_k"],
                 "pool": served["pool"],
@@ -229,7 +228,7 @@ def _labels(supported: tuple[bool, ...]) -> list[dict[str, Any]]:
                 "display": f"cytology pattern {number}",
             },
             "supported": supported[number],
-            "color": _COLOURS[number],
+            "color": entry.color,
         }
         for number, entry in enumerate(CLASSES)
     ]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gateway.slides.cells import Cells
+from gateway.slides.cells import VERSION, Cells
 from training.errors import RunInvalid
 from training.files import sha256_bytes, write_atomic
 from training.runs import Run, runs_folder
@@ -17,7 +17,7 @@ _PARTS = ("boxes_N4", "scores_N", "classes_N", "tiles_N")
 def kept_cells(run: Run, image_HWC: np.ndarray, mpp: float, find: Callable[[], Cells]) -> Cells:
     """What the detector of a run finds in a picture (H,W,3) uint8 of a scale: from the cache, else what `find` gives.
     Raises RunInvalid where what was kept is damaged."""
-    made = sha256_bytes(f"{run.weights_sha256} {run.manifest['recipe_sha256']}".encode())
+    made = sha256_bytes(f"{run.weights_sha256} {run.manifest['recipe_sha256']} {VERSION}".encode())
     folder = runs_folder() / "cache" / f"found-{made[:16]}"
     path = folder / f"{sha256_bytes(image_HWC.tobytes() + repr(mpp).encode())[:32]}.npz"
     if not path.is_file():

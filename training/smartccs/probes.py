@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
+from scipy.special import softmax
 
 from gateway.domain.bethesda import NAMES
 from training.errors import DataMissing, RunInvalid
@@ -23,7 +24,7 @@ from training.smartccs import data, slide
 from training.smartccs.embed import CellEncoder, CellSet, EncoderSettings, encoder, kept
 from training.smartccs.mode_figures import area, difference_of_areas
 from training.smartccs.slide import SlideRecipe
-from training.smartccs.slide_fit import Slides, calibrated, fit_head, logits_of
+from training.smartccs.slide_fit import Slides, fit_head, logits_of
 from training.smartccs.trial import Found
 from training.statistics import ItemScore, RunsScore, balanced_accuracy, bootstrap, interval, macro_auroc, replicates
 
@@ -107,7 +108,7 @@ def _answers(eye: CellEncoder, fields: Sequence[data.Field], recipe: SlideRecipe
         knn(train, validation, asked, classes, _NEIGHBOURS).scores[0][0],
         probe.scores[0][0],
         shuffled_areas(train, validation, test, classes, float(probe.choices["penalty"]), rng),
-        np.stack([calibrated(logits_of(head, slides["test"].features), 1.0) for head in heads]),
+        np.stack([softmax(logits_of(head, slides["test"].features), axis=1) for head in heads]),
         cells.fields_N[_of(cells, "test", numbers)],
         test.labels_N,
         slides["test"].labels_B,

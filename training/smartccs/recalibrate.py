@@ -11,31 +11,31 @@ from gateway.domain.bethesda import NILM
 from gateway.domain.screening import ScreeningPoint
 from training.smartccs.mode_figures import against, right_class
 from training.smartccs.modes import NONE, SITE, state_of, with_state
-from training.smartccs.slide_fit import calibrated, logits_of, operating_point, temperature_of
+from training.smartccs.slide_fit import Calibration, calibration_of, logits_of, operating_point
 from training.smartccs.trial import AtCentre, Found, Trial
 
 LEAST_POSITIVE, LEAST_NEGATIVE = 30, 100
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """temperature and operating point; own: whether the site's labelled slides gave them."""
+class OwnPoint:
+    """Calibration and operating point; own: whether the site's labelled slides gave them."""
 
-    temperature: float
+    calibrated: Calibration
     point: ScreeningPoint
     own: bool
 
 
-def recalibrated(logits_NC: np.ndarray, labels_N: np.ndarray, source: Calibration, sensitivity: float) -> Calibration:
-    """From a site's labelled slides, of the answers that it is served with: the temperature of least log loss, then the
+def recalibrated(logits_NC: np.ndarray, labels_N: np.ndarray, source: OwnPoint, sensitivity: float) -> OwnPoint:
+    """From a site's labelled slides, of the answers that it is served with: the calibration of least log loss, then the
     highest threshold at which this share of the abnormal ones is found. The source's with fewer than 30 abnormal
     slides or fewer than 100 NILM."""
     positive = int((labels_N != NILM).sum())
     if positive < LEAST_POSITIVE or len(labels_N) - positive < LEAST_NEGATIVE:
         return source
-    temperature = temperature_of(logits_NC, labels_N)
-    chances_NC = calibrated(logits_NC, temperature)
-    return Calibration(temperature, operating_point(chances_NC, labels_N, sensitivity, source.point.supported), True)
+    calibrated = calibration_of(logits_NC, labels_N)
+    point = operating_point(calibrated(logits_NC), labels_N, sensitivity, source.point.supported)
+    return OwnPoint(calibrated, point, True)
 
 
 def recalibrated_at(trial: Trial, centre: AtCentre) -> Found:
@@ -54,10 +54,10 @@ def recalibrated_at(trial: Trial, centre: AtCentre) -> Found:
                 chosen, asked = (
                     logits_of(each.head, centre.raw.slides(part).features) for part in ("validation", "test")
                 )
-            source = Calibration(each.temperature, each.point, False)
+            source = OwnPoint(each.calibrated, each.point, False)
             found = recalibrated(chosen, labelled_B, source, trial.recipe.sensitivity)
             before.append(each.probabilities(asked))
-            after.append(calibrated(asked, found.temperature))
+            after.append(found.calibrated(asked))
             points.append(found.point)
             own += found.own
             right.append(right_class(after[-1], labels_N, found.point))

@@ -2,7 +2,7 @@
 
 Smart-CCS's fourth step (arXiv 2502.09662). Bags stand for slides, of which there are no public ones with all classes;
 everything that is measured here is of bags. Several heads are trained from different seeds; the one of the best
-validation is served, with the temperature and the operating point that validation bags give it.
+validation is served, with the calibration and the operating point that validation bags give it.
 """
 
 import json
@@ -15,11 +15,12 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field as Setting
+from scipy.special import softmax
 from torch import nn
 
 from gateway.domain.bethesda import NAMES
 from gateway.domain.screening import ScreeningPoint
-from gateway.slides.cells import Cells
+from gateway.slides.cells import VERSION, Cells
 from gateway.slides.site_colour import Densities, densities
 from gateway.slides.site_fit import SiteCells, source_of
 from gateway.slides.site_state import Source
@@ -38,16 +39,16 @@ from training.smartccs.heads import POOLS, HeadKind, SlideHead, build_head
 from training.smartccs.recipe import DetectorRecipe, PublishedSlide
 from training.smartccs.slide_figures import figures
 from training.smartccs.slide_fit import (
+    Calibration,
     Fitted,
     HeadTraining,
     Slides,
     auc_of,
-    calibrated,
+    calibration_of,
     fit_head,
     logits_of,
     operating_point,
     site_cells,
-    temperature_of,
 )
 from training.ssl.checkpoint import occupy
 
@@ -142,9 +143,10 @@ def detections(recipe_name: str) -> Detections:
 def look_at(found: Detections | None, centre: str = SOURCE) -> Look:
     """How fields are looked at, as they are or at a simulated centre."""
     made = CENTRES.get(centre)
+    changed = centre if made is None else f"{centre} {made}"  # a centre that was changed since shows other cells
     if found is None:
-        return Look(f"annotated cells, {centre}", annotated, made)
-    return Look(f"cells of the detector {found.run.weights_sha256}, {centre}", found, made)
+        return Look(f"annotated cells, {changed}", annotated, made)
+    return Look(f"cells of the detector {found.run.weights_sha256} joined by {VERSION}, {changed}", found, made)
 
 
 def train(
@@ -172,9 +174,9 @@ def train(
             return None
         best = max(range(recipe.seeds), key=lambda number: heads[number].auc)
         chosen = heads[best].head
-        temperature = temperature_of(logits_of(chosen, slides["validation"].features), slides["validation"].labels_B)
+        calibrated = calibration_of(logits_of(chosen, slides["validation"].features), slides["validation"].labels_B)
         shown = _validation(recipe, eye, fields, found) or slides["validation"]
-        chances_NC = calibrated(logits_of(chosen, shown.features), temperature)
+        chances_NC = calibrated(logits_of(chosen, shown.features))
         supported = learnable(fields, cells)
         point = operating_point(chances_NC, shown.labels_B, recipe.sensitivity, supported)
         save_weights(writer.weights_path, nn.ModuleList(fitted.head for fitted in heads))
@@ -189,7 +191,7 @@ def train(
             "control_shuffled_labels": _auc(_shuffled(recipe, slides).head, slides["test"]),
             "cells": cell_counts(cells),
             "test": figures(
-                calibrated(logits_of(chosen, slides["test"].features), temperature),
+                calibrated(logits_of(chosen, slides["test"].features)),
                 slides["test"].labels_B,
                 point,
                 recipe.bootstrap,
@@ -197,7 +199,8 @@ def train(
             "served": {
                 "head": best,
                 "width": cells.features_ND.shape[1],
-                "temperature": temperature,
+                "temperature": calibrated.temperature,
+                "biases": calibrated.biases,
                 "abnormal_from": point.abnormal_from,
                 "sensitivity": recipe.sensitivity,
                 "validation_centre": recipe.validation_centre,
@@ -286,7 +289,7 @@ def learnable(fields: Sequence[data.Field], cells: CellSet) -> tuple[bool, ...]:
 
 
 def _auc(head: SlideHead, slides: Slides) -> float:
-    return auc_of(calibrated(logits_of(head, slides.features), 1.0), slides.labels_B)
+    return auc_of(softmax(logits_of(head, slides.features), axis=1), slides.labels_B)
 
 
 def cell_counts(cells: CellSet) -> dict[str, dict[str, int]]:
@@ -306,7 +309,7 @@ class Trained:
     recipe: SlideRecipe
     heads: tuple[SlideHead, ...]
     best: int
-    temperature: float
+    calibrated: Calibration
     point: ScreeningPoint
     source: Source
 
@@ -319,7 +322,8 @@ def trained(run: Run) -> Trained:
     point = ScreeningPoint(served["abnormal_from"], tuple(served["supported"][name] for name in NAMES))
     heads.eval().requires_grad_(False)
     source = Source.read(served["source"])
-    return Trained(recipe, tuple(heads), served["head"], served["temperature"], point, source)
+    calibrated = Calibration(served["temperature"], tuple(served["biases"]))
+    return Trained(recipe, tuple(heads), served["head"], calibrated, point, source)
 
 
 def describe(recipe: SlideRecipe) -> str:

@@ -1,4 +1,4 @@
-"""A slide head trained on bags of cells, and what a card says of its answers: temperature and operating point.
+"""A slide head trained on bags of cells, and what a card says of its answers: calibration and operating point.
 
 Adam on one bag at a time with cross-entropy (arXiv 2502.09662). The epoch that is kept is the one of the highest area
 under the curve, abnormal against NILM, on validation bags: accuracy, which the published training selects by, rewards
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from pydantic import Field as Setting
-from scipy.special import softmax
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,10 +23,12 @@ from training.errors import TaskInvalid
 from training.runs import Part
 from training.smartccs.bags import Bag
 from training.smartccs.heads import HeadKind, SlideHead, build_head
-from training.statistics import best_temperature, macro_auroc
+from training.statistics import macro_auroc
 
 _TOGETHER = 32
 """Bags that are answered at once."""
+_BIAS = 3.0
+_LOG_TEMPERATURE = float(np.log(20))
 _FLAT = 0.01
 """A feature's deviation counts as no less than this share of the mean deviation."""
 
@@ -156,14 +159,36 @@ def auc_of(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
     return macro_auroc(np.column_stack([-abnormal_N, abnormal_N]), (labels_N != NILM).astype(np.int64))
 
 
-def calibrated(logits_NC: np.ndarray, temperature: float) -> np.ndarray:
-    """(N,7) float64 probabilities."""
-    return softmax(logits_NC.astype(np.float64) / temperature, axis=1)
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What makes logits probabilities: softmax(logits / temperature + biases), a bias for each class (bias-corrected
+    temperature scaling, arXiv 1901.06852). A temperature alone draws a head that is surer than it should be towards
+    all classes alike, where three quarters of the slides are of one."""
+
+    temperature: float
+    biases: tuple[float, ...]
+
+    def __call__(self, logits_NC: np.ndarray) -> np.ndarray:
+        """(N,7) float64 probabilities."""
+        return softmax(logits_NC.astype(np.float64) / self.temperature + np.array(self.biases), axis=1)
 
 
-def temperature_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> float:
-    """The temperature of least log loss over all seven classes (arXiv 1706.04599), to four digits."""
-    return round(best_temperature(logits_NC, labels_N)[0], 4)
+def calibration_of(logits_NC: np.ndarray, labels_N: np.ndarray) -> Calibration:
+    """That of least log loss over all seven classes, to four digits. The temperature is between 1/20 and 20; biases
+    are held near 0 by a normal prior of deviation `_BIAS`, which is what a class without any slide rests on."""
+    logits_NC, truth_NC = logits_NC.astype(np.float64), np.eye(logits_NC.shape[1])[labels_N]
+
+    def loss(settings: np.ndarray) -> tuple[float, np.ndarray]:
+        cooled_NC = logits_NC / np.exp(settings[0])
+        logs_NC = log_softmax(cooled_NC + settings[1:], axis=1)
+        wrong_NC = np.exp(logs_NC) - truth_NC
+        slopes = np.concatenate([[-(wrong_NC * cooled_NC).sum()], wrong_NC.sum(0) + settings[1:] / _BIAS**2])
+        total = -(truth_NC * logs_NC).sum() + np.square(settings[1:]).sum() / (2 * _BIAS**2)
+        return total / len(labels_N), slopes / len(labels_N)
+
+    bounds = [(-_LOG_TEMPERATURE, _LOG_TEMPERATURE), *[(None, None)] * logits_NC.shape[1]]
+    found = minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Calibration(round(float(np.exp(found[0])), 4), tuple(round(float(bias), 4) for bias in found[1:]))
 
 
 def operating_point(

@@ -24,7 +24,7 @@ from training.smartccs.bags import Bag
 from training.smartccs.embed import CellEncoder, CellSet, Look, encoder, kept, tissue_counts
 from training.smartccs.heads import SlideHead
 from training.smartccs.reinhard import Lab, Reinhard, lab_moments
-from training.smartccs.slide_fit import Slides, calibrated, logits_of, operating_point, site_cells, temperature_of
+from training.smartccs.slide_fit import Calibration, Slides, calibration_of, logits_of, operating_point, site_cells
 
 PARTS = ("validation", "test")
 
@@ -60,16 +60,16 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answerer:
-    """A head with what its own source bags gave: what sites are held against, temperature, operating point."""
+    """A head with what its own source bags gave: what sites are held against, calibration, operating point."""
 
     head: SlideHead
     source: Source
-    temperature: float
+    calibrated: Calibration
     point: ScreeningPoint
 
     def probabilities(self, logits_NC: np.ndarray) -> np.ndarray:
         """(N,7) float64, calibrated."""
-        return calibrated(logits_NC, self.temperature)
+        return self.calibrated(logits_NC)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,12 +166,12 @@ def open_trial(recipe_name: str) -> Trial:
     for number, head in enumerate(trained.heads):
         source = slide.source_of_bags(head, cells, dealt, scores_N, trained.source.densities)
         if number == trained.best:
-            answerers.append(Answerer(head, source, trained.temperature, trained.point))
+            answerers.append(Answerer(head, source, trained.calibrated, trained.point))
             continue
-        temperature = temperature_of(logits_of(head, chosen.features), chosen.labels_B)
-        chances_NC = calibrated(logits_of(head, pointed.features), temperature)
+        calibrated = calibration_of(logits_of(head, chosen.features), chosen.labels_B)
+        chances_NC = calibrated(logits_of(head, pointed.features))
         point = operating_point(chances_NC, pointed.labels_B, recipe.sensitivity, trained.point.supported)
-        answerers.append(Answerer(head, source, temperature, point))
+        answerers.append(Answerer(head, source, calibrated, point))
     return Trial(run, trained, eye, found, fields, cells, dealt, tuple(answerers))
 
 

@@ -112,6 +112,7 @@ def test_the_slide_card_speaks_for_all_three(runs: dict[str, Run], tmp_path: Pat
     assert [NAMES[label["index"]] for label in card["labels"] if label["supported"]] == list(smears.SUPPORTED)
     screening = card["screening"]
     assert (screening["temperature"], screening["top_k"], screening["pool"]) == (1.25, 7, "mean")
+    assert screening["biases"] == [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, -0.5]
     assert screening["transform_sha256"] == declare(runs["encode"]).card["crop"]["transform_sha256"]
     assert screening["detector"]["weights_sha256"] == runs["detect"].weights_sha256
     assert Source.read(screening["source"]).digest == smears.source().digest

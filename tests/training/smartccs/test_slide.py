@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from scipy.special import softmax
 
 from gateway.domain.screening import ScreeningPoint
 from gateway.slides.cell_evidence import contributions
@@ -16,7 +17,7 @@ from training.smartccs import slide
 from training.smartccs.embed import CellSet
 from training.smartccs.heads import POOLS, HeadKind, build_head
 from training.smartccs.slide_figures import figures
-from training.smartccs.slide_fit import calibrated, logits_of, operating_point, padded_bags
+from training.smartccs.slide_fit import calibration_of, logits_of, operating_point, padded_bags
 from training.smartccs.train import train
 
 pytestmark = pytest.mark.training
@@ -89,6 +90,23 @@ def test_the_operating_point_finds_the_share_of_abnormal_bags_that_was_asked_for
     assert (found["auc"]["value"], found["specificity_at_95"]) == (15 / 16, 0.75)
 
 
+def test_probabilities_are_calibrated_to_how_often_each_class_is() -> None:
+    rng = np.random.default_rng(4)
+    logits_NC, biases_C = rng.normal(0, 6, (4000, 7)), np.array([1.5, 0.5, 0, 0, -0.5, -0.5, -1])
+    chances_NC = softmax(logits_NC / 3 + biases_C, axis=1)
+    labels_N = np.array([rng.choice(7, p=chances_C) for chances_C in chances_NC])
+    found = calibration_of(logits_NC, labels_N)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert np.array(found.biases) - found.biases[0] == pytest.approx(biases_C - biases_C[0], abs=0.3)
+
+    # A head that tells nothing, surely: what is left is how often each class is. One class never is.
+    labels_N = rng.choice(7, 400, p=(0.75, 0.1, 0.06, 0.04, 0.04, 0.01, 0))
+    given_NC = calibration_of(rng.normal(0, 30, (400, 7)), labels_N)(rng.normal(0, 30, (4000, 7)))
+    often_C = np.bincount(labels_N, minlength=7) / 400
+    assert given_NC.mean(0) == pytest.approx(often_C, abs=0.05)
+    assert given_NC[:, 6].mean() < 0.01
+
+
 def test_a_tiny_training_holds_what_a_card_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +129,7 @@ def test_a_tiny_training_holds_what_a_card_needs(
     files = (tmp_path / "runs" / "cache").glob("cells-*")
     validation_path, cells_path = sorted(files, key=lambda path: path.stat().st_size)
     cells = CellSet.read(cells_path, json.loads(_header(cells_path)))
-    assert calibrated(logits_of(held.heads[0], [cells.features_ND]), held.temperature).sum() == pytest.approx(1)
+    assert held.calibrated(logits_of(held.heads[0], [cells.features_ND])).sum() == pytest.approx(1)
     assert "annotated cells, stain A" in _header(validation_path)
     with pytest.raises(RunInvalid, match="another encoder"):
         CellSet.read(cells_path, {})
