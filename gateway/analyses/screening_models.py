@@ -51,10 +51,8 @@ class ScreeningModels:
                 if said is None
             )
             raise ModelRefused(f"The card of {missing.folder} does not say {what}. Promote another version.")
-        if (len(detector.card.labels), len(slide.card.labels), len(rule.biases)) != (
-            len(ABNORMAL),
-            *[len(CLASSES)] * 2,
-        ):
+        of_slide = {len(slide.card.labels), len(rule.biases)}
+        if len(detector.card.labels) != len(ABNORMAL) or of_slide != {len(CLASSES)}:
             raise ModelRefused(
                 f"{detector.folder} must have Bethesda's {len(ABNORMAL)} abnormal classes and {slide.folder} all "
                 f"{len(CLASSES)}, each with a bias. Promote versions that have them."
