@@ -46,7 +46,7 @@ def adaptation(found: Results, name: str) -> list[str]:
         "`site` are research, and not served.",
         "",
         f"    {_EVALUATE} modes {SHIPPED} --out {name}",
-        f"    {_EVALUATE} norms {SHIPPED} --out {name}",
+        f"    {_EVALUATE} norms {SHIPPED} --centres 'stain B' scanner --out {name}",
         "",
     ]
     if not there:
@@ -69,9 +69,14 @@ def adaptation(found: Results, name: str) -> list[str]:
         ]
         if centre in norms:
             of = norms[centre]
+            tuned = {mode: row for mode, row in of["modes"].items() if "steps" in row}
             lines += [
-                f"The encoder's norms tuned, on the first {of['bags']} test bags ({of['abnormal']} abnormal), "
-                "served head:",
+                "The encoder's norms tuned on the centre's validation bags, then left as they are for its "
+                f"{of['bags']} "
+                "test bags, served head. Steps of the optimiser: "
+                + "; ".join(_steps(mode, row) for mode, row in tuned.items())
+                + ". What is published of TENT, SAR and CoTTA rests on hundreds of updates and more: what so few do is "
+                "their beginning, and too short to judge them by.",
                 "",
                 *_modes_table(of, _NORMS, right=False),
             ]
@@ -87,6 +92,11 @@ def adaptation(found: Results, name: str) -> list[str]:
     for centre, told in different.items():
         lines += [f"`{centre}`, annotated cells:", "", *_modes_table(told, _MODES, right=True)]
     return lines
+
+
+def _steps(mode: str, row: Row) -> str:
+    anew = f", begun anew {row['begun_anew']} times" if row["begun_anew"] else ""
+    return f"{_NORMS[mode]} {row['steps']}, of {row['slides_together']} slides{anew}"
 
 
 def _modes_table(told: Row, titles: Mapping[str, str], *, right: bool) -> list[str]:
@@ -177,8 +187,9 @@ def commissioning(told: Row | None, name: str) -> list[str]:
     if told is None:
         return [*lines, f"{NOT_RUN.capitalize()}:", "", f"    {asked}", ""]
     lines += [
-        "A+B without the gate, fitted to bags of which a share is abnormal; `anchored`: cells weighed by how surely "
-        "they are NILM. Gain of AUC over none on the test bags, mean over heads.",
+        "A+B without the gate, its features fitted to bags of which a share is abnormal (its colours, as ever, to all "
+        "validation fields of the centre); `anchored`: cells weighed by how surely they are NILM. Gain of AUC over "
+        "none on the test bags, mean over heads.",
         "",
         f"    {asked}",
         "",
@@ -225,7 +236,23 @@ def gates(told: Row | None, name: str) -> list[str]:
         f"    {asked}",
         "",
         *table(("sets of", "within the gate", "distance: median (least to greatest)", "gate", "verdict"), rows),
+        "The gate was chosen on the source's validation bags, so that a site fitted to these is like the source by "
+        "construction, and `site` at the source is none. Sites that show one block of the source's test smears alone, "
+        "32 bags of its cells, may be found unlike it; gain of AUC over none on the test bags of all blocks, served "
+        "head:",
+        "",
+        *table(
+            ("block", "verdict", "distance", "with colours mapped", "AUC gain"),
+            (_block(block, of) for block, of in told["one_block"].items()),
+        ),
     ]
+
+
+def _block(block: str, of: Row) -> tuple[str, ...]:
+    if "auc_gain" not in of:
+        return f"`{block}`", f"{of['verdict']}: {of['reason']}", "", "", ""
+    far = ("–" if of[key] is None else f"{of[key]:.3f}" for key in ("distance_raw", "distance_coloured"))
+    return f"`{block}`", of["verdict"], *far, shown(of["auc_gain"], sign=True, digits=3)
 
 
 def _sets(of: Row) -> tuple[str, str, str]:
@@ -233,7 +260,7 @@ def _sets(of: Row) -> tuple[str, str, str]:
     return f"{of['within']:.0%}", spread, f"{of['gate']:.3f}"
 
 
-def orders(order: Row | None, forgetting: Row | None, name: str) -> list[str]:
+def orders(order: Row | None, forgetting: Row | None, norms: Mapping[str, Row], name: str) -> list[str]:
     """E8."""
     asked = f"{_EVALUATE} order {SHIPPED} --out {name}"
     lines = ["## Order, batch size, and forgetting", ""]
@@ -246,40 +273,73 @@ def orders(order: Row | None, forgetting: Row | None, name: str) -> list[str]:
                 title = mode if mode == SITE else f"control: {mode}"
                 changes = (f"{change:.1e}" for change in row["greatest_change_by_batch"].values())
                 areas = (shown(area, digits=3) for area in row["auc_by_batch"].values())
-                rows.append((centre, title, *areas, "; ".join(changes), f"{row['greatest_change_by_order']:.1e}"))
+                crops = "; ".join(f"{change:.1e}" for change in row.get("greatest_change_by_crops", {}).values())
+                order_ = f"{row['greatest_change_by_order']:.1e}"
+                rows.append((centre, title, *areas, "; ".join(changes), order_, crops or "–"))
         sizes = ("1", "4", "16")
+        few = next(iter(order["by_centre"].values()))["fewer"]
         lines += [
             "AUC of the served head by how many slides come at once, and the greatest change of a probability: against "
-            "batches of 16, and when the slides come in another order.",
+            "batches of 16; and, for another order, of the slides and, of `site`, of those that it is fitted to anew, "
+            "and of their cells; of `site` also where 1, 4 or 16 crops are encoded at once. That slides come one by "
+            "one "
+            "or in another order cannot change a state that is fitted once; what is measured is whether its fit and "
+            "the encoder hang on it.",
             "",
             f"    {asked}",
             "",
             *table(
-                ("centre", "mode", *(f"batch {size}" for size in sizes), "change at 1; 4; 16", "change by order"), rows
+                (
+                    "centre", "mode", *(f"batch {size}" for size in sizes), "change at 1; 4; 16", "change by order",
+                    "crops at once: 1; 4; 16",
+                ),
+                rows,
             ),
-        ]
+            f"Which slides a site is fitted to does change it: {few['sets']} sets of {few['slides']} of the validation "
+            "bags, of one centre, AUC of the test bags.",
+            "",
+            *table(
+                ("centre", "all of them", "sets: least to greatest", "greatest change of a probability", "verdicts"),
+                (
+                    (
+                        centre,
+                        f"{of['fewer']['auc']:.3f}",
+                        f"{of['fewer']['least']:.3f} to {of['fewer']['greatest']:.3f}",
+                        f"{of['fewer']['greatest_change']:.2f}",
+                        ", ".join(of["fewer"]["verdicts"]),
+                    )
+                    for centre, of in order["by_centre"].items()
+                ),
+            ),
+        ]  # fmt: skip
     asked = f"{_EVALUATE} forgetting {SHIPPED} --out {name}"
-    if forgetting is None:
-        return [*lines, f"Forgetting: {NOT_RUN}:", "", f"    {asked}", ""]
-    rows = [
-        (
-            target,
-            _NORMS[mode],
-            shown(row["before"], digits=3),
-            shown(row["after"], digits=3),
-            shown(row["change"], sign=True, digits=3),
-            f"{row['greatest_change']:.1e}",
-        )
-        for target, of in forgetting["by_target"].items()
+    lines += [f"Forgetting: {NOT_RUN}:", "", f"    {asked}", ""] if forgetting is None else _again(forgetting, asked)
+    left = [
+        (target, _NORMS[mode], *(shown(row["source"][key], digits=3) for key in ("before", "after")),
+         shown(row["source"]["change"], sign=True, digits=3), str(row["steps"]))
+        for target, of in norms.items()
         for mode, row in of["modes"].items()
-    ]
+        if "source" in row
+    ]  # fmt: skip
+    if left:
+        head = ("norms tuned at", "mode", "AUC on the source before", "after", "change", "steps")
+        lines += ["What tuned norms then do on the source's test bags:", "", *table(head, left)]
+    return lines
+
+
+def _again(told: Row, asked: str) -> list[str]:
+    rows = (
+        (target, "yes" if row["same_states"] else "no", f"{row['greatest_change']:.1e}")
+        for target, row in told["by_target"].items()
+    )
     return [
-        *lines,
-        "Source, then a target centre, then the source again, the same bags: AUC of the source before and after.",
+        "`site` on the source, then a target centre, where norms are tuned too, then both again: whether states fitted "
+        "anew are the same bits, and the greatest change of a probability, a few bags encoded anew. A state belongs "
+        "to its site and is frozen: only a fault of the code could change it.",
         "",
         f"    {asked}",
         "",
-        *table(("target", "mode", "before", "after", "change", "greatest change of a probability"), rows),
+        *table(("target", "same states", "greatest change of a probability"), rows),
     ]
 
 

@@ -10,6 +10,7 @@ cells placed in real background. Intervals resample slides.
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,9 +33,10 @@ _COUNT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A composed slide and what its report says. `label`: its true class; `probabilities`, `unadapted`: by class, None
-    where no cell was found; `abnormal`: what it is called, None where that is withheld; `category`: the number of the
-    class that is named, if one is; `satisfactory`: whether it is adequate; `verdict`: what its site was found to be."""
+    """A composed slide and what its report says. `centre`: with what degraded it, if anything did; `label`: its true
+    class; `probabilities`, `unadapted`: by class, None where no cell was found; `abnormal`: what it is called, None
+    where that is withheld; `category`: the number of the class that is named, if one is; `satisfactory`: whether it is
+    adequate; `verdict`: what its site was found to be."""
 
     slide: str
     centre: str
@@ -47,23 +49,60 @@ class Read:
     verdict: str
 
 
-def read(truth: Path, reports: Path) -> tuple[Read, ...]:
-    """Each slide of a truth file whose report is there. Raises RunInvalid for files that are none, or where no report
-    is there."""
-    found = []
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """What was read of a truth file's slides: those with a report; by centre how many have none; and the digests of the
+    weights of detector, encoder and head that every report names."""
+
+    slides: tuple[Read, ...]
+    without_report: Mapping[str, int]
+    digests: Mapping[str, str]
+
+
+def read(truth: Path, reports: Path) -> Composed:
+    """Each slide of a truth file. Raises RunInvalid for files that are none, where no report is there, and where the
+    reports are of different weights."""
+    found, missing, models = [], Counter[str](), {}
     for row in _rows(read_json(truth.parent, truth.name), truth.name):
         folder = reports / row["folder"]
-        if (folder / REPORT).is_file():
-            found.append(_read(row, read_json(folder, REPORT)))
+        if not (folder / REPORT).is_file():
+            missing[row["centre"]] += 1
+            continue
+        report = read_json(folder, REPORT)
+        found.append(_read(row, report))
+        models[row["folder"]] = _digests(row["folder"], report)
     if not found:
         raise RunInvalid(f"{reports.name} holds no {REPORT} of any slide that {truth.name} names. Analyse them first.")
-    return tuple(found)
+    first = models[found[0].slide]
+    for folder_name, digests in models.items():
+        if digests != first:
+            raise RunInvalid(
+                f"The reports of {found[0].slide} and {folder_name} are of different weights. Analyse again."
+            )
+    return Composed(tuple(found), missing, first)
+
+
+def _digests(folder: str, report: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        weights = {each["name"]: str(each["weights_sha256"]) for each in report["models"]}
+        return {kind: weights[name] for kind, name in _MODELS.items()}
+    except (KeyError, TypeError):
+        wanted = ", ".join(_MODELS.values())
+        raise RunInvalid(f"The report of {folder} does not name the weights of {wanted}. Analyse it again.") from None
+
+
+_MODELS = {"detector": "smartccs_detect", "encoder": "smartccs_embed", "head": "smartccs_slide"}
 
 
 def _rows(said: Mapping[str, Any], file: str) -> list[dict[str, str]]:
     try:
-        return [{name: str(row[name]) for name in ("folder", "class", "centre")} for row in said["slides"]]
-    except (KeyError, TypeError):
+        rows = [{name: str(row[name]) for name in ("folder", "class", "centre")} for row in said["slides"]]
+        faults = [row.get("degraded") for row in said["slides"]]
+        return [
+            row | {"centre": f"{row['centre']}, {fault}"} if fault else row
+            for row, fault in zip(rows, faults, strict=True)
+        ]
+    except (KeyError, TypeError, AttributeError):
         raise RunInvalid(f"{file} names no slides with class and centre. Compose the slides again.") from None
 
 
@@ -90,12 +129,14 @@ def _probabilities(said: Mapping[str, float] | None) -> tuple[float, ...] | None
     return tuple(float(said[name]) for name in NAMES) if said else None
 
 
-def by_centre(slides: Sequence[Read], count: int = _COUNT) -> Found:
+def by_centre(slides: Sequence[Read], without_report: Mapping[str, int], count: int = _COUNT) -> Found:
     """Of each centre's slides: how they were called, and AUC, sensitivity and specificity as served, with and without
-    the site's adaptation. Where there is no probability, the score of a slide is 0 and nothing is called."""
+    the site's adaptation; how many have no report, and are in no figure. Where there is no probability, the score of a
+    slide is 0 and nothing is called."""
     return {
-        centre: _figures([each for each in slides if each.centre == centre], count)
-        for centre in sorted({each.centre for each in slides})
+        centre: {"without_report": without_report.get(centre, 0)}
+        | _figures([each for each in slides if each.centre == centre], count)
+        for centre in sorted({each.centre for each in slides} | without_report.keys())
     }
 
 
@@ -110,7 +151,7 @@ def _figures(slides: Sequence[Read], count: int) -> Found:
         "unsatisfactory": sum(not each.satisfactory for each in slides),
         "without_cells": sum(each.probabilities is None for each in slides),
         "verdicts": sorted({each.verdict for each in slides}),
-        "right_class": float((named_N == labels_N).mean()),
+        "right_class": float((named_N == labels_N).mean()) if len(slides) else None,
     }
     for name, attribute in (("auc", "probabilities"), ("auc_unadapted", "unadapted")):
         chances_NC = np.array([getattr(each, attribute) or _NOTHING for each in slides])
@@ -137,6 +178,8 @@ def _share(right_N: np.ndarray, of_N: np.ndarray) -> ItemScore:
 
 def _figure(score: ItemScore, abnormal_N: np.ndarray, count: int) -> dict[str, Any] | None:
     """None where one side is missing, or too few slides make an interval."""
+    if not len(abnormal_N):
+        return None
     try:
         return asdict(bootstrap(score, np.arange(len(abnormal_N)), abnormal_N, count))
     except StatisticsInvalid:
@@ -153,12 +196,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         started = time.process_time()
-        slides = read(chosen.truth, chosen.reports)
-        name = "-".join(sorted({each.centre.replace(" ", "_") for each in slides}))
+        found = read(chosen.truth, chosen.reports)
+        centres = by_centre(found.slides, found.without_report)
+        name = "-".join(centre.replace(", ", "-").replace(" ", "_") for centre in centres)
         told = {
             "experiment": "composed",
-            "centres": by_centre(slides),
-            "reports": [asdict(each) for each in slides],
+            "digests": dict(found.digests),
+            "centres": centres,
+            "reports": [asdict(each) for each in found.slides],
             "cpu_s": round(time.process_time() - started, 1),
         }
         write_atomic(chosen.out / f"composed-{name}.json", json_bytes(told))

@@ -24,23 +24,27 @@ LEADING = 4.0
 
 
 def detector_figures(network: Detector, recipe: DetectorRecipe, fields: Sequence[data.Field], count: int) -> Found:
-    """Of fields: both FROC with intervals, of the network and of dark blobs; their difference; sensitivity by class;
-    average precision; and, the control, the network's boxes held against other fields. Raises DataMissing."""
+    """Of fields: both FROC with intervals, of the network and of dark blobs; their difference by either; sensitivity by
+    class; average precision; and, the control, the network's boxes held against other fields. Raises DataMissing."""
     found = detecting.answered(network, detecting.scaled(fields, recipe.data.mpp), recipe.data, recipe.merging)
     blobs = [Answered(entry.field, froc.dark_blobs(entry.field, entry.field.read())) for entry in found]
     cells = np.array([int(entry.field.abnormal.sum()) for entry in found])
     kinds = np.bincount(np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in found]), minlength=7)
     mine, theirs = ([froc.marks(entry) for entry in answers] for answers in (found, blobs))
+    mine_alone, theirs_alone = (
+        [froc.marks(entry, unannotated=False) for entry in answers] for answers in (found, blobs)
+    )
     return {
         "fields": len(found),
         "groups": sorted({entry.field.group for entry in found}),
         "negative_fields": sum(entry.field.negative for entry in found),
         "cells": {NAMES[kind]: int(number) for kind, number in enumerate(kinds) if number and kind != NILM},
         "froc": _curve(mine, cells, count),
-        "froc_annotated_only": _curve([froc.marks(entry, unannotated=False) for entry in found], cells, count),
+        "froc_annotated_only": _curve(mine_alone, cells, count),
         "dark_blobs": _curve(theirs, cells, count),
-        "dark_blobs_annotated_only": _curve([froc.marks(entry, unannotated=False) for entry in blobs], cells, count),
+        "dark_blobs_annotated_only": _curve(theirs_alone, cells, count),
         "above_dark_blobs": _gain(mine, theirs, cells, count),
+        "above_dark_blobs_annotated_only": _gain(mine_alone, theirs_alone, cells, count),
         "by_class": {
             NAMES[kind]: _figure(_of_kind(mine, found, kind), len(found), count)
             for kind, number in enumerate(kinds)

@@ -23,7 +23,7 @@ from training.data.split import PARTS
 from training.errors import DataMissing, RunInvalid, TaskInvalid
 from training.files import json_bytes, write_atomic
 from training.repeatable import repeatable
-from training.runs import find_run, parse_recipe, read_json, read_toml
+from training.runs import Run, find_run, parse_recipe, read_json, read_toml
 from training.smartccs import (
     data,
     head_controls,
@@ -41,6 +41,7 @@ from training.smartccs.detector import load as load_detector
 from training.smartccs.detector_figures import detector_figures
 from training.smartccs.embed import Look, annotated
 from training.smartccs.recipe import DetectorRecipe
+from training.smartccs.results import DETECTOR, FEATURES
 from training.smartccs.slide import SlideRecipe
 from training.smartccs.trial import AtCentre, Found, Trial, at_centre, open_trial
 from training.ssl.recipe import read_recipe
@@ -52,13 +53,13 @@ _RECIPES = Path(__file__).parents[1] / "recipes"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The command line. `bags`: test bags of experiments that go through the encoder again and again."""
+    """The command line. `updates`: of the encoder's norms, in `norms`."""
 
     experiment: str
     recipe: str
     out: Path
     centres: tuple[str, ...]
-    bags: int
+    updates: int
     only: tuple[str, ...]
     again: bool
 
@@ -95,7 +96,7 @@ def _detector(asked: Asked) -> None:
     def work() -> Found:
         return detector_figures(load_detector(run), recipe, data.load("test"), _COUNT)
 
-    _written(asked, run.weights_sha256, {}, work)
+    _written(asked, digests_of(run), {}, work)
 
 
 def _encoders(asked: Asked) -> None:
@@ -104,18 +105,22 @@ def _encoders(asked: Asked) -> None:
     path = path if path.is_file() else Path(asked.recipe)
     recipe, _ = read_recipe(SlideRecipe, path)
     asked = replace(asked, recipe=recipe.name, again=True)
-    _written(asked, None, {}, lambda: probes.probes(recipe, probes.ENCODERS))
+    learned = {}
+    for settings in probes.ENCODERS.values():
+        with suppress(RunInvalid):
+            if settings.kind == "teacher":
+                learned[str(settings.recipe)] = find_run(str(settings.recipe)).weights_sha256
+    _written(asked, learned, {}, lambda: probes.probes(recipe, probes.ENCODERS))
 
 
 _RUNS = (
     "smartccs-pretrain-small",
     "smartccs-pretrain-lite0-small",
     "smartccs-pretrain-shuffled-small",
+    "smartccs-encoder-lite0-small",
     "smartccs-detect-small",
-    "smartccs-slide-lite0-small",
-    "smartccs-slide-small",
-    "smartccs-slide-fresh-small",
-    "smartccs-slide-imagenet-small",
+    DETECTOR,
+    *FEATURES,
 )
 _TOLD = ("training", "heads", "control_shuffled_labels", "served", "cells")
 """Of metrics.json what a page says of a training."""
@@ -134,17 +139,17 @@ def _runs(asked: Asked) -> None:
                 "seed": run.manifest["seed"],
                 "git_commit": run.manifest["git_commit"],
                 "git_changed_files": run.manifest["git_changed_files"],
-                "weights_sha256": run.weights_sha256,
+                "digests": digests_of(run),
                 "cpu_s": run.metrics["cpu_s"],
                 "changes": _changes(run.recipe, _RECIPES / f"{name}.toml"),
                 **told,
             }
-    _written(replace(asked, again=True), None, {}, lambda: {"runs": found})
+    _written(replace(asked, again=True), {}, {}, lambda: {"runs": found})
 
 
 def _blocks(asked: Asked) -> None:
     """Annotated cells by part, block and class: no experiment, and begun anew each time."""
-    _written(replace(asked, again=True), None, {}, lambda: {"parts": blocks(data.load())})
+    _written(replace(asked, again=True), {}, {}, lambda: {"parts": blocks(data.load())})
 
 
 def blocks(fields: Sequence[data.Field]) -> Found:
@@ -155,6 +160,19 @@ def blocks(fields: Sequence[data.Field]) -> Found:
         counted_C = data.counts(inside)[PARTS.index(part)]
         rows[part][group] = {"fields": len(inside), "cells": dict(zip(NAMES, counted_C.tolist(), strict=True))}
     return rows
+
+
+def digests_of(run: Run) -> dict[str, str]:
+    """Of a run's weights and of those that it rests on, by what they are: detector, encoder, head."""
+    stage = str(run.recipe["stage"])
+    found = {_KINDS.get(stage, "encoder"): run.weights_sha256}
+    if stage == "slide":
+        found |= {role: parent["weights_sha256"] for role, parent in run.manifest["starts_from"].items()}
+        found["encoder"] = run.metrics["served"]["encoder_sha256"]  # one that no run learned has a digest too
+    return found
+
+
+_KINDS = {"detect": "detector", "slide": "head"}
 
 
 def _changes(recipe: dict[str, Any], file: Path) -> list[str]:
@@ -177,8 +195,8 @@ def _of_trial(work: Callable[[Bench, Asked], Found]) -> Callable[[Asked], None]:
 
     def do(asked: Asked) -> None:
         bench = Bench(asked.recipe)
-        weights = find_run(asked.recipe).weights_sha256
-        _written(asked, weights, {"centres": list(asked.centres), "asked_bags": asked.bags}, lambda: work(bench, asked))
+        weights = digests_of(find_run(asked.recipe))
+        _written(asked, weights, {"centres": list(asked.centres)}, lambda: work(bench, asked))
 
     return do
 
@@ -188,9 +206,10 @@ def _by_centre(work: Callable[[Bench, Asked, str], Found]) -> Callable[[Asked], 
 
     def do(asked: Asked) -> None:
         bench = Bench(asked.recipe)
-        weights = find_run(asked.recipe).weights_sha256
+        weights = digests_of(find_run(asked.recipe))
         for name in asked.centres:
-            settings = {"centre": name, "only": list(asked.only), "asked_bags": asked.bags}
+            settings = {"centre": name, "only": list(asked.only)}
+            settings |= {"updates": asked.updates} if asked.experiment == "norms" else {}
             _written(asked, weights, settings, lambda name=name: work(bench, asked, name), name)
 
     return do
@@ -205,13 +224,17 @@ def _missed(bench: Bench, asked: Asked, name: str) -> Found:
 
 
 def _norms(bench: Bench, asked: Asked, name: str) -> Found:
-    return modes.norms_at(bench.trial, bench.at(name), asked.bags)
+    return modes.norms_at(bench.trial, bench.at(slide.SOURCE), bench.at(name), asked.updates)
 
 
 def _gate(bench: Bench, asked: Asked) -> Found:
     source = bench.at(slide.SOURCE)
     return {
         "third_source_set": site_gate.third_source_set(bench.trial, source),
+        "one_block": {
+            group: site_gate.one_block(bench.trial, source, group)
+            for group in sorted({field.group for field in bench.trial.unseen("test")})
+        },
         "shifts": {
             name: site_gate.shift(bench.trial, bench.at(name)) for name in asked.centres if name != slide.SOURCE
         },
@@ -234,7 +257,7 @@ def _forgetting(bench: Bench, asked: Asked) -> Found:
     source = bench.at(slide.SOURCE)
     return {
         "by_target": {
-            name: streams.forgetting(bench.trial, source, bench.at(name), asked.bags)
+            name: streams.forgetting(bench.trial, source, bench.at(name))
             for name in asked.centres
             if name != slide.SOURCE
         }
@@ -249,7 +272,7 @@ def _different(asked: Asked) -> None:
     """A really different set, of which nothing is written where it is not at hand; its cells are annotated. Half of its
     groups stand for commissioning, half are measured."""
     bench = Bench(asked.recipe)
-    weights = find_run(asked.recipe).weights_sha256
+    weights = digests_of(find_run(asked.recipe))
     for name in second_sources.READERS:
         try:
             fields = second_sources.load(name)
@@ -287,12 +310,16 @@ EXPERIMENTS: dict[str, Callable[[Asked], None]] = {
 
 
 def _written(
-    asked: Asked, weights: str | None, settings: dict[str, Any], work: Callable[[], Found], centre: str | None = None
+    asked: Asked,
+    digests: dict[str, str],
+    settings: dict[str, Any],
+    work: Callable[[], Found],
+    centre: str | None = None,
 ) -> None:
     """One file of an experiment, unless it is there already."""
     name = "-".join([asked.experiment, asked.recipe, *([] if centre is None else [centre.replace(" ", "_")])])
     path = asked.out / f"{name}.json"
-    said = {"experiment": asked.experiment, "recipe": asked.recipe, "weights_sha256": weights, **settings}
+    said = {"experiment": asked.experiment, "recipe": asked.recipe, "digests": digests, **settings}
     if not asked.again and path.is_file():
         try:
             there = read_json(asked.out, path.name)
@@ -322,12 +349,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recipe")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--centres", nargs="+", choices=SOURCES, default=SOURCES)
-    parser.add_argument("--bags", type=int, default=48, help="test bags of norms and forgetting")
+    parser.add_argument("--updates", type=int, default=24, help="of the norms, by batches of 8 slides; default: 24")
     parser.add_argument("--only", nargs="+", choices=modes.SHORT, default=(), help="modes to measure; default: all")
     parser.add_argument("--again", action="store_true", help="measure anew what is there already")
     chosen = parser.parse_args(arguments)
-    if chosen.bags < 1:
-        parser.error("--bags is 1 or more")
+    if chosen.updates < 1:
+        parser.error("--updates is 1 or more")
 
     def work() -> None:
         evaluate(
@@ -336,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
                 chosen.recipe,
                 chosen.out,
                 tuple(chosen.centres),
-                chosen.bags,
+                chosen.updates,
                 tuple(chosen.only),
                 chosen.again,
             )

@@ -1,21 +1,23 @@
 """Every mode of adaptation at one centre, beside none and beside negative controls: what experiment E5 measures.
 
-The weights of encoder and heads stay but in the modes of the encoder's norms, which are measured on the first test bags
-alone, and of the served head. See training.smartccs.adapt, norm_tuning and reinhard for the modes.
+The weights of encoder and heads stay but in the modes of the encoder's norms, which are measured of the served head
+alone. See training.smartccs.adapt, norm_tuning and reinhard for the modes.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import get_args
 
 import numpy as np
 
 from gateway.slides.site_colour import ColourMap
-from gateway.slides.site_fit import SiteCells, SiteNotFittable, affine, fit
+from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, affine, fit
 from gateway.slides.site_state import SiteState, Source, not_commissioned
 from training.errors import DataMissing
 from training.smartccs.adapt import BATCH, Bank, Gradient, all_alike, batch
-from training.smartccs.mode_figures import against, right_class, served
+from training.smartccs.mode_figures import against, area, difference_of_areas, right_class, served
 from training.smartccs.norm_tuning import Method, NormTuning
 from training.smartccs.slide_fit import Slides, logits_of
 from training.smartccs.strangers import sources_of_tissue
@@ -37,6 +39,10 @@ BATCH_PLAIN, BATCH_ANCHORED, GRADIENT, REINHARD = "batch", "batch, anchored", "g
 SHUFFLED_BANK, OTHER_ORGAN = "control: bank with shuffled labels", "control: statistics of another organ"
 SHORT = (NONE, COLOUR, SITE)
 """The modes that are measured of encoders that are not served."""
+
+TOGETHER = 8
+"""Slides of a batch that norms are tuned on."""
+_TOLD_AFTER = 8
 
 Logits = Callable[[int, Answerer], np.ndarray]
 """Of a head, by number: the logits (N,7) of the test bags."""
@@ -164,34 +170,57 @@ def modes_at(trial: Trial, centre: AtCentre, only: Sequence[str] = ()) -> Found:
     }
 
 
-def norms_at(trial: Trial, centre: AtCentre, bags: int, methods: Sequence[str] = get_args(Method)) -> Found:
-    """The encoder's norms tuned on the first test bags of a centre, with the served head; beside them none and the
-    site's state on the same bags. Raises TrainingError."""
-    answerer, dealt = trial.served, centre.raw.dealt["test"][:bags]
-    labels_N, count = np.array([bag.label for bag in dealt]), trial.recipe.bootstrap
-    crops = crops_of(trial, centre, bags)
-    none_NC = answerer.probabilities(plain_logits(centre.raw.slides("test"))(answerer)[:bags])
-    site_NC = answerer.probabilities(with_state(centre, answerer, state_of(centre, answerer))[:bags])
-    rows = {NONE: none_NC, SITE: site_NC}
+def norms_at(trial: Trial, source: AtCentre, centre: AtCentre, updates: int) -> Found:
+    """The encoder's norms tuned on a centre's validation bags, in batches, by so many updates, and then left as they
+    are for all its test bags, with the served head; beside them none and the site's state, of the same validation bags.
+    Of the source's test bags with the same norms, what is left (E8). Raises TrainingError."""
+    answerer, count = trial.served, trial.recipe.bootstrap
+    labels_N, source_N = (of.raw.slides("test").labels_B for of in (centre, source))
+    none_NC, before_NC = (
+        answerer.probabilities(plain_logits(of.raw.slides("test"))(answerer)) for of in (centre, source)
+    )
+    site_NC = answerer.probabilities(with_state(centre, answerer, state_of(centre, answerer)))
+
+    def row(given_NC: np.ndarray) -> Found:
+        figures = against(given_NC[None], none_NC[None], labels_N, [answerer.point], count)
+        return figures | {"served": served(given_NC, none_NC, labels_N, answerer.point, count)}
+
+    rows = {NONE: row(none_NC), SITE: row(site_NC)}
+    crops = {of.name: crops_of(trial, of) for of in (centre, source)}
+    stream = centre.raw.dealt["validation"]
     for method in get_args(Method):
-        if method in methods:
-            tuning = NormTuning(trial.eye.network, answerer.head, answerer.source, method)
-            logits_NC = np.concatenate([tuning(crops[part]) for part in batches(len(crops), BATCH)])
-            rows[method] = answerer.probabilities(logits_NC)
-    return {
-        "centre": centre.name,
-        "bags": len(labels_N),
-        "abnormal": int((labels_N != 0).sum()),
-        "modes": {
-            mode: against(given_NC[None], none_NC[None], labels_N, [answerer.point], count)
-            | {"served": served(given_NC, none_NC, labels_N, answerer.point, count)}
-            for mode, given_NC in rows.items()
-        },
-    }
+        tuning = NormTuning(trial.eye.network, answerer.head, answerer.source, method)
+        # `stat` begins anew with each batch: it is fitted once, to as many slides as a site is.
+        size, number = (LEAST_SLIDES, 1) if method == "stat" else (TOGETHER, updates)
+        for done, part in enumerate(islice(cycle(batches(len(stream), size)), number), 1):
+            tuning.update([crops[centre.name][bag.cells_K] for bag in stream[part]])
+            if done % _TOLD_AFTER == 0 or done == number:
+                print(f"{centre.name}, {method}: {done} of {number} batches", file=sys.stderr)
+        tuned_NC, after_NC = (
+            answerer.probabilities(_with_norms(tuning, of, answerer, crops[of.name])) for of in (centre, source)
+        )
+        rows[method] = row(tuned_NC) | {
+            "steps": tuning.steps,
+            "begun_anew": tuning.begun_anew,
+            "slides_together": size,
+            "source": {
+                "before": area(before_NC[None], source_N, count),
+                "after": area(after_NC[None], source_N, count),
+                "change": difference_of_areas(after_NC[None], before_NC[None], source_N, count),
+            },
+        }
+    return {"bags": len(labels_N), "abnormal": int((labels_N != 0).sum()), "modes": rows}
 
 
-def crops_of(trial: Trial, centre: AtCentre, bags: int) -> list[np.ndarray]:
-    """Of each of the first test bags the crops (K,S,S,3) uint8 of its cells."""
+def _with_norms(tuning: NormTuning, centre: AtCentre, answerer: Answerer, crops_NHWC: np.ndarray) -> np.ndarray:
+    """(N,7): the logits of the test bags by features of tuned norms, of which each cell's are computed once."""
+    bags = centre.raw.dealt["test"]
+    used_K, features_ND = np.unique(np.concatenate([bag.cells_K for bag in bags])), centre.raw.cells.features_ND.copy()
+    features_ND[used_K] = tuning.features(crops_NHWC[used_K])
+    return logits_of(answerer.head, Slides.of(bags, features_ND).features)
+
+
+def crops_of(trial: Trial, centre: AtCentre) -> np.ndarray:
+    """(N,S,S,3) uint8: the crops of a centre's cells as they are, in their order."""
     crops = [centre.look.crops(field, trial.eye.crops)[1] for field in centre.fields]
-    crops_NHWC = np.concatenate([part for part in crops if len(part)])
-    return [crops_NHWC[bag.cells_K] for bag in centre.raw.dealt["test"][:bags]]
+    return np.concatenate([part for part in crops if len(part)])

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from gateway.domain.bethesda import CLASSES, NILM
 from gateway.slides.site_state import Source
 from training.smartccs.heads import SlideHead
-from training.smartccs.slide_fit import logits_of
 
 Method = Literal["stat", "tent", "sar", "ema"]
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 _STEPS: dict[Method, int] = {"stat": 8, "tent": 1, "sar": 1, "ema": 1}
-_CELLS = 20
-"""Cells of each slide that an update rests on: gradients of all would not fit in memory. Answers rest on all."""
+_CELLS = 8
+"""Cells of each slide that an update rests on: gradients of all would neither fit in memory nor end soon. Answers rest
+on all."""
 _TOGETHER = 64
 _MARGIN = 0.4 * float(np.log(len(CLASSES)))
 """Of the entropy of a slide that is sure; the published constant is for 1000 classes."""
@@ -32,12 +32,14 @@ _RADIUS, _RESET_BELOW, _ENTROPY_KEPT, _TEACHER_KEPT = 0.05, 0.2, 0.9, 0.99
 
 
 class NormTuning:
-    """An encoder whose norms follow the batches that it is shown. The encoder and head given are left as they are."""
+    """An encoder whose norms follow the batches that it is shown. The encoder and head given are left as they are.
+    `steps`: of the optimiser, so far; `begun_anew`: how often what was learned was given up."""
 
     def __init__(
         self, encoder: nn.Module, head: SlideHead, source: Source, method: Method, *, rate: float = 1e-3
     ) -> None:
         self._given, self._head, self._source, self._method, self._rate = encoder, head, source, method, rate
+        self.steps = self.begun_anew = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -49,8 +51,8 @@ class NormTuning:
         self._optimiser = torch.optim.Adam(self._tuned, lr=self._rate)
         self._entropy: float | None = None
 
-    def __call__(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """(B,7) logits of a batch of slides, of each the crops (K,S,S,3) uint8, after the steps that it brings."""
+    def update(self, crops: Sequence[np.ndarray]) -> None:
+        """The steps that a batch of slides brings, of each the crops (K,S,S,3) uint8."""
         if self._method == "stat":
             self._begin()
         some = [_spread(slide_KHWC) for slide_KHWC in crops]
@@ -63,13 +65,18 @@ class NormTuning:
             with torch.no_grad():
                 for mine, theirs in zip(norm_parameters(self._teacher), self._tuned, strict=True):
                     mine.lerp_(theirs, 1 - _TEACHER_KEPT)
+
+    @torch.inference_mode()
+    def features(self, crops_NHWC: np.ndarray) -> np.ndarray:
+        """(N,D) of crops (N,S,S,3) uint8, as the norms are now; of `ema` the teacher's."""
         network = self._teacher if self._method == "ema" else self._encoder
-        return logits_of(self._head, [_features(network, slide_KHWC) for slide_KHWC in crops])
+        return torch.cat([network(part) for part in torch.from_numpy(crops_NHWC).split(_TOGETHER)]).numpy()
 
     def _step(self, loss: Tensor) -> None:
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
+        self.steps += 1
 
     def _loss(self, crops: Sequence[np.ndarray]) -> Tensor:
         if self._method == "stat":
@@ -114,9 +121,11 @@ class NormTuning:
         if not still_B.any():
             return
         self._optimiser.step()
+        self.steps += 1
         now = float(worst_B[still_B].mean().detach())
         self._entropy = now if self._entropy is None else _ENTROPY_KEPT * self._entropy + (1 - _ENTROPY_KEPT) * now
         if self._entropy < _RESET_BELOW:
+            self.begun_anew += 1
             self._begin()
 
     def _answers(self, encoder: nn.Module, crops: Sequence[np.ndarray]) -> Tensor:
@@ -135,11 +144,6 @@ def norm_parameters(network: nn.Module) -> list[nn.Parameter]:
 def _split(encoder: nn.Module, crops: Sequence[np.ndarray]) -> list[Tensor]:
     features_ND = encoder(torch.from_numpy(np.concatenate(crops)))
     return list(features_ND.split([len(slide_KHWC) for slide_KHWC in crops]))
-
-
-@torch.inference_mode()
-def _features(encoder: nn.Module, crops_KHWC: np.ndarray) -> np.ndarray:
-    return torch.cat([encoder(part) for part in torch.from_numpy(crops_KHWC).split(_TOGETHER)]).numpy()
 
 
 def _entropy(logits_BC: Tensor) -> Tensor:

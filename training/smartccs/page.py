@@ -57,18 +57,20 @@ def page(folder: Path) -> str:
         f"    python -m training.smartccs.page {name} --out {name}.md",
         "",
         *_trainings(found, name),
+        *_stale(found),
         *conditions(found),
         *blocks(found.one("blocks"), name),
         *_overview(found, name),
         *_encoders(found.one("encoders"), name),
         *_detector(found.one("detector", DETECTOR), name),
+        *_other_detectors(found, name),
         *_cells(found.one("cells"), name),
         *missed(found, name),
         *_released(found.one("released"), name),
         *adaptation(found, name),
         *commissioning(found.one("prevalence"), name),
         *gates(found.one("gate"), name),
-        *orders(found.one("order"), found.one("forgetting"), name),
+        *orders(found.one("order"), found.one("forgetting"), found.by_centre("norms"), name),
         *recalibration(found.one("recalibrated"), name),
         *_composed(found, name),
     ]
@@ -86,7 +88,7 @@ def _trainings(found: Results, name: str) -> list[str]:
             f"{run['git_commit'][:12]}{', files changed since' if run['git_changed_files'] else ''}",
             _length(run),
             f"{run['cpu_s'] / 60:.0f}",
-            f"`{run['weights_sha256'][:12]}`",
+            "; ".join(f"{kind} `{digest[:12]}`" for kind, digest in run["digests"].items()),
         )
         for recipe, run in told["runs"].items()
     ]
@@ -94,24 +96,40 @@ def _trainings(found: Results, name: str) -> list[str]:
     return [
         "## Trainings",
         "",
-        f"Each by `python -m training.smartccs.train RECIPE`. They took {_hours(spent)}, and all that is "
-        f"measured here {_hours(found.cpu_s)} more, without what caches kept from an interrupted run. One CPU-hour is "
-        "an hour of the machine, which has two cores.",
+        f"Each by `python -m training.smartccs.train RECIPE`. They took {_hours(spent)}, and all that is measured here "
+        f"{_hours(found.cpu_s)} more, without what caches kept from an interrupted run. One CPU-hour is an hour of the "
+        "machine, which has two cores.",
         "",
         *table(("recipe", "seed", "commit", "", "minutes of one core", "weights"), rows),
+    ]
+
+
+def _stale(found: Results) -> list[str]:
+    if not found.stale:
+        return []
+    return [
+        "## Left out as stale",
+        "",
+        "These files were measured of other weights than those of the trainings above. They are shown nowhere, and "
+        "what they measured stands as not run or not measured until it is measured again:",
+        "",
+        *(f"- `{file}`: {reason}" for file, reason in found.stale.items()),
+        "",
     ]
 
 
 def _length(run: Row) -> str:
     if "training" not in run:
         return f"{len(run['heads'])} heads"
+    if not run["training"]["iterations"]:
+        return "weights as published"
     kept = run["training"].get("validation")
     which = f", weights of the best validation, at {kept['iteration'] + 1:,}" if kept else ""
     return f"{run['training']['iterations']:,} iterations{which}"
 
 
 def _hours(cpu_s: float) -> str:
-    return f"{cpu_s / 3600 / _CORES:.1f} CPU-hours"
+    return f"{cpu_s / 3600:.1f} hours of one core, {cpu_s / 3600 / _CORES:.1f} CPU-hours"
 
 
 def _overview(found: Results, name: str) -> list[str]:
@@ -173,17 +191,7 @@ def _encoders(told: Row | None, name: str) -> list[str]:
         "",
         f"    {asked}",
         "",
-        *table(
-            (
-                "encoder",
-                "20 neighbours",
-                "linear probe",
-                "bags, AUC",
-                "linear probe, macro AUROC",
-                "control: shuffled labels",
-            ),
-            rows,
-        ),
+        *table(head, rows),
     ]
     if gains:
         lines += ["Ours minus each other, on the same resamples:", ""]
@@ -224,15 +232,37 @@ def _detector(told: Row | None, name: str) -> list[str]:
             ("", *(f"{rate} a field" for rate in rates)),
             ((title, *(shown(told[key][rate]) for rate in rates)) for title, key in arms),
         ),
-        f"Detector minus dark blobs at 4 a field: {shown(told['above_dark_blobs'], sign=True)}. Average precision at "
+        f"Detector minus dark blobs at 4 a field: {shown(told['above_dark_blobs'], sign=True)}; with false alarms on "
+        f"annotated NILM nuclei only {shown(told['above_dark_blobs_annotated_only'], sign=True)}. Average precision at "
         f"half overlap: {shown(told['ap50'])}, dark blobs {shown(told['ap50_of_dark_blobs'])}.",
         "",
-        "By class, at the threshold of 4 false alarms a field; classes of fewer than 30 test cells are left out:",
+        "By class, at the threshold of 4 false alarms a field; classes of fewer than 30 test cells are left out. The "
+        "interval is over fields, and a class of one block has no other: see [where the cells come from]"
+        "(#where-the-cells-come-from):",
         "",
         *table(
             ("class", "test cells", "found"),
             ((kind, str(told["cells"][kind]), shown(row)) for kind, row in told["by_class"].items()),
         ),
+    ]
+
+
+def _other_detectors(found: Results, name: str) -> list[str]:
+    """Of detectors that are not served, what compares them."""
+    others = {recipe: row for (experiment, recipe), row in found.whole.items() if experiment == "detector"}
+    rows = [
+        (f"`{recipe}`", *(shown(figure) for figure in row["froc"].values()), shown(row["ap50"]))
+        for recipe, row in others.items()
+        if recipe != DETECTOR
+    ]
+    if not rows:
+        return []
+    return [
+        "Detectors that are not served, on the same fields, unannotated hits taken for false alarms:",
+        "",
+        f"    {_EVALUATE} detector RECIPE --out {name}",
+        "",
+        *table(("recipe", "1 a field", "2 a field", "4 a field", "8 a field", "average precision"), rows),
     ]
 
 
@@ -313,17 +343,20 @@ def _composed(found: Results, name: str) -> list[str]:
                 *figures,
                 str(row["withheld"]),
                 str(row["unsatisfactory"]),
+                str(row["without_report"]),
             )
         )
     head = (
         "centre", "NILM", "abnormal", "AUC without adaptation", "AUC as served", "sensitivity", "specificity",
-        "withheld", "unsatisfactory",
+        "withheld", "unsatisfactory", "without a report",
     )  # fmt: skip
     return [
         "## Composed slides, through the served pipeline",
         "",
         "Slides of real background with real cells of the test part placed in it, no patients; read by `pathserve "
-        "analyze`. A slide whose call is withheld counts as neither found nor called normal. Intervals over slides.",
+        "analyze`. A slide whose call is withheld counts as neither found nor called normal. One without a report, "
+        "whose analysis "
+        "failed or was not made, is in no figure but its count. Intervals over slides.",
         "",
         f"    {asked}",
         "",

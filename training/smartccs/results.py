@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from training.errors import RunInvalid
-from training.runs import read_json
+from training.runs import read_json, read_toml
 from training.smartccs.centres import CENTRES
 from training.smartccs.slide import SOURCE
 
-SHIPPED, DETECTOR = "smartccs-slide-imagenet-small", "smartccs-detect-small"
+SHIPPED = "smartccs-slide-imagenet-small"
+DETECTOR = str(read_toml(Path(__file__).parents[1] / "recipes" / f"{SHIPPED}.toml")["detector"])
 FEATURES = {
     "smartccs-slide-fresh-small": "fresh weights",
     "smartccs-slide-lite0-small": "cytology, from ImageNet's weights",
@@ -28,12 +29,13 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
     """Files by experiment and recipe; those of a centre each by its name besides, and why nothing could be measured at
-    a centre."""
+    a centre. `stale`: files that are left out, and why."""
 
     whole: Mapping[tuple[str, str], Row]
     centres: Mapping[tuple[str, str], Mapping[str, Row]]
     failed: Mapping[tuple[str, str], Mapping[str, str]]
     composed: Mapping[str, Row]
+    stale: Mapping[str, str]
     cpu_s: float
 
     def one(self, experiment: str, recipe: str = SHIPPED) -> Row | None:
@@ -48,36 +50,62 @@ class Results:
 
 
 def results(folder: Path) -> Results:
-    """What a folder holds. Raises RunInvalid for a file that is cut off, and where files of one recipe are of different
-    weights."""
+    """What a folder holds. A file of other weights than those of the trainings that are shown, or of a head on another
+    detector than the served head's, is left out as stale. Raises RunInvalid for a file that is cut off or that does not
+    say what it is of, and where files of one recipe are of different weights and no training says which are shown."""
     if not folder.is_dir():
         raise RunInvalid(f"There is no folder {folder.name} of results. Name one, or make it.")
     whole: dict[tuple[str, str], Row] = {}
     centres: dict[tuple[str, str], dict[str, Row]] = {}
     failed: dict[tuple[str, str], dict[str, str]] = {}
     composed: dict[str, Row] = {}
-    weights: dict[str, tuple[str, str]] = {}
+    stale: dict[str, str] = {}
+    first: dict[str, tuple[Mapping[str, str], str]] = {}
     spent = 0.0
-    for path in sorted(folder.glob("*.json")):
-        found = read_json(folder, path.name)
+    files = {path.name: read_json(folder, path.name) for path in sorted(folder.glob("*.json"))}
+    shown = _shown(files)
+    for file, found in files.items():
         try:
-            spent += found["cpu_s"]
-            if found["experiment"] == "composed":
-                composed |= found["centres"]
+            experiment, cpu_s, digests = found["experiment"], found["cpu_s"], found["digests"]
+            recipe = SHIPPED if experiment == "composed" else found["recipe"]
+            if other := _other(recipe, digests, shown):
+                stale[file] = other
                 continue
-            key = found["experiment"], found["recipe"]
-            if "failed" in found:
-                failed.setdefault(key, {})[found["centre"]] = found["failed"]
-            elif found["experiment"] in _BY_CENTRE:
-                centres.setdefault(key, {})[found["centre"]] = found
+            comparable = digests and recipe not in shown and experiment != "encoders"
+            before = first.setdefault(recipe, (digests, file)) if comparable else (digests, file)
+            if before[0] != digests:
+                raise RunInvalid(
+                    f"{file} and {before[1]} are of different weights of {recipe}. Measure one of them again."
+                )
+            spent += cpu_s
+            if experiment == "composed":
+                composed |= found["centres"]
+            elif "failed" in found:
+                failed.setdefault((experiment, recipe), {})[found["centre"]] = found["failed"]
+            elif experiment in _BY_CENTRE:
+                centres.setdefault((experiment, recipe), {})[found["centre"]] = found
             else:
-                whole[key] = found
-            digest = found["weights_sha256"]
+                whole[experiment, recipe] = found
         except KeyError as error:
-            raise RunInvalid(f"{path.name} is no file of results: it lacks {error.args[0]}. Remove it.") from None
-        first = weights.setdefault(found["recipe"], (digest, path.name)) if digest else (digest, path.name)
-        if first[0] != digest:
-            raise RunInvalid(
-                f"{path.name} and {first[1]} are of different weights of {found['recipe']}. Measure one of them again."
-            )
-    return Results(whole, centres, failed, composed, spent)
+            raise RunInvalid(f"{file} is no file of results: it lacks {error.args[0]}. Remove it.") from None
+    return Results(whole, centres, failed, composed, stale, spent)
+
+
+def _shown(files: Mapping[str, Row]) -> Mapping[str, Mapping[str, str]]:
+    """The digests of the trainings that are shown, by recipe."""
+    told = next((found["runs"] for found in files.values() if found.get("experiment") == "runs"), {})
+    return {recipe: run["digests"] for recipe, run in told.items()}
+
+
+def _other(recipe: str, digests: Mapping[str, str], shown: Mapping[str, Mapping[str, str]]) -> str | None:
+    """Of what other weights a file is than those that are shown; None where it is of these, or nothing is known."""
+    of_run = shown.get(recipe, {})
+    for kind, digest in digests.items():
+        # What compares encoders names the trainings themselves.
+        known = next(iter(shown[kind].values())) if kind in shown else of_run.get(kind, digest)
+        if digest != known:
+            return f"{kind} `{digest[:12]}`, and that of the trainings above is `{known[:12]}`"
+    served = shown.get(SHIPPED, {}).get("detector")
+    if recipe in (*FEATURES, DETECTOR) and served and digests.get("detector", served) != served:
+        return f"detector `{digests['detector'][:12]}`, and the served head's is `{served[:12]}`"
+    return None

@@ -8,12 +8,13 @@ import numpy as np
 
 from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, distance, fit, moments
-from training.errors import DataMissing
-from training.smartccs.bags import Bag
+from training.errors import DataMissing, TaskInvalid
+from training.smartccs.bags import PREVALENCE, Bag, bags, surest
 from training.smartccs.data import Field
-from training.smartccs.embed import Look, kept
+from training.smartccs.embed import CellSet, Look, kept, tissue_counts
+from training.smartccs.mode_figures import area, difference_of_areas
 from training.smartccs.modes import with_state
-from training.smartccs.slide_fit import logits_of, site_cells
+from training.smartccs.slide_fit import Slides, logits_of, site_cells
 from training.smartccs.strangers import NOISE_LOOK, TISSUE, TISSUE_LOOK, all_counts, mapped, tissue_fields
 from training.smartccs.trial import Answerer, AtCentre, Found, Shown, Trial
 
@@ -38,6 +39,40 @@ def third_source_set(trial: Trial, source: AtCentre) -> Found:
         **_by_sets(answerer, shown, held, trial.recipe.seed),
         "verdict": state.verdict,
         "same_bits": bool(np.array_equal(with_state(source, answerer, state), plain_NC)),
+    }
+
+
+def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
+    """A site of the source that shows the smears of one test block alone, by which no gate was chosen: what a state
+    that is fitted to 32 bags of its cells is found to be, and its gain of AUC over none on the test bags of all blocks,
+    of the served head. Raises DataMissing."""
+    answerer, recipe, fields = trial.served, trial.recipe, trial.unseen("test")
+    counts_3V = tissue_counts([field for field in fields if field.group == group], source.look)
+    seen: dict[bool, CellSet] = {}
+
+    def cells(colour: ColourMap | None) -> SiteCells:
+        look = source.look if colour is None else mapped(source.look, colour)
+        found = seen[colour is not None] = kept(trial.eye, fields, look)
+        among_K, rng = np.flatnonzero(found.groups() == group), np.random.default_rng(recipe.seed)
+        dealt = bags(found.classes_N, among_K, LEAST_SLIDES, rng, PREVALENCE, recipe.bags.cells)
+        places_K = np.concatenate([surest(bag, found.found_N, found.scores_N, recipe.top_k).cells_K for bag in dealt])
+        scores_N = found.scores_N[places_K] if trial.scored else None
+        return site_cells(answerer.head, found.features_ND[places_K], scores_N)
+
+    try:
+        state = fit(group, 1, answerer.source, LEAST_SLIDES, counts_3V, cells)
+    except (SiteNotFittable, TaskInvalid) as error:
+        return {"verdict": "cannot be fitted", "reason": error.detail}
+    labels_N = source.raw.slides("test").labels_B
+    none_NC = answerer.probabilities(logits_of(answerer.head, source.raw.slides("test").features))
+    shown = seen[state.colour is not None]
+    dealt = recipe.deal(shown, ("test",), {"test": labels_N.tolist()})["test"]
+    features = Slides.of(dealt, shown.features_ND).features
+    site_NC = answerer.probabilities(logits_of(answerer.head, features, state.gamma_D, state.beta_D))
+    return {
+        **{name: getattr(state, name) for name in ("verdict", "distance_raw", "distance_coloured", "gate")},
+        "auc": area(site_NC[None], labels_N, recipe.bootstrap),
+        "auc_gain": difference_of_areas(site_NC[None], none_NC[None], labels_N, recipe.bootstrap),
     }
 
 

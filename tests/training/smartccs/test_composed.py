@@ -12,6 +12,8 @@ from gateway.domain.screened import ScreeningResult
 from gateway.reports.json_report import to_json
 from tests.reports import screened
 from tests.reports.conftest import COMMITTED, reading_of, volume_headers
+from training.errors import RunInvalid
+from training.files import json_bytes
 from training.smartccs import composed, page
 
 pytestmark = pytest.mark.training
@@ -22,7 +24,12 @@ def told(kind: Callable[[SlideReading], ScreeningResult], served_C: Sequence[flo
     image = volume_headers(COMMITTED)[0]
     result = kind(reading_of(image))
     result = result if served_C is None else replace(result, classes=screened.classes_of(served_C))
-    return to_json(screened.screened(image, result)[0])
+    report = json.loads(to_json(screened.screened(image, result)[0]))
+    report["models"] = [{"name": name, "weights_sha256": digest} for name, digest in MODELS.items()]
+    return json_bytes(report)
+
+
+MODELS = {"smartccs_detect": "0" * 64, "smartccs_embed": "1" * 64, "smartccs_slide": "2" * 64}
 
 
 def chances(p_nilm: float) -> list[float]:
@@ -66,15 +73,50 @@ def test_reports_become_figures_of_a_centre(folders: tuple[Path, Path], tmp_path
     assert found["specificity"]["value"] == 0.5
     assert found["right_class"] == 4 / 8
     assert found["auc"]["value"] == pytest.approx((4 + 4 + 1 + 3) / 16)
-    assert "| stain A | 4 | 4 | 0.75 [" in page.page(out)
+    assert found["without_report"] == 1
+    digests = json.loads((out / "composed-stain_A.json").read_text())["digests"]
+    assert digests == dict(zip(("detector", "encoder", "head"), MODELS.values(), strict=True))
+    text = page.page(out)
+    assert "| stain A | 4 | 4 | 0.75 [" in text
+    assert "] | 2 | 1 | 1 |" in text  # withheld, unsatisfactory, without a report
+
+
+def test_slides_without_any_report_and_degraded_ones_stand_for_themselves(folders: tuple[Path, Path]) -> None:
+    truth, reports = folders
+    said = json.loads(truth.read_text())
+    said["slides"][0]["degraded"] = "blurred"
+    said["slides"].append({"folder": "slide-010", "class": "HSIL", "centre": "both"})
+    truth.write_text(json.dumps(said))
+    read = composed.read(truth, reports)
+    found = composed.by_centre(read.slides, read.without_report)
+    assert {name: (sum(row["slides"].values()), row["without_report"]) for name, row in found.items()} == {
+        "both": (0, 1),
+        "stain A": (7, 1),
+        "stain A, blurred": (1, 0),
+    }
+    assert found["both"]["auc"] is None
+
+
+def test_reports_of_different_weights_or_of_none_are_refused(folders: tuple[Path, Path]) -> None:
+    truth, reports = folders
+    path = reports / "slide-003" / "report.json"
+    report = json.loads(path.read_text())
+    report["models"][0]["weights_sha256"] = "9" * 64
+    path.write_text(json.dumps(report))
+    with pytest.raises(RunInvalid, match="The reports of slide-000 and slide-003 are of different weights"):
+        composed.read(truth, reports)
+    report["models"] = report["models"][1:]
+    path.write_text(json.dumps(report))
+    with pytest.raises(RunInvalid, match="does not name the weights of smartccs_detect"):
+        composed.read(truth, reports)
 
 
 def test_one_side_alone_has_no_interval_and_what_is_no_report_is_refused(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth, reports = folders
-    slides = composed.read(truth, reports)
-    assert composed.by_centre([each for each in slides if each.label == 0])["stain A"]["auc"] is None
+    slides = composed.read(truth, reports).slides
+    assert composed.by_centre([each for each in slides if each.label == 0], {})["stain A"]["auc"] is None
     (reports / "slide-000" / "report.json").write_text(json.dumps({"screenings": []}))
     assert composed.main([str(truth), "--reports", str(reports), "--out", str(tmp_path)]) == 1
     assert "The report of slide-000 is not one of cervical-screening" in capsys.readouterr().err

@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from gateway.domain.bethesda import HSIL, LSIL, NAMES, NILM
 from gateway.domain.screening import ScreeningPoint
@@ -16,14 +18,18 @@ from tests.training.data import made
 from tests.training.small_data import read_manifest, write_small_data
 from tests.training.smartccs.tiny import detector_recipe
 from training.data.common import Source, data_root
+from training.errors import TaskInvalid
 from training.files import json_bytes
 from training.pathbench.probes import Labelled
-from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate
+from training.runs import find_run
+from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate, trial
 from training.smartccs.bags import Bag
 from training.smartccs.data import MPP, Field
-from training.smartccs.recalibrate import Calibration, recalibrated
+from training.smartccs.norm_tuning import NormTuning, norm_parameters
+from training.smartccs.recalibrate import OwnPoint, recalibrated
 from training.smartccs.results import DETECTOR as DETECTOR_NAME
 from training.smartccs.results import SHIPPED
+from training.smartccs.slide_fit import Calibration
 from training.smartccs.train import train
 
 pytestmark = pytest.mark.training
@@ -96,10 +102,12 @@ def told(runs: Path, experiment: str, recipe: str = "tiny", *options: str) -> di
 
 MISSED = ("missed", "--centres", "stain B")
 MODES = ("modes", "--centres", "stain B")
-FORGETTING = ("forgetting", "--centres", "source", "scanner", "--bags", "8")
+NORMS = ("norms", "--centres", "stain B", "--updates", "5")
+FORGETTING = ("forgetting", "--centres", "source", "scanner")
+ORDER = ("order", "--centres", "stain B")
 GATE = ("gate", "--centres", "stain A")
 RECALIBRATED = ("recalibrated", "--centres", "stain A")
-PAGED = (MISSED, MODES, FORGETTING, GATE, RECALIBRATED)
+PAGED = (MISSED, MODES, NORMS, FORGETTING, GATE, ORDER, RECALIBRATED)
 
 
 def test_modes_at_a_shifted_centre(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,11 +171,28 @@ def made_field(boxes_N4: np.ndarray, classes_N: np.ndarray) -> Field:
 
 
 def test_norms_and_forgetting(runs: Path) -> None:
-    found = told(runs, "norms", "tiny", "--centres", "scanner", "--bags", "8")
+    found = told(runs, "norms", "tiny", *NORMS[1:])
     assert set(found["modes"]) == {"none", "site", "stat", "tent", "sar", "ema"}
+    assert found["bags"] == 33  # all test bags are answered, whatever the norms were tuned on
+    steps = {mode: row["steps"] for mode, row in found["modes"].items() if "steps" in row}
+    assert (steps["stat"], steps["tent"], steps["ema"]) == (8, 5, 5)
+    assert steps["sar"] <= 5
+    tent = found["modes"]["tent"]["source"]
+    assert tent["change"]["value"] == pytest.approx(tent["after"]["value"] - tent["before"]["value"])
     forgot = told(runs, "forgetting", "tiny", *FORGETTING[1:])["by_target"]["scanner"]
-    assert forgot["modes"]["site"]["greatest_change"] == 0
-    assert forgot["modes"]["tent"]["greatest_change"] > 0
+    assert forgot == {"source": "source", "target": "scanner", "same_states": True, "greatest_change": 0}
+
+
+def test_an_encoder_that_tuning_leaves_changed_is_told(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(tuning: NormTuning, _: object) -> None:
+        with torch.no_grad():
+            norm_parameters(tuning._given)[0].add_(0.1)
+
+    monkeypatch.setattr(NormTuning, "update", spoil)
+    found = told(runs, "forgetting", "tiny", *FORGETTING[1:], "--again")["by_target"]["scanner"]
+    assert found["greatest_change"] > 0
+    monkeypatch.undo()
+    told(runs, "forgetting", "tiny", *FORGETTING[1:], "--again")
 
 
 def test_prevalence_and_streams(runs: Path) -> None:
@@ -185,7 +210,13 @@ def test_the_gate_and_the_order(runs: Path) -> None:
     assert set(found["strangers"]) == {"noise", "tissue (crc9)"}
     assert found["strangers"]["noise"]["verdict"] == "cannot be fitted"  # there are six nuclei in all
     assert set(found["shifts"]) == {"stain A"}
-    modes = told(runs, "order", "tiny", "--centres", "stain B")["by_centre"]["stain B"]["modes"]
+    assert len(found["one_block"]) == 1  # of the test part
+    assert {row["verdict"] for row in found["one_block"].values()} == {"like the source"}
+    assert next(iter(found["one_block"].values()))["auc_gain"]["value"] == 0
+    order = told(runs, "order", "tiny", *ORDER[1:])["by_centre"]["stain B"]
+    assert order["fewer"]["least"] <= order["fewer"]["greatest"]
+    modes = order["modes"]
+    assert max(modes["site"]["greatest_change_by_crops"].values()) < 1e-5
     assert modes["site"]["greatest_change_by_order"] < 1e-5
     assert max(modes["site"]["greatest_change_by_batch"].values()) < 1e-5
     assert modes["batch"]["greatest_change_by_batch"]["1"] > 1e-3
@@ -211,6 +242,9 @@ def test_a_detector_is_told_twice_beside_dark_blobs_and_a_control(runs: Path) ->
     assert set(found["froc"]) == set(found["froc_annotated_only"]) == {"1", "2", "4", "8"}
     assert found["by_class"] == {}  # no class has 30 test cells
     assert {"dark_blobs", "above_dark_blobs", "ap50", "control_other_fields"} <= set(found)
+    for how in ("", "_annotated_only"):
+        gap = found[f"above_dark_blobs{how}"]["value"]
+        assert gap == pytest.approx(found[f"froc{how}"]["4"]["value"] - found[f"dark_blobs{how}"]["4"]["value"])
     assert found["froc"]["1"]["low"] <= found["froc"]["1"]["value"] <= found["froc"]["1"]["high"]
 
 
@@ -251,7 +285,7 @@ def test_a_site_with_labelled_slides_has_its_own_threshold() -> None:
     labels_N = np.repeat([NILM, HSIL], [100, 30])
     logits_NC = rng.normal(size=(130, 7)).astype(np.float32)
     logits_NC[:, NILM] += np.where(labels_N == NILM, 3, 0)
-    source = Calibration(1.0, ScreeningPoint(0.99, (True,) * 7), False)
+    source = OwnPoint(Calibration(1.0, (0.0,) * 7), ScreeningPoint(0.99, (True,) * 7), False)
     own = recalibrated(logits_NC, labels_N, source, 0.95)
     assert own.own
     assert own.point.abnormal_from < 0.99
@@ -301,6 +335,24 @@ def test_a_really_different_set_is_measured_where_it_is_at_hand(runs: Path, caps
     assert found["detected"]["raw"] == 32
 
 
+def test_files_name_the_weights_that_they_rest_on(runs: Path) -> None:
+    of_head = told(runs, "released")["digests"]
+    manifests = {name: json.loads((runs / name / "manifest.json").read_text()) for name in ("tiny", "tiny-detect")}
+    assert of_head["head"] == manifests["tiny"]["weights_sha256"]
+    assert set(of_head) == {"head", "encoder"}  # its cells are annotated
+    found = told(runs, "missed", "tiny-found", *MISSED[1:])["digests"]
+    assert found["detector"] == manifests["tiny-detect"]["weights_sha256"]
+    assert found["encoder"] == of_head["encoder"]  # fresh weights, of no run
+
+
+def test_heads_of_an_earlier_detector_are_refused(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = find_run("tiny-found")
+    parents = {"detector": {"recipe": "tiny-detect", "weights_sha256": "00" * 32}}
+    monkeypatch.setattr(trial, "find_run", lambda _: replace(run, manifest=run.manifest | {"starts_from": parents}))
+    with pytest.raises(TaskInvalid, match="The detector was trained anew after the slide head"):
+        trial.open_trial("tiny-found")
+
+
 def test_settings_that_were_changed_are_told(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("seed = 1\n[training]\nrate = 2\nbatch = 3\n")
     recipe = {"seed": 1, "training": {"rate": 2, "batch": 4, "precision": "bf16"}, "publish": {"model": "a"}}
@@ -321,11 +373,17 @@ def test_every_file_has_a_place_on_the_page(runs: Path) -> None:
         if found["recipe"] == "tiny-found" and found["experiment"] == "modes":
             continue
         found["recipe"] = DETECTOR_NAME if found["recipe"] == "tiny-detect" else SHIPPED
-        found["weights_sha256"] = None
+        found["digests"] = {}
         (shown / path.name).write_bytes(json_bytes(found))
     text = page.page(shown)
     assert "`training/recipes/tiny.toml`" in text
-    for heading in ("### stain B", "## The gate", "Source, then a target centre", "## A site's own operating point"):
+    for heading in (
+        "### stain B",
+        "## The gate",
+        "| scanner | yes | 0.0e+00 |",
+        "TENT 5, of 8 slides",
+        "## A site's own operating point",
+    ):
         assert heading in text
     for heading in ("## What the detector misses", "| `cric_block_02` |", "So it is with "):
         assert heading in text

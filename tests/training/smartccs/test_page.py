@@ -17,6 +17,9 @@ pytestmark = pytest.mark.training
 RESULTS = Path(__file__).parents[3] / "docs" / "results" / "smart-ccs"
 
 
+DIGESTS = {"head": "ab" * 32, "encoder": "ee" * 32, "detector": "dd" * 32}
+
+
 def figure(value: float, away: float = 0.01) -> dict[str, float]:
     return {"value": value, "low": value - away, "high": value + away}
 
@@ -48,7 +51,7 @@ def at(centre: str, **gains: float) -> dict[str, Any]:
     return {
         "experiment": "modes",
         "recipe": SHIPPED,
-        "weights_sha256": "ab" * 32,
+        "digests": DIGESTS,
         "centre": centre,
         "cpu_s": 60.0,
         "bags": 600,
@@ -78,7 +81,7 @@ def verdicts(folder: Path) -> dict[str, list[str]]:
 
 def test_an_empty_folder_gives_a_page_of_what_was_not_run(tmp_path: Path) -> None:
     text = page.page(tmp_path)
-    assert "0 met, 0 not met, 0 reported, 25 not measured." in text
+    assert "0 met, 0 not met, 0 reported, 26 not measured." in text
     assert "no such set at hand" in text
     assert f"python -m training.smartccs.evaluate detector {DETECTOR} --out docs/results/{tmp_path.name}" in text
     assert text.count("| not run |") == 5 * len(FEATURES) * 2  # centre, features, with and without adaptation
@@ -91,20 +94,72 @@ def test_modes_are_shown_and_judged(tmp_path: Path) -> None:
     assert "- stain B, none: specificity -0.200 [-0.210, -0.190]" in text
     assert "| scanner | 0.90 [0.89, 0.91]; 0.70 [0.69, 0.71] |" in text
     found = verdicts(tmp_path)
-    assert found["E5"] == ["met", "met", "met", "not measured"]
+    assert found["E5"] == ["not measured", "met", "met", "not measured"]
     assert found["E5, control"] == ["met", "met"]
 
 
 def test_a_loss_a_silent_flip_and_a_useless_control_are_not_met(tmp_path: Path) -> None:
     files = list(map(at, ORDER))
-    files[0] = at("source", **{SITE: -0.02})
     files[1] = at("stain A", **{SITE: 0.005, SHUFFLED_BANK: 0.03, OTHER_ORGAN: 0.06})
     files[2]["modes"][SITE]["served"]["guarded"]["stopped"] = 1
-    found = verdicts(written(tmp_path, *files))
+    found = verdicts(written(tmp_path, *files, gate(block=-0.02)))
     assert found["E5"] == ["**not met**", "**not met**", "**not met**", "not measured"]
     assert found["E5, control"] == ["**not met**", "**not met**"]
     (tmp_path / "03.json").unlink()
     assert verdicts(tmp_path)["E5"][1] == "not measured"  # a shift is missing
+
+
+def gate(**gains: float) -> dict[str, Any]:
+    """What a gate said of the source's blocks, whose sites gain so much; to one of them no site could be fitted."""
+    rows = {name: {"verdict": "adapted", "auc_gain": figure(gain)} for name, gain in gains.items()}
+    third = {"verdict": "like the source", "same_bits": True, "within": 1.0}
+    return {
+        "experiment": "gate",
+        "recipe": SHIPPED,
+        "digests": DIGESTS,
+        "cpu_s": 1.0,
+        "third_source_set": third,
+        "one_block": rows | {"bare": {"verdict": "cannot be fitted", "reason": "Too few cells."}},
+        "shifts": {},
+        "strangers": {"noise": {"verdict": "out of scope"}},
+    }
+
+
+def test_a_site_of_the_source_is_judged_by_blocks_that_no_gate_was_chosen_by(tmp_path: Path) -> None:
+    assert verdicts(written(tmp_path, gate(one=0.0, two=-0.009)))["E5"][0] == "met"
+    assert verdicts(written(tmp_path, gate(one=0.0, two=-0.011)))["E5"][0] == "**not met**"
+    assert verdicts(written(tmp_path, gate()))["E5"][0] == "not measured"
+
+
+def trainings(**digests: str) -> dict[str, Any]:
+    """The served head's training, of these digests, and that of a head on fresh weights, of the same detector."""
+    run = {"changes": [], "seed": 1, "git_commit": "c" * 40, "git_changed_files": 0, "cpu_s": 60.0, "heads": [1]}
+    told = {SHIPPED: run | {"digests": DIGESTS | digests}, FRESH_HEAD: run | {"digests": DIGESTS | {"head": "ff" * 32}}}
+    return {"experiment": "runs", "recipe": SHIPPED, "digests": {}, "cpu_s": 0.0, "runs": told}
+
+
+FRESH_HEAD = "smartccs-slide-fresh-small"
+
+
+@pytest.mark.parametrize("kind", ["head", "encoder", "detector"])
+def test_a_file_of_other_weights_than_the_trainings_is_left_out_and_told(tmp_path: Path, kind: str) -> None:
+    fresh = at("stain A") | {"recipe": FRESH_HEAD, "digests": DIGESTS | {"head": "ff" * 32}}
+    text = page.page(written(tmp_path, trainings(), at("source"), fresh))
+    assert "Left out as stale" not in text
+    assert "| stain A | fresh weights | site | 0.850 [" in text
+    text = page.page(written(tmp_path, trainings(**{kind: "99" * 32}), at("source"), fresh))
+    assert f"- `01.json`: {kind} `{DIGESTS[kind][:12]}`, and that of the trainings above is `999999999999`" in text
+    assert "| source | ImageNet (served) | site | not run |" in text
+    # A head on another detector than the served one's stands in no table beside it.
+    assert ("- `02.json`: detector" in text) == (kind == "detector")
+
+
+def test_encoders_and_composed_slides_of_other_weights_are_left_out(tmp_path: Path) -> None:
+    encoders = {"experiment": "encoders", "recipe": SHIPPED, "digests": {FRESH_HEAD: "00" * 32}, "cpu_s": 1.0}
+    composed = {"experiment": "composed", "digests": DIGESTS | {"head": "00" * 32}, "cpu_s": 1.0, "centres": {}}
+    found = results(written(tmp_path, trainings(), encoders, composed))
+    assert list(found.stale) == ["01.json", "02.json"]
+    assert found.cpu_s == 0.0
 
 
 def test_prototypes_have_nothing_to_lose_where_they_gain_nothing(tmp_path: Path) -> None:
@@ -112,13 +167,13 @@ def test_prototypes_have_nothing_to_lose_where_they_gain_nothing(tmp_path: Path)
 
 
 def test_a_centre_where_nothing_was_found_says_so(tmp_path: Path) -> None:
-    failed = {key: at("both")[key] for key in ("experiment", "recipe", "weights_sha256", "centre", "cpu_s")}
+    failed = {key: at("both")[key] for key in ("experiment", "recipe", "digests", "centre", "cpu_s")}
     text = page.page(written(tmp_path, at("source"), failed | {"failed": "There are no cells."}))
     assert "### both\n\nNothing can be measured: There are no cells." in text
 
 
 def test_files_of_different_weights_are_not_mixed(tmp_path: Path) -> None:
-    other = copy.deepcopy(at("stain A")) | {"weights_sha256": "cd" * 32}
+    other = copy.deepcopy(at("stain A")) | {"digests": DIGESTS | {"detector": "cd" * 32}}
     with pytest.raises(
         RunInvalid, match=r"01\.json and 00\.json are of different weights of smartccs-slide-imagenet-small"
     ):
