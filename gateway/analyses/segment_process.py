@@ -90,7 +90,7 @@ class _Child:
         self._process = process
         # asyncio's own signals ask first whether the process has ended, and so take its exit status away from who waits
         # for it (Python 3.11).
-        self._handle: int | None = os.pidfd_open(process.pid)
+        self._handle: int | None = os.pidfd_open(process.pid)  # until it has ended
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[bytes]] = {}
         self.lives = True
@@ -194,8 +194,9 @@ class _Child:
             while await answers.read(2**16):  # or its pipe would stay open
                 pass
         status = await self._process.wait()
-        os.close(self._handle)
-        self._handle = None
+        handle, self._handle = self._handle, None
+        assert handle is not None
+        os.close(handle)
         (log.error if status else log.info)("the process of regions has ended", pid=self.pid, exit_status=status)
 
     def _give_up(self, *, alone: bool) -> None:
