@@ -78,6 +78,7 @@ class Bench:
     def at(self, name: str) -> AtCentre:
         """A centre; looked at once."""
         if name not in self._centres:
+            print(f"{name}: its cells are looked at, as they are and with colours mapped", file=sys.stderr)
             self._centres[name] = at_centre(self.trial, name)
         return self._centres[name]
 

@@ -145,6 +145,7 @@ def modes_at(trial: Trial, centre: AtCentre, only: Sequence[str] = ()) -> Found:
     none_RNC = answered(trial, plain_logits(centre.raw.slides("test")))
     for mode, logits in _modes(trial, centre, states, only).items():
         given_RNC = np.stack([each.probabilities(logits(number, each)) for number, each in enumerate(trial.answerers)])
+        print(f"{centre.name}: {mode}", file=sys.stderr)
         far = mode == SITE and states[best].verdict == "out of scope"
         rows[mode] = {
             **against(given_RNC, none_RNC, labels_N, points, count),

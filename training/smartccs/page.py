@@ -150,7 +150,8 @@ def _overview(found: Results, name: str) -> list[str]:
         "",
         "Synthetic bags of detected cells; mean over five heads. `none`: no adaptation; `site`: the state that is "
         "fitted once to the centre's unlabelled validation bags, behind its gate, as it is served (before the guards "
-        "of the deciding rule).",
+        "of the deciding rule). At the source its gate was chosen on the same bags that it is fitted to, so that it is "
+        "none there by construction; [the gate](#the-gate) tells what sites of unseen source smears come to.",
         "",
         *(f"    {_EVALUATE} modes {recipe} --only none site --out {name}" for recipe in FEATURES if recipe != SHIPPED),
         f"    {_EVALUATE} modes {SHIPPED} --out {name}",
