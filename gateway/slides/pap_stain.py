@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from gateway.slides.stain import glass_colour
 
-VERSION = "2"
+VERSION = "3"
 """Of the figures' meaning and of the rule."""
 
 LEAST_PIXELS = 200
-"""With fewer stained pixels nothing is said."""
+"""With fewer coloured pixels nothing is said of their hues."""
 LEAST_COUNTERSTAIN = 0.05
 LEAST_SPREAD_DEG = 70.0
 """A slide is Papanicolaou where both are reached. Chosen on what follows, so that none of it is held out. Accepted: the
@@ -33,7 +33,8 @@ blue-green at 30."""
 _TAILS_PERCENT = 5.0
 
 LEAST_COLOURED = 0.25
-"""Of the stained pixels those with a hue, below which a slide has no colour. CRIC's fields have 0.43 and more."""
+"""The part of the stained pixels with a hue, below which a slide has no colour, however many there are: a scanner's noise
+gives grey scattered hues, which are as far apart as Papanicolaou's. CRIC's fields have 0.43 and more."""
 
 Verdict = Literal["papanicolaou", "other", "colourless", "too little"]
 
@@ -43,8 +44,8 @@ class StainVerdict:
     """What was judged, and the figures that decided. "colourless": there is something, and it has hardly any hue.
 
     `stained`: pixels with a hue; `counterstain_share` (0..1): those of them whose hue neither haematoxylin nor eosin
-    nor Giemsa has; `spread_deg`: the arc that holds the middle 90 % of the hues. The figures are 0 where there are too
-    few such pixels.
+    nor Giemsa has; `spread_deg`: the arc that holds the middle 90 % of the hues. The figures are 0 where hues were not
+    judged.
     """
 
     verdict: Verdict
@@ -56,10 +57,10 @@ class StainVerdict:
 def judge(colours_P3: NDArray[np.uint8]) -> StainVerdict:
     """Judge (P, 3) uint8 RGB pixels from all over a slide, those of glass among them."""
     hues_P, dense = _hues_deg(colours_P3)
+    if len(hues_P) < LEAST_COLOURED * dense:
+        return StainVerdict("colourless", len(hues_P), 0.0, 0.0)
     if len(hues_P) < LEAST_PIXELS:
-        return StainVerdict(
-            "colourless" if len(hues_P) < LEAST_COLOURED * dense else "too little", len(hues_P), 0.0, 0.0
-        )
+        return StainVerdict("too little", len(hues_P), 0.0, 0.0)
     first, last = _COUNTERSTAIN_DEG
     share = float(((hues_P >= first) | (hues_P < last)).mean())
     turned_P = np.exp(1j * np.radians(hues_P))

@@ -77,6 +77,21 @@ def test_grey_is_no_stain(level: int) -> None:
         assert judge(np.concatenate([glass, np.full((grey, 3), level, np.uint8)])).verdict == "colourless"
 
 
+@pytest.mark.parametrize("seen", [5000, 200_000])
+def test_noisy_grey_is_no_stain_however_large_the_slide_is(seen: int) -> None:
+    """Its noise has hues enough to be judged by, scattered over the whole circle."""
+    noisy = np.random.default_rng(0).normal(120, 9, (seen, 3)).round().astype(np.uint8)
+    verdict = judge(np.concatenate([np.full((seen, 3), 243, np.uint8), noisy]))
+    assert verdict.stained > pap_stain.LEAST_PIXELS
+    assert (verdict.verdict, verdict.counterstain_share, verdict.spread_deg) == ("colourless", 0.0, 0.0)
+
+
+def test_a_slide_is_judged_by_its_hues_from_the_least_share_of_coloured_pixels_on() -> None:
+    coloured = np.tile(np.array([[230, 150, 60]], np.uint8), (1000, 1))
+    for greys, verdict in ((3000, "other"), (3001, "colourless")):
+        assert judge(np.concatenate([coloured, np.full((greys, 3), 120, np.uint8)])).verdict == verdict
+
+
 def test_too_little_to_judge() -> None:
     stained = np.tile(np.array([[230, 150, 60]], np.uint8), (pap_stain.LEAST_PIXELS - 1, 1))
     glass = np.full((5000, 3), 243, np.uint8)
