@@ -100,6 +100,15 @@ def aligned(shares_BC: Tensor, means_BD: Tensor, bank: Bank) -> Tensor:
     return -(sure_B * (shares_BC[:, known] * near_BC.log_softmax(1)).sum(1)).mean()
 
 
+class _Seen(NamedTuple):
+    """What no adaptation changes of a batch: the teacher's answers, the slides' mean features, the other view."""
+
+    taught_BC: Tensor
+    means_BD: Tensor
+    viewed_BND: Tensor
+    mask_BN: Tensor
+
+
 class Gradient:
     """The experimental mode (after arXiv 2502.09662): Adam on (gamma, beta) of a batch, begun anew for each. The frozen
     head's answers to the clean view teach those of the adapted head to another view; that the views differ makes the
@@ -112,22 +121,28 @@ class Gradient:
         self, clean: Sequence[np.ndarray], view: Sequence[np.ndarray], gamma_D: Tensor, beta_D: Tensor
     ) -> Losses:
         """Of a batch, as they depend on the adaptation."""
+        return self._losses(self._seen(clean, view), gamma_D, beta_D)
+
+    def _seen(self, clean: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> _Seen:
         features_BND, mask_BN = padded_bags(clean)
-        viewed_BND, seen_BN = padded_bags(view)
         with torch.no_grad():
             taught_BC = self._head.pooled(features_BND, mask_BN).logits_BC.softmax(1)
-        count_B1 = mask_BN.sum(1, keepdim=True)
-        means_BD = (torch.where(mask_BN[..., None], features_BND, 0.0).sum(1) / count_B1) * gamma_D + beta_D
-        said_BC = self._head.pooled(gamma_D * viewed_BND + beta_D, seen_BN).logits_BC.log_softmax(1)
-        return Losses(aligned(taught_BC, means_BD, self._bank), -(taught_BC * said_BC).sum(1).mean())
+        means_BD = torch.where(mask_BN[..., None], features_BND, 0.0).sum(1) / mask_BN.sum(1, keepdim=True)
+        return _Seen(taught_BC, means_BD, *padded_bags(view))
+
+    def _losses(self, seen: _Seen, gamma_D: Tensor, beta_D: Tensor) -> Losses:
+        said_BC = self._head.pooled(gamma_D * seen.viewed_BND + beta_D, seen.mask_BN).logits_BC.log_softmax(1)
+        align = aligned(seen.taught_BC, seen.means_BD * gamma_D + beta_D, self._bank)
+        return Losses(align, -(seen.taught_BC * said_BC).sum(1).mean())
 
     def __call__(self, clean: Sequence[np.ndarray], view: Sequence[np.ndarray]) -> np.ndarray:
         """(B,7) logits of a batch, whose crops were also seen in another view."""
         width = clean[0].shape[1]
         gamma_D, beta_D = torch.ones(width, requires_grad=True), torch.zeros(width, requires_grad=True)
         optimiser = torch.optim.Adam([gamma_D, beta_D], lr=self._rate)
+        seen = self._seen(clean, view)
         for _ in range(self._steps):
-            found = self.losses(clean, view, gamma_D, beta_D)
+            found = self._losses(seen, gamma_D, beta_D)
             optimiser.zero_grad()
             (found.align + found.consistency).backward()
             optimiser.step()
