@@ -18,19 +18,22 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from gateway.analyses.folder_names import demand_name, is_name
 from gateway.domain.bethesda import ABNORMAL
 from gateway.domain.slide import SlideHeader
 from gateway.operations import codec
 from gateway.operations.disk import NotRegular, disk_errors, locked_folder, regular_bytes, written_whole
-from gateway.operations.errors import Conflict, InvalidInput, NotFound
+from gateway.operations.errors import Conflict, NotFound
 from gateway.slides.site_state import SiteState, SiteStateInvalid, Source, demand_fits
 
 FOLDER = "sites"
 """In the state folder."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _VERSION = re.compile(r"([1-9][0-9]{0,8})\.json", re.ASCII)
 _MOST_BYTES = 16 * 2**20
 """Of one file: a state of a thousand features has 50 kB."""
+
+WORDS = ("institution", "manufacturer", "model_name", "serial_number", "stain")
+"""By which one origin is told from another, the names of an `Origin`'s fields."""
 
 T = TypeVar("T")
 
@@ -59,13 +62,19 @@ class Origin:
     @property
     def name(self) -> str:
         """For a report where no site was fitted. Never the name of one that was: those have no slash."""
-        parts = (self.institution, self.manufacturer, self.model_name, self.serial_number, self.stain)
-        return " / ".join(part or "unknown" for part in parts)
+        return " / ".join(getattr(self, name) or "unknown" for name in WORDS)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """By WORDS, as they are compared; empty where nothing is said. Blanks round a value are none of it (LO, PS3.5
+        6.2), and case is how someone wrote it: a scanner's new software is no new scanner."""
+        return tuple((getattr(self, name) or "").strip(" ").casefold() for name in WORDS)
 
     @property
     def told(self) -> bool:
         """Whether it tells one scanner from another: by its serial number, or as the one model of an institution."""
-        return bool(self.serial_number or (self.institution and self.model_name)) and self.stain is not None
+        institution, _, model_name, serial_number, _ = self.words
+        return bool(serial_number or (institution and model_name)) and self.stain is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +106,9 @@ class FitNotes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecord:
-    """What one version rests on. models: Triton folder -> digest of its engine; left_out: slides that could not be
-    read; user: who ran the fit; notes: None in the records of releases that took none."""
+    """What one version rests on. models: Triton folder -> digest of its engine; left_out: slides that do not count,
+    reasons: how many for which one; user: who ran the fit; notes, reasons: None in the records of releases that took
+    none."""
 
     origin: Origin
     slides: tuple[FittedSlide, ...]
@@ -108,12 +118,14 @@ class FitRecord:
     time: datetime
     state_sha256: str
     notes: FitNotes | None = None
+    reasons: dict[str, int] | None = None
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON. A record without notes has no such key: decisions have the digest of the bytes on disk."""
+        """Canonical JSON. What a release did not note has no key: decisions have the digest of the bytes on disk."""
         said = codec.dump(self)
-        if self.notes is None:
-            del said["notes"]
+        for name in ("notes", "reasons"):
+            if said[name] is None:
+                del said[name]
         return codec.dumps(said).encode()
 
     @property
@@ -161,9 +173,9 @@ class Signed:
 
 
 def site_of(state_folder: Path, header: SlideHeader, stain: str | None) -> str:
-    """The name of a slide's site: the fitted one whose slides had exactly these words in their headers and this stain
-    (of the order, else of the header); where there is none, a name made of them. Raises SiteStateInvalid, StateError.
-    """
+    """The name of a slide's site: the fitted one whose slides had the same words in their headers, blanks and case
+    apart, and this stain (of the order, else of the header); where there is none, a name made of them. Raises
+    SiteStateInvalid, StateError."""
     origin, store = Origin.of(header, stain), SiteStore(state_folder)
     found = store.site_from(origin) if origin.told else None
     return found or origin.name
@@ -175,13 +187,15 @@ def signed_state(state_folder: Path, site: str, source: Source) -> Signed | None
 
     Raises SiteStateInvalid where all that are signed were fitted to another model, or a file is damaged; StateError.
     """
-    store = SiteStore(state_folder)
-    usable = [each for each in reversed(store.versions(site)) if each.usable] if _NAME.fullmatch(site) else []
-    for each in usable:
-        if each.state.source_sha256 == source.digest and each.signed is not None:
-            return Signed(each.state, each.signed)
-    if usable:
-        demand_fits(usable[0].state, source)
+    store, usable = SiteStore(state_folder), None
+    for number in reversed(store.numbers(site)) if is_name(site) else ():
+        version = store.version(site, number)
+        if version.usable and version.signed is not None:
+            if version.state.source_sha256 == source.digest:
+                return Signed(version.state, version.signed)
+            usable = usable or version
+    if usable is not None:
+        demand_fits(usable.state, source)
     return None
 
 
@@ -198,22 +212,22 @@ class SiteStore:
         """The names of all that have a fit, sorted."""
         with disk_errors():
             names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
-            return tuple(sorted(name for name in names if _NAME.fullmatch(name) and self._numbers(name)))
+            return tuple(sorted(name for name in names if is_name(name) and self._numbers(name)))
 
     def versions(self, site: str) -> tuple[Version, ...]:
         """Of a site, oldest first; none where there is no such site."""
         with disk_errors():
-            return tuple(self._version(site, number) for number in self._numbers(demand_name(site)))
+            return tuple(self._version(site, number) for number in self._numbers(demand_site(site)))
 
     def numbers(self, site: str) -> tuple[int, ...]:
         """Of its versions, rising."""
         with disk_errors():
-            return tuple(self._numbers(demand_name(site)))
+            return tuple(self._numbers(demand_site(site)))
 
     def version(self, site: str, number: int) -> Version:
         """One version. Raises NotFound."""
         with disk_errors():
-            numbers = self._numbers(demand_name(site))
+            numbers = self._numbers(demand_site(site))
             if not numbers:
                 raise NotFound(f"There is no site {site}. Known sites: {', '.join(self.sites()) or 'none'}.")
             if number not in numbers:
@@ -221,19 +235,26 @@ class SiteStore:
             return self._version(site, number)
 
     def site_from(self, origin: Origin) -> str | None:
-        """The site whose slides come from exactly there; one whose versions are all retired counts no more. A damaged
-        site stops those only whose site it may be: slides of another one, and where it is proven to be from elsewhere.
+        """The site whose slides come from there; one whose versions are all retired counts no more. Of the others no
+        more is read than tells where they are from. A damaged site stops those only whose site it may be: slides of
+        another one go on, and slides of none where it is known to be from elsewhere.
+
+        Sites of an earlier release may differ in blanks or case alone: the one with exactly these words goes first, and
+        among others nobody chooses.
         """
         damaged: SiteStateInvalid | None = None
+        alike: dict[str, Origin] = {}
         for site in self.sites():
             try:
-                versions = self.versions(site)
+                found = self._origin(site)
+                if found.words == origin.words and any(each.retired is None for each in self.versions(site)):
+                    alike[site] = found
             except SiteStateInvalid as error:
-                if self._proven_origin(site) in (None, origin):
-                    damaged = damaged or error
-                continue
-            if versions[0].fit.origin == origin and any(each.retired is None for each in versions):
-                return site
+                damaged = damaged or error
+        exact = [site for site, found in alike.items() if found == origin]
+        chosen = exact or list(alike)
+        if len(chosen) == 1:
+            return chosen[0]
         if damaged is not None:
             raise damaged
         return None
@@ -242,7 +263,7 @@ class SiteStore:
         """Raise Conflict where a site of this name comes from elsewhere, or another site comes from there: a name
         always means the same centre, scanner and stain."""
         versions = self.versions(site)
-        if versions and versions[0].fit.origin != origin:
+        if versions and versions[0].fit.origin.words != origin.words:
             raise Conflict(
                 f"The site {site} was fitted to slides of {versions[0].fit.origin.name}, and these are of "
                 f"{origin.name}. Give them a name of their own."
@@ -288,7 +309,7 @@ class SiteStore:
 
     def work_folder(self, site: str) -> Path:
         """Where a fit of the site keeps what it has computed, until its version is there. Made where it is not."""
-        folder = self._folder / demand_name(site) / "work"
+        folder = self._folder / demand_site(site) / "work"
         with disk_errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
@@ -298,19 +319,29 @@ class SiteStore:
         found = (_VERSION.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
         return sorted(int(match[1]) for match in found if match)
 
-    def _proven_origin(self, site: str) -> Origin | None:
-        """Where a damaged site's slides come from: a name means that for good, so one fit of which a decision has the
-        digest tells it. None where nothing proves it."""
+    def _origin(self, site: str) -> Origin:
+        """Where a site's slides come from: a name means that for good, so the first record of which a decision has the
+        digest tells it, whatever else is damaged; where nobody decided anything, the first one. Raises SiteStateInvalid
+        where a record is damaged and none is proven."""
+        first: Origin | None = None
+        damaged: SiteStateInvalid | None = None
         with disk_errors():
             for number in self._numbers(site):
+                path = self._folder / site / f"{number}.fit.json"
                 try:
-                    fit = _loaded(FitRecord, self._folder / site / f"{number}.fit.json")
-                    signed, retired = self._decisions(site, number)
-                except SiteStateInvalid:
+                    fit = _loaded(FitRecord, path)
+                    decided = {each.fit_sha256 for each in self._decisions(site, number) if each is not None}
+                except SiteStateInvalid as error:
+                    damaged = damaged or error
                     continue
-                if fit.digest in {each.fit_sha256 for each in (signed, retired) if each is not None}:
+                if decided == {fit.digest}:
                     return fit.origin
-        return None
+                if decided:
+                    damaged = damaged or _damaged(path)
+                first = first or fit.origin
+        if damaged is not None or first is None:
+            raise damaged or _damaged(self._folder / site / "1.fit.json")
+        return first
 
     def _decisions(self, site: str, number: int) -> tuple[Decision | None, Decision | None]:
         """Signed and retired."""
@@ -337,7 +368,7 @@ class SiteStore:
     @contextmanager
     def _writing(self, site: str) -> Iterator[Path]:
         """The site's folder, while nobody else writes to any site's."""
-        folder = self._folder / demand_name(site)
+        folder = self._folder / demand_site(site)
         with disk_errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with locked_folder(self._folder):
@@ -350,20 +381,15 @@ class SiteStore:
             yield self.version(site, number), folder
 
 
-def demand_name(site: str) -> str:
+def demand_site(site: str) -> str:
     """The name of a site as it was given. Raises InvalidInput where it is none."""
-    if not _NAME.fullmatch(site):
-        raise InvalidInput(
-            "A site's name has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or "
-            "digit, e.g. north-s360-pap."
-        )
-    return site
+    return demand_name("site", site, "north-s360-pap")
 
 
 def differing(origins: Sequence[Origin]) -> tuple[str, ...]:
-    """Which of their words are not the same in all of them."""
-    names = ("institution", "manufacturer", "model_name", "serial_number", "stain")
-    return tuple(name for name in names if len({getattr(origin, name) for origin in origins}) > 1)
+    """Which of their words are not the same in all of them, blanks and case apart."""
+    columns = zip(*(origin.words for origin in origins), strict=True)
+    return tuple(name for name, values in zip(WORDS, columns, strict=True) if len(set(values)) > 1)
 
 
 def series_digest(series_uid: str) -> str:

@@ -114,9 +114,8 @@ class Desk:
         repository = ModelRepository(self.settings.model_repository)
         try:
             folder = folder_of(MODEL, serving(MODEL, self.ledger.choices.read(), repository))
-            rule = repository.card(folder).screening
-            return None if rule is None else Source.read(dict(rule.source))
-        except (PathserveError, KeyError, TypeError, ValueError):
+            return Source.of(repository.card(folder).screening)
+        except PathserveError:
             return None
 
     def standing(self, version: Version) -> str:
@@ -158,6 +157,8 @@ def described(version: Version, standing: str, source: Source | None) -> list[tu
     """What a person decides by, as rows of two columns."""
     state, fit = version.state, version.fit
     left_out = f", {fit.left_out} left out" if fit.left_out else ""
+    if fit.reasons:
+        left_out += f" ({', '.join(f'{reason}: {count}' for reason, count in sorted(fit.reasons.items()))})"
     lines = [
         ("site", state.site),
         ("version", str(state.version)),

@@ -8,9 +8,9 @@ the same bytes in whatever order they were named.
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import wait
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,12 +34,12 @@ from gateway.analyses.sites import (
     Origin,
     SiteStore,
     Version,
-    demand_name,
+    demand_site,
     differing,
     series_digest,
 )
 from gateway.analyses.sites_command import Desk, described, now, opened
-from gateway.analyses.sites_seen import Seen, reads_of, see, slide_facts
+from gateway.analyses.sites_seen import Seen, SeenSlide, reads_of, see, slide_facts
 from gateway.analyses.slide_half import Engine, ServedModel, SlideTask
 from gateway.analyses.specimen import declared
 from gateway.archive import Archive, SeriesEntry
@@ -54,21 +54,25 @@ from gateway.inference import ModelRepository, TritonEngine
 from gateway.operations.columns import print_columns
 from gateway.operations.disk import disk_errors, locked_folder
 from gateway.operations.errors import (
+    ArchiveUnavailable,
     Conflict,
     FramesNotFetched,
     InvalidInput,
     ModelChanged,
+    PathserveError,
     SlideError,
     SlideNotInArchive,
 )
 from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
-from gateway.slides import Slide, pap_stain, quality
+from gateway.slides import Slide, pap_stain, quality, smear_quality
 from gateway.slides.site_colour import ColourMap
-from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, Weights, fit
+from gateway.slides.site_fit import LEAST_SLIDES, Cells, SiteCells, SiteNotFittable, Weights, demand_spread, fit
 from gateway.slides.site_state import Features
 
 PROTOCOL = "cervical-screening"
+_TURNS = 5
+"""Fetches of a slide's frames before a fit gives it up."""
 _CERVICAL = Specimen(slides=(), site=Code("71252005", "SCT", "Cervix uteri structure"))
 Show = Callable[[Progress], None]
 Opening = Callable[[Settings, Sequence[str]], AbstractAsyncContextManager[Engine]]
@@ -92,14 +96,14 @@ def fit_site(
     Raises InvalidInput, Conflict, SiteNotFittable, SiteStateInvalid, ModelNotLoaded, ModelRefused, ModelsUnfit,
     ModelChanged, ArchiveError, InferenceError, StateError, DiskFull.
     """
-    demand_name(site)
+    demand_site(site)
     with opened() as desk, _work_folder(desk.store, site) as work:
         fitting = _Fitting(desk, site, archive, work, stain, cervical, show, opening)
         try:
             version = fitting.run(entries)
         finally:
-            for series, reason in sorted(fitting.left_out.items()):
-                print(f"left out: series {series}: {reason}")
+            for series, error in sorted(fitting.left_out.items()):
+                print(f"left out: series {series}: {error.detail}")
         shutil.rmtree(work, ignore_errors=True)
         print_columns(described(version, "unsigned", desk.source()))
     number = version.state.version
@@ -111,6 +115,18 @@ class SpecimenNotCervical(SlideError):
     """A slide of something else: a site is not fitted to it."""
 
     reason, title = "specimen-not-cervical", "The specimen is not of the cervix"
+
+
+class SpecimenTwice(SlideError):
+    """A glass slide that was scanned again, or another one of the same specimen: it is no more of a site's slides."""
+
+    reason, title = "specimen-twice", "The specimen counts already"
+
+
+class SlideWithoutCells(SlideError):
+    """A slide on which no cell was found: a site's features are not judged by it."""
+
+    reason, title = "no-cell", "No cell was found"
 
 
 @contextmanager
@@ -128,7 +144,8 @@ def _work_folder(store: SiteStore, site: str) -> Iterator[Path]:
 
 @dataclass(eq=False)
 class _Fitting:
-    """One fit at work. `left_out`: series -> why it does not count."""
+    """One fit at work. `left_out`: series -> why it does not count. What is held of slides is never their cells: they
+    lie in the work folder, and a slide's are read at a time."""
 
     desk: Desk
     site: str
@@ -138,7 +155,7 @@ class _Fitting:
     cervical: bool
     show: Show
     opening: Opening
-    left_out: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, PathserveError] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         settings = self.desk.settings
@@ -152,6 +169,7 @@ class _Fitting:
         self._cache = FrameCache(settings.state / "cache", settings.cache_bytes)
         self._facts: dict[str, dict[str, object]] = {}
         self._silent: set[str] = set()  # whose headers do not state the specimen
+        self._specimens: dict[str, frozenset[tuple[str, ...]]] = {}  # what tells whose glass a slide is, by its series
         self._models = ScreeningModels.of(self._served)
         self._looked = 0
 
@@ -164,32 +182,40 @@ class _Fitting:
         self.desk.store.demand_origin(self.site, origin)
         slides = [slide for slide in slides if slide.series in origins]
         with self._engines_of() as engines:
-            return self._fitted(slides, origin, engines)
+            try:
+                return self._fitted(slides, origin, engines)
+            except ArchiveUnavailable as error:
+                raise ArchiveUnavailable(
+                    f"{error.detail} What was seen of {self._looked} of the site's slides is kept: call the fit again "
+                    "once the archive answers, and it goes on behind them.",
+                    error.after_s,
+                ) from None
 
     def _fitted(self, slides: Sequence[SeriesEntry], origin: Origin, engines: "_Engines") -> Version:
         plain = self._seen(slides, AS_IT_IS, engines)
         slides = [slide for slide in slides if slide.series in plain]
         self._demand_enough(len(slides))
-        coloured: dict[str, Seen] = {}
+        coloured: dict[str, SeenSlide] = {}
 
-        def cells(colour: ColourMap | None) -> SiteCells:
+        def cells(colour: ColourMap | None) -> Cells:
             nonlocal coloured
-            if colour is None:
-                return self._cells(plain, engines)
-            coloured = self._seen(slides, Look("site", colour), engines)
-            if lost := [slide for slide in slides if slide.series not in coloured]:
-                raise SiteNotFittable(
-                    f"The slide {lost[0].series} could be read once and not again. Fit the site anew."
-                )
-            return self._cells(coloured, engines)
+            if colour is not None:
+                coloured = self._seen(slides, Look("site", colour), engines)
+                if lost := [slide for slide in slides if slide.series not in coloured]:
+                    raise SiteNotFittable(
+                        f"The slide {lost[0].series} could be read once and not again. Fit the site anew."
+                    )
+            seen = tuple((plain if colour is None else coloured).values())
+            demand_spread([each.cells for each in seen])
+            return _SlideBySlide(seen, partial(self._cells, engines))
 
         counts_3V = np.sum([seen.counts_3V for seen in plain.values()], axis=0)
         state = fit(self.site, 1, self._models.source, len(slides), counts_3V, cells)
         fitted = tuple(
             FittedSlide(
                 series_sha256=series_digest(slide.series),
-                detected=tuple(plain[slide.series].detected_6.tolist()),
-                detected_coloured=tuple(coloured[slide.series].detected_6.tolist()) if coloured else None,
+                detected=plain[slide.series].detected,
+                detected_coloured=coloured[slide.series].detected if coloured else None,
             )
             for slide in slides
         )
@@ -206,6 +232,7 @@ class _Fitting:
                 silent=sum(slide.series in self._silent for slide in slides),
                 stain_unmeasured=sum(not plain[slide.series].stain_measured for slide in slides),
             ),
+            reasons=dict(Counter(error.reason for error in self.left_out.values())),
         )
         if not self._pins.hold(self._repository):
             raise ModelChanged("A model was changed while the site was fitted to it. Fit the site again.")
@@ -232,10 +259,11 @@ class _Fitting:
                     header = opened_slide.header
                     stated = self._states_cervix(header)
                     self._facts[slide.series] = slide_facts(opened_slide)
+                    self._specimens[slide.series] = _specimens(header)
                 if not stated:
                     self._silent.add(slide.series)
                 origins[slide.series] = Origin.of(header, stain_name(header.stains) or self.stain)
-        self._demand_enough(len(origins))
+        self._demand_enough(self._distinct(origins))
         if self._silent and not self.cervical:
             raise InvalidInput(
                 f"The headers of {len(self._silent)} slides do not state a specimen of the cervix. Give --cervical if "
@@ -274,35 +302,53 @@ class _Fitting:
             )
         return origin
 
+    def _distinct(self, series: Iterable[str]) -> int:
+        """How many of these slides are not of the specimen of one before them."""
+        known: set[tuple[str, ...]] = set()
+        count = 0
+        for each in series:
+            count += known.isdisjoint(self._specimens[each])
+            known |= self._specimens[each]
+        return count
+
     @contextmanager
     def _tolerated(self, slide: SeriesEntry) -> Iterator[None]:
         """A slide that cannot be read is left out, with the reason, and the others go on."""
         try:
             yield
         except (SlideError, SlideNotInArchive) as error:
-            self.left_out[slide.series] = error.detail
+            self.left_out[slide.series] = error
 
     # What is seen of them
 
-    def _seen(self, slides: Sequence[SeriesEntry], look: Look, engines: "_Engines") -> dict[str, Seen]:
-        """What one look sees of each slide that can be read, by its series."""
-        seen: dict[str, Seen] = {}
-        before, total = self._looked, self._looked + len(slides)
-        for number, slide in enumerate(slides):
-            self.show(Progress(Step.INFER, before + number, total, "slides"))
+    def _seen(self, slides: Sequence[SeriesEntry], look: Look, engines: "_Engines") -> dict[str, SeenSlide]:
+        """What one look sees of each slide that counts, by its series. As they are, those count that have cells and are
+        of a specimen of their own; with mapped colours all do."""
+        seen: dict[str, SeenSlide] = {}
+        known: dict[tuple[str, ...], str] = {}
+        total = self._looked + len(slides)
+        for slide in slides:
+            self.show(Progress(Step.INFER, self._looked, total, "slides"))
             with self._tolerated(slide):
-                seen[slide.series] = self._look_at(slide, look, engines)
-        self._looked = total
+                specimens = self._specimens[slide.series]
+                if twin := next((known[each] for each in specimens if each in known), None):
+                    raise SpecimenTwice(f"It is of the same specimen as the series {twin}, which counts.")
+                found = self._look_at(slide, look, engines)
+                if look is AS_IT_IS and not found.cells:
+                    raise SlideWithoutCells("No cell was found on the slide.")
+                seen[slide.series] = found
+                known |= dict.fromkeys(specimens, slide.series)
+            self._looked += 1
         self.show(Progress(Step.INFER, total, total, "slides"))
         return seen
 
-    def _look_at(self, slide: SeriesEntry, look: Look, engines: "_Engines") -> Seen:
+    def _look_at(self, slide: SeriesEntry, look: Look, engines: "_Engines") -> SeenSlide:
         """One slide, from the work folder where it was seen before."""
         order = Order(protocol=PROTOCOL, specimens=(self._specimen(slide),))
         folder = self.work / series_digest(slide.series)[:32]
         kept, of = folder / f"{look.name}.npz", self._decided_by(slide, look)
         if (seen := Seen.load(kept, of)) is not None:
-            return seen
+            return seen.held(kept, of)
 
         @contextmanager
         def task_of(fetched: Fetched) -> Iterator[SlideTask]:
@@ -332,13 +378,10 @@ class _Fitting:
             with self._cache.hold(fetched.files), task_of(fetched) as task:
                 return engines.run(partial(see, cancelled=engines.stopping.is_set), task, look, engines.engine)
 
-        try:
-            seen = look_once()
-        except FramesNotFetched:  # those round its cells, which are known now; or others needed the cache's room
-            seen = look_once()
+        seen = _in_turns(look_once)
         seen.save(kept, of)
         shutil.rmtree(folder / look.name, ignore_errors=True)
-        return seen
+        return seen.held(kept, of)
 
     def _decided_by(self, slide: SeriesEntry, look: Look) -> dict[str, object]:
         """All that decides what a look sees of a slide."""
@@ -349,7 +392,7 @@ class _Fitting:
             "colour": repr(look.colour),
             "least_cell_um2": LEAST_CELL_UM2,
             "stain": pap_stain.VERSION,
-            "figures": quality.VERSION,
+            "figures": [quality.VERSION, smear_quality.VERSION],
         }
 
     def _specimen(self, slide: SeriesEntry) -> Specimen:
@@ -363,21 +406,19 @@ class _Fitting:
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(opening) as engine:
             yield _Engines(portal, engine)
 
-    def _cells(self, seen: dict[str, Seen], engines: "_Engines") -> SiteCells:
-        """All cells of all slides, slide by slide, and how surely each is NILM: by the slide model's own logits of it,
-        or one minus the detector's score, as the model's source was weighed."""
+    def _cells(self, engines: "_Engines", seen: Seen) -> SiteCells:
+        """The cells of a slide, and how surely each is NILM: by the slide model's own logits of it, or one minus the
+        detector's score, as the model's source was weighed."""
         rule = self._models.rule
-        scores_N = np.concatenate([each.scores_N for each in seen.values()])
-        features_ND = np.concatenate([each.features_ND for each in seen.values()])
         if rule.pool != "mean" and rule.detector is not None:
-            return SiteCells(features_ND, lambda _: 1 - scores_N)
-        return SiteCells(features_ND, lambda adapted_ND: self._nilm(adapted_ND, engines))
+            return SiteCells(seen.features_ND, lambda _: 1 - seen.scores_N)
+        return SiteCells(seen.features_ND, lambda adapted_ND: self._nilm(adapted_ND, engines))
 
     def _nilm(self, features_ND: Features, engines: "_Engines") -> Weights:
         """(N,) p(NILM) of each cell alone."""
         slide, width = self._models.slide, features_ND.shape[1]
-        most = slide.card.tiles[1] if slide.card.tiles else len(features_ND)
-        found = []
+        most = slide.card.tiles[1] if slide.card.tiles else max(1, len(features_ND))
+        found = [np.zeros(0)]  # of a slide without cells
         for start in range(0, len(features_ND), most):
             part_ND = features_ND[start : start + most]
             batch = {
@@ -390,6 +431,18 @@ class _Fitting:
             logits_1NC = answered(slide.folder, answer, "cell_logits", (1, len(part_ND), len(CLASSES)))
             found.append(softmax(logits_1NC[0].astype(np.float64))[:, NILM])
         return np.concatenate(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _SlideBySlide:
+    """The cells of slides, read again from the work folder whenever they are asked for, a slide's at a time."""
+
+    slides: Sequence[SeenSlide]
+    cells: Callable[[Seen], SiteCells]
+
+    def parts(self) -> Iterator[SiteCells]:
+        for slide in self.slides:
+            yield self.cells(slide.seen())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -409,6 +462,28 @@ class _Engines:
             self.stopping.set()
             wait([running])
             raise
+
+
+def _in_turns(look: Callable[[], T]) -> T:
+    """What a look gives: frames round a slide's cells are known, and fetched, only after those of its windows, and each
+    time another pull may need the cache's room. Raises FramesNotFetched after the last turn."""
+    for _ in range(_TURNS):
+        with suppress(FramesNotFetched):
+            return look()
+    raise FramesNotFetched(
+        f"The frames of a slide were fetched {_TURNS} times, and were never all there when they were read. Give the "
+        "frame cache more room (cache_bytes), and call the fit again: what was seen of the slides before it is kept."
+    )
+
+
+def _specimens(header: SlideHeader) -> frozenset[tuple[str, ...]]:
+    """What tells that two slides are of one specimen: its UID; and, of one patient, the glass slide's identifier."""
+    named: set[tuple[str, ...]] = set()
+    if header.specimen_uid:
+        named.add(("specimen", header.specimen_uid))
+    if header.container_id:
+        named.add(("container", header.patient_id or "", header.container_id))
+    return frozenset(named)
 
 
 def _counted(values: Sequence[str | None]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gateway.analyses.kept_arrays import kept
+from gateway.analyses.screening_adequacy import judged
 from gateway.analyses.screening_cells import SlideCells
 from gateway.analyses.screening_models import ScreeningModels
 from gateway.analyses.screening_plan import Screened, ScreeningPlan, stained_on
@@ -22,9 +23,10 @@ from gateway.analyses.screening_stain import said_of, stain_of
 from gateway.analyses.screening_tiles import DetectedWindows, Look
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.domain.bethesda import ABNORMAL
+from gateway.domain.tables import finding_code
 from gateway.operations.disk import disk_errors, written_whole
-from gateway.operations.errors import NoTissue, SlideError
-from gateway.slides import Slide, TilePlan, stream_tiles
+from gateway.operations.errors import NoTissue, SlideError, StateError
+from gateway.slides import Slide, TilePlan, smear_quality, stream_tiles
 from gateway.slides.grid import tiles_under
 from gateway.slides.site_colour import Counts, counted
 from gateway.slides.site_state import Features
@@ -44,7 +46,36 @@ class StainColourless(SlideError):
     reason, title = "stain-colourless", "The slide has no colour"
 
 
+class SmearUnsatisfactory(SlideError):
+    """A slide that screening would not judge, for another reason than how little lies on it: its cells would shift a
+    site's moments by what hides or spoils them."""
+
+    reason, title = "smear-unsatisfactory", "The smear is unsatisfactory"
+
+
+_AMOUNT = {finding_code(f"unsatisfactory-{key}") for key in ("few-cells", "empty")}
+"""Reasons against a slide that say how little is on it: what is there may be counted."""
 _REFUSALS: dict[str, type[SlideError]] = {each.reason: each for each in (StainNotPapanicolaou, StainColourless)}
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SeenSlide:
+    """What is held of a slide that was seen: all but its cells, which lie in the file `path`. `cells`: how many;
+    `detected`, `counts_3V`, `stain_measured`: as `Seen` has them."""
+
+    path: Path
+    of: Mapping[str, object]
+    cells: int
+    detected: tuple[int, ...]
+    counts_3V: Counts
+    stain_measured: bool
+
+    def seen(self) -> "Seen":
+        """With its cells. Raises StateError where they are not there any more."""
+        seen = Seen.load(self.path, self.of)
+        if seen is None:
+            raise StateError("What a fit has seen of a slide is gone from its work folder. Fit the site again.")
+        return seen
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -73,6 +104,17 @@ class Seen:
                     counts=self.counts_3V,
                     stain_measured=self.stain_measured,
                 )
+
+    def held(self, path: Path, of: Mapping[str, object]) -> SeenSlide:
+        """What is held of it once it was saved there."""
+        return SeenSlide(
+            path=path,
+            of=of,
+            cells=len(self.features_ND),
+            detected=tuple(self.detected_6.tolist()),
+            counts_3V=self.counts_3V,
+            stain_measured=self.stain_measured,
+        )
 
     @classmethod
     def load(cls, path: Path, of: Mapping[str, object]) -> "Seen | None":
@@ -109,15 +151,19 @@ async def see(task: SlideTask, look: Look, engine: Engine, *, cancelled: Callabl
     """One look at a slide by the detector and the encoder, continuing after the rows in the task's folder; the pixels
     under its tissue are counted where no colours are mapped.
 
-    Raises SlideError (StainNotPapanicolaou, StainColourless), ModelRefused, InferenceError, DiskFull, Cancelled,
-    FramesNotFetched (some under its cells are not there yet: `reads_of` names them now).
+    Raises SlideError (StainNotPapanicolaou, StainColourless, SmearUnsatisfactory), ModelRefused, InferenceError,
+    DiskFull, Cancelled, FramesNotFetched (some under its cells are not there yet: `reads_of` names them now).
     """
     windows = _windows(task, look)
     await windows.compute(engine, progress=lambda done: None, cancelled=cancelled)
-    _, quality_NF, _ = windows.seen()
+    smear_NF, quality_NF, _ = windows.seen()
     stain = said_of(stain_of(quality_NF))
     if stain is not None and stain.refused:
         raise _REFUSALS[stain.key](stain.text)
+    screened = Screened.of_task(task)
+    figures = smear_quality.summarise(smear_NF, screened.window_um2, screened.pen_area_mm2)
+    if against := [finding.text for finding in judged(task, figures).findings if finding.code not in _AMOUNT]:
+        raise SmearUnsatisfactory(" ".join(against))
     cells = SlideCells(windows, look)
     found = await asyncio.to_thread(lambda: cells.found)
     await cells.embed(engine, cancelled=cancelled)

@@ -6,11 +6,10 @@ from enum import StrEnum
 
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.study_answers import Answers, Asked, Given
-from gateway.analyses.study_patients import patient_digest, patient_of, several
+from gateway.analyses.study_patients import drawn_as, patient_digest, patient_of, several
 from gateway.analyses.study_record import StudyRecord, numbers
 from gateway.analyses.study_register import Enrolled
 from gateway.domain.bethesda import NAMES, NILM
-from gateway.domain.order import Patient
 from gateway.domain.report import Report
 from gateway.domain.screened import ScreeningResult
 from gateway.domain.screening import ScreeningPoint, called
@@ -39,9 +38,10 @@ class Case:
     """One that was enrolled, and what came of it.
 
     `why`: the codes for which there is no call, or no category. `category`: a Bethesda name, None where none was
-    named. `score`: the greatest 1 - p(NILM) of its slides, as served, `score_unadapted` without the adaptation; None
-    where no slide had a cell. `adapted_abnormal`, `unadapted_abnormal`: what either alone would call. `adapted`:
-    whether a site's state changed anything. `patient`: who is drawn at once; the accession where nobody is named.
+    named. `score`: the greatest 1 - p(NILM) of its slides that their calls rest on (where adaptation would have turned
+    one normal, that is the one without it), `score_unadapted` without the adaptation; None where no slide had a cell.
+    `adapted_abnormal`, `unadapted_abnormal`: what either alone would call. `adapted`: whether a site's state changed
+    anything. `patient`: who is drawn at once; the accession where nobody is named.
     `deviations`: in what it was not answered by what was frozen, or not of the patient who was enrolled.
     """
 
@@ -89,20 +89,19 @@ def _ended(enrolled: Enrolled, record: StudyRecord, analysis: str, given: Given)
 def _answered(enrolled: Enrolled, record: StudyRecord, analysis: str, given: Given, report: Report) -> Case:
     outcome, why, category = _called(report)
     with_cells = [result for result in report.screenings if result.classes]
-    scores = [_abnormality(result) for result in with_cells]
     sides = [_sides(result) for result in with_cells]
     return Case(
         enrolled=enrolled,
         outcome=outcome,
         why=why,
         category=category,
-        score=max((served for served, _ in scores), default=None),
-        score_unadapted=max((unadapted for _, unadapted in scores), default=None),
+        score=max((score for result in with_cells if (score := result.deciding) is not None), default=None),
+        score_unadapted=max(map(_unadapted, with_cells), default=None),
         adapted_abnormal=any(adapted for adapted, _ in sides) if sides else None,
         unadapted_abnormal=any(unadapted for _, unadapted in sides) if sides else None,
         adapted=any(result.adaptation.applied for result in report.screenings),
         exploratory=report.exploratory,
-        patient=_drawn_as(patient_of(report)) or enrolled.accession,
+        patient=drawn_as(patient_of(report)) or enrolled.accession,
         analysis=analysis,
         report_sha256=given.sha256,
         deviations=tuple(_deviations(enrolled, record, given, report)),
@@ -124,25 +123,20 @@ def _called(report: Report) -> tuple[Outcome, tuple[str, ...], str | None]:
     return (Outcome.UNSATISFACTORY if unsatisfactory else Outcome.WITHHELD), why, None
 
 
-def _abnormality(result: ScreeningResult) -> tuple[float, float]:
-    """1 - p(NILM), as served and without the adaptation."""
-    negative = next(each for each in result.classes if each.index == NILM)
-    return 1 - negative.probability, 1 - negative.probability_unadapted
+def _unadapted(result: ScreeningResult) -> float:
+    """1 - p(NILM) without the adaptation."""
+    return next(1 - each.probability_unadapted for each in result.classes if each.index == NILM)
 
 
 def _sides(result: ScreeningResult) -> tuple[bool, bool]:
-    """Whether the slide is abnormal, as served and without the adaptation, by the deciding rule itself."""
+    """Whether the slide is abnormal with the adaptation alone, and without it, by the deciding rule itself."""
     classes = sorted(result.classes, key=lambda each: each.index)
     point = ScreeningPoint(result.abnormal_from, tuple(each.supported for each in classes))
-    served, unadapted = (
+    adapted, unadapted = (
         called([getattr(each, name) for each in classes], point).abnormal
         for name in ("probability", "probability_unadapted")
     )
-    return served, unadapted
-
-
-def _drawn_as(patient: Patient) -> str | None:
-    return None if patient.id is None else f"{patient.issuer or ''}|{patient.id}"
+    return adapted, unadapted
 
 
 def _strangers(enrolled: Enrolled, record: StudyRecord, found: Sequence[Asked], report: Report | None) -> Iterator[str]:
@@ -150,7 +144,7 @@ def _strangers(enrolled: Enrolled, record: StudyRecord, found: Sequence[Asked], 
     named = [asked.patient for asked in found]
     if several(named if report is None else [*named, patient_of(report)]):
         yield "orders of its accession name different patients"
-    now = None if report is None else patient_digest(record.digest, report.order.patient)
+    now = None if report is None else patient_digest(record.patient_key, report.order.patient)
     if report is not None and enrolled.patient not in (None, now):
         yield "its order names another patient than when it was enrolled"
 

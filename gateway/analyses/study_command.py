@@ -19,7 +19,7 @@ from gateway.analyses.study_record import StudyRecord
 from gateway.analyses.study_reference import read, rows_of
 from gateway.analyses.study_register import Register
 from gateway.analyses.study_report import Roll, document_of, rolled
-from gateway.analyses.study_store import StudyStore, demand_name
+from gateway.analyses.study_store import StudyStore, demand_study
 from gateway.operations.auth.commands import tenant_named
 from gateway.operations.columns import print_columns
 from gateway.operations.disk import written_whole
@@ -46,7 +46,7 @@ def new(
 ) -> int:
     """Register a study: freeze what answers now, and print its digests. Raises InvalidInput, Conflict, UnknownProtocol,
     InvalidSetting, ModelNotLoaded, ModelRefused, ModelsUnfit, StateError, DiskFull."""
-    demand_name(name)
+    demand_study(name)
     person = person_named(by)
     with _opened(tenant) as desk:
         record = StudyRecord.frozen(
@@ -250,7 +250,7 @@ def _noted(accession: str, asked: Asked | None, record: StudyRecord) -> dict[str
         "analysis": None if asked is None else asked.analysis,
         "number": None if asked is None else asked.number,
         "series": [] if asked is None else list(asked.series),
-        "patient": None if asked is None else patient_digest(record.digest, asked.patient),
+        "patient": None if asked is None else patient_digest(record.patient_key, asked.patient),
     }
 
 

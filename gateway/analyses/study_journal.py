@@ -101,6 +101,7 @@ class Journal:
             os.fsync(handle)
         finally:
             os.close(handle)
+        disk.sync_folder(self._path.parent)  # its name, too, with every line: who made the file may have been killed
         return entry
 
     def _whole(self) -> bytes:

@@ -60,7 +60,8 @@ def _accuracy(document: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Every enrolled case with a reference counts. One without a call is counted both ways: the truth lies between. "
         "Out of use: outside the intended use of the model, whether called or not. "
-        "Shares have Wilson's 95 % interval; the AUC, of all cases with a probability, has percentiles of "
+        "Shares have Wilson's 95 % interval; the AUC, of all cases with a probability (which the call rests on), has "
+        "percentiles of "
         f"{document['study']['resamples']} bootstraps over patients (seed {document['study']['seed']})."
     )
     yield ""

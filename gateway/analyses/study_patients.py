@@ -23,12 +23,17 @@ def several(patients: Iterable[Patient]) -> bool:
     return any(len({value for value in values if value}) > 1 for values in zip(*map(_significant, named), strict=True))
 
 
-def patient_digest(study_sha256: str, patient: Patient) -> str | None:
-    """What a study's journal calls a patient: it names no one, and is another one in every study. None: not named."""
+def drawn_as(patient: Patient) -> str | None:
+    """One name for all that is of one patient; None: not named."""
     number, issuer = _significant(patient)
-    if not number:
-        return None
-    return hmac.new(study_sha256.encode(), f"{issuer}|{number}".encode(), "sha256").hexdigest()
+    return f"{issuer}|{number}" if number else None
+
+
+def patient_digest(key: str, patient: Patient) -> str | None:
+    """What a study's journal calls a patient, by the study's own secret `key` (hexadecimal): without it no number can
+    be tried, and it is another one in every study. None: not named."""
+    name = drawn_as(patient)
+    return None if name is None else hmac.new(bytes.fromhex(key), name.encode(), "sha256").hexdigest()
 
 
 def _significant(patient: Patient) -> tuple[str, str]:

@@ -4,10 +4,11 @@ Digested as it lies on disk. Nothing of it is ever changed: what must change is 
 """
 
 import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from gateway import __version__
 from gateway.analyses.ledger import AnalysisQuery, Ledger
@@ -60,6 +61,7 @@ class StudyRecord:
     `by` answers for it, `user` is the account. `abnormal_from`: the least 1 - p(NILM) of an abnormal slide. `changes`:
     the settings that every order must have; `settings`: all of the protocol with these. A site that is not among
     `sites` is not commissioned. `after`: the number, in the ledger, of the last analysis that was accepted before.
+    `patient_key`: drawn at random (32 bytes, hexadecimal); the journal calls patients by it, and nothing prints it.
     """
 
     format: str
@@ -81,6 +83,7 @@ class StudyRecord:
     settings_sha256: str
     sites: tuple[FrozenSite, ...]
     after: int
+    patient_key: str
     resamples: int
     seed: int
 
@@ -96,6 +99,12 @@ class StudyRecord:
     @property
     def composed(self) -> bool:
         return self.centres == "composed"
+
+    def shown(self) -> dict[str, Any]:
+        """JSON-ready, without the key of its patients: what may be printed."""
+        said: dict[str, Any] = codec.dump(self)
+        del said["patient_key"]
+        return said
 
     def site(self, name: str) -> FrozenSite | None:
         """The frozen state of a site; None where it is not commissioned."""
@@ -152,6 +161,7 @@ class StudyRecord:
             settings_sha256=settings_digest(options),
             sites=_sites(settings, card),
             after=last[0].number if last and centres == "clinical" else 0,
+            patient_key=secrets.token_hex(32),
             resamples=RESAMPLES,
             seed=SEED,
         )
@@ -168,8 +178,12 @@ def numbers(options: Mapping[str, float | None]) -> dict[str, float | None]:
 
 
 def _sites(settings: Settings, card: ModelCard) -> tuple[FrozenSite, ...]:
-    """The states that the slide model's analyses use now."""
-    source = _source(card)
+    """The states that the slide model's analyses use now. Raises ModelRefused."""
+    source = Source.of(card.screening)
+    if source is None:
+        raise ModelRefused(
+            f"The card of {card.version.name} does not say what sites are held against. Promote another."
+        )
     store, found = SiteStore(settings.state), []
     for site in store.sites():
         usable = any(version.usable for version in store.versions(site))
@@ -189,12 +203,3 @@ def _sites(settings: Settings, card: ModelCard) -> tuple[FrozenSite, ...]:
                 )
             )
     return tuple(found)
-
-
-def _source(card: ModelCard) -> Source:
-    try:
-        if card.screening is not None:
-            return Source.read(dict(card.screening.source))
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ModelRefused(f"The card of {card.version.name} does not say what sites are held against. Promote another.")

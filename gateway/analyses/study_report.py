@@ -50,7 +50,7 @@ def document_of(study: Study, register: Register, cases: Sequence[Case], roll: R
     references = {row.accession: row for row in joined.rows}
     return {
         "format": FORMAT,
-        "study": codec.dump(record),
+        "study": record.shown(),
         "study_sha256": record.digest,
         "journal": {"lines": len(study.entries), "sha256": study.head},
         "look": len(register.looks) + 1,

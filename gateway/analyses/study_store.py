@@ -4,7 +4,6 @@ A study is there once its journal has its first line, which holds the digest of 
 and is not there for another.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gateway.analyses.folder_names import demand_name
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.study_journal import Entry, Journal, Kind, damaged, regular_bytes
 from gateway.analyses.study_record import StudyRecord
 from gateway.domain.principal import Principal
 from gateway.operations import codec
 from gateway.operations.audit import Action, AuditEvent, AuditQuery, EventType
-from gateway.operations.disk import disk_errors, locked_folder, written_whole
-from gateway.operations.errors import Conflict, InvalidInput, NotFound
+from gateway.operations.disk import disk_errors, locked_folder, sync_folder, written_whole
+from gateway.operations.errors import Conflict, NotFound
 
 FOLDER = "studies"
 """In the state folder."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _RECORD, _JOURNAL = "study.json", "journal.jsonl"
 
 
@@ -54,9 +53,11 @@ class StudyStore:
 
     def create(self, record: StudyRecord) -> Study:
         """Register a study. Raises InvalidInput (its name), Conflict (there is, or was, one of this name)."""
-        folder = self._folder / demand_name(record.name)
+        folder = self._folder / demand_study(record.name)
         with disk_errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for parent in (folder.parent, folder.parent.parent):  # a power cut leaves no trail of what it took
+                sync_folder(parent)
         with disk_errors(), locked_folder(folder):
             name = record.name
             # The trail knows of one whose folder is gone: its name would make two studies one.
@@ -74,7 +75,7 @@ class StudyStore:
     @contextmanager
     def writing(self, name: str, tenant: str) -> Iterator["Writer"]:
         """A tenant's study, while nobody else reads or writes it. Raises as `open`."""
-        folder = self._folder / demand_name(name)
+        folder = self._folder / demand_study(name)
         with ExitStack() as held:
             with disk_errors():
                 if folder.is_dir():
@@ -102,7 +103,8 @@ class StudyStore:
         return Study(record, entries, len(told))
 
     def _added(self, study: Study, folder: Path, kind: Kind, data: Mapping[str, Any]) -> Study:
-        """One more line, and the trail told of it, and of one that a kill left untold."""
+        """One more line, and the trail told of it, and of one that a kill left untold: whoever tells, each record has
+        the account that wrote its line."""
         entry = Journal(folder / _JOURNAL).append(study.entries, kind, self._by.subject, data)
         entries = (*study.entries, entry)
         self._ledger.audit(*(self._event(study.record, each) for each in entries[study.told :]))
@@ -116,7 +118,7 @@ class StudyStore:
             tenant=record.tenant,
             entity_kind="study",
             entity=record.name,
-            detail={"kind": entry.kind.value, "line": entry.seq, "sha256": entry.hash},
+            detail={"kind": entry.kind.value, "line": entry.seq, "sha256": entry.hash, "user": entry.user},
         ).by(self._by)
 
     def _told(self, name: str, tenant: str | None = None) -> dict[int, str]:
@@ -144,14 +146,9 @@ class Writer:
         return self.study.entries[-1]
 
 
-def demand_name(name: str) -> str:
+def demand_study(name: str) -> str:
     """The name of a study as it was given. Raises InvalidInput where it is none."""
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            "A study's name has letters, digits, dots, dashes and underscores, at most 64, and begins with a letter or "
-            "digit, e.g. north-2027."
-        )
-    return name
+    return demand_name("study", name, "north-2027")
 
 
 def _none(name: str) -> NotFound:

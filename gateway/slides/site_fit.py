@@ -5,9 +5,10 @@ slides are abnormal. The distance of moments decides: a site that lies as near a
 alone, to the bit; one that lies far even after its colours were mapped is out of scope.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ LEAST_SLIDES = 32
 LEAST_CELLS = 200.0
 """Cells that a site is judged by, and cells by their effective number that its features are fitted to: a deviation of
 so many is right to 5 %, while one of two or three cells would stretch features a hundredfold."""
+LEAST_BEARING = 8
+"""Slides that LEAST_CELLS come from at the least: a site is not what one of its slides shows."""
 _PASSES = 3
 _FAR = 10.0
 """Gates beyond which a site is out of scope."""
@@ -49,31 +52,83 @@ class Moments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteCells:
-    """The cells of a site's slides: their features (N,D), and what weighs them."""
+    """Cells that are held at once: their features (N,D), and what weighs them."""
 
     features_ND: Features
     weigh: Weigh
 
+    def parts(self) -> Iterator["SiteCells"]:
+        """As `Cells`: all of them at once."""
+        yield self
 
-def effective_cells(weights_N: Weights) -> float:
-    """How many cells of one weight each would give moments as steady as these do: (Σw)² / Σw², by Kish's rule."""
-    most = float(weights_N.max(initial=0.0))
-    if not most > 0:
-        return 0.0
-    shares_N = weights_N / most  # the squares of weights that are all next to none would be none
-    return float(shares_N.sum()) ** 2 / float(np.square(shares_N).sum())
+
+class Cells(Protocol):
+    """The cells of a site's slides, however many they are."""
+
+    def parts(self) -> Iterator[SiteCells]:
+        """Some at a time (those of a slide), so that no more are held; the same in the same order whenever asked."""
+
+
+@dataclass(slots=True, eq=False)
+class _Sums:
+    """Weighted cells added up part by part, for their moments (Chan, Golub and LeVeque 1979) and for how many cells of
+    one weight each would give moments as steady: (Σw)² / Σw², by Kish's rule. `cells`: how many they are."""
+
+    cells: int = 0
+    _weight: float = 0.0
+    _mean_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    _variance_D: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    _most: float = 0.0
+    _shares: float = 0.0  # by the greatest weight, since squares of weights that are all next to none would be none
+    _squares: float = 0.0
+
+    @classmethod
+    def of(cls, cells: Cells, adapt: Callable[[Features], Features] = lambda cells_ND: cells_ND) -> "_Sums":
+        """Of all parts as they are, weighed as they are once adapted."""
+        sums = cls()
+        for part in cells.parts():
+            sums.add(part.features_ND, part.weigh(adapt(part.features_ND)))
+        return sums
+
+    def add(self, features_ND: Features, weights_N: Weights) -> None:
+        self.cells += len(features_ND)
+        total = float(weights_N.sum())
+        if not total > 0:
+            self._weight += total  # what is no number stays none
+            return
+        shares_N = weights_N / total
+        wide_ND = features_ND.astype(np.float64)
+        mean_D = shares_N @ wide_ND
+        variance_D = shares_N @ np.square(wide_ND - mean_D)
+        self._weight += total
+        share, apart_D = total / self._weight, mean_D - self._mean_D
+        self._mean_D = self._mean_D + share * apart_D
+        self._variance_D = (
+            (1 - share) * self._variance_D + share * variance_D + share * (1 - share) * np.square(apart_D)
+        )
+        most = max(self._most, float(weights_N.max()))
+        shrunk, by_most_N = self._most / most, weights_N / most
+        self._most = most
+        self._shares = self._shares * shrunk + float(by_most_N.sum())
+        self._squares = self._squares * shrunk**2 + float(np.square(by_most_N).sum())
+
+    @property
+    def effective(self) -> float:
+        return self._shares**2 / self._squares if self._squares else 0.0
+
+    def moments(self) -> Moments:
+        """Raises SiteNotFittable where there is no weight at all."""
+        if not self._weight > 0:
+            raise SiteNotFittable("No cell of the site's slides counts as NILM: there is nothing to fit. Add slides.")
+        deviation_D = np.sqrt(self._variance_D)
+        return Moments(self._mean_D, np.maximum(deviation_D, _FLAT * deviation_D.mean()))
 
 
 def moments(features_ND: Features, weights_N: Weights) -> Moments:
     """Of cells, each counting by its weight. Raises SiteNotFittable where there is no weight at all."""
-    total = float(weights_N.sum())
-    if not total > 0:
-        raise SiteNotFittable("No cell of the site's slides counts as NILM: there is nothing to fit. Add slides.")
-    shares_N = weights_N / total
-    wide_ND = features_ND.astype(np.float64)
-    mean_D = shares_N @ wide_ND
-    deviation_D = np.sqrt(shares_N @ np.square(wide_ND - mean_D))
-    return Moments(mean_D, np.maximum(deviation_D, _FLAT * deviation_D.mean()))
+    sums = _Sums()
+    sums.add(features_ND, weights_N)
+    return sums.moments()
 
 
 def distance(found: Moments, source: Source) -> float:
@@ -81,24 +136,28 @@ def distance(found: Moments, source: Source) -> float:
     return float(np.square((found.mean_D - source.mean_D) / source.deviation_D).mean())
 
 
-def affine(cells: SiteCells, source: Source, least_cells: float = 0.0) -> tuple[Features, Features]:
+def affine(cells: Cells, source: Source, least_cells: float = 0.0) -> tuple[Features, Features]:
     """(gamma_D, beta_D) float32 that bring the weighted moments of a site's cells to the source's, weighed anew by what
     the model says of the adapted cells, three times. Raises SiteNotFittable where fewer than `least_cells` (effective)
     have weight, or all are the same."""
     gamma_D, beta_D = np.ones_like(source.mean_D), np.zeros_like(source.mean_D)
     for _ in range(_PASSES):
-        weights_N = cells.weigh(gamma_D * cells.features_ND + beta_D)
-        if (effective := effective_cells(weights_N)) < least_cells:
+        sums = _Sums.of(cells, partial(_adapted, gamma_D, beta_D))
+        if sums.effective < least_cells:
             raise SiteNotFittable(
-                f"The cells of the site's slides that count as NILM weigh as much as {effective:.0f} cells, and "
+                f"The cells of the site's slides that count as NILM weigh as much as {sums.effective:.0f} cells, and "
                 f"features are fitted to {least_cells:.0f} or more. Add slides that show cells."
             )
-        found = moments(cells.features_ND, weights_N)
+        found = sums.moments()
         if not found.deviation_D.mean() > _FLAT * source.deviation_D.mean():
             raise SiteNotFittable("All cells of the site's slides are the same: there is nothing to fit. Add slides.")
         gamma_D = (source.deviation_D / found.deviation_D).astype(np.float32)
         beta_D = (source.mean_D - gamma_D * found.mean_D).astype(np.float32)
     return gamma_D, beta_D
+
+
+def _adapted(gamma_D: Features, beta_D: Features, features_ND: Features) -> Features:
+    return gamma_D * features_ND + beta_D
 
 
 def source_of(
@@ -128,27 +187,26 @@ def fit(
     source: Source,
     slides: int,
     counts_3V: Counts,
-    cells: Callable[[ColourMap | None], SiteCells],
+    cells: Callable[[ColourMap | None], Cells],
 ) -> SiteState:
     """A site's state from `slides` unlabelled slides, whose tissue's pixels are `counts_3V`.
 
     `cells` finds the cells of these slides: called with None for the slides as they are, then, where the site is
-    unlike the source, with the map by which tiles are coloured before they are looked at. Raises SiteNotFittable for
-    fewer than 32 slides, and for fewer cells than LEAST_CELLS.
+    unlike the source, with the map by which tiles are coloured before they are looked at. No more of them are held than
+    one of their parts. Raises SiteNotFittable for fewer than 32 slides, and for fewer cells than LEAST_CELLS.
     """
     if slides < LEAST_SLIDES:
         raise SiteNotFittable(f"A site is fitted to {LEAST_SLIDES} slides or more, and these are {slides}. Add slides.")
-    raw = cells(None)
-    raw_distance = _distance(raw, source)
+    raw_cells, raw_distance = _distance(cells(None), source)
     measured: dict[str, Any] = {"slides": slides, "distance_raw": raw_distance, "gate": source.gate}
     if raw_distance <= source.gate:
-        return identity(site, version, "like the source", source, cells=len(raw.features_ND), **measured)
+        return identity(site, version, "like the source", source, cells=raw_cells, **measured)
     try:
         colour = ColourMap(densities(counts_3V), source.densities)
     except ValueError:
         raise SiteNotFittable("No tissue was seen on the site's slides. Add slides that show cells.") from None
     coloured = cells(colour)
-    measured |= {"cells": len(coloured.features_ND), "distance_coloured": _distance(coloured, source)}
+    measured["cells"], measured["distance_coloured"] = _distance(coloured, source)
     if measured["distance_coloured"] > _FAR * source.gate:
         return identity(site, version, "out of scope", source, **measured)
     gamma_D, beta_D = affine(coloured, source, LEAST_CELLS)
@@ -164,13 +222,26 @@ def fit(
     )
 
 
-def _distance(cells: SiteCells, source: Source) -> float:
-    found = len(cells.features_ND)
-    if not found:
-        raise SiteNotFittable("No cell was found on the site's slides: there is nothing to fit. Add slides.")
-    if found < LEAST_CELLS:
+def demand_spread(cells: Sequence[int]) -> None:
+    """Raise SiteNotFittable where the cells of slides, so many on each, are enough only by what a few of them bring: no
+    slide counts towards LEAST_CELLS by more than an eighth of them."""
+    most = LEAST_CELLS / LEAST_BEARING
+    if sum(min(each, most) for each in cells) < LEAST_CELLS:
+        bearing = sum(each >= most for each in cells)
         raise SiteNotFittable(
-            f"A site is fitted to {LEAST_CELLS:.0f} cells or more, and its slides show {found}. Add slides that show "
-            "cells."
+            f"A site is fitted to {LEAST_CELLS:.0f} cells or more, of which no slide brings more than {most:.0f}; its "
+            f"slides show {sum(cells)}, and only {bearing} of them as many as that. Add slides that show cells."
         )
-    return distance(moments(cells.features_ND, cells.weigh(cells.features_ND)), source)
+
+
+def _distance(cells: Cells, source: Source) -> tuple[int, float]:
+    """How many cells they are, and how far from the source."""
+    sums = _Sums.of(cells)
+    if not sums.cells:
+        raise SiteNotFittable("No cell was found on the site's slides: there is nothing to fit. Add slides.")
+    if sums.cells < LEAST_CELLS:
+        raise SiteNotFittable(
+            f"A site is fitted to {LEAST_CELLS:.0f} cells or more, and its slides show {sums.cells}. Add slides that "
+            "show cells."
+        )
+    return sums.cells, distance(sums.moments(), source)

@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gateway.domain.screening import SITE_NOT_COMMISSIONED, SITE_OUT_OF_SCOPE
+from gateway.domain.model import ScreeningRule
 from gateway.operations.errors import InvalidInput
 from gateway.slides.site_colour import ColourMap, Densities
 
 Verdict = Literal["adapted", "like the source", "out of scope", "not commissioned"]
 Features = NDArray[np.float32]
 _SCHEMA = "pathserve-site-1"
-_FINDINGS: dict[Verdict, str] = {"out of scope": SITE_OUT_OF_SCOPE, "not commissioned": SITE_NOT_COMMISSIONED}
 
 
 class SiteStateInvalid(InvalidInput):
@@ -55,6 +54,14 @@ class Source:
             raise ValueError("mean and deviation differ in length")
         return cls(_densities(record["densities"]), mean_D, deviation_D, float(record["gate"]))
 
+    @classmethod
+    def of(cls, rule: ScreeningRule | None) -> "Source | None":
+        """What a card's rule says of it; None where there is no rule, or it says nothing that can be used."""
+        try:
+            return None if rule is None else cls.read(dict(rule.source))
+        except (KeyError, TypeError, ValueError):
+            return None
+
     @property
     def digest(self) -> str:
         return hashlib.sha256(_canonical(self.record())).hexdigest()
@@ -79,11 +86,6 @@ class SiteState:
     distance_raw: float | None = None
     distance_coloured: float | None = None
     gate: float | None = None
-
-    @property
-    def finding(self) -> str | None:
-        """What a report has to say of the site."""
-        return _FINDINGS.get(self.verdict)
 
     @property
     def changes_nothing(self) -> bool:

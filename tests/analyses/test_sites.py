@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gateway.analyses import sites
 from gateway.analyses.sites import (
     FitNotes,
     FitRecord,
@@ -23,6 +24,7 @@ from gateway.analyses.sites import (
     site_of,
 )
 from gateway.domain.slide import SlideHeader
+from gateway.operations import disk
 from gateway.operations.errors import Conflict, InvalidInput, NotFound
 from gateway.slides.site_colour import Densities
 from gateway.slides.site_state import SiteState, SiteStateInvalid, Source, identity
@@ -87,7 +89,7 @@ def test_a_record_of_a_release_without_notes_keeps_its_digest(tmp_path: Path) ->
     """A signature has the digest of the record's bytes: what a later release notes may not change them."""
     store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
     store.add(state_of(), record(), quietly)
-    keys = {"left_out", "models", "origin", "slides", "state_sha256", "time", "user"}
+    keys = {"left_out", "models", "origin", "slides", "state_sha256", "time", "user"}  # nor reasons
     assert json.loads(path.read_bytes()).keys() == keys
     signed(store, "north", 1)
     version = store.version("north", 1)
@@ -103,6 +105,7 @@ def test_what_rests_on_words_alone_is_part_of_what_is_signed(tmp_path: Path) -> 
     assert made.state.digest == replace(state_of(), version=1).digest  # which is what reports have
     signed(store, "north", 1)
     assert store.version("north", 1).fit.notes == notes
+    assert b'"reasons"' not in path.read_bytes()  # as a release wrote it that took none
     path.write_bytes(path.read_bytes().replace(b'"silent":4', b'"silent":0'))
     with pytest.raises(SiteStateInvalid):
         store.version("north", 1)
@@ -149,12 +152,12 @@ def test_a_state_of_another_model_is_passed_over_and_alone_it_is_refused(tmp_pat
     assert found.state.version == 2
 
 
-def test_a_slides_site_is_the_one_whose_slides_said_exactly_the_same(tmp_path: Path) -> None:
+def test_a_slides_site_is_the_one_whose_slides_said_the_same(tmp_path: Path) -> None:
     store = SiteStore(tmp_path)
     store.add(state_of(), record(), quietly)
     assert site_of(tmp_path, HEADER, "PAP") == "north"
     for other in (
-        replace(HEADER, institution="North hospital"),
+        replace(HEADER, institution="North Hospitals"),
         replace(HEADER, serial_number="78"),
         replace(HEADER, model_name=None),
     ):
@@ -165,6 +168,65 @@ def test_a_slides_site_is_the_one_whose_slides_said_exactly_the_same(tmp_path: P
     assert site_of(tmp_path, HEADER, None) == "North Hospital / Scanmaker / S1 / 77 / unknown"
     store.retire("north", 1, "Dr. Ada North", "device:tester", NOW, quietly)
     assert site_of(tmp_path, HEADER, "PAP") == ORIGIN.name
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"institution": "NORTH HOSPITAL"},
+        {"institution": " North Hospital "},
+        {"manufacturer": "scanmaker", "model_name": "s1 "},
+        {"serial_number": "77 "},
+    ],
+)
+def test_blanks_and_case_make_no_other_scanner(tmp_path: Path, written: dict[str, str]) -> None:
+    store = SiteStore(tmp_path)
+    store.add(state_of(), record(), quietly)
+    header = replace(HEADER, **written)  # type: ignore[arg-type]
+    assert site_of(tmp_path, header, "PAP") == "north"
+    assert differing([ORIGIN, Origin.of(header, "PAP")]) == ()
+    store.demand_origin("north", Origin.of(header, "PAP"))
+    with pytest.raises(Conflict, match="are those of the site north"):
+        store.demand_origin("copy", Origin.of(header, "PAP"))
+    assert not Origin.of(replace(HEADER, institution=" ", serial_number=" "), "PAP").told
+
+
+def test_of_sites_that_differ_in_case_alone_the_exact_one_is_chosen_or_none(tmp_path: Path) -> None:
+    """As an earlier release told them apart."""
+    store, folder = SiteStore(tmp_path), tmp_path / "sites"
+    upper = replace(HEADER, institution="NORTH HOSPITAL")
+    store.add(state_of("a-north"), record(), quietly)
+    (folder / "a-north").rename(folder / ".aside")
+    store.add(state_of("b-north"), record(Origin.of(upper, "PAP")), quietly)
+    (folder / ".aside").rename(folder / "a-north")
+    assert site_of(tmp_path, HEADER, "PAP") == "a-north"
+    assert site_of(tmp_path, upper, "PAP") == "b-north"
+    other = replace(HEADER, institution="north hospital")
+    assert site_of(tmp_path, other, "PAP") == Origin.of(other, "PAP").name
+
+
+def test_of_other_sites_no_more_is_read_than_where_they_are_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = two_sites(tmp_path)
+    for _ in range(3):
+        store.add(state_of("a-south"), record(Origin.of(ELSEWHERE, "PAP")), quietly)
+        store.add(state_of(), record(), quietly)
+    read: list[str] = []
+    real = disk.regular_bytes
+
+    def noted(path: Path, most_bytes: int) -> bytes | None:
+        read.append(f"{path.parent.name}/{path.name}")
+        return real(path, most_bytes)
+
+    monkeypatch.setattr(sites, "regular_bytes", noted)
+    assert site_of(tmp_path, HEADER, "PAP") == "north"
+    assert [name for name in read if name.startswith("a-south")] == ["a-south/1.fit.json", "a-south/1.signed.json"]
+    read.clear()
+    signed(store, "north", 4)
+    read.clear()
+    assert signed_state(tmp_path, "north", source()) is not None
+    assert read == ["north/4.json", "north/4.fit.json", "north/4.signed.json"]
 
 
 def test_slides_without_a_scanner_match_no_site(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -27,14 +28,23 @@ from gateway.analyses.screening_tiles import AS_IT_IS
 from gateway.analyses.sites import FitNotes, SiteStore, signed_state
 from gateway.analyses.sites_seen import Seen, see
 from gateway.analyses.slide_half import SlideTask
-from gateway.archive import FolderArchive
+from gateway.archive import FetchedSeries, FolderArchive
 from gateway.domain.bethesda import HSIL, LSIL, NILM
 from gateway.domain.codes import Code
 from gateway.domain.order import Order, Specimen
 from gateway.domain.screened import ScreeningResult
 from gateway.operations.audit import AuditQuery
 from gateway.operations.disk import locked_folder
-from gateway.operations.errors import Conflict, InferenceError, InvalidInput, ModelChanged, ModelNotLoaded
+from gateway.operations.errors import (
+    ArchiveUnavailable,
+    Conflict,
+    FramesNotFetched,
+    InferenceError,
+    InvalidInput,
+    ModelChanged,
+    ModelNotLoaded,
+    StateError,
+)
 from gateway.operations.settings import Settings, settings
 from gateway.slides import Slide, site_fit
 from gateway.slides.phantom_dicom import Identity
@@ -52,8 +62,8 @@ from tests.support.served import served_models
 
 FEW, FEW_CELLS, SLIDES = 6, 30.0, 32
 STAINS = (Code("12710003", "SCT", "hematoxylin stain"), Code("54221006", "SCT", "orange G stain"))
-CYTOPLASM = ((120, 190, 190), (225, 160, 130))
-"""Blue-green and orange, as of Papanicolaou's counterstains."""
+CYTOPLASM = ((180, 220, 220), (225, 160, 130))
+"""Blue-green and orange, as of Papanicolaou's counterstains; pale enough for nuclei to have an edge in it."""
 
 GATE = 0.01
 """The drawn slides differ from each other in next to nothing: their own gate would be none."""
@@ -99,6 +109,28 @@ def without_nuclei(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.where(image_HW3.min(-1, keepdims=True) < 90, np.uint8(200), image_HW3)
 
 
+def one_cell(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Cytoplasm, and one nucleus in it."""
+    image = without_nuclei(image_HW3)
+    paint(image, NILM, 60, 60, DETECT_MPP)
+    return image
+
+
+def out_of_focus(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """All of it seen through a blur of 4 pixels."""
+    return cv2.GaussianBlur(image_HW3, (0, 0), 4).astype(np.uint8)
+
+
+def bloody(image_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two thirds of it red cells, of 6 µm."""
+    image = image_HW3.copy()
+    image[len(image) // 3 :] = 243
+    rows, columns = (np.arange(side) % 24 < 16 for side in image.shape[:2])
+    rows[: len(image) // 3] = False
+    image[np.ix_(rows, columns)] = (215, 110, 100)
+    return image
+
+
 def drawn(number: int) -> npt.NDArray[np.uint8]:
     """A smear of one tile: cytoplasm with nuclei in it, and every fourth with a few abnormal cells."""
     rng = np.random.default_rng(number)
@@ -118,7 +150,8 @@ def write_slides(
     """Slides of one site, `tiles` high and wide."""
     for number in range(count):
         image = np.tile(view(drawn(number)), (tiles, tiles, 1))
-        identity = Identity(patient_id=f"P-{number}", container=f"C-{number}").completed(
+        name = f"{folder.name}-{number}"
+        identity = Identity(patient_id=f"P-{name}", container=f"C-{name}").completed(
             f"{folder.name}/{number}", "cytology", STAINS, organ
         )
         write_given(
@@ -293,6 +326,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (site_fit, sites_fit):
         monkeypatch.setattr(module, "LEAST_SLIDES", FEW)
     monkeypatch.setattr(site_fit, "LEAST_CELLS", FEW_CELLS)
+    monkeypatch.setattr(site_fit, "LEAST_BEARING", 1)
 
 
 def part(slides: Path, folder: Path, count: int = FEW) -> Path:
@@ -370,7 +404,7 @@ def _killed(state: Path, models: Path, slides: Path, answers: int) -> None:
     os.environ |= {"PATHSERVE_STATE": str(state), "PATHSERVE_MODEL_REPOSITORY": str(models)}
     for module in (site_fit, sites_fit):
         module.LEAST_SLIDES = FEW  # type: ignore[misc]
-    site_fit.LEAST_CELLS = FEW_CELLS
+    site_fit.LEAST_CELLS, site_fit.LEAST_BEARING = FEW_CELLS, 1
 
     @asynccontextmanager
     async def opening(settings: Settings, folders: Sequence[str]) -> AsyncIterator[OnnxEngine]:
@@ -421,7 +455,16 @@ def test_slides_that_cannot_be_used_are_named_and_the_others_go_on(
     assert "no pixel spacing" in told
     [version] = place.store.versions("north")
     assert (version.state.slides, version.fit.left_out) == (6, 4)
-    assert rows(out)["slides"] == "6, 4 left out"
+    reasons = version.fit.reasons
+    assert reasons is not None
+    assert sum(reasons.values()) == 4
+    assert (reasons["stain-not-papanicolaou"], reasons["stain-colourless"], reasons["missing-pixel-spacing"]) == (
+        1,
+        1,
+        1,
+    )
+    assert rows(out)["slides"].startswith("6, 4 left out (")
+    assert "stain-colourless: 1" in rows(out)["slides"]
 
 
 def test_a_slide_on_which_too_little_is_stained_is_taken_at_its_word_and_noted(
@@ -574,9 +617,155 @@ def test_a_laboratorys_own_code_of_the_cervix_declares_a_slide(
 
 def test_slides_without_a_cell_are_nothing_to_fit_to(place: Place, tmp_path: Path, few: None) -> None:
     slides = write_slides(tmp_path / "bare", without_nuclei)
-    with pytest.raises(SiteNotFittable, match="No cell was found on the site's slides"):
+    with pytest.raises(SiteNotFittable, match="these are 0, and 6 more could not be used"):
         place.fit(slides)
     assert place.store.sites() == ()
+    assert place.shown.readouterr().out.count("No cell was found on the slide.") == FEW
+
+
+def left_out_of(place: Place, slides: Path, why: str) -> str:
+    """What is printed of the one slide that does not count, for this reason and no other; the others are fitted to."""
+    out = place.fit(slides)
+    [version] = place.store.versions("north")
+    assert (version.state.slides, version.fit.left_out, version.fit.reasons) == (FEW, 1, {why: 1})
+    [line] = [line for line in out.splitlines() if line.startswith("left out: ")]
+    return line
+
+
+def test_a_slide_without_cells_does_not_make_up_the_number(place: Place, like: Path, tmp_path: Path, few: None) -> None:
+    slides = part(like, tmp_path / "slides")
+    shutil.move(write_slides(tmp_path / "bare", without_nuclei, count=1) / "00", slides / "bare")
+    assert "No cell was found on the slide." in left_out_of(place, slides, "no-cell")
+    shutil.rmtree(slides / "05")
+    with pytest.raises(SiteNotFittable, match="these are 5, and 1 more could not be used"):
+        place.fit(slides)
+
+
+@pytest.mark.parametrize(("view", "said"), [(out_of_focus, "out of focus"), (bloody, "is blood")])
+def test_a_slide_that_screening_would_not_judge_does_not_shift_a_site(
+    place: Place, like: Path, tmp_path: Path, few: None, view: View, said: str
+) -> None:
+    slides = part(like, tmp_path / "slides")
+    place.fit(slides, "alone")
+    alone = place.store.version("alone", 1).state
+    shutil.rmtree(place.state / "sites" / "alone")
+    shutil.move(write_slides(tmp_path / view.__name__, view, count=1) / "00", slides / "spoilt")
+    assert said in left_out_of(place, slides, "smear-unsatisfactory")
+    state = place.store.version("north", 1).state
+    assert replace(state, site="alone").to_bytes() == alone.to_bytes()
+
+
+@pytest.mark.parametrize("same", ["container", "specimen"])
+def test_a_glass_that_was_scanned_twice_counts_once(
+    place: Place, like: Path, tmp_path: Path, few: None, same: str
+) -> None:
+    slides = part(like, tmp_path / "slides")
+    shutil.move(write_slides(tmp_path / "again", count=1) / "00", slides / "zz")
+    [first, *_] = sorted((slides / "03").glob("*.dcm"))
+    of = pydicom.dcmread(first, stop_before_pixels=True)
+    for path in (slides / "zz").glob("*.dcm"):
+        if same == "container":
+            change(path, PatientID=of.PatientID, ContainerIdentifier=of.ContainerIdentifier)
+        else:
+            dataset = pydicom.dcmread(path)
+            dataset.SpecimenDescriptionSequence[0].SpecimenUID = of.SpecimenDescriptionSequence[0].SpecimenUID
+            dataset.save_as(path)
+    line = left_out_of(place, slides, "specimen-twice")
+    assert "It is of the same specimen as the series" in line
+    shutil.rmtree(slides / "05")
+    with pytest.raises(SiteNotFittable, match="these are 5"):  # before anything is computed
+        place.fit(slides, engine=Counting(place.models, most=0))
+
+
+def test_one_slide_does_not_bring_all_cells(
+    place: Place, like: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 200 cells asked for: one slide of nine times 36, and others of one cell each."""
+    monkeypatch.setattr(site_fit, "LEAST_CELLS", 200.0)
+    monkeypatch.setattr(site_fit, "LEAST_BEARING", 8)
+    slides = write_slides(tmp_path / "slides", one_cell)
+    shutil.move(write_slides(tmp_path / "wide", count=1, tiles=3) / "00", slides / "wide")
+    with pytest.raises(SiteNotFittable, match="of which no slide brings more than 25; its slides show"):
+        place.fit(slides)
+    assert place.store.sites() == ()
+
+
+def test_frames_that_are_not_there_in_time_are_fetched_again_and_given_up_in_the_end(
+    place: Place, like: Path, tmp_path: Path, few: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slides = part(like, tmp_path / "slides")
+    left, real = [0], sites_fit.see
+
+    async def pressed(*asked: Any, **more: Any) -> Seen:
+        if left[0]:
+            left[0] -= 1
+            raise FramesNotFetched("Another pull needed the room.")
+        return await real(*asked, **more)
+
+    monkeypatch.setattr(sites_fit, "see", pressed)
+    left[0] = 4
+    place.fit(slides)
+    assert left == [0]
+    left[0] = 5
+    shutil.rmtree(place.state / "sites" / "north")
+    with pytest.raises(FramesNotFetched, match=r"fetched 5 times, .* Give the frame cache more room"):
+        place.fit(slides)
+    assert place.store.sites() == ()
+
+
+class Lost(FrugalArchive):
+    """An archive that is there no more after so many fetches."""
+
+    def __init__(self, folder: Path, fetches: int) -> None:
+        super().__init__(folder)
+        self.left = fetches
+
+    def fetch(self, *asked: Any, **more: Any) -> FetchedSeries:
+        if not self.left:
+            raise ArchiveUnavailable("The archive cannot be reached.")
+        self.left -= 1
+        return super().fetch(*asked, **more)
+
+
+def test_a_fit_whose_archive_is_lost_says_so_and_goes_on_where_it_stopped(
+    place: Place, like: Path, tmp_path: Path, few: None
+) -> None:
+    slides = part(like, tmp_path / "slides")
+    archive = FrugalArchive(slides)
+    whole = Counting(place.models)
+    place.fit(slides, "whole", engine=whole, archive=archive)
+    expected = place.store.version("whole", 1).state
+    shutil.rmtree(place.state / "sites" / "whole")
+    shutil.rmtree(place.state / "cache")
+    said = r"cannot be reached\. What was seen of 3 of the site's slides is kept: call the fit again once the archive"
+    each = (len(archive.asked) - FEW) // FEW
+    lost = Lost(slides, FEW + 3 * each + 1)
+    with pytest.raises(ArchiveUnavailable, match=said):
+        place.fit(slides, archive=lost)
+    assert place.store.sites() == ()
+    rest = Counting(place.models)
+    place.fit(slides, engine=rest, archive=FrugalArchive(slides))
+    assert rest.calls["smartccs_detect"] <= whole.calls["smartccs_detect"] // 2
+    state = place.store.version("north", 1).state
+    assert replace(state, site="whole").to_bytes() == expected.to_bytes()
+
+
+def test_cells_that_are_gone_from_the_work_folder_are_said_to_be(tmp_path: Path) -> None:
+    seen = Seen(
+        features_ND=np.ones((2, 3), np.float32),
+        scores_N=np.ones(2),
+        detected_6=np.ones(6, np.int64),
+        counts_3V=np.zeros((3, 256), np.int64),
+        stain_measured=True,
+    )
+    path = tmp_path / "seen.npz"
+    seen.save(path, {"slide": "1"})
+    held = seen.held(path, {"slide": "1"})
+    assert (held.cells, held.detected) == (2, (1,) * 6)
+    np.testing.assert_array_equal(held.seen().features_ND, seen.features_ND)
+    path.unlink()
+    with pytest.raises(StateError, match="gone from its work folder"):
+        held.seen()
 
 
 def test_without_the_models_there_is_nothing_to_fit(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gateway import cli
-from gateway.analyses.study_journal import Entry, Journal
-from gateway.analyses.study_patients import patient_digest, several
+from gateway.analyses.study_journal import Entry, Journal, Kind
+from gateway.analyses.study_patients import drawn_as, patient_digest, several
 from gateway.analyses.study_register import Register
 from gateway.domain.order import Patient
 from tests.analyses.study_support import Cohort
@@ -55,9 +55,42 @@ def test_a_patient_is_noted_without_being_named_and_is_another_one_in_every_stud
         cohort.does("enrol", name, "A1", "A2", "--centre", "east")
     entries = [Journal(cohort.folder(name) / "journal.jsonl").read()[-1] for name in ("north", "south")]
     first, second = ([case["patient"] for case in entry.data["cases"]] for entry in entries)
-    assert first == [patient_digest(cohort.record().digest, Patient("PATIENT-7")), None]
+    assert first == [patient_digest(cohort.record().patient_key, Patient("PATIENT-7")), None]
     assert first[0] != second[0]
     assert b"PATIENT-7" not in (cohort.folder() / "journal.jsonl").read_bytes()
+
+
+def test_what_is_printed_of_a_study_does_not_tell_who_its_patients_are(cohort: Cohort, tmp_path: Path) -> None:
+    """The key is in a file that only its owner reads, and in nothing that a study gives out."""
+    cohort.answer(_ordered_and_enrolled(cohort), negative)
+    joined(cohort, tmp_path, "A1,NILM\n")
+    record = cohort.record()
+    key = record.patient_key
+    assert len(bytes.fromhex(key)) == 32
+    assert (cohort.folder() / "study.json").stat().st_mode & 0o777 == 0o600
+    said = cohort.does("show", "north") + cohort.does("report", "north")
+    cohort.does("report", "north", "--out", str(tmp_path / "out"))
+    given_out = said + "".join(path.read_text() for path in (tmp_path / "out").iterdir())
+    assert record.digest in given_out
+    assert key not in given_out
+    assert key not in (cohort.folder() / "journal.jsonl").read_text()
+    [entry] = [each for each in Journal(cohort.folder() / "journal.jsonl").read() if each.kind is Kind.ENROLLED]
+    noted = entry.data["cases"][0]["patient"]
+    assert noted not in {patient_digest(guess, Patient("P1")) for guess in (record.digest, record.settings_sha256)}
+
+
+def _ordered_and_enrolled(cohort: Cohort) -> str:
+    analysis = cohort.order("A1", "P1")
+    cohort.does(*enrol("A1"))
+    return analysis
+
+
+def test_blanks_do_not_make_two_patients_of_one() -> None:
+    one = [Patient("1", "A"), Patient(" 1", "A "), Patient("1 ", " A")]
+    assert len({drawn_as(patient) for patient in one}) == 1
+    assert len({patient_digest("00", patient) for patient in one}) == 1
+    assert len({drawn_as(patient) for patient in (*one, Patient("1"), Patient("01", "A"))}) == 3
+    assert [drawn_as(Patient(blank)) for blank in (None, "", "  ")] == [None] * 3
 
 
 def test_an_accession_whose_orders_name_different_patients_is_not_enrolled(cohort: Cohort) -> None:

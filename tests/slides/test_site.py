@@ -1,13 +1,24 @@
 """A site's colours, its fit with the gate, and its state as bytes, on cells and pixels that are drawn."""
 
-from dataclasses import replace
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
 from gateway.slides.cell_evidence import contributions
 from gateway.slides.site_colour import ColourMap, Densities, counted, densities
-from gateway.slides.site_fit import SiteCells, SiteNotFittable, Weights, affine, fit, moments, source_of
+from gateway.slides.site_fit import (
+    SiteCells,
+    SiteNotFittable,
+    Weights,
+    affine,
+    demand_spread,
+    fit,
+    moments,
+    source_of,
+)
 from gateway.slides.site_state import Features, SiteState, SiteStateInvalid, Source, demand_fits, not_commissioned
 
 WIDTH = 8
@@ -65,7 +76,7 @@ def test_a_map_of_colours_brings_the_densities_to_the_sources(pixels: np.ndarray
 def test_a_site_like_the_source_is_left_alone_to_the_bit(source: Source, pixels: np.ndarray) -> None:
     held_out = together(slides(5, 40)).features_ND
     state = fitted(source, pixels, held_out, held_out)
-    assert (state.verdict, state.finding, state.changes_nothing) == ("like the source", None, True)
+    assert (state.verdict, state.changes_nothing) == ("like the source", True)
     assert (state.gamma_D * held_out + state.beta_D).tobytes() == held_out.tobytes()
 
 
@@ -79,7 +90,7 @@ def test_a_shifted_site_is_adapted_and_a_far_one_is_out_of_scope(source: Source,
     np.testing.assert_allclose(there.mean_D, source.mean_D, atol=0.05)
     np.testing.assert_allclose(there.deviation_D, source.deviation_D, rtol=0.05)
     noise = fitted(source, pixels, cells_ND + 100, cells_ND + 100)
-    assert (noise.verdict, noise.finding) == ("out of scope", "site out of scope")
+    assert noise.verdict == "out of scope"
     assert noise.changes_nothing
 
 
@@ -90,6 +101,81 @@ def test_weights_keep_the_share_of_abnormal_slides_out_of_the_fit(source: Source
     assert abs(gamma_D[0] - 1) < 0.1
     assert abs(beta_D[0]) < 0.1
     assert plain_D[0] < 0.5
+
+
+@dataclass(frozen=True)
+class Slidewise:
+    """Cells of which a slide's are there at a time, drawn when they are asked for."""
+
+    slides: int
+    width: int = WIDTH
+    move: float = 0.0
+
+    def parts(self) -> Iterator[SiteCells]:
+        for number in range(self.slides):
+            cells_ND = np.random.default_rng(number).normal(0, 1, (200, self.width)).astype(np.float32) + self.move
+            yield SiteCells(cells_ND, nilm)
+
+
+def test_cells_slide_by_slide_give_the_figures_of_all_at_once(source: Source, pixels: np.ndarray) -> None:
+    near = Slidewise(40, move=float(2 * np.sqrt(source.gate)))
+    whole = together(list(near.parts()))
+    apart, at_once = (
+        fit("North", 1, source, 40, counted(pixels), lambda _, cells=cells: cells) for cells in (near, whole)
+    )
+    assert apart.verdict == at_once.verdict == "adapted"
+    assert apart.cells == at_once.cells == 8000
+    assert apart.distance_raw == pytest.approx(at_once.distance_raw, rel=1e-9)
+    np.testing.assert_allclose(apart.gamma_D, at_once.gamma_D, rtol=1e-6)
+    np.testing.assert_allclose(apart.beta_D, at_once.beta_D, rtol=1e-5, atol=1e-6)
+
+
+def test_parts_without_weight_and_of_little_weight_count_as_in_the_whole(source: Source) -> None:
+    """Weights of several sizes, the greatest in the middle: the effective number is that of all of them."""
+    rng = np.random.default_rng(0)
+    sets = [
+        (rng.normal(0, 1, (50, WIDTH)).astype(np.float32), np.full(50, weight)) for weight in (1e-9, 0.0, 1.0, 1e-3)
+    ]
+
+    @dataclass(frozen=True)
+    class Parts:
+        def parts(self) -> Iterator[SiteCells]:
+            yield from (SiteCells(cells_ND, lambda _, weights_N=weights_N: weights_N) for cells_ND, weights_N in sets)  # type: ignore[misc]
+
+    weights_N = np.concatenate([each for _, each in sets])
+    whole = SiteCells(np.concatenate([each for each, _ in sets]), lambda _: weights_N)
+    for one, other in zip(affine(Parts(), source), affine(whole, source), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    effective = weights_N.sum() ** 2 / np.square(weights_N).sum()
+    for cells in (Parts(), whole):
+        affine(cells, source, effective * 0.999)
+        with pytest.raises(SiteNotFittable, match="weigh as much as 50 cells"):
+            affine(cells, source, effective * 1.001)
+
+
+def test_memory_does_not_grow_with_the_slides(source: Source, pixels: np.ndarray) -> None:
+    wide = 256
+    broad = Source(source.densities, np.zeros(wide, np.float32), np.ones(wide, np.float32), source.gate)
+
+    def peak(slides: int) -> int:
+        cells = Slidewise(slides, wide, float(2 * np.sqrt(source.gate)))
+        tracemalloc.start()
+        try:
+            assert fit("North", 1, broad, slides, counted(pixels), lambda colour: cells).verdict == "adapted"
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(32)  # what numpy takes once
+    assert peak(4 * 32) < 1.2 * peak(32) < 4 * 32 * 200 * wide * 4  # less than all features once
+
+
+def test_cells_that_a_few_slides_bring_are_too_few() -> None:
+    demand_spread([25] * 8)
+    demand_spread([7] * 32)
+    for cells in ([1000, *[1] * 31], [200, *[0] * 31], [*[1000] * 7, *[0] * 25], [6] * 32):
+        with pytest.raises(SiteNotFittable, match="of which no slide brings more than 25; its slides show"):
+            demand_spread(cells)
 
 
 def test_too_few_slides_fit_no_site(source: Source, pixels: np.ndarray) -> None:
@@ -148,7 +234,7 @@ def test_a_state_is_its_bytes_and_any_value_changes_its_digest(source: Source, p
             SiteState.from_bytes(damaged)
     unknown = not_commissioned("West", source)
     assert unknown.changes_nothing
-    assert unknown.finding == "site not commissioned"
+    assert unknown.verdict == "not commissioned"
     assert Source.read(source.record()).digest == source.digest
     with pytest.raises(SiteStateInvalid, match="another model"):
         demand_fits(state, replace(source, gate=1.0))
