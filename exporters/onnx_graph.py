@@ -1,11 +1,13 @@
 """PyTorch to ONNX: opset 20, free sizes, weights as fp16 where that loses nothing, provenance stamped last."""
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -21,6 +23,8 @@ OPSET, BF16_OPSET = 20, 22
 """Convolutions in bf16 need 22. From 23 attention becomes one operator that neither runtime takes in fp32."""
 _FILE_LIMIT_BYTES = (1 << 31) - (1 << 24)
 """What one protobuf message holds, less room for the nodes."""
+_EXPANDED_FROM = 4096
+"""Elements from which a constant that is only another one repeated is not written out."""
 _HALF_FROM = 1024
 """Elements from which a weight may be stored as fp16; smaller ones are not worth a Cast."""
 
@@ -79,7 +83,7 @@ def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> b
     # Only constants are folded. Fusing batch norms into convolutions, as the full optimiser does, would change weights
     # that fp16 holds exactly; the runtimes fuse them when they load the graph.
     # Types are inferred so that CastLike, which the exporter writes into attention, becomes Cast or nothing.
-    fold_constants_ir(program.model, onnx_shape_inference=True)
+    fold_constants_ir(program.model, onnx_shape_inference=True, should_fold=_is_to_be_folded)
     RemoveUnusedNodesPass()(program.model)
     model = program.model_proto
     _strip(model)
@@ -92,6 +96,15 @@ def export(graph: Graph, provenance: Mapping[str, str], opset: int = OPSET) -> b
         )
     helper.set_model_props(model, dict(sorted(provenance.items())))
     return model.SerializeToString(deterministic=True)
+
+
+def _is_to_be_folded(node: ir.Node) -> bool | None:
+    """A constant that is repeated to many times its size stays as it is, or the file would hold all its copies. None:
+    as the folding sees fit."""
+    shape = node.outputs[0].shape
+    if node.op_type != "Expand" or shape is None or not shape.is_static():
+        return None
+    return False if math.prod(shape.numpy()) >= _EXPANDED_FROM else None
 
 
 def _free_sizes(graph: Graph) -> tuple[dict[int, object], ...]:
