@@ -33,8 +33,8 @@ blue-green at 30."""
 _TAILS_PERCENT = 5.0
 
 LEAST_COLOURED = 0.25
-"""The part of the stained pixels with a hue, below which a slide has no colour, however many there are: a scanner's noise
-gives grey scattered hues, which are as far apart as Papanicolaou's. CRIC's fields have 0.43 and more."""
+"""The part of the stained pixels with a hue, below which a slide has no colour, however many they are: a scanner's
+noise gives grey scattered hues, as far apart as Papanicolaou's. CRIC's fields have 0.43 and more."""
 
 Verdict = Literal["papanicolaou", "other", "colourless", "too little"]
 

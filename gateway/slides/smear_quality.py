@@ -29,8 +29,8 @@ SQUAMOUS_CELL_UM2 = 680.0
 fields. The estimate is then 0.55 to 1.43 times what is annotated in a block of them (13 blocks)."""
 BLURRED = 0.01
 """Focus (`gateway.slides.quality`) below which a tile of 0.375 µm a pixel is out of focus. None of CRIC's 161 tiles is
-so, and 1 % of the stained area with a simulated softer scanner; behind a Gaussian blur of 0.5 µm 57 % is, of 0.75 µm
-all."""
+so, nor where they are enlarged from 0.5 µm, and 1 % of the stained area with a simulated softer scanner; behind a
+Gaussian blur of 0.5 µm 57 % is (75 % enlarged), of 0.75 µm all."""
 EMPTY = 0.02
 """Share of stained and inked area below which a tile has nothing to be judged."""
 LEAST_NUCLEI = 20

@@ -15,6 +15,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from gateway.slides import Slide, find_tissue, pap_stain, plan_tiles, smear_quality, stream_tiles
+from gateway.slides.rescale import rescaled
+from gateway.slides.window_stream import stream_windows
+from gateway.slides.windows import plan_windows
 from training.data.common import data_root
 from training.data.dataset import images_of
 from training.smartccs import damage
@@ -33,6 +36,8 @@ SLIDES = {"csf_breast_pap": 0.375, "cmu_small_he": 0.5, "metaplasia_he": 0.5}
 """Real slides, and the µm a pixel that they are read at."""
 _TOGETHER, _PIXELS, _TILES = 10, 4000, 40
 """How many images of an H&E set are judged together, how many pixels of each image, and the most tiles of a slide."""
+COARSE_MPP = 0.5
+"""Of a scan at 20×, whose windows are enlarged for the detector."""
 DAMAGES: Mapping[str, Change] = {
     "as they are": lambda image: image,
     **CENTRES,
@@ -45,6 +50,14 @@ DAMAGES: Mapping[str, Change] = {
     "air-dried": lambda image: damage.air_dried(image, TILE_MPP),
     **{f"pen, {ink}": lambda image, ink=ink: damage.marked(image, TILE_MPP, ink, seed=3) for ink in damage.INKS},
 }
+COARSE: Mapping[str, Change] = {
+    "20×": lambda image: image,
+    "20×, blurred, 0.5 µm": lambda image: damage.blurred(image, COARSE_MPP, 0.5),
+    "20×, blurred, 0.75 µm": lambda image: damage.blurred(image, COARSE_MPP, 0.75),
+}
+"""Of such scans, before they are enlarged."""
+COARSE_SLIDES = ("cmu_small_he", "metaplasia_he")
+"""Real slides whose finest level is so. No smear is."""
 _SHARES = ("obscured_share", "blood_share", "blurred_share", "air_dried_share", "pen_share")
 
 
@@ -98,24 +111,51 @@ def _tiles(folder: Path, mpp: float) -> Iterator[np.ndarray]:
             yield image
 
 
+def _windows(folder: Path) -> Iterator[np.ndarray]:
+    """As the detector sees them."""
+    with Slide.open(sorted(folder.glob("*.dcm"))) as slide:
+        plan = plan_windows(
+            slide, find_tissue(slide), mpp=TILE_MPP, side_px=TILE_PX, region=None, min_tissue=0.1, overlap_px=0
+        )
+        batches = stream_windows(slide, plan, batch=4, resize=rescaled)
+        for _, image in zip(range(_TILES), (image for batch in batches for image in batch.images_BHWC), strict=False):
+            yield image
+
+
 def _damages(fields: Sequence[tuple[Field, np.ndarray]]) -> list[list[str]]:
-    rows = [["smears", "squamous cells", *(name.removesuffix("_share") for name in _SHARES), "ms a tile"]]
+    shares = (name.removesuffix("_share") for name in _SHARES)
+    rows = [["smears", "squamous cells", *shares, "focus, median (least)", "ms a tile"]]
     for name, change in DAMAGES.items():
-        by_block, seconds = defaultdict(list), 0.0
-        for field, image in fields:
-            tile_1HWC = change(image[:TILE_PX, :TILE_PX].copy())[None]
-            began = time.process_time()
-            by_block[field.group].append(smear_quality.measure(tile_1HWC, TILE_MPP))
-            seconds += time.process_time() - began
-        blocks = [_figures(rows_N1F) for rows_N1F in by_block.values()]
-        whole = _figures([row for rows_N1F in by_block.values() for row in rows_N1F])
-        shares = [
-            f"{getattr(whole, share):.2f} ({min(each):.2f} to {max(each):.2f})"
-            for share in _SHARES
-            for each in [[getattr(block, share) for block in blocks]]
-        ]
-        rows.append([name, str(whole.squamous_cells), *shares, f"{1000 * seconds / len(fields):.1f}"])
-    return rows
+        tiles = ((field.group, change(image[:TILE_PX, :TILE_PX].copy())) for field, image in fields)
+        rows.append(_damaged(name, tiles))
+    coarse, side = scaled(load(), COARSE_MPP), round(TILE_PX * TILE_MPP / COARSE_MPP)
+    for name, change in COARSE.items():
+        tiles = (
+            (picture.field.group, rescaled(change(picture.image_HWC[:side, :side].copy()), TILE_PX, TILE_PX))
+            for picture in coarse
+        )
+        rows.append(_damaged(name, tiles))
+    slides = [(folder, data_root() / "slides" / folder) for folder in COARSE_SLIDES]
+    return rows + [_damaged(folder, ((folder, window) for window in _windows(path))) for folder, path in slides]
+
+
+def _damaged(name: str, tiles: Iterator[tuple[str, np.ndarray]]) -> list[str]:
+    """A row: the figures of all tiles, in brackets the least and the greatest of a block."""
+    by_block, seconds = defaultdict(list), 0.0
+    for block, tile_HWC in tiles:
+        began = time.process_time()
+        by_block[block].append(smear_quality.measure(tile_HWC[None], TILE_MPP))
+        seconds += time.process_time() - began
+    rows_NF = np.concatenate([row for rows_N1F in by_block.values() for row in rows_N1F])
+    blocks, whole = [_figures(rows_N1F) for rows_N1F in by_block.values()], _figures([rows_NF])
+    shares = [
+        f"{getattr(whole, share):.2f} ({min(each):.2f} to {max(each):.2f})"
+        for share in _SHARES
+        for each in [[getattr(block, share) for block in blocks]]
+    ]
+    focus_N = rows_NF[:, smear_quality.FIGURES.index("focus")]
+    focus = f"{np.median(focus_N):.3f} ({focus_N.min():.3f})"
+    return [name, str(whole.squamous_cells), *shares, focus, f"{1000 * seconds / len(rows_NF):.1f}"]
 
 
 def _cells(fields: Sequence[tuple[Field, np.ndarray]]) -> list[list[str]]:
