@@ -68,8 +68,8 @@ _ADEQUACY = {
     "adequacy.min_cells": SettingSpec(
         8000, 0, 1_000_000, "least estimated number of squamous cells of a satisfactory smear", whole=True
     ),
-    "adequacy.max_obscured": SettingSpec(0.75, 0.0, 1.0, "greatest share of the cells that may be obscured"),
-    "adequacy.max_blurred": SettingSpec(0.5, 0.0, 1.0, "greatest share of the windows that may be out of focus"),
+    "adequacy.max_obscured": SettingSpec(0.75, 0.0, 1.0, "greatest share of the stained area that may be obscured"),
+    "adequacy.max_blurred": SettingSpec(0.5, 0.0, 1.0, "greatest share of the stained area that may be out of focus"),
     "adequacy.max_blood": SettingSpec(0.5, 0.0, 1.0, "greatest share of the stained area that may be blood"),
     "adequacy.max_air_dried": SettingSpec(0.5, 0.0, 1.0, "greatest share of the nuclei that may be air-dried"),
     "adequacy.max_pen": SettingSpec(0.5, 0.0, 1.0, "greatest share of the stained area that may be pen"),

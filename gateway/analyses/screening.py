@@ -38,6 +38,9 @@ from gateway.slides.grid import tiles_under
 
 _FILE = "bag.npz"
 _ENLARGED = 1.02
+ACCEPTED_MPP = (0.2, 0.5)
+"""Of a scan's finest level: outside, cells may look unlike those that the models have seen, at whatever scale they are
+shown to them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,6 +147,7 @@ class CervicalScreening:
             Evidence(
                 task=task,
                 level=level,
+                scale=level.mpp / screening.screened.windows.mpp,
                 use=use,
                 specimen=specimen,
                 stain=stain_of(quality_NF),
@@ -188,21 +192,28 @@ def _pen_findings(reading: SlideReading, pen_area_mm2: float) -> Iterator[Findin
         yield Finding(kind=FindingKind.QUALITY, code=finding_code(key), text=text, series=reading.series)
 
 
-def _scale_findings(task: SlideTask, reading: SlideReading) -> tuple[Finding, ...]:
-    """Where the level is coarser than the detector's resolution, so that windows were enlarged."""
+def _scale_findings(task: SlideTask, reading: SlideReading) -> Iterator[Finding]:
+    """Where the scan is finer or coarser than accepted; and where the level is coarser than the detector's resolution,
+    so that windows were enlarged."""
     assert reading.level_mpp is not None
+    finest, (least, most) = round(task.slide.levels[0].mpp, 3), ACCEPTED_MPP
+    if not least <= finest <= most:
+        yield Finding(
+            kind=FindingKind.QUALITY,
+            code=finding_code("scan-scale-outside"),
+            text=f"The slide was scanned at {finest:.3f} µm per pixel; from {least:g} to {most:g} is accepted. How "
+            "well cells are found in such a scan was not measured.",
+            series=reading.series,
+        )
     wanted = task.eye.card.mpp
-    if reading.level_mpp <= wanted * _ENLARGED:
-        return ()
-    return (
-        Finding(
+    if reading.level_mpp > wanted * _ENLARGED:
+        yield Finding(
             kind=FindingKind.QUALITY,
             code=finding_code("coarser-than-model"),
             text=f"The finest image has {reading.level_mpp:.3f} µm per pixel; cells are looked for at {wanted:g}. It "
             f"was enlarged by {reading.level_mpp / wanted:.2f}.",
             series=reading.series,
-        ),
-    )
+        )
 
 
 @contextmanager

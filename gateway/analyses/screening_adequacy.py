@@ -59,10 +59,15 @@ def _against(task: SlideTask, figures: SmearFigures) -> Iterator[tuple[str, str]
     if figures.squamous_cells < least:
         yield "few-cells", f"About {figures.squamous_cells} squamous cells were seen; {least} are asked for."
     for key, setting, share, words in (
-        ("obscured", "max_obscured", figures.obscured_share, "of the cells are obscured"),
-        ("blurred", "max_blurred", figures.blurred_share, "of the windows are out of focus"),
+        ("obscured", "max_obscured", figures.obscured_share, "of the stained area is obscured"),
+        ("blurred", "max_blurred", figures.blurred_share, "of the stained area is out of focus"),
         ("blood", "max_blood", figures.blood_share, "of the stained area is blood"),
-        ("air-dried", "max_air_dried", figures.air_dried_share, "of the nuclei are pale and large, as air-dried"),
+        (
+            "air-dried",
+            "max_air_dried",
+            figures.air_dried_share,
+            "of the nuclei have no sharp edge, as air-dried",
+        ),
     ):
         if share > task.option(f"adequacy.{setting}"):
             yield key, f"{100 * share:.0f} % {words}."

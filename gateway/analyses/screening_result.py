@@ -16,8 +16,8 @@ from gateway.domain.bethesda import ABNORMAL, CLASSES, NAMES, NILM, class_of
 from gateway.domain.codes import Code
 from gateway.domain.model import ModelCard, OperatingPoint
 from gateway.domain.report import Finding, FindingKind
-from gateway.domain.screened import Adaptation, ScreenedCell, ScreeningClass, ScreeningResult
-from gateway.domain.screening import NOT_SUPPORTED, TURNED_NORMAL, Decision, ScreeningPoint, decided
+from gateway.domain.screened import ORDERS_POINT, Adaptation, ScreenedCell, ScreeningClass, ScreeningResult
+from gateway.domain.screening import NOT_SUPPORTED, TURNED_NORMAL, Call, Decision, ScreeningPoint, decided
 from gateway.domain.slide import Level
 from gateway.domain.tables import adequacy_code, finding_code
 from gateway.operations.errors import InvalidSetting
@@ -44,10 +44,12 @@ class Looked:
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class Evidence:
     """All that a slide is called by. `adapted`: as its site's state shows it, `unadapted`: without; the cells of both
-    are the same where that state maps no colours. `level`: the one that was read."""
+    are the same where that state maps no colours. `level`: the one that was read; `scale`: by how much its pixels were
+    enlarged for the detector (below 1: reduced)."""
 
     task: SlideTask
     level: Level
+    scale: float
     use: Use
     specimen: Declared
     stain: StainVerdict
@@ -121,10 +123,12 @@ def call(seen: Evidence) -> Called:
         detected=tuple(int((shown.found.classes_N == column).sum()) for column in range(len(ABNORMAL))),
         bag=len(shown.chosen),
         gallery=tuple(_shown_cell(seen.level, shown, int(cell), towards) for cell in heaviest),
+        scale=seen.scale,
     )
-    findings = (*_stain_findings(seen), *seen.judged.findings, *_cell_findings(seen, decision))
+    findings = (*_stain_findings(seen), *seen.judged.findings, *_unsatisfactory_findings(seen, result))
+    findings += tuple(_cell_findings(seen, decision))
     if decision is not None and drawn:
-        findings += tuple(_call_findings(seen, decision, classes, point, given=given is not None))
+        findings += tuple(_call_findings(seen, decision, classes, point, given))
     findings += tuple(_improbable_findings(seen, result))
     findings += (*_site_findings(seen), *_model_findings(seen))
     if not drawn:
@@ -144,7 +148,7 @@ def operating_point(card: ModelCard, options: Mapping[str, float | None]) -> Ope
             f"({own.min_probability:g}): slides that are abnormal there would be called negative. Give at most "
             "that, or leave it out."
         )
-    return OperatingPoint(name="order", min_probability=changed, origin="set by the order")
+    return OperatingPoint(name=ORDERS_POINT, min_probability=changed, origin="set by the order")
 
 
 def _decided(
@@ -255,6 +259,29 @@ def _stain_findings(seen: Evidence) -> Iterator[Finding]:
     yield _finding(seen, FindingKind.INTENDED_USE, said.key, f"{said.text} {rest}")
 
 
+def _unsatisfactory_findings(seen: Evidence, result: ScreeningResult) -> Iterator[Finding]:
+    """Where a slide that cannot be judged reaches the operating point all the same. The Bethesda System (2014), chapter
+    1: any specimen with abnormal cells is satisfactory. Ours is not classified, and must not lie unread for that: said
+    whatever the colours are, as thick blood alone makes them unlike Papanicolaou's."""
+    if result.adequacy.satisfactory or result.deciding is None or result.deciding < result.abnormal_from:
+        return
+    negative = next(each for each in result.classes if each.index == NILM)
+    reached, least = presence(result.deciding, result.abnormal_from)
+    there = (
+        "Cells of another pattern may be there: look at the slide."
+        if result.exploratory
+        else "Abnormal cells may be there, and The Bethesda System (2014) calls any specimen that has them "
+        "satisfactory: look at the slide."
+    )
+    yield _finding(
+        seen,
+        FindingKind.CONFIDENCE,
+        "unsatisfactory-yet-reached",
+        f"The slide is unsatisfactory, so no category is given, yet 1 - p({_short(result, negative)}) is {reached} and "
+        f"reaches the operating point “{result.operating_point}” ({least}). {there}",
+    )
+
+
 def _cell_findings(seen: Evidence, decision: Decision | None) -> Iterator[Finding]:
     without = [name for name, look in (("with", seen.adapted), ("without", seen.unadapted)) if look.said is None]
     if not without:
@@ -270,9 +297,13 @@ def _cell_findings(seen: Evidence, decision: Decision | None) -> Iterator[Findin
 
 
 def _call_findings(
-    seen: Evidence, decision: Decision, classes: tuple[ScreeningClass, ...], point: OperatingPoint, *, given: bool
+    seen: Evidence,
+    decision: Decision,
+    classes: tuple[ScreeningClass, ...],
+    point: OperatingPoint,
+    given: Call | None,
 ) -> Iterator[Finding]:
-    """Why the call is not simply that of the adapted probabilities. `given`: whether it is given at all."""
+    """Why the call is not simply that of the adapted probabilities. `given`: the one that the report says, if any."""
     turned = TURNED_NORMAL in decision.findings
     if turned:
         negative = next(each for each in classes if each.index == NILM)
@@ -288,7 +319,13 @@ def _call_findings(
         # Of the call that stands: the adaptation's, unless it would turn the slide normal.
         shares = {each.index: each.probability_unadapted if turned else each.probability for each in classes}
         best = max((each for each in classes if each.index != NILM), key=lambda each: shares[each.index])
-        rest = " The category is the most probable of the others." if given else ""
+        rest = ""
+        if given is not None:
+            rest = (
+                " The category is the most probable of the others."
+                if given.categories
+                else " Of the others none may be named either: the slide is abnormal, and no category is given."
+            )
         yield _finding(
             seen,
             FindingKind.CONFIDENCE,

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from gateway.domain.bethesda import NILM
 from gateway.domain.codes import Code
 
+ORDERS_POINT = "order"
+"""The name of the operating point that an order set, in place of the model's."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adequacy:
     """Whether a slide can be judged. `code`: satisfactory or unsatisfactory for evaluation; `reasons`: why it is not.
 
     `squamous_cells`: the estimated number of squamous cells on it; `least_cells`: how many are asked for.
-    `obscured_share`, `blurred_share` (0..1) are parts of the tissue that was read.
+    `obscured_share`, `blurred_share` (0..1) are parts of the stained area of windows that are neither empty nor inked.
     """
 
     code: Code
@@ -84,7 +87,8 @@ class ScreeningResult:
     `abnormal` is None, and `categories` empty, where the category is withheld; the first of `categories` (numbers) is
     the slide's, a second one stands beside it (AGC and a squamous class). `withheld`: why there is none. A slide is
     abnormal where 1 - p(NILM) reaches `abnormal_from`, the operating point of that name. `detected`: the number of
-    cells by abnormal class, in Bethesda's order; `bag`: how many of them the slide's model was given.
+    cells by abnormal class, in Bethesda's order; `bag`: how many of them the slide's model was given. `scale`: of the
+    level that was read, to what the detector was shown (above 1: enlarged); None where an earlier release read it.
     """
 
     series: str
@@ -100,6 +104,7 @@ class ScreeningResult:
     detected: tuple[int, ...]
     bag: int
     gallery: tuple[ScreenedCell, ...]
+    scale: float | None = None
 
     @property
     def turned(self) -> bool:

@@ -11,7 +11,7 @@ from gateway.domain.screened import Adaptation
 from gateway.operations.codec import adapter, dump, load
 from gateway.reports.case_call import case_call
 
-SCHEMA_VERSION = "1.6"
+SCHEMA_VERSION = "1.7"
 SCHEMA_ID = "urn:pathserve:schema:report:1"
 
 _UID = {"pattern": r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$", "maxLength": 64}
@@ -136,10 +136,15 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "ScreeningResult.detected": {"description": "Cells found, by abnormal class in Bethesda's order."},
     "ScreeningResult.bag": {**_COUNT, "description": "Cells that the slide's model saw."},
     "ScreeningResult.gallery": {"description": "Cells that the answer rests on, the heaviest first."},
+    "ScreeningResult.scale": {
+        **_POSITIVE,
+        "description": "Factor from the level that was read to what the detector was shown: above 1 enlarged, below "
+        "1 reduced. Null where a release before 1.7 read the slide.",
+    },
     "Adequacy.squamous_cells": {**_COUNT, "description": "Estimated number of squamous cells on the slide."},
     "Adequacy.least_cells": {**_COUNT, "description": "How many are asked for."},
-    "Adequacy.obscured_share": {**_SHARE, "description": "Part of the tissue that was read."},
-    "Adequacy.blurred_share": {**_SHARE, "description": "Part of the tissue that was read."},
+    "Adequacy.obscured_share": {**_SHARE, "description": "Part of the stained area."},
+    "Adequacy.blurred_share": {**_SHARE, "description": "Part of the stained area."},
     "Adaptation.version": {**_COUNT, "description": "0: nobody fitted the site."},
     "Adaptation.digest": _SHA256,
     "Adaptation.applied": {"description": "Whether it changes anything."},
@@ -286,7 +291,8 @@ _CASE: dict[str, Any] = {
             "required": ["name", "abnormal_from"],
             "additionalProperties": False,
         },
-        "A slide is abnormal where 1 - p(NILM) reaches `abnormal_from`.",
+        "A slide is abnormal where 1 - p(NILM) reaches `abnormal_from`. The point is that of the model's source or, "
+        "by the name `order`, the order's; never the site's own.",
     ),
     "adequacy": _or_null(_coded(reasons={"type": "array", "items": _coded()}), "Whether the slide can be judged."),
     "screened_series": _or_null({**_UID, "type": "string"}, "The slide that speaks for the case."),
@@ -340,7 +346,8 @@ def from_json(data: bytes) -> Report:
         if "min_presence" in result:  # until 1.4 one for all segments
             least = result.pop("min_presence")
             result["segments"] = [{**each, "min_presence": least} for each in result["segments"]]
-    if "screenings" not in document:  # until 1.5
+    # Until 1.5 there were no screenings, until 1.6 they had no scale.
+    if "screenings" not in document or any("scale" not in result for result in document["screenings"]):
         document["schema_version"] = SCHEMA_VERSION
     return load(Report, document)
 

@@ -198,6 +198,9 @@ def _slide(
     if slide.grid:
         grid = slide.grid
         facts.append(["Read at", f"{grid.mpp:.3f} µm per pixel, {slide.tiles_read} tiles of {grid.tile_um:.0f} µm"])
+    scaled = screened_words.scaled_by(screening, slide) if screening else None
+    if scaled is not None:
+        facts.append(["Scaled by", scaled])
     if slide.tissue_area_mm2 is not None:
         facts.append(["Tissue found", f"{wording.area(slide.tissue_area_mm2)} mm²"])
     facts += [[label, figure] for label, figure in wording.how_seen(slide)]

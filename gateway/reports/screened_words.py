@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from gateway.domain.bethesda import CLASSES, NAMES, NILM
 from gateway.domain.codes import Code
-from gateway.domain.report import Report
-from gateway.domain.screened import ScreeningClass, ScreeningResult
+from gateway.domain.report import Report, SlideReading
+from gateway.domain.screened import ORDERS_POINT, ScreeningClass, ScreeningResult
 from gateway.reports.case_call import case_call
 from gateway.reports.wording import THUMBNAIL, percent, presence, slide_name
 
@@ -73,8 +73,8 @@ def adequacy_words(result: ScreeningResult) -> Said:
     adequacy = result.adequacy
     figures = (
         f"About {adequacy.squamous_cells:,} squamous cells (at least {adequacy.least_cells:,} are asked for); of the "
-        f"tissue that was read {percent(adequacy.obscured_share)} % are obscured, {percent(adequacy.blurred_share)} % "
-        "out of focus."
+        f"stained area {percent(adequacy.obscured_share)} % is obscured, {percent(adequacy.blurred_share)} % is out of "
+        "focus."
     )
     reasons = "".join(f"{code.display}. " for code in adequacy.reasons)
     return Said(f"{adequacy.code.display}.", reasons + figures)
@@ -137,9 +137,24 @@ def adaptation_facts(result: ScreeningResult) -> list[tuple[str, str]]:
         ("State", f"version {state.version}" if state.version else "none was fitted"),
         ("Applied", "yes" if state.applied else "no: probabilities are those without adaptation"),
         ("Distance from the model's source", f"{measured}{gate}" if measured else "not measured"),
+        ("Operating point", f"“{result.operating_point}”, {point_of(result)}"),
         ("Released by", state.signed_by or "nobody"),
         ("Digest, sha256", state.digest),
     ]
+
+
+def point_of(result: ScreeningResult) -> str:
+    """Whose operating point a slide is held against. No site has one of its own."""
+    whose = "the order" if result.operating_point == ORDERS_POINT else "the model's source"
+    return f"that of {whose}, not the site's own"
+
+
+def scaled_by(result: ScreeningResult, slide: SlideReading) -> str | None:
+    """By how much a slide was scaled for the detector: above 1 where its pixels were enlarged. None of a report from
+    before that was recorded."""
+    if result.scale is None or slide.level_mpp is None:
+        return None
+    return f"{result.scale:.3f}, from {slide.level_mpp:.3f} to {slide.level_mpp / result.scale:.3f} µm per pixel"
 
 
 def pictures(report: Report, result: ScreeningResult) -> list[tuple[str, str, str]]:

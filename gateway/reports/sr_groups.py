@@ -113,7 +113,7 @@ class SlideGroups:
         if screening is not None:
             measurements.append(measurement(concept.TILE_COUNT, self.slide.tiles_read, concept.TILES))
             evaluations += slide_evaluations(screening)
-            parameters += slide_parameters(screening)
+            parameters += slide_parameters(screening, self.slide)
         for answered in (result, classes, words, screening):
             if answered is not None:
                 use = concept.OUTSIDE if answered.exploratory else concept.INSIDE

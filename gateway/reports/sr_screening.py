@@ -11,10 +11,11 @@ from highdicom import sr as hd
 
 from gateway.domain.bethesda import NILM
 from gateway.domain.codes import NO_UNITS, PERCENT, PRIVATE_SCHEME, Code
-from gateway.domain.report import Report
+from gateway.domain.report import Report, SlideReading
 from gateway.domain.screened import Adaptation, Adequacy, ScreenedCell, ScreeningResult
 from gateway.reports import sr_concepts as concept
 from gateway.reports.case_call import case_call
+from gateway.reports.screened_words import point_of, scaled_by
 from gateway.reports.sr_segments import evaluation, measurement
 
 CATEGORY = Code("19762-4", "LN", "General categories")
@@ -27,8 +28,8 @@ SLIDE_ADEQUACY = Code("slide-adequacy", PRIVATE_SCHEME, "Adequacy of the slide")
 ADEQUACY_REASON = Code("adequacy-reason", PRIVATE_SCHEME, "Why the slide is unsatisfactory")
 SQUAMOUS_CELLS = Code("squamous-cells", PRIVATE_SCHEME, "Estimated number of squamous cells")
 LEAST_CELLS = Code("least-cells", PRIVATE_SCHEME, "Number of squamous cells that is asked for")
-OBSCURED = Code("obscured-share", PRIVATE_SCHEME, "Share of the tissue that is obscured")
-OUT_OF_FOCUS = Code("unfocused-share", PRIVATE_SCHEME, "Share of the tissue that is out of focus")
+OBSCURED = Code("obscured-share", PRIVATE_SCHEME, "Share of the stained area that is obscured")
+OUT_OF_FOCUS = Code("unfocused-share", PRIVATE_SCHEME, "Share of the stained area that is out of focus")
 PROBABILITIES = Code("probabilities", PRIVATE_SCHEME, "Probabilities of the classes, as served")
 UNADAPTED = Code("probs-unadapted", PRIVATE_SCHEME, "Probabilities without the adaptation to the site")
 CANDIDATE_CELLS = Code("candidate-cells", PRIVATE_SCHEME, "Numbers of cells found, by class")
@@ -88,8 +89,12 @@ def slide_evaluations(result: ScreeningResult) -> list[hd.QualitativeEvaluation]
     return [*said, evaluation(SLIDE_ADEQUACY, result.adequacy.code)]
 
 
-def slide_parameters(result: ScreeningResult) -> Iterator[str]:
-    """The operating point, which classes are never named, and the adaptation to the slide's site."""
+def slide_parameters(result: ScreeningResult, slide: SlideReading) -> Iterator[str]:
+    """The scale, the operating point, which classes are never named, and the adaptation to the slide's site."""
+    scaled = scaled_by(result, slide)
+    if scaled is not None:
+        yield f"scaled by {scaled}"
+    yield f"operating point {result.operating_point}: {point_of(result)}"
     first = next((each.code.display for each in result.classes if each.index == NILM), None)
     if first is not None:
         yield f"operating point {result.operating_point}: 1 - probability of {first} >= {result.abnormal_from:g}"

@@ -55,6 +55,7 @@ from gateway.slides.site_state import SiteState, identity
 from tests.analyses.frugal import FrugalArchive
 from tests.conftest import data_path
 from tests.reports.pdf_text import pages
+from tests.reports.test_consistency import DIAGNOSIS
 from tests.support.bags import OnnxEngine
 from tests.support.models import read, seal, write
 from tests.support.screening import CERVIX, screened, screening, smear, write_smear
@@ -202,16 +203,24 @@ async def test_a_class_without_support_counts_and_is_not_named(
     assert len(result.categories) == 1
     assert SUPPORTED[result.categories[0]]
     assert max(result.classes, key=lambda each: each.probability).index == number
-    assert "was not measured for" in text_of(outcome, "class-not-supported-screening")
+    told = text_of(outcome, "class-not-supported-screening")
+    assert "was not measured for" in told
+    assert told.endswith("It counts towards abnormal. The category is the most probable of the others.")
     assert result.detected[number - 1] == 1
 
 
 async def test_an_abnormal_slide_without_a_supported_class_has_no_category(hsil: Path, tmp_path: Path) -> None:
     models = write_screening(tmp_path / "models", supported=(True, *(False,) * 6))
     with screening(hsil, models, tmp_path / "task") as task:
-        result = result_of(await screened(task, OnnxEngine(models)))
+        outcome = await screened(task, OnnxEngine(models))
+    result = result_of(outcome)
     assert (result.abnormal, result.categories) == (True, ())
     assert [code.code for code in result.withheld] == ["class-not-supported-screening"]
+    assert text_of(outcome, "class-not-supported-screening") == (
+        "The most probable abnormal class, High-grade squamous intraepithelial lesion "
+        f"({result.classes[HSIL].probability:.2f}), is one that the model was not measured for. It counts towards "
+        "abnormal. Of the others none may be named either: the slide is abnormal, and no category is given."
+    )
 
 
 async def test_the_order_may_lower_the_operating_point(
@@ -276,11 +285,51 @@ async def test_too_few_squamous_cells_withhold_the_category_and_not_the_probabil
     assert "100000 are asked for" in text_of(outcome, "unsatisfactory-few-cells")
 
 
+async def test_an_unsatisfactory_slide_that_reaches_the_operating_point_says_so(
+    painted: Callable[..., Path], hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    """The Bethesda System calls a specimen with abnormal cells satisfactory; no category is given here, and that is
+    told. Below the operating point, and of a slide that can be judged, it is not."""
+    few, enough = {"adequacy__min_cells": "100000"}, {"adequacy__min_cells": "10"}
+    cases = ((hsil, few, True), (painted(*FEW), few, False), (hsil, enough, False))
+    for number, (slide, settings, told) in enumerate(cases):
+        with screening(slide, models, tmp_path / str(number), **settings) as task:
+            outcome = await screened(task, engine)
+        result = result_of(outcome)
+        assert (result.category is None) is (settings is few)
+        assert ("unsatisfactory-yet-reached" in keys(outcome)) is told
+        if told:
+            assert result.deciding is not None
+            assert text_of(outcome, "unsatisfactory-yet-reached") == (
+                f"The slide is unsatisfactory, so no category is given, yet 1 - p(NILM) is {result.deciding:.3f} and "
+                "reaches the operating point “95 % sensitivity” (0.300). Abnormal cells may be there, and The Bethesda "
+                "System (2014) calls any specimen that has them satisfactory: look at the slide."
+            )
+
+
+@pytest.mark.parametrize("stain", [None, "HE"])
+async def test_outside_the_intended_use_the_same_is_said_without_a_word_of_diagnosis(
+    stain: str | None, painted: Callable[..., Path], models: Path, engine: OnnxEngine, tmp_path: Path
+) -> None:
+    """Of an unknown stain, and of a wrong one, where nothing is drawn."""
+    unknown = painted((HSIL, 120, 130), *FEW, stains=())
+    with screening(unknown, models, tmp_path, stain=stain, adequacy__min_cells="100000") as task:
+        outcome = await screened(task, engine)
+    assert (outcome.cells is None) is (stain == "HE")
+    assert result_of(outcome).exploratory
+    told = text_of(outcome, "unsatisfactory-yet-reached")
+    assert "1 - p(cell pattern 0)" in told
+    assert told.endswith("Cells of another pattern may be there: look at the slide.")
+    assert not DIAGNOSIS.search(told)
+
+
 async def test_a_blurred_smear_is_unsatisfactory(models: Path, engine: OnnxEngine, tmp_path: Path) -> None:
     blurred = cv2.GaussianBlur(smear([(HSIL, 120, 130), *FEW], size_um=400), (0, 0), 12)
     with screening(write_smear(tmp_path / "slide", np.asarray(blurred)), models, tmp_path / "task") as task:
         outcome = await screened(task, engine)
-    assert "unsatisfactory-blurred" in keys(outcome)
+    assert text_of(outcome, "unsatisfactory-blurred") == (
+        "100 % of the stained area is out of focus. The slide is unsatisfactory for evaluation."
+    )
     assert result_of(outcome).categories == ()
 
 
@@ -490,6 +539,31 @@ async def test_a_slide_that_is_too_coarse_is_refused_and_one_that_is_coarser_is_
         outcome = await screened(task, engine)
     assert result_of(outcome).categories == (HSIL,)
     assert "enlarged by 1.33" in text_of(outcome, "coarser-than-model")
+
+
+@pytest.mark.parametrize(
+    ("mpp", "told", "scale"),
+    [(0.1, True, 1), (0.15, True, 0.3 / 0.375), (0.2, False, 1), (0.5, False, 0.5 / 0.375), (0.52, True, 0.52 / 0.375)],
+)
+async def test_a_scan_finer_or_coarser_than_accepted_is_told(
+    mpp: float,
+    told: bool,
+    scale: float,
+    painted: Callable[..., Path],
+    models: Path,
+    engine: OnnxEngine,
+    tmp_path: Path,
+) -> None:
+    """A level near the detector's resolution is read as it is, of a finer scan, too; any other is scaled."""
+    cells = ((HSIL, 120, 130), (NILM, 60, 90))
+    with screening(painted(*cells, size_um=250.0, mpp=mpp), models, tmp_path) as task:
+        outcome = await screened(task, engine)
+    assert ("scan-scale-outside" in keys(outcome)) is told
+    if told:
+        said = text_of(outcome, "scan-scale-outside")
+        assert said.startswith(f"The slide was scanned at {mpp:.3f} µm per pixel; from 0.2 to 0.5 is accepted.")
+    assert result_of(outcome).detected[HSIL - 1] == 1
+    assert result_of(outcome).scale == pytest.approx(scale, abs=0.002)
 
 
 async def test_what_lies_round_the_cells_is_read_too_once_they_are_known(

@@ -1,5 +1,8 @@
-"""Slides with little on them: cells that lie alone on glass, ink, no colour, and too little to measure a stain."""
+"""Slides with little on them, or spoiled: cells that lie alone on glass, ink, no colour, blood, and what else hides
+cells."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -14,10 +17,16 @@ from gateway.domain.screened import ScreeningResult
 from tests.support.bags import OnnxEngine
 from tests.support.screening import PAP, screened, screening, smear, write_smear
 from tests.support.screening_models import paint, write_screening
+from tests.support.smears import MPP as DRAWN_MPP
+from tests.support.smears import smear as drawn_smear
+from training.smartccs import damage
+
+Image = npt.NDArray[np.uint8]
 
 GLASS = 243
 MPP = 0.25
 INK = (20, 40, 160)
+UNSATISFACTORY, BLOOD, AIR_DRIED = "125154007", "123836007", "125162004"
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +144,91 @@ async def test_an_empty_slide_says_that_its_stain_was_not_measured(
         outcome = await screened(task, engine)
     assert {"stain-too-little", "unsatisfactory-empty"} <= set(keys(outcome))
     assert "stain-too-little" not in [code.code for code in result_of(outcome).withheld]
+
+
+def spoiled(change: Callable[[Image], Image], share: float = 1) -> Image:
+    """Nine drawn tiles in a square, enough to measure a stain by, changed on that share of their width."""
+    image = np.vstack([np.hstack([drawn_smear(seed=3 * row + column) for column in range(3)]) for row in range(3)])
+    width = round(share * image.shape[1])
+    image[:, :width] = change(image)[:, :width]
+    return image
+
+
+def thick(image_HW3: Image) -> Image:
+    """Covered by what is dense in all channels, as clumps of leucocytes are; bluish, and no ink."""
+    return np.rint(image_HW3 * 10 ** -np.array([0.75, 0.62, 0.47])).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "reasons", "stain", "text"),
+    [
+        pytest.param(
+            partial(spoiled, lambda image: image), [], "papanicolaou", None, id="as drawn"
+        ),
+        pytest.param(
+            partial(spoiled, partial(damage.bloody, mpp=DRAWN_MPP, layers=1.5, haze=0.2), 0.42),
+            [BLOOD],
+            "papanicolaou",
+            "of the stained area is blood.",
+            id="partly covered by blood",
+        ),
+        pytest.param(
+            partial(spoiled, partial(damage.bloody, mpp=DRAWN_MPP, layers=3.0, haze=2.0)),
+            ["125161006", "unsatisfactory-obscured", BLOOD],
+            "other",
+            "of the stained area is blood.",
+            id="covered by blood",
+        ),
+        pytest.param(
+            partial(spoiled, partial(damage.air_dried, mpp=DRAWN_MPP)),
+            [AIR_DRIED],
+            "papanicolaou",
+            "of the nuclei have no sharp edge, as air-dried.",
+            id="air-dried",
+        ),
+        pytest.param(
+            partial(spoiled, thick, 0.6),
+            ["unsatisfactory-obscured"],
+            "papanicolaou",
+            "of the stained area is obscured.",
+            id="obscured",
+        ),
+        pytest.param(
+            partial(spoiled, partial(damage.blurred, mpp=DRAWN_MPP)),
+            ["unsatisfactory-blurred"],
+            "papanicolaou",
+            "of the stained area is out of focus.",
+            id="blurred",
+        ),
+        pytest.param(
+            partial(spoiled, partial(damage.marked, mpp=DRAWN_MPP, width_um=375.0, seed=3)),
+            ["unsatisfactory-pen"],
+            "papanicolaou",
+            "of the stained and inked area is pen.",
+            id="partly under pen",
+        ),
+        pytest.param(partial(spoiled, partial(damage.giemsa, mpp=DRAWN_MPP)), [], "other", None, id="Giemsa"),
+    ],
+)  # fmt: skip
+async def test_a_spoiled_slide_is_withheld_for_what_spoiled_it_and_for_nothing_else(
+    image: Callable[[], Image],
+    reasons: list[str],
+    stain: str,
+    text: str | None,
+    models: Path,
+    engine: OnnxEngine,
+    tmp_path: Path,
+) -> None:
+    slide = write_smear(tmp_path / "slide", image(), mpp=DRAWN_MPP)
+    with screening(slide, models, tmp_path / "task") as task:
+        outcome = await screened(task, engine)
+    result = result_of(outcome)
+    withheld = [*(["stain-not-papanicolaou"] if stain == "other" else []), *([UNSATISFACTORY] if reasons else [])]
+    assert [code.code for code in result.adequacy.reasons] == reasons
+    assert result.adequacy.satisfactory is (not reasons)
+    assert [code.code for code in result.withheld if code.code != "no-candidate-cells"] == withheld
+    assert (result.category is None) is bool(withheld)
+    assert "stain-too-little" not in keys(outcome)
+    told = [finding for finding in outcome.findings if finding.code.code.startswith("unsatisfactory-")]
+    assert len([each for each in told if each.code.code != "unsatisfactory-yet-reached"]) == len(reasons)
+    assert text is None or [each.text for each in told if text in each.text]

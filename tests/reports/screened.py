@@ -14,7 +14,7 @@ from gateway.domain.codes import PRIVATE_SCHEME, Code
 from gateway.domain.report import Finding, FindingKind, Report, SlideReading
 from gateway.domain.screened import Adaptation, Adequacy, ScreenedCell, ScreeningClass, ScreeningResult
 from gateway.domain.tables import adequacy_code, finding_code
-from gateway.reports import CellMap, SlideSource
+from gateway.reports import SCHEMA_VERSION, CellMap, SlideSource
 from tests.reports.conftest import reading_of, report_of
 
 SATISFACTORY = Adequacy(
@@ -115,6 +115,7 @@ def abnormal(slide: SlideReading, **changes: object) -> ScreeningResult:
         detected=COUNTS,
         bag=96,
         gallery=gallery_of(slide),
+        scale=1.328125,
     )
     return replace(result, **changes)  # type: ignore[arg-type]
 
@@ -160,6 +161,12 @@ def unsatisfactory(slide: SlideReading) -> ScreeningResult:
     """Too few cells, some under pen: probabilities, but no category."""
     adequacy = UNSATISFACTORY
     return negative(slide, adequacy=adequacy, abnormal=None, categories=(), withheld=(adequacy.code,), gallery=())
+
+
+def reached(slide: SlideReading) -> ScreeningResult:
+    """Too few cells, yet what is there reaches the operating point."""
+    adequacy = UNSATISFACTORY
+    return abnormal(slide, adequacy=adequacy, abnormal=None, categories=(), withheld=(adequacy.code,))
 
 
 def no_cells(slide: SlideReading) -> ScreeningResult:
@@ -223,7 +230,7 @@ def report_with(
     report = report_of(slides, [], findings)
     return replace(
         report,
-        schema_version="1.6",
+        schema_version=SCHEMA_VERSION,
         protocol="cervical-screening",
         statement="Research use, not a medical device. Made for conventional smears of the cervix.",
         screenings=tuple(results),

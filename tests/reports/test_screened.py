@@ -16,8 +16,9 @@ import pydicom
 import pytest
 
 from gateway.domain.bethesda import AGC, CLASSES, HSIL, NAMES
-from gateway.domain.report import Report, Signature
+from gateway.domain.report import Finding, FindingKind, Report, Signature
 from gateway.domain.screened import ScreeningResult
+from gateway.domain.tables import finding_code
 from gateway.operations.errors import PathserveError
 from gateway.reports import (
     DICOM,
@@ -45,6 +46,7 @@ from tests.reports.screened import (
     exploratory,
     negative,
     no_cells,
+    reached,
     screened,
     source_with,
     unnamed,
@@ -54,7 +56,7 @@ from tests.reports.screened import (
 from tests.reports.test_consistency import DIAGNOSIS, check_common, diagnosis_in, html_rows, sr_groups
 from tests.support.dciodvfy import needs_dciodvfy, validate
 
-KINDS = (abnormal, both, negative, withheld, unnamed, unsatisfactory, no_cells, exploratory)
+KINDS = (abnormal, both, negative, withheld, unnamed, unsatisfactory, reached, no_cells, exploratory)
 CATEGORY, ADEQUACY = ("19762-4", "LN"), ("19764-0", "LN")
 PICTURES = ("thumbnail-1.jpg", "cell-map-1.png")
 
@@ -226,11 +228,13 @@ def test_structured_report_has_adequacy_cells_and_adaptation(written: Written) -
     said = document.to_json()
     state = result.adaptation
     for words in (
+        f"scaled by {screened_words.scaled_by(result, written.report.slides[0])}",
+        f"operating point {result.operating_point}: that of the model's source, not the site's own",
         f"adaptation to site {state.site}, version {state.version}, verdict {state.verdict}",
         f"sha256 {state.digest}, signed by {state.signed_by or 'nobody'}",
         *([f"operating point {result.operating_point}: 1 - probability of"] if result.classes else []),
     ):
-        assert words in said
+        assert json.dumps(words)[1:-1] in said
 
 
 def test_cells_lie_in_the_structured_report_where_they_lie_on_the_slide(
@@ -264,6 +268,7 @@ def test_pages(written: Written) -> None:
         *(f"{said.head} {said.rest}" for said in told),
         screened_words.outside_labels(result),
         screened_words.caption(result) if result.classes else screened_words.NOTHING_FOUND,
+        f"Scaled by {screened_words.scaled_by(result, written.report.slides[0])}",
         *(f"{label} {value}" for label, value in screened_words.adaptation_facts(result)),
         *([screened_words.GALLERY_CAPTION] if result.gallery else []),
         *(title for _, title, _ in screened_words.gallery_pictures(result)),
@@ -297,6 +302,40 @@ def test_a_withheld_category_is_said_first_and_why(written: Written) -> None:
     reasons = [code.display for code in (*result.withheld, *result.adequacy.reasons)]
     assert reasons
     assert all(reason in source[: source.index('<dl class="identity">')] for reason in reasons)
+
+
+def test_whose_operating_point_it_is_and_what_the_scale_was(image: pydicom.Dataset) -> None:
+    slide = reading_of(image)
+    for name, whose in (("sensitivity 95 % at stain A", "the model's source"), ("order", "the order")):
+        facts = dict(screened_words.adaptation_facts(abnormal(slide, operating_point=name)))
+        assert facts["Operating point"] == f"“{name}”, that of {whose}, not the site's own"
+    for level_mpp, said in (
+        (0.5, "1.333, from 0.500 to 0.375 µm per pixel"),
+        (0.25, "0.667, from 0.250 to 0.375 µm per pixel"),
+    ):
+        result = abnormal(slide, scale=level_mpp / 0.375)
+        assert screened_words.scaled_by(result, replace(slide, level_mpp=level_mpp)) == said
+
+
+def test_an_unsatisfactory_slide_that_reaches_the_operating_point_is_told_in_every_encoding(
+    image: pydicom.Dataset,
+) -> None:
+    slide = reading_of(image)
+    code = finding_code("unsatisfactory-yet-reached")
+    told = Finding(kind=FindingKind.CONFIDENCE, code=code, text="Abnormal cells may be there.", series=slide.series)
+    report, source = screened(image, reached(slide), [told])
+    _, files = encoded(report, [source])
+    assert code.code in [each["code"]["code"] for each in json.loads(files["report.json"])["findings"]]
+    for text in (files["report.html"].decode(), "".join(pages(files["report.pdf"]))):
+        assert "".join(told.text.split()) in "".join(html.unescape(text).split())
+    document = pydicom.dcmread(BytesIO(files["report.sr.dcm"]))
+    assert code.code in [value for item in items(document) if item.ValueType == "CODE" for value in code_of(item)]
+    assert told.text in document.to_json()
+
+
+def test_shares_are_said_to_be_of_the_stained_area(image: pydicom.Dataset) -> None:
+    said = screened_words.adequacy_words(abnormal(reading_of(image)))
+    assert said.rest.endswith("of the stained area 6.2 % is obscured, 3.1 % is out of focus.")
 
 
 def test_both_classes_are_named(named_twice: Written) -> None:
@@ -431,9 +470,23 @@ def test_a_report_of_version_1_5_is_read(named_twice: Written) -> None:
     assert [again[member] for member in new] == [[], *[None] * (len(new) - 1)]
 
 
+def test_a_report_of_version_1_6_is_read_and_says_no_scale(named_twice: Written) -> None:
+    document = json.loads(named_twice.files["report.json"])
+    del document["screenings"][0]["scale"]
+    document["schema_version"] = "1.6"
+    read = from_json(json.dumps(document).encode())
+    assert read == replace(named_twice.report, screenings=(replace(named_twice.result, scale=None),))
+    jsonschema.validate(json.loads(to_json(read)), report_schema())
+    _, files = encoded(read, [named_twice.source])
+    assert "Scaled by" not in files["report.html"].decode()
+    assert "Scaledby" not in "".join(pages(files["report.pdf"]))
+    assert "scaled by" not in pydicom.dcmread(BytesIO(files["report.sr.dcm"])).to_json()
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
+        (("screenings", 0, "scale"), 0),
         (("category",), "HSIL"),
         (("category", "label"), None),
         (("probabilities", "NILM"), 1.5),
