@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from training.errors import TaskInvalid
 from training.smartccs.bags import share
@@ -23,6 +24,8 @@ _GAPS = 0.05
 """Share of the patches within the outline that are bare glass."""
 _ALIKE = 6
 """Patches that lie together and are of one field, on average."""
+_AS_NEAR = 8
+"""Points that may lie as near to a place as each other."""
 _CELLS, _PLACES, _APART_PX = 3, 60, 100
 _ANGLES, _RINGS = 32, (0.65, 0.8, 0.95)
 """Where a cell's surroundings are compared: angles, and rings in parts of the radius."""
@@ -145,8 +148,18 @@ def _sources(rng: np.random.Generator, places: list[tuple[int, int]], choice: li
     at_N2 = np.array(places, np.float64)
     points_K2 = at_N2[rng.integers(len(places), size=-(-len(places) // _ALIKE))] + rng.uniform(-0.5, 0.5, 2)
     fields_K = rng.integers(len(choice), size=len(points_K2))
-    nearest_N = np.square(at_N2[:, None] - points_K2[None]).sum(2).argmin(1)
-    return [choice[fields_K[point]] for point in nearest_N]
+    return [choice[fields_K[point]] for point in nearest(at_N2, points_K2)]
+
+
+def nearest(at_N2: np.ndarray, points_K2: np.ndarray) -> np.ndarray:
+    """(N,) int: the nearest point to each place; of points as near as each other the first. Memory goes with N + K."""
+    # The same point may be there several times: only its first place in the list counts.
+    _, first_U = np.unique(points_K2, axis=0, return_index=True)
+    first_U.sort()
+    _, near_NQ = cKDTree(points_K2[first_U]).query(at_N2, k=range(1, min(_AS_NEAR, len(first_U)) + 1))
+    near_NQ = first_U[np.sort(near_NQ, axis=1)]
+    away_NQ = np.square(at_N2[:, None] - points_K2[near_NQ]).sum(2)
+    return near_NQ[np.arange(len(at_N2)), away_NQ.argmin(1)]
 
 
 def _patch(scene: Scene, rng: np.random.Generator, windows: Windows) -> tuple[Patch, int]:

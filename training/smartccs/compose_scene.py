@@ -5,14 +5,17 @@ abnormal nuclei that none is near ("regions"). Not every cell is annotated, so a
 that nobody marked; the train part has no negative field. What is known of a cell is what is annotated.
 """
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 
 import cv2
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from gateway.domain.bethesda import NAMES, NILM
+from training.data.common import data_root, read_source
 from training.errors import TaskInvalid
 from training.smartccs import data
 from training.smartccs.data import Field
@@ -24,6 +27,8 @@ PITCHES_PX = {"negative": 832, "regions": 416}
 RADIUS_PX = 72
 """Of the disc about an annotated nucleus that is pasted, 18 µm: what is annotated in it belongs to the cell."""
 BACKGROUNDS = tuple(PITCHES_PX)
+MOST_SHOWN = 96
+"""Fields that are held as the slides show them, 4 MB each; the one that was asked for longest ago goes first."""
 LEAST_NEGATIVE = 3
 """Fewer negative fields than these are no background of their own unless asked for."""
 _SAFE_PX = 110
@@ -77,8 +82,9 @@ class Scene:
             raise TaskInvalid(f"The part {part} has no field without abnormal nuclei. Ask for the background regions.")
         self.pitch_px = PITCHES_PX[self.background]
         self.window_px = self.pitch_px + 2 * REACH_PX
-        self._shown = cache(self._show)
-        self._size = cache(lambda index: self.fields[index].read().shape[:2])
+        self._shown = lru_cache(MOST_SHOWN)(self._show)
+        self._glass: dict[int, np.ndarray] = {}
+        self._size = cache(lambda index: _size_of(self.fields[index]))
 
     @cached_property
     def windows(self) -> tuple[Windows, ...]:
@@ -122,27 +128,39 @@ class Scene:
 
     def pixels(self, index: int) -> np.ndarray:
         """(H,W,3) uint8 RGB of a field, as the slides show it."""
-        return self._shown(index)[0]
+        return self._shown(index)
 
     def glass(self, index: int) -> np.ndarray:
         """(3,) float: the colour of a field where nothing lies: the median of its brightest twentieth, judged by the
         darkest channel."""
-        return self._shown(index)[1]
+        if index not in self._glass:
+            self._shown(index)
+        return self._glass[index]
 
-    def _show(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _show(self, index: int) -> np.ndarray:
         image_HW3 = self.fields[index].read()
         image_HW3 = image_HW3 if self._look is None else self._look(image_HW3)
         pixels_N3 = image_HW3[::4, ::4].reshape(-1, 3)
         darkest_N = pixels_N3.min(1)
         bright_N = darkest_N >= np.quantile(darkest_N, 1 - _GLASS_SHARE)
-        glass_3 = np.maximum(np.median(pixels_N3[bright_N], axis=0), 1.0)
-        return image_HW3 if self._damage is None else self._damage(image_HW3), glass_3
+        self._glass[index] = np.maximum(np.median(pixels_N3[bright_N], axis=0), 1.0)
+        return image_HW3 if self._damage is None else self._damage(image_HW3)
 
     def lit(self, index: int, image_HW3: np.ndarray, glass_3: np.ndarray) -> np.ndarray:
         """A piece of a field as it would be in a slide whose glass has the colour `glass_3`."""
         gain_3 = glass_3 / self.glass(index)
         table = np.clip(np.rint(np.arange(256)[:, None] * gain_3), 0, 255).astype(np.uint8)
         return cv2.LUT(image_HW3, table[None])
+
+
+def _size_of(field: Field) -> tuple[int, int]:
+    """Height and width by the file's header; of one whose header says nothing, of its pixels. Raises DataMissing."""
+    try:
+        with Image.open(io.BytesIO(read_source(data_root(), field.source, "ABC"))) as image:
+            return image.height, image.width
+    except UnidentifiedImageError:
+        height, width = field.read().shape[:2]
+        return height, width
 
 
 def _corners(field: Field, size_px: tuple[int, int], side_px: int) -> np.ndarray:

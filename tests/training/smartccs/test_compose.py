@@ -1,6 +1,7 @@
 """Composed slides: what lies on them, that it is where the truth says, of one part only, and has no telling border."""
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -14,12 +15,13 @@ from gateway.domain.bethesda import HSIL, LSIL, NAMES, NILM
 from gateway.slides import Slide
 from tests.training.data import made
 from training.errors import TaskInvalid
+from training.smartccs import compose_scene
 from training.smartccs.compose import Wanted, compose, drawn_class, main
 from training.smartccs.compose_faults import FAULTS, Strokes, without_nuclei
-from training.smartccs.compose_layout import Layout, disc_of, lay_out, turned, turned_offset, window_of
+from training.smartccs.compose_layout import Layout, disc_of, lay_out, nearest, turned, turned_offset, window_of
 from training.smartccs.compose_paint import Painter, pasted_into
 from training.smartccs.compose_scene import RADIUS_PX, REACH_PX, Scene
-from training.smartccs.data import PARTS
+from training.smartccs.data import PARTS, Field
 
 pytestmark = pytest.mark.training
 
@@ -100,6 +102,43 @@ def test_same_arguments_same_bytes(tmp_path: Path) -> None:
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a" / "truth.json").read_bytes() != (tmp_path / "c" / "truth.json").read_bytes()
+
+
+def test_the_nearest_point_is_the_first_of_those_as_near() -> None:
+    """As all distances at once say it, with points that are there twice and such as lie alike."""
+    rng = np.random.default_rng(0)
+    at_N2 = np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), -1).reshape(-1, 2)
+    for shift in ((0.0, 0.0), (0.5, 0.5), (0.3, -0.2)):
+        for count in (1, 3, 250):
+            points_K2 = at_N2[rng.integers(len(at_N2), size=count)] + shift
+            expected_N = np.square(at_N2[:, None] - points_K2[None]).sum(2).argmin(1)
+            np.testing.assert_array_equal(nearest(at_N2, points_K2), expected_N)
+
+
+def test_a_wide_slides_places_need_no_memory_for_all_pairs() -> None:
+    """240² places, as of 100,000 px: all pairs with a sixth as many points are 9 GB."""
+    at_N2 = np.stack(np.meshgrid(np.arange(240.0), np.arange(240.0)), -1).reshape(-1, 2)
+    points_K2 = at_N2[::6] + np.array([0.3, -0.2])
+    tracemalloc.start()
+    try:
+        nearest(at_N2, points_K2)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_few_fields_are_held_and_none_is_decoded_for_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene("train", background="regions")
+    with monkeypatch.context() as without:
+        without.setattr(Field, "read", lambda field: pytest.fail("decoded"))
+        assert scene.windows
+        assert scene.cells[HSIL]
+    whole = Painter(scene, layout(scene, HSIL, 3), 1).draw(0, 0, SIDE_PX, SIDE_PX)
+    monkeypatch.setattr(compose_scene, "MOST_SHOWN", 2)
+    short = Scene("train", background="regions")
+    assert np.array_equal(Painter(short, layout(short, HSIL, 3), 1).draw(0, 0, SIDE_PX, SIDE_PX), whole)
+    held = short._shown.cache_info()
+    assert held.currsize == 2 < held.misses
 
 
 @pytest.mark.parametrize("background", ["negative", "regions"])
