@@ -98,10 +98,7 @@ def _queries(detector: ServedModel) -> int:
 
 
 def _source(slide: ServedModel, rule: ScreeningRule, width: int) -> Source:
-    try:
-        source = Source.read(dict(rule.source))
-        if len(source.mean_D) == width:
-            return source
-    except (KeyError, TypeError, ValueError):
-        pass
+    source = Source.of(rule)
+    if source is not None and len(source.mean_D) == width:
+        return source
     raise ModelRefused(f"The card of {slide.folder} does not say what sites are held against. Promote another version.")

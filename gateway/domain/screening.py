@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from gateway.domain.bethesda import AGC, CLASSES, NILM
 
-SITE_NOT_COMMISSIONED = "site not commissioned"
 SITE_OUT_OF_SCOPE = "site out of scope"
 NOT_SUPPORTED = "the most probable class is not supported"
 TURNED_NORMAL = "adaptation would turn an abnormal slide normal"
