@@ -23,6 +23,7 @@ from training import command
 from training.errors import RunInvalid
 from training.files import json_bytes, write_atomic
 from training.runs import read_json
+from training.smartccs.results import MODELS
 from training.smartccs.slide_fit import auc_of
 from training.smartccs.trial import Found
 from training.statistics import ItemScore, StatisticsInvalid, bootstrap
@@ -85,13 +86,10 @@ def read(truth: Path, reports: Path) -> Composed:
 def _digests(folder: str, report: Mapping[str, Any]) -> dict[str, str]:
     try:
         weights = {each["name"]: str(each["weights_sha256"]) for each in report["models"]}
-        return {kind: weights[name] for kind, name in _MODELS.items()}
+        return {kind: weights[name] for name, kind in MODELS.items()}
     except (KeyError, TypeError):
-        wanted = ", ".join(_MODELS.values())
+        wanted = ", ".join(MODELS)
         raise RunInvalid(f"The report of {folder} does not name the weights of {wanted}. Analyse it again.") from None
-
-
-_MODELS = {"detector": "smartccs_detect", "encoder": "smartccs_embed", "head": "smartccs_slide"}
 
 
 def _rows(said: Mapping[str, Any], file: str) -> list[dict[str, str]]:

@@ -123,7 +123,7 @@ _RUNS = (
     DETECTOR,
     *FEATURES,
 )
-_TOLD = ("training", "heads", "control_shuffled_labels", "served", "cells")
+_TOLD = ("training", "heads", "control_shuffled_labels", "served", "cells", "test")
 """Of metrics.json what a page says of a training."""
 
 

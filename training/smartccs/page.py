@@ -19,6 +19,7 @@ from training.smartccs.conditions import conditions
 from training.smartccs.modes import NONE, SITE
 from training.smartccs.probes import ENCODERS, FRESH, SHUFFLES
 from training.smartccs.results import DETECTOR, FEATURES, ORDER, SHIPPED, Results, Row, results
+from training.smartccs.served_page import heads, studies
 
 _EVALUATE = "python -m training.smartccs.evaluate"
 _CORES = 2
@@ -60,6 +61,7 @@ def page(folder: Path) -> str:
         *_stale(found),
         *conditions(found),
         *blocks(found.one("blocks"), name),
+        *heads(found, name),
         *_overview(found, name),
         *_encoders(found.one("encoders"), name),
         *_detector(found.one("detector", DETECTOR), name),
@@ -73,6 +75,7 @@ def page(folder: Path) -> str:
         *orders(found.one("order"), found.one("forgetting"), found.by_centre("norms"), name),
         *recalibration(found.one("recalibrated"), name),
         *_composed(found, name),
+        *studies(found, name),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

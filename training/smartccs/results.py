@@ -19,9 +19,13 @@ FEATURES = {
     SHIPPED: "ImageNet (served)",
 }
 """Recipes of slide heads, by the features that they learned on."""
+MODELS = {"smartccs_detect": "detector", "smartccs_embed": "encoder", "smartccs_slide": "head"}
+"""The served models, by what files of results call their weights."""
 ORDER = (SOURCE, *CENTRES)
 SHIFTS = tuple(CENTRES)
 _BY_CENTRE = ("missed", "modes", "norms", "different")
+_STUDY = "pathserve-study-report-1"
+"""What reports of `pathserve study` say of themselves; they lie here as they were written."""
 
 Row = Mapping[str, Any]
 
@@ -29,12 +33,13 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
     """Files by experiment and recipe; those of a centre each by its name besides, and why nothing could be measured at
-    a centre. `stale`: files that are left out, and why."""
+    a centre. `studies`: reports of studies by their files. `stale`: files that are left out, and why."""
 
     whole: Mapping[tuple[str, str], Row]
     centres: Mapping[tuple[str, str], Mapping[str, Row]]
     failed: Mapping[tuple[str, str], Mapping[str, str]]
     composed: Mapping[str, Row]
+    studies: Mapping[str, Row]
     stale: Mapping[str, str]
     cpu_s: float
 
@@ -59,6 +64,7 @@ def results(folder: Path) -> Results:
     centres: dict[tuple[str, str], dict[str, Row]] = {}
     failed: dict[tuple[str, str], dict[str, str]] = {}
     composed: dict[str, Row] = {}
+    studies: dict[str, Row] = {}
     stale: dict[str, str] = {}
     first: dict[str, tuple[Mapping[str, str], str]] = {}
     spent = 0.0
@@ -66,6 +72,15 @@ def results(folder: Path) -> Results:
     shown = _shown(files)
     for file, found in files.items():
         try:
+            if found.get("format") == _STUDY:
+                weights = {
+                    MODELS[each["folder"]]: each["version"]["weights_sha256"] for each in found["study"]["models"]
+                }
+                if other := _other(SHIPPED, weights, shown):
+                    stale[file] = other
+                else:
+                    studies[file] = found
+                continue
             experiment, cpu_s, digests = found["experiment"], found["cpu_s"], found["digests"]
             recipe = SHIPPED if experiment == "composed" else found["recipe"]
             if other := _other(recipe, digests, shown):
@@ -88,7 +103,7 @@ def results(folder: Path) -> Results:
                 whole[experiment, recipe] = found
         except KeyError as error:
             raise RunInvalid(f"{file} is no file of results: it lacks {error.args[0]}. Remove it.") from None
-    return Results(whole, centres, failed, composed, stale, spent)
+    return Results(whole, centres, failed, composed, studies, stale, spent)
 
 
 def _shown(files: Mapping[str, Row]) -> Mapping[str, Mapping[str, str]]:

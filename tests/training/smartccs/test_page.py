@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.domain.bethesda import NAMES
 from training.errors import RunInvalid
 from training.files import json_bytes
 from training.smartccs import page
@@ -160,6 +161,65 @@ def test_encoders_and_composed_slides_of_other_weights_are_left_out(tmp_path: Pa
     found = results(written(tmp_path, trainings(), encoders, composed))
     assert list(found.stale) == ["01.json", "02.json"]
     assert found.cpu_s == 0.0
+
+
+def study(head: str = DIGESTS["head"]) -> dict[str, Any]:
+    """A report of `pathserve study`, as far as the page reads it."""
+    weights = {"smartccs_detect": DIGESTS["detector"], "smartccs_embed": DIGESTS["encoder"], "smartccs_slide": head}
+    share = {"of": 3, "among": 4} | figure(0.75, 0.2)
+    none = {"of": 0, "among": 0, "value": None, "low": None, "high": None}
+    sides = {
+        "as negative": {"sensitivity": share, "specificity": none},
+        "as abnormal": {"sensitivity": none, "specificity": share},
+        "called only": {"sensitivity": none, "specificity": none},
+    }
+    figures = {
+        "cases": 8,
+        "positives": 4,
+        "outcomes": {"abnormal": 3, "negative": 2, "withheld": 3},
+        "sides": sides,
+        "auc": {"value": 0.6, "low": None, "high": None},
+    }
+    models = [{"folder": folder, "version": {"weights_sha256": digest}} for folder, digest in weights.items()]
+    return {
+        "format": "pathserve-study-report-1",
+        "study": {"models": models, "abnormal_from": 0.25, "changes": [["adequacy.min_cells", "50"]]},
+        "study_sha256": "cc" * 32,
+        "centres": {"stain A": figures},
+        "pooled": figures,
+    }
+
+
+def test_a_study_of_composed_centres_stands_with_what_was_frozen(tmp_path: Path) -> None:
+    text = page.page(written(tmp_path, trainings(), study()))
+    assert "`01.json`: frozen digest `cccccccccccc`, abnormal from 0.250" in text
+    assert "`adequacy.min_cells=50`" in text
+    shares = "0.75 [0.55, 0.95] | 0.75 [0.55, 0.95] | – | – | 0.60 (no interval: too few)"
+    assert f"| stain A | 8 | 4 | 3 | {shares} |" in text
+    found = results(written(tmp_path, trainings(), study(head="00" * 32)))
+    assert list(found.stale) == ["01.json"]
+    assert not found.studies
+
+
+def test_a_head_is_told_by_all_that_its_probabilities_are_worth(tmp_path: Path) -> None:
+    told = trainings()
+    told["runs"][SHIPPED] |= {
+        "control_shuffled_labels": 0.51,
+        "served": {"temperature": 1.5, "abnormal_from": 0.2},
+        "test": {
+            "bags": {"NILM": 3, "HSIL": 2, "AGC": 0},
+            **{key: figure(0.7) for key in ("auc", "sensitivity", "specificity")},
+            "specificity_at_95": 0.3,
+            "sensitivity_high_grade": 0.5,
+            "balanced_accuracy": 0.4,
+            "calibration_error": 0.1,
+            "recall": dict.fromkeys(NAMES, 0.25) | {"AGC": None},
+        },
+    }
+    text = page.page(written(tmp_path, told))
+    assert "on bags of detected cells (3 NILM, 2 HSIL)" in text
+    assert "| 0.30 | 0.50 | 0.40 | 0.10 | 1.50; 0.200 | 0.51 |" in text
+    assert f"| ImageNet (served) |{' 0.25 |' * 6} – |" in text
 
 
 def test_prototypes_have_nothing_to_lose_where_they_gain_nothing(tmp_path: Path) -> None:
