@@ -22,7 +22,7 @@ from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.analyses.tiles import TileStore
 from gateway.operations.disk import disk_errors, written_whole
 from gateway.slides import TileBatch
-from gateway.slides.cells import Cells, best_of_each_class, merged
+from gateway.slides.cells import VERSION, Cells, best_of_each_class, merged
 from gateway.slides.squares import stream_squares
 
 MOST_CELLS = 32
@@ -137,6 +137,7 @@ class SlideCells:
             "look": self.look.name,
             "region": repr(self._task.order.region),
             "rule": f"{rule.score_threshold} {rule.nms_iou} {self._models.rule.top_k}",
+            "merging": str(VERSION),
         }
 
     @property

@@ -66,6 +66,7 @@ from gateway.operations.errors import (
 from gateway.operations.operator import operator
 from gateway.operations.settings import Settings
 from gateway.slides import Slide, pap_stain, quality, smear_quality
+from gateway.slides.cells import VERSION as MERGING
 from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_fit import LEAST_SLIDES, Cells, SiteCells, SiteNotFittable, Weights, demand_spread, fit
 from gateway.slides.site_state import Features
@@ -393,6 +394,7 @@ class _Fitting:
             "least_cell_um2": LEAST_CELL_UM2,
             "stain": pap_stain.VERSION,
             "figures": [quality.VERSION, smear_quality.VERSION],
+            "merging": MERGING,
         }
 
     def _specimen(self, slide: SeriesEntry) -> Specimen:
