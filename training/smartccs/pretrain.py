@@ -6,14 +6,17 @@ Smart-CCS's first step (arXiv 2502.09662), DINOv2 (arXiv 2304.07193) on windows 
 import torch
 
 from training.ssl.method import SelfDistillation
-from training.ssl.recipe import SelfDistillationRecipe
+from training.ssl.recipe import CnnNetwork, SelfDistillationRecipe
 from training.ssl.train import run as train
 
 __all__ = ["describe", "train"]
 
 
 def describe(recipe: SelfDistillationRecipe) -> str:
-    """What a recipe would train, without memory for its weights."""
+    """What a recipe would train, without memory for its weights, and without those that it starts from."""
+    network = recipe.network
+    if isinstance(network, CnnNetwork):
+        recipe = recipe.model_copy(update={"network": network.model_copy(update={"start": "random"})})
     with torch.device("meta"):
         method = SelfDistillation(recipe)
     sizes = {name: sum(value.numel() for value in part.parameters()) for name, part in method.student.items()}

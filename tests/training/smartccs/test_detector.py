@@ -13,7 +13,7 @@ from torch import nn
 from training.smartccs.deformable import DeformableAttention, pixel_centres
 from training.smartccs.detector import Detector, initialise
 from training.smartccs.recipe import DetectorNetwork, DetectorRecipe
-from training.smartccs.train import describe
+from training.smartccs.train import STAGES, describe
 from training.ssl.recipe import read_recipe
 
 pytestmark = pytest.mark.training
@@ -39,6 +39,12 @@ def test_networks_have_the_published_sizes(recipe: str, millions: float, levels:
     assert sum(part.numel() for part in network.parameters()) == pytest.approx(millions * 1e6, rel=2e-3)
     assert len(network.levels) == levels
     assert describe(path).startswith(f"smartccs-detect-{recipe}: system smartccs, stage detect")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("smartccs-*.toml")), ids=lambda path: path.stem)
+def test_each_recipe_can_be_described_without_data_or_weights(path: Path) -> None:
+    stage = next(name for name in STAGES if f'stage = "{name}"' in path.read_text(encoding="utf-8"))
+    assert describe(path).startswith(f"{path.stem}: system smartccs, stage {stage}")
 
 
 def test_attention_reads_bilinearly_at_the_reference_and_its_offset_in_pixels() -> None:
