@@ -37,8 +37,8 @@ from training.smartccs.trial import (
 NONE, COLOUR, SITE, BOTH, FEATURES, ALL_CELLS = "none", "colour", "site", "A+B", "features", "all cells"
 BATCH_PLAIN, BATCH_ANCHORED, GRADIENT, REINHARD = "batch", "batch, anchored", "gradient", "Reinhard"
 SHUFFLED_BANK, OTHER_ORGAN = "control: bank with shuffled labels", "control: statistics of another organ"
-SHORT = (NONE, COLOUR, SITE)
-"""The modes that are measured of encoders that are not served."""
+SHORT = (NONE, COLOUR, SITE, BOTH, FEATURES, ALL_CELLS, BATCH_PLAIN, BATCH_ANCHORED)
+"""The modes that need no other look at a centre than the two that all share: a minute in place of many."""
 
 TOGETHER = 8
 """Slides of a batch that norms are tuned on."""
@@ -95,6 +95,11 @@ def _modes(trial: Trial, centre: AtCentre, states: Sequence[SiteState], only: Se
         NONE: lambda _, each: plain_logits(raw)(each),
         COLOUR: lambda _, each: plain_logits(coloured)(each),
         SITE: lambda number, each: with_state(centre, each, states[number]),
+        BOTH: lambda _, each: fitted_to(centre.coloured, each, coloured),
+        FEATURES: lambda _, each: fitted_to(centre.raw, each, raw),
+        ALL_CELLS: lambda _, each: fitted_to(centre.raw, each, raw, all_alike(centre.raw.site(each.head).features_ND)),
+        BATCH_PLAIN: lambda _, each: in_batches(centre.raw, each, anchored=False),
+        BATCH_ANCHORED: lambda _, each: in_batches(centre.raw, each, anchored=True),
     }
     if only:
         return {mode: found[mode] for mode in only}
@@ -111,11 +116,6 @@ def _modes(trial: Trial, centre: AtCentre, states: Sequence[SiteState], only: Se
         return steps
 
     found |= {
-        BOTH: lambda _, each: fitted_to(centre.coloured, each, coloured),
-        FEATURES: lambda _, each: fitted_to(centre.raw, each, raw),
-        ALL_CELLS: lambda _, each: fitted_to(centre.raw, each, raw, all_alike(centre.raw.site(each.head).features_ND)),
-        BATCH_PLAIN: lambda _, each: in_batches(centre.raw, each, anchored=False),
-        BATCH_ANCHORED: lambda _, each: in_batches(centre.raw, each, anchored=True),
         GRADIENT: gradient(bank),
         REINHARD: lambda _, each: plain_logits(restained)(each),
         SHUFFLED_BANK: gradient(mixed),
