@@ -44,6 +44,10 @@ more than one head it is the mean over heads from different seeds. Sensitivity a
 operating point, which the source's validation bags gave; it is never moved to the centre but where that is said. AGC
 has no cell in the data, and nearly all SCC cells are of one block: neither is told on its own. A `control` shows what
 is found where there should be nothing.
+
+The served detector is the second, and the head's calibration the second form of one: both were designed with the first
+ones' figures on these test blocks known, their settings and weights chosen on the validation blocks alone. That flatters
+them beside the first. Heads on different detectors are asked of different cells, and their figures do not compare.
 """
 
 
