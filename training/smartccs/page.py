@@ -47,7 +47,8 @@ is found where there should be nothing.
 
 The served detector is the second, and the head's calibration the second form of one: both were designed with the first
 ones' figures on these test blocks known, their settings and weights chosen on the validation blocks alone. That
-flatters them beside the first. Heads on different detectors are asked of different cells, and their figures do not compare.
+flatters them beside the first. Heads on different detectors are asked of different cells: their figures do not
+compare.
 """
 
 
