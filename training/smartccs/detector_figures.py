@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from gateway.domain.bethesda import NAMES, NILM
+from gateway.domain.bethesda import NAMES
 from training.smartccs import data, detecting, froc
 from training.smartccs.detector import Detector
 from training.smartccs.froc import Answered, Marks, Overlaps
@@ -28,8 +28,7 @@ def detector_figures(network: Detector, recipe: DetectorRecipe, fields: Sequence
     class; average precision; and, the control, the network's boxes held against other fields. Raises DataMissing."""
     found = detecting.answered(network, detecting.scaled(fields, recipe.data.mpp), recipe.data, recipe.merging)
     blobs = [Answered(entry.field, froc.dark_blobs(entry.field, entry.field.read())) for entry in found]
-    cells = np.array([int(entry.field.abnormal.sum()) for entry in found])
-    kinds = np.bincount(np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in found]), minlength=7)
+    cells = _cells(found)
     mine, theirs = ([froc.marks(entry) for entry in answers] for answers in (found, blobs))
     mine_alone, theirs_alone = (
         [froc.marks(entry, unannotated=False) for entry in answers] for answers in (found, blobs)
@@ -38,20 +37,16 @@ def detector_figures(network: Detector, recipe: DetectorRecipe, fields: Sequence
         "fields": len(found),
         "groups": sorted({entry.field.group for entry in found}),
         "negative_fields": sum(entry.field.negative for entry in found),
-        "cells": {NAMES[kind]: int(number) for kind, number in enumerate(kinds) if number and kind != NILM},
+        "cells": {NAMES[kind]: int(number) for kind, number in enumerate(_kinds(found)) if number},
         "froc": _curve(mine, cells, count),
         "froc_annotated_only": _curve(mine_alone, cells, count),
         "dark_blobs": _curve(theirs, cells, count),
         "dark_blobs_annotated_only": _curve(theirs_alone, cells, count),
         "above_dark_blobs": _gain(mine, theirs, cells, count),
         "above_dark_blobs_annotated_only": _gain(mine_alone, theirs_alone, cells, count),
-        "by_class": {
-            NAMES[kind]: _figure(_of_kind(mine, found, kind), len(found), count)
-            for kind, number in enumerate(kinds)
-            if number >= LEAST_CELLS
-        },
-        "ap50": _figure(_precision([froc.overlaps(entry) for entry in found]), len(found), count),
-        "ap50_of_dark_blobs": _figure(_precision([froc.overlaps(entry) for entry in blobs]), len(found), count),
+        "by_class": _by_class(mine, found, count),
+        "ap50": _average_precision(found, count),
+        "ap50_of_dark_blobs": _average_precision(blobs, count),
         "control_other_fields": _control(found, count),
     }
 
@@ -59,28 +54,43 @@ def detector_figures(network: Detector, recipe: DetectorRecipe, fields: Sequence
 def leading_figures(found: Sequence[Answered], count: int) -> Found:
     """What a card says of a detector, with intervals over fields: the sensitivity at four false alarms a field, counted
     both ways, of all abnormal cells and of each class of enough cells, and the average precision at half overlap."""
-    cells = np.array([int(entry.field.abnormal.sum()) for entry in found])
-    kinds = np.bincount(np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in found]), minlength=7)
+    cells = _cells(found)
     mine, milder = ([froc.marks(entry, unannotated=severe) for entry in found] for severe in (True, False))
     at = f"sensitivity at {LEADING:g} false alarms a field"
     return {
         at: _figure(_sensitivity(mine, cells, LEADING), len(found), count),
         f"{at} on annotated nuclei": _figure(_sensitivity(milder, cells, LEADING), len(found), count),
-        **{
-            f"{at}, {NAMES[kind]}": _figure(_of_kind(mine, found, kind), len(found), count)
-            for kind, number in enumerate(kinds)
-            if number >= LEAST_CELLS
-        },
-        "average precision at half overlap": _figure(
-            _precision([froc.overlaps(entry) for entry in found]), len(found), count
-        ),
+        **{f"{at}, {name}": figure for name, figure in _by_class(mine, found, count).items()},
+        "average precision at half overlap": _average_precision(found, count),
     }
+
+
+def _cells(found: Sequence[Answered]) -> np.ndarray:
+    """(F,) int64: abnormal cells by field."""
+    return np.array([int(entry.field.abnormal.sum()) for entry in found])
+
+
+def _kinds(found: Sequence[Answered]) -> np.ndarray:
+    """(7,) int64: abnormal cells by Bethesda number, of NILM none."""
+    return np.bincount(np.concatenate([entry.field.classes_N[entry.field.abnormal] for entry in found]), minlength=7)
+
+
+def _by_class(marked: Sequence[Marks], found: Sequence[Answered], count: int) -> Found:
+    """Of each class of enough cells."""
+    return {
+        NAMES[kind]: _figure(_of_kind(marked, found, kind), len(found), count)
+        for kind, number in enumerate(_kinds(found))
+        if number >= LEAST_CELLS
+    }
+
+
+def _average_precision(found: Sequence[Answered], count: int) -> dict[str, float]:
+    return _figure(_precision([froc.overlaps(entry) for entry in found]), len(found), count)
 
 
 def _control(found: Sequence[Answered], count: int) -> Found:
     exchanged = froc.of_other_fields(found)
-    cells = np.array([int(entry.field.abnormal.sum()) for entry in exchanged])
-    return _curve([froc.marks(entry) for entry in exchanged], cells, count)
+    return _curve([froc.marks(entry) for entry in exchanged], _cells(exchanged), count)
 
 
 def _curve(marked: Sequence[Marks], cells_F: np.ndarray, count: int) -> Found:
