@@ -1,6 +1,6 @@
 """A results page's section of conditions that were set before: each judged from the files, not by eye."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal
 
 from training.markdown import table
@@ -13,13 +13,10 @@ NONE: Verdict = ("–", None)
 _WORDS = {True: "met", False: "**not met**", REPORTED: REPORTED, None: "not measured"}
 
 
-def section(said: str, conditions: Iterable[tuple[str, str, Callable[[], Verdict]]]) -> list[str]:
+def section(said: str, conditions: Iterable[tuple[str, str, Verdict]]) -> list[str]:
     """The section, in Markdown: what is to be said of all, how many were met, and a table. A condition is its name,
-    what it asks, and what judges it."""
-    rows = []
-    for name, asked, told in conditions:
-        measured, met = told()
-        rows.append((name, asked, measured, _WORDS[met]))
+    what it asks, and its verdict."""
+    rows = [(name, asked, measured, _WORDS[met]) for name, asked, (measured, met) in conditions]
     counts = {word: sum(row[3] == word for row in rows) for word in _WORDS.values()}
     return [
         "## Which conditions were met",

@@ -4,7 +4,7 @@ They follow the claims of arXiv 2506.20988; one that no file tells of is "not me
 that is served, but for those that compare arms, and for the choice among queries: that is the published design's.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,51 +64,39 @@ def lost(served: Found | None) -> list[str]:
 
 def _rows(
     served: Found | None, design: Found | None, arms: Found, explain: Found | None, engines: Found | None
-) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
+) -> Iterator[tuple[str, str, Verdict]]:
     figures = {} if served is None else served["figures"]
     controls = {} if served is None else served["controls"]
-    yield "S1", "one network on a par with one a set on most sets", lambda: _parity(arms)
-    yield (
-        "S1, control",
-        "exchanged prompts cost Dice, and fall to marking the largest object",
-        lambda: _exchanged(figures),
-    )
+    yield "S1", "one network on a par with one a set on most sets", _parity(arms)
+    yield "S1, control", "exchanged prompts cost Dice, and fall to marking the largest object", _exchanged(figures)
     yield (
         "S2",
         "trained without the level word, at one scale, objects of two levels lose and others do not",
-        lambda: _level(arms, figures),
+        _level(arms, figures),
     )
-    yield "S2", "trained without the region word, at one scale: which objects lose", lambda: _region(arms)
-    yield "S2, control", "without `pathology` nothing changes", lambda: _constant(figures)
-    yield "S3", "a wrong level or object costs Dice, in every set", lambda: _wrong(figures)
-    yield "S3, control", "the same prompt twice gives the same bits", lambda: _all_of(controls, "same_twice")
-    yield "S4", f"presence within prompts, mean over sets, above {BAR}", lambda: _presence(figures)
-    yield "S4, control", "shuffled presence is chance", lambda: _shuffled(figures)
-    yield "S5", "not annotated taken for absent lowers recall on other sources", lambda: _naive(arms)
-    yield "S6", "Dice on a source held out, beside its oracles", lambda: _external(figures)
-    yield "S7", "trends over both irregularities", lambda: _irregularities(served)
-    yield (
-        "S7, control",
-        "ten disks are as regular as one by instances; by their mask they are at 1 - 1/10",
-        _disks,
-    )
-    yield (
-        "S8",
-        "a prompt's mask is the same with and without others",
-        lambda: _all_of(controls, "same_mask_among_others"),
-    )
-    yield "S9", "the gap to the best query and the arm of one query are told", lambda: _queries(design, arms)
-    yield "S10", f"the causal object ranks first in {_FIRST} of {_OF} seeds", lambda: _causal(explain)
+    yield "S2", "trained without the region word, at one scale: which objects lose", _region(arms)
+    yield "S2, control", "without `pathology` nothing changes", _constant(figures)
+    yield "S3", "a wrong level or object costs Dice, in every set", _wrong(figures)
+    yield "S3, control", "the same prompt twice gives the same bits", _all_of(controls, "same_twice")
+    yield "S4", f"presence within prompts, mean over sets, above {BAR}", _presence(figures)
+    yield "S4, control", "shuffled presence is chance", _shuffled(figures)
+    yield "S5", "not annotated taken for absent lowers recall on other sources", _naive(arms)
+    yield "S6", "Dice on a source held out, beside its oracles", _external(figures)
+    yield "S7", "trends over both irregularities", _irregularities(served)
+    yield "S7, control", "ten disks are as regular as one by instances; by their mask they are at 1 - 1/10", _disks()
+    yield "S8", "a prompt's mask is the same with and without others", _all_of(controls, "same_mask_among_others")
+    yield "S9", "the gap to the best query and the arm of one query are told", _queries(design, arms)
+    yield "S10", f"the causal object ranks first in {_FIRST} of {_OF} seeds", _causal(explain)
     yield (
         "S10, control",
         "blurring the causal object costs more than an equally large area elsewhere, in every seed",
-        lambda: _elsewhere(explain),
+        _elsewhere(explain),
     )
-    yield "S10, control", "masks of another slide take the gain away", lambda: _masks_exchanged(explain)
-    yield "S10, control", "trainings with one causal object rank the objects alike", lambda: _ranks(explain)
-    yield "S11", "engines through Triton against PyTorch", lambda: _engines(engines, "engine")
-    yield "S11", "windows against the whole image at once", lambda: _engines(engines, "windows")
-    yield "Nuclei", "better than Otsu's threshold, a patient at a time, in every set", lambda: _otsu(figures)
+    yield "S10, control", "masks of another slide take the gain away", _masks_exchanged(explain)
+    yield "S10, control", "trainings with one causal object rank the objects alike", _ranks(explain)
+    yield "S11", "engines through Triton against PyTorch", _engines(engines, "engine")
+    yield "S11", "windows against the whole image at once", _engines(engines, "windows")
+    yield "Nuclei", "better than Otsu's threshold, a patient at a time, in every set", _otsu(figures)
 
 
 def _parity(arms: Found) -> Verdict:

@@ -33,72 +33,48 @@ def conditions(found: Results) -> list[str]:
     )
 
 
-def _rows(found: Results) -> Iterator[tuple[str, str, Callable[[], Verdict]]]:
+def _rows(found: Results) -> Iterator[tuple[str, str, Verdict]]:
     encoders, gate = found.one("encoders"), found.one("gate")
     detector, order = found.one("detector", DETECTOR), found.one("order")
     modes, prevalence = found.by_centre("modes"), found.one("prevalence")
-    yield "E1", "ours above fresh weights by neighbours, probe and bags", lambda: _encoders(encoders)
-    yield "E1", "ours against features that were pretrained elsewhere", lambda: _elsewhere(encoders)
-    yield (
-        "E1, control",
-        "self-distillation on shuffled pixels is no better than fresh weights",
-        lambda: _pixels(encoders),
-    )
-    yield "E1, control", "probes of shuffled labels: macro AUROC 0.5, for every encoder", lambda: _labels(encoders)
-    yield (
-        "E2",
-        "the detector finds more than dark blobs at 4 false alarms a field, told either way",
-        lambda: _blobs(detector),
-    )
-    yield "E2, control", f"boxes of other fields: below {NEAR_ZERO} at 4 a field", lambda: _other_fields(detector)
+    yield "E1", "ours above fresh weights by neighbours, probe and bags", _encoders(encoders)
+    yield "E1", "ours against features that were pretrained elsewhere", _elsewhere(encoders)
+    yield "E1, control", "self-distillation on shuffled pixels is no better than fresh weights", _pixels(encoders)
+    yield "E1, control", "probes of shuffled labels: macro AUROC 0.5, for every encoder", _labels(encoders)
+    yield "E2", "the detector finds more than dark blobs at 4 false alarms a field, told either way", _blobs(detector)
+    yield "E2, control", f"boxes of other fields: below {NEAR_ZERO} at 4 a field", _other_fields(detector)
     yield (
         "E3",
         "the gap between detected and annotated cells, both in assumed shares, is told",
-        lambda: _gap(found.one("cells")),
+        _gap(found.one("cells")),
     )
-    yield "E3", "what the detector misses of the same bags is told", lambda: _missed(found.by_centre("missed"))
-    yield "E3, control", "heads of shuffled labels: AUC 0.5 in every interval", lambda: _shuffled(found.one("cells"))
+    yield "E3", "what the detector misses of the same bags is told", _missed(found.by_centre("missed"))
+    yield "E3, control", "heads of shuffled labels: AUC 0.5 in every interval", _shuffled(found.one("cells"))
     yield (
         "E4",
         "the published adaptation changes nothing (by construction: a test of the code)",
-        lambda: _released(found.one("released")),
+        _released(found.one("released")),
     )
-    yield (
-        "E5",
-        f"`site`, fitted to one unseen block of the source, loses at most {LOST_ON_SOURCE} AUC",
-        lambda: _source(gate),
-    )
-    yield "E5", "`site` is above none at every simulated shift", lambda: _shifts(modes)
-    yield (
-        "E5",
-        "no abnormal call turns normal without a flag (by construction: a test of the rule)",
-        lambda: _flags(modes),
-    )
-    yield "E5", "a really different set", lambda: _different(found)
-    yield "E5, control", "prototypes of shuffled labels gain less, where `gradient` gains", lambda: _bank(modes)
-    yield "E5, control", "statistics of another organ are worse than the source's, everywhere", lambda: _organ(modes)
+    yield "E5", f"`site`, fitted to one unseen block of the source, loses at most {LOST_ON_SOURCE} AUC", _source(gate)
+    yield "E5", "`site` is above none at every simulated shift", _shifts(modes)
+    yield "E5", "no abnormal call turns normal without a flag (by construction: a test of the rule)", _flags(modes)
+    yield "E5", "a really different set", _different(found)
+    yield "E5, control", "prototypes of shuffled labels gain less, where `gradient` gains", _bank(modes)
+    yield "E5, control", "statistics of another organ are worse than the source's, everywhere", _organ(modes)
     yield (
         "E6",
         f"the anchored fit loses at most {LOST_BY_PREVALENCE} AUC on the source at every share of abnormal slides",
-        lambda: _prevalence(prevalence),
+        _prevalence(prevalence),
     )
-    yield "E6, control", "plain moments of a batch fail on a sorted stream", lambda: _stream(prevalence)
-    yield "E7", "closed on a third source set: the same bits as none", lambda: _closed(gate)
-    yield "E7", "open on every simulated shift, for every set of 32", lambda: _open(gate)
-    yield "E7, control", "noise is out of scope", lambda: _noise(gate)
-    yield (
-        "E8",
-        "`site`, fitted anew in another order and answered in other batches, does not change",
-        lambda: _order(order),
-    )
-    yield (
-        "E8",
-        "source, target, source again: `site`, fitted anew, is the same bits",
-        lambda: _again(found.one("forgetting")),
-    )
-    yield "E8", "what tuned norms forget of the source is told", lambda: _forgotten(found.by_centre("norms"))
-    yield "E8, control", "moments of a batch do change with them", lambda: _batch(order)
-    yield "Composed", "composed slides through the served pipeline", lambda: _composed(found)
+    yield "E6, control", "plain moments of a batch fail on a sorted stream", _stream(prevalence)
+    yield "E7", "closed on a third source set: the same bits as none", _closed(gate)
+    yield "E7", "open on every simulated shift, for every set of 32", _open(gate)
+    yield "E7, control", "noise is out of scope", _noise(gate)
+    yield "E8", "`site`, fitted anew in another order and answered in other batches, does not change", _order(order)
+    yield "E8", "source, target, source again: `site`, fitted anew, is the same bits", _again(found.one("forgetting"))
+    yield "E8", "what tuned norms forget of the source is told", _forgotten(found.by_centre("norms"))
+    yield "E8, control", "moments of a batch do change with them", _batch(order)
+    yield "Composed", "composed slides through the served pipeline", _composed(found)
 
 
 def _all(rows: Iterable[tuple[str, bool]]) -> Verdict:
