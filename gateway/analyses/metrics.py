@@ -1,6 +1,10 @@
 """Prometheus metrics of the workflow, kept by the worker (gateway.operations.metrics gathers them)."""
 
+from collections.abc import Iterable
+
 from prometheus_client import Counter, Histogram
+
+from gateway.domain.screened import ScreeningResult
 
 STEP_SECONDS = Histogram(
     "step_duration_seconds",
@@ -31,6 +35,16 @@ SCREENING_SECONDS = Histogram(
 CELLS_FOUND = Histogram(
     "screening_cells", "Cells of abnormal classes found on one slide", buckets=(0, 1, 3, 10, 30, 100, 300, 1000, 10000)
 )
+SCREENINGS = Counter(
+    "screenings_total",
+    "Cervical slides in reports that were built, by what became of them (ScreeningResult.outcome) and the verdict on "
+    "their site",
+    ["outcome", "site_verdict"],
+)
+SCREENINGS_TURNED = Counter(
+    "screenings_turned_total",
+    "Cervical slides that the adaptation to their site would have turned normal: the call without it stood",
+)
 DEAD_LETTERS = Counter("dead_letter_total", "Analyses ended because they killed the worker again and again")
 TURNS = Counter("turns_total", "Turns that workers began at a stage of an analysis", ["stage"])
 TURNS_LOST = Counter("turns_lost_total", "Turns that another worker had taken over, or whose analysis had ended")
@@ -40,3 +54,11 @@ DEATHS_COUNTED = Counter("deaths_counted_total", "Deaths of workers that counted
 MODEL_DECISIONS = Counter(
     "model_decisions_total", "Wishes for a model's version that the worker settled", ["model", "action", "outcome"]
 )
+
+
+def count_screenings(results: Iterable[ScreeningResult]) -> None:
+    """Count the slides of one report, once: where it was built, not where it is signed."""
+    for result in results:
+        SCREENINGS.labels(result.outcome, result.adaptation.verdict).inc()
+        if result.turned:
+            SCREENINGS_TURNED.inc()

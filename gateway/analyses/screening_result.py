@@ -157,6 +157,7 @@ def _decided(
     rule = seen.task.card.screening
     assert rule is not None
     with_C, without_C = (each.probabilities(rule).tolist() for each in (adapted, unadapted))
+    logits_C, plain_C = (each.logits_C.tolist() for each in (adapted, unadapted))
     labels = sorted(seen.task.card.labels, key=lambda label: label.index)
     decision = decided(
         with_C,
@@ -172,6 +173,8 @@ def _decided(
             supported=label.supported,
             probability=with_C[label.index],
             probability_unadapted=without_C[label.index],
+            logit=logits_C[label.index],
+            logit_unadapted=plain_C[label.index],
         )
         for label in labels
     )

@@ -19,6 +19,7 @@ from gateway.analyses.fetched import Fetched, each_readable
 from gateway.analyses.identity import Read, check_identity, check_one_patient
 from gateway.analyses.ledger.choices import Choices
 from gateway.analyses.ledger.revisions import HEADERS
+from gateway.analyses.metrics import count_screenings
 from gateway.analyses.pins import Pins
 from gateway.analyses.protocols import options_of, protocol_named
 from gateway.analyses.pull import CasePull
@@ -244,6 +245,7 @@ class CaseRun:
             sync_files(part)
             part.rename(self.artifacts)
             sync_folder(self.folder)
+        count_screenings(built.report.screenings)
 
     def _keep_headers(self, sources: Sequence[SlideSource]) -> None:
         """What a later revision is made from: there before the artifacts are, whole, and never changed after them."""

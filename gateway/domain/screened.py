@@ -5,12 +5,17 @@ The seven classes and their numbers are those of `gateway.domain.bethesda`, the 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.domain.bethesda import NILM
 from gateway.domain.codes import Code
+from gateway.domain.tables import finding_code
 
 ORDERS_POINT = "order"
 """The name of the operating point that an order set, in place of the model's."""
+
+Outcome = Literal["negative", "abnormal", "unsatisfactory", "no_cells", "withheld"]
+"""What became of a slide, in short; `withheld`: no category for any reason but the two before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +58,11 @@ class Adaptation:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScreeningClass:
     """One of Bethesda's classes: its number, abbreviation and code (as may be shown for this slide), and its calibrated
-    probability with and without the site's adaptation. One that is not `supported` is never the category."""
+    probability with and without the site's adaptation. One that is not `supported` is never the category.
+
+    `logit`, `logit_unadapted`: what the slide's engine answered, before the temperature and the biases of its card made
+    probabilities of it; None where a release that did not keep them read the slide.
+    """
 
     index: int
     name: str
@@ -61,6 +70,8 @@ class ScreeningClass:
     supported: bool
     probability: float
     probability_unadapted: float
+    logit: float | None = None
+    logit_unadapted: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +134,16 @@ class ScreeningResult:
     def deciding(self) -> float | None:
         """The 1 - p(NILM) that the call rests on; None where no cell was found."""
         return next((1 - self.standing(each) for each in self.classes if each.index == NILM), None)
+
+    @property
+    def outcome(self) -> Outcome:
+        """Of an abnormal slide the same whether its category may be named or not; of several reasons the first."""
+        if self.abnormal is not None:
+            return "abnormal" if self.abnormal else "negative"
+        first = next(iter(self.withheld), None)
+        if first == self.adequacy.code:
+            return "unsatisfactory"
+        return "no_cells" if first == finding_code("no-candidate-cells") else "withheld"
 
     @property
     def category(self) -> ScreeningClass | None:

@@ -1,17 +1,18 @@
 """Report <-> JSON, and the JSON Schema (draft 2020-12) that LIS engineers validate against."""
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
 from gateway.domain.bethesda import NAMES
 from gateway.domain.codes import Code
 from gateway.domain.report import Report
-from gateway.domain.screened import Adaptation
+from gateway.domain.screened import Adaptation, ScreeningClass, ScreeningResult
 from gateway.operations.codec import adapter, dump, load
 from gateway.reports.case_call import case_call
 
-SCHEMA_VERSION = "1.7"
+SCHEMA_VERSION = "1.8"
 SCHEMA_ID = "urn:pathserve:schema:report:1"
 
 _UID = {"pattern": r"^(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+$", "maxLength": 64}
@@ -153,6 +154,11 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "ScreeningClass.supported": {"description": "False: never named, though it counts towards abnormal."},
     "ScreeningClass.probability": _SHARE,
     "ScreeningClass.probability_unadapted": _SHARE,
+    "ScreeningClass.logit": {
+        "description": "As the slide's engine answered, with the adaptation: what the card's temperature and biases "
+        "make `probability` of. Null where a release before 1.8 read the slide.",
+    },
+    "ScreeningClass.logit_unadapted": {"description": "The same without the adaptation."},
     "ScreenedCell.index": {"description": "Number of the class that the detector gave it."},
     "ScreenedCell.score": _SHARE,
     "ScreenedCell.towards": {"description": "Number of the class whose logit it adds to."},
@@ -279,10 +285,17 @@ _PROBABILITIES = {
     "required": list(NAMES),
     "additionalProperties": False,
 }
+_LOGITS = {**_PROBABILITIES, "properties": {name: {"type": "number"} for name in NAMES}}
 _CASE: dict[str, Any] = {
     "category": _or_null(_coded(), "The case's category; null where it is withheld, or nothing was screened."),
     "probabilities": _or_null(_PROBABILITIES, "As served, by Bethesda's abbreviation; null where no cell was found."),
     "probabilities_unadapted": _or_null(_PROBABILITIES, "The same without the adaptation to the slide's site."),
+    "logits": _or_null(
+        _LOGITS,
+        "What the slide's engine answered, as served: the logits of `probabilities`, before the card's temperature and "
+        "biases. Null where no cell was found, or a release before 1.8 read the slide.",
+    ),
+    "logits_unadapted": _or_null(_LOGITS, "The same without the adaptation to the slide's site."),
     "adaptation": _or_null({"$ref": f"#/$defs/{Adaptation.__name__}"}, "The state of the slide's site."),
     "operating_point": _or_null(
         {
@@ -321,18 +334,24 @@ def _case(report: Report) -> dict[str, Any]:
     if call is None:
         return dict.fromkeys(_CASE)
     slide, category, adequacy = call.slide, call.category, call.slide.adequacy
-    served = {NAMES[each.index]: each.probability for each in slide.classes}
-    unadapted = {NAMES[each.index]: each.probability_unadapted for each in slide.classes}
     label = None if category is None else category.code.display if slide.exploratory else NAMES[category.index]
     return {
         "category": None if category is None else _said(category.code, label),
-        "probabilities": served or None,
-        "probabilities_unadapted": unadapted or None,
+        "probabilities": _by_class(slide, lambda each: each.probability),
+        "probabilities_unadapted": _by_class(slide, lambda each: each.probability_unadapted),
+        "logits": _by_class(slide, lambda each: each.logit),
+        "logits_unadapted": _by_class(slide, lambda each: each.logit_unadapted),
         "adaptation": dump(slide.adaptation),
         "operating_point": {"name": slide.operating_point, "abnormal_from": slide.abnormal_from},
         "adequacy": {**_said(adequacy.code), "reasons": [_said(code) for code in adequacy.reasons]},
         "screened_series": slide.series,
     }
+
+
+def _by_class(slide: ScreeningResult, figure: Callable[[ScreeningClass], float | None]) -> dict[str, float] | None:
+    """One figure of each class by its abbreviation; None where there are no classes, or they lack it."""
+    figures = {NAMES[each.index]: value for each in slide.classes if (value := figure(each)) is not None}
+    return figures or None
 
 
 def _said(code: Code, label: str | None = None) -> dict[str, str]:
@@ -346,8 +365,8 @@ def from_json(data: bytes) -> Report:
         if "min_presence" in result:  # until 1.4 one for all segments
             least = result.pop("min_presence")
             result["segments"] = [{**each, "min_presence": least} for each in result["segments"]]
-    # Until 1.5 there were no screenings, until 1.6 they had no scale.
-    if "screenings" not in document or any("scale" not in result for result in document["screenings"]):
+    # Until 1.5 there were no screenings, until 1.6 they had no scale, until 1.7 no logits: written again, it has all.
+    if "logits" not in document:
         document["schema_version"] = SCHEMA_VERSION
     return load(Report, document)
 

@@ -5,7 +5,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -148,6 +148,13 @@ async def test_an_abnormal_slide_with_the_cells_that_say_so(
     # The slide's model is asked once: without a site's state both answers are one.
     assert engine.calls["smartccs_slide"] == 1
     assert all(each.probability == each.probability_unadapted for each in result.classes)
+    assert all(each.logit == each.logit_unadapted for each in result.classes)
+
+
+def probable(logits: Sequence[float | None]) -> list[float]:
+    """What the card's temperature and biases make of a slide's logits."""
+    shares_C = np.exp(np.array(logits, np.float64) / TEMPERATURE + BIASES)
+    return [float(share) for share in shares_C / shares_C.sum()]
 
 
 async def test_every_cell_is_drawn_where_it_lies(hsil: Path, models: Path, engine: OnnxEngine, tmp_path: Path) -> None:
@@ -430,6 +437,10 @@ async def test_adaptation_that_turns_a_slide_normal_is_flagged_and_the_stricter_
     assert result.categories == (HSIL,)
     assert "stricter call" in text_of(outcome, "adaptation-turned-normal")
     assert result.classes[HSIL].probability < 0.1 < result.classes[HSIL].probability_unadapted
+    # The record has what either answer is made from.
+    for share, logit in (("probability", "logit"), ("probability_unadapted", "logit_unadapted")):
+        said = probable([getattr(each, logit) for each in result.classes])
+        assert said == pytest.approx([getattr(each, share) for each in result.classes])
     assert (result.adaptation.site, result.adaptation.verdict, result.adaptation.version) == ("north", "adapted", 1)
     assert result.adaptation.applied
     assert result.adaptation.signed_by == "Dr Signer"

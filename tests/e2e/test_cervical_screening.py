@@ -9,6 +9,7 @@ import jsonschema
 import numpy as np
 import pydicom
 import pytest
+from prometheus_client import REGISTRY
 
 from gateway.domain.bethesda import HSIL, NILM
 from gateway.operations.errors import ResolutionTooCoarse
@@ -22,7 +23,7 @@ from tests.support.gateway import Gateway, case_of, running_gateway
 from tests.support.models import without_golden
 from tests.support.orthanc import Orthanc
 from tests.support.screening import CERVIX, screened, screening, smear, write_smear
-from tests.support.screening_models import write_screening
+from tests.support.screening_models import BIASES, TEMPERATURE, write_screening
 from tests.support.triton import held_triton, rows_computed
 
 pytestmark = pytest.mark.triton
@@ -73,6 +74,10 @@ def test_files_and_what_the_report_says(cli: Cli, out: Path) -> None:
     assert report["category"]["label"] == "HSIL"
     assert sum(report["probabilities"].values()) == pytest.approx(1)
     assert report["probabilities"] == report["probabilities_unadapted"]
+    assert report["schema_version"] == "1.8"
+    assert report["logits"] == report["logits_unadapted"]
+    calibrated = np.exp(np.array(list(report["logits"].values())) / TEMPERATURE + BIASES)
+    assert calibrated / calibrated.sum() == pytest.approx(list(report["probabilities"].values()))
     assert report["adequacy"]["code"] == "125152006"
     assert report["adaptation"]["verdict"] == "not commissioned"
     assert report["operating_point"] == {"name": "95 % sensitivity", "abnormal_from": 0.3}
@@ -122,10 +127,18 @@ async def test_triton_says_of_a_phantom_what_its_networks_say(cli: Cli, reposito
     )
 
 
+def counted(outcome: str) -> float:
+    labels = {"outcome": outcome, "site_verdict": "not commissioned"}
+    return REGISTRY.get_sample_value("screenings_total", labels) or 0.0
+
+
 async def test_every_slide_of_a_case_is_there_the_last_one_too(cli: Cli, repository: Path, tmp_path: Path) -> None:
     for number, cells in enumerate(([], CELLS[1:], CELLS)):
         write_smear(tmp_path / "case" / f"{number}", smear(cells, size_um=300), root=f"case {number}")
+    kinds = ("no_cells", "negative", "abnormal")
+    before = list(map(counted, kinds))
     report = await screened_alone(repository, cli.state, tmp_path / "case", tmp_path / "out")
+    assert [after - old for after, old in zip(map(counted, kinds), before, strict=True)] == [1, 1, 1]
     assert len(report["slides"]) == len(report["screenings"]) == 3
     said = sorted((sum(result["detected"]), tuple(result["categories"])) for result in report["screenings"])
     assert said == [(0, ()), (4, (NILM,)), (5, (HSIL,))]

@@ -59,7 +59,7 @@ def test_files_and_figures(cli: Cli, out: Path) -> None:
     assert {path.name for path in out.iterdir()} == OF_THE_CASE | DRAWN | TILES
     report = report_in(out)
     jsonschema.validate(report, json.loads(cli("schema", "report").stdout))
-    assert report["schema_version"] == "1.7"
+    assert report["schema_version"] == "1.8"
     assert [model["name"] for model in report["models"]] == ["tile_encoder", "slide_abmil"]
     [classes] = report["slide_classes"]
     assert sum(each["probability"] for each in classes["classes"]) == pytest.approx(1)

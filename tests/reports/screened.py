@@ -5,6 +5,7 @@ The slide is none of the cervix; only its headers count here.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log
 
 import numpy as np
 import pydicom
@@ -76,6 +77,8 @@ def classes_of(
             supported=number not in UNSUPPORTED,
             probability=served_C[number],
             probability_unadapted=(unadapted_C or served_C)[number],
+            logit=log(served_C[number]),
+            logit_unadapted=log((unadapted_C or served_C)[number]),
         )
         for number, entry in enumerate(CLASSES)
     )

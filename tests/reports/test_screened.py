@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import jsonschema
@@ -58,6 +59,13 @@ from tests.support.dciodvfy import needs_dciodvfy, validate
 
 KINDS = (abnormal, both, negative, withheld, unnamed, unsatisfactory, reached, no_cells, exploratory)
 CATEGORY, ADEQUACY = ("19762-4", "LN"), ("19764-0", "LN")
+OF_CLASSES = {
+    "probabilities": "probability",
+    "probabilities_unadapted": "probability_unadapted",
+    "logits": "logit",
+    "logits_unadapted": "logit_unadapted",
+}
+"""Members of a case by class, and the field of a class that each repeats."""
 PICTURES = ("thumbnail-1.jpg", "cell-map-1.png")
 
 
@@ -161,11 +169,11 @@ def test_json(written: Written) -> None:
         label = category.code.display if result.exploratory else NAMES[category.index]
         assert document["category"] == {"code": category.code.code, "scheme": category.code.scheme, "label": label}
     if result.classes:
-        for member, field in (("probabilities", "probability"), ("probabilities_unadapted", "probability_unadapted")):
+        for member, field in OF_CLASSES.items():
             assert document[member] == {NAMES[each.index]: getattr(each, field) for each in result.classes}
             assert list(document[member]) == ["NILM", "ASC-US", "LSIL", "ASC-H", "HSIL", "SCC", "AGC"]
     else:
-        assert document["probabilities"] is document["probabilities_unadapted"] is None
+        assert [document[member] for member in OF_CLASSES] == [None] * 4
     assert document["operating_point"] == {"name": result.operating_point, "abnormal_from": result.abnormal_from}
     assert document["adaptation"]["digest"] == result.adaptation.digest
     assert document["adequacy"]["code"] == result.adequacy.code.code
@@ -456,10 +464,7 @@ def test_the_same_report_gives_the_same_bytes(image: pydicom.Dataset, named_twic
 
 def test_a_report_of_version_1_5_is_read(named_twice: Written) -> None:
     document = json.loads(named_twice.files["report.json"])
-    new = [
-        "screenings", "category", "probabilities", "probabilities_unadapted", "adaptation", "operating_point",
-        "adequacy", "screened_series",
-    ]  # fmt: skip
+    new = ["screenings", "category", *OF_CLASSES, "adaptation", "operating_point", "adequacy", "screened_series"]
     for member in new:
         del document[member]
     document["schema_version"] = "1.5"
@@ -470,12 +475,34 @@ def test_a_report_of_version_1_5_is_read(named_twice: Written) -> None:
     assert [again[member] for member in new] == [[], *[None] * (len(new) - 1)]
 
 
+def of_1_7(written: Written) -> tuple[dict[str, Any], ScreeningResult]:
+    """The report as the release before the logits wrote it, and what is read of its slide."""
+    document = json.loads(written.files["report.json"])
+    document["schema_version"] = "1.7"
+    del document["logits"], document["logits_unadapted"]
+    for each in document["screenings"][0]["classes"]:
+        del each["logit"], each["logit_unadapted"]
+    classes = (replace(each, logit=None, logit_unadapted=None) for each in written.result.classes)
+    return document, replace(written.result, classes=tuple(classes))
+
+
+def test_a_report_of_version_1_7_is_read_and_says_no_logits(written: Written) -> None:
+    document, due = of_1_7(written)
+    assert not jsonschema.Draft202012Validator(report_schema()).is_valid(document)
+    read = from_json(json.dumps(document).encode())
+    assert read == replace(written.report, screenings=(due,))
+    again = json.loads(to_json(read))
+    jsonschema.validate(again, report_schema())
+    assert (again["schema_version"], again["logits"], again["logits_unadapted"]) == ("1.8", None, None)
+    assert again["probabilities"] == document["probabilities"]
+
+
 def test_a_report_of_version_1_6_is_read_and_says_no_scale(named_twice: Written) -> None:
-    document = json.loads(named_twice.files["report.json"])
+    document, due = of_1_7(named_twice)
     del document["screenings"][0]["scale"]
     document["schema_version"] = "1.6"
     read = from_json(json.dumps(document).encode())
-    assert read == replace(named_twice.report, screenings=(replace(named_twice.result, scale=None),))
+    assert read == replace(named_twice.report, screenings=(replace(due, scale=None),))
     jsonschema.validate(json.loads(to_json(read)), report_schema())
     _, files = encoded(read, [named_twice.source])
     assert "Scaled by" not in files["report.html"].decode()
@@ -491,6 +518,11 @@ def test_a_report_of_version_1_6_is_read_and_says_no_scale(named_twice: Written)
         (("category", "label"), None),
         (("probabilities", "NILM"), 1.5),
         (("probabilities", "Adenocarcinoma"), 0.1),
+        (("logits", "HSIL"), None),
+        (("logits", "HSIL"), "2.5"),
+        (("logits_unadapted", "Adenocarcinoma"), 0.1),
+        (("logits_unadapted",), {}),
+        (("screenings", 0, "classes", 0, "logit"), "2.5"),
         (("adequacy", "code"), 1),
         (("operating_point", "abnormal_from"), 2),
         (("adaptation", "digest"), "abc"),

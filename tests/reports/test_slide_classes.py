@@ -150,7 +150,7 @@ def report_on(slide: SlideReading, result: SlideClassification) -> Report:
     report = report_of([seen], [])
     return replace(
         report,
-        schema_version="1.7",
+        schema_version="1.8",
         protocol="slide-classification",
         slide_classes=(result,),
         exploratory=result.exploratory,

@@ -153,7 +153,7 @@ def worded(
     result = replace(result, segments=tuple(replace(each, seg=files.get(each.index)) for each in result.segments))
     report = replace(
         report_of([slide], [], [finding]),
-        schema_version="1.7",
+        schema_version="1.8",
         protocol="segmentation",
         exploratory=exploratory,
         order=Order(
