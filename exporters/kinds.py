@@ -134,7 +134,6 @@ KINDS: Mapping[str, Kind] = {
             "overlap_px": "overlap of neighbouring tiles",
             "score_threshold": "least score of a box that is kept",
             "nms_iou": "IoU from which suppression, outside the engine, joins boxes",
-            "top_k": "so many of the best boxes of each class are read further",
         },
     ),
     # Pixels to maps or tokens that another engine takes.

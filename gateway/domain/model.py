@@ -128,13 +128,13 @@ class DetectorRule:
     """What becomes of a detector's boxes, outside its engine.
 
     Neighbouring tiles overlap by `overlap_px`; boxes of at least `score_threshold` are kept; of boxes that overlap by
-    more than `nms_iou` (intersection over union) the best stays; a slide is read from the `top_k` best of each class.
+    more than `nms_iou` (intersection over union) the best stays. How many of them a slide is read from, its model says
+    (`ScreeningRule.top_k`).
     """
 
     overlap_px: int
     score_threshold: float
     nms_iou: float
-    top_k: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

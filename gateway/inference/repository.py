@@ -36,7 +36,7 @@ GOLDEN_TOLERANCE = 1e-4
 
 _SIDECARS = ("config.pbtxt", "card.json", "gate.json", "provenance.json")
 _CHAIN = ("engine_sha256", "weights_sha256", "recipe", "recipe_sha256", "manifest_sha256")
-_DETECTOR = ("overlap_px", "score_threshold", "nms_iou", "top_k")
+_DETECTOR = ("overlap_px", "score_threshold", "nms_iou")
 _EXPECTED = "expected."
 # A file may change twice within one tick of its clock: younger than this, it is hashed each time.
 _YOUNG_S = 2.0

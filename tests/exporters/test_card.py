@@ -62,7 +62,7 @@ BLOCKS = {
     "encoder": {"embedding_size": 8},
     "head": {"encoder": OTHER},
     "bag": {"encoder": OTHER, "feature_size": 8, "tiles": [1, 20000]},
-    "detector": {"overlap_px": 32, "score_threshold": 0.3, "nms_iou": 0.5, "top_k": 300},
+    "detector": {"overlap_px": 32, "score_threshold": 0.3, "nms_iou": 0.5},
     "image_encoder": {"stride_px": 4},
     "mask_decoder": {
         "image_encoder": OTHER,
@@ -90,6 +90,14 @@ def test_each_kind_has_its_block_in_the_schema(card: dict[str, Any], kind: str) 
     for field in BLOCKS[kind]:
         with pytest.raises(ExportError, match=field):
             check_card({key: value for key, value in whole.items() if key != field})
+
+
+def test_a_detector_of_an_earlier_release_may_still_name_cells_of_a_slide(card: dict[str, Any]) -> None:
+    del card["encoder"]
+    whole = card | {"kind": "detector"} | BLOCKS["detector"]
+    check_card(whole | {"top_k": 20})
+    with pytest.raises(ExportError, match="top_k"):
+        check_card(whole | {"top_k": 0})
 
 
 def test_chain_digest_does_not_depend_on_the_order() -> None:

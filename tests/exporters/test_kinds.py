@@ -152,7 +152,7 @@ def write(repository: Path, name: str) -> None:
     (folder / "config.pbtxt").write_text(config.text())
     inputs = shapes.inputs_of(graph, shapes.golden(graph))
     (folder / "golden.npz").write_bytes(golden.pack(inputs, gates.onnx_runtime(exported(name))(inputs)))
-    detected = {"overlap_px": 8, "score_threshold": 0.2, "nms_iou": 0.75, "top_k": 20} if name == "detector" else {}
+    detected = {"overlap_px": 8, "score_threshold": 0.2, "nms_iou": 0.75} if name == "detector" else {}
     write_card(folder, kind=graph.kind, data=[], pretraining=[], metrics=[], **detected)
     origin = json.loads((folder / "provenance.json").read_bytes())
     origin |= {"opset": 20, "git_commit": "0" * 40, "starts_from": {}, "tools": {"onnxruntime": "1"}}

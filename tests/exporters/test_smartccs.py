@@ -87,7 +87,7 @@ def test_each_is_proven_at_its_profile(built: ModelRepository) -> None:
 
 def test_the_gateway_reads_their_cards(built: ModelRepository, runs: dict[str, Run]) -> None:
     detect, embed, slide = (built.card(folder) for folder in FOLDERS)
-    assert detect.detector == DetectorRule(overlap_px=16, score_threshold=0.2, nms_iou=0.75, top_k=7)
+    assert detect.detector == DetectorRule(overlap_px=16, score_threshold=0.2, nms_iou=0.75)
     crops = CellCrops(smears.CROP_PX)
     assert embed.crop == CropRule(
         side_px=smears.CROP_PX,

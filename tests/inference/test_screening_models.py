@@ -14,6 +14,7 @@ from gateway.slides.cells import cells_of_tile
 from gateway.slides.site_state import Source
 from tests.support import screening_models as models
 from tests.support.bags import OnnxEngine
+from tests.support.models import read, seal, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +52,20 @@ def test_the_repository_takes_them(repository: Path) -> None:
     assert len(detect.labels) == 6
     assert slide.encoder is not None
     assert slide.encoder.weights_sha256 == embed.version.weights_sha256
+
+
+def test_the_cells_of_a_slide_are_its_own_models_to_say(repository: Path) -> None:
+    """A detector of an earlier release said a number, too, and its card is read without it."""
+    plain = ModelRepository(repository).card("smartccs_detect")
+    folder = repository / "smartccs_detect"
+    write(folder, "card.json", read(folder, "card.json") | {"top_k": models.TOP_K + 1})
+    seal(folder)
+    found = ModelRepository(repository)
+    found.check("smartccs_detect")
+    assert found.card("smartccs_detect").detector == plain.detector
+    slide = found.card("smartccs_slide").screening
+    assert slide is not None
+    assert slide.top_k == models.TOP_K
 
 
 async def test_a_blot_is_found_once_with_its_class(repository: Path) -> None:

@@ -77,7 +77,7 @@ def write_screening(
     among many. `annotated`: the slide model's card names no detector.
     """
     detect, embed, slide = (_said(name, number) for number, name in enumerate(_NAMES, 1))
-    merging = {"overlap_px": OVERLAP_PX, "score_threshold": 0.2, "nms_iou": 0.75, "top_k": TOP_K}
+    merging = {"overlap_px": OVERLAP_PX, "score_threshold": 0.2, "nms_iou": 0.75}
     write_engine(
         repository,
         _NAMES[0],

@@ -100,7 +100,6 @@ def _detector(run: Run, recipe: DetectorRecipe) -> Graph:
             "overlap_px": recipe.data.overlap_px,
             "score_threshold": merging.score_threshold,
             "nms_iou": merging.nms_iou,
-            "top_k": merging.top_k,
         },
         batch=TILES,
     )

@@ -112,11 +112,15 @@ class DetectorTraining(Steps):
 
 
 class Merging(Part):
-    """What becomes of a tile's answers; the card names it, and the gateway does it."""
+    """What becomes of a tile's answers; the card names it, and the gateway does it.
+
+    `top_k` stands in recipes of earlier releases, whose runs are read by their digest; nothing reads it. How many cells
+    of each class a slide is read from is `SlideRecipe.top_k`, which the slide model's card names.
+    """
 
     score_threshold: float = Field(default=0.2, ge=0, le=1)
     nms_iou: float = Field(default=0.75, gt=0, le=1)
-    top_k: int = Field(gt=0)
+    top_k: int | None = Field(default=None, gt=0)
 
 
 class DetectorRecipe(Recipe):
@@ -128,7 +132,7 @@ class DetectorRecipe(Recipe):
     data: DetectorData
     loss: DetectorLoss = DetectorLoss()
     training: DetectorTraining
-    merging: Merging
+    merging: Merging = Merging()
     publish: Published | None = None
 
 
