@@ -1,10 +1,13 @@
 """The cells of a slide for one look at it: merged over its windows, the best of each class cut from the slide, and
 their features. Both lie on disk; a cell's features are a row, so that a killed analysis goes on behind the last ones.
+
+Rows lie in the order in which the slide's frames are read: cells are cut while those before them are encoded.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +20,7 @@ from gateway.analyses import tiles
 from gateway.analyses.batches import run_batches
 from gateway.analyses.kept_arrays import kept
 from gateway.analyses.screening_models import ScreeningModels, answered
-from gateway.analyses.screening_tiles import DetectedWindows, Look
+from gateway.analyses.screening_tiles import IN_FLIGHT, DetectedWindows, Look
 from gateway.analyses.slide_half import Engine, SlideTask
 from gateway.analyses.tiles import TileStore
 from gateway.operations.disk import disk_errors, written_whole
@@ -25,8 +28,9 @@ from gateway.slides import TileBatch
 from gateway.slides.cells import VERSION, Cells, best_of_each_class, merged
 from gateway.slides.squares import stream_squares
 
-MOST_CELLS = 32
-"""In one request."""
+MOST_CELLS = 16
+"""In one request. On a CPU a cell costs no more than of 32, and the first request goes out earlier; a slide has a
+hundred cells or so, of which 32 would be too uneven a share for two instances of the engine."""
 _ARRAYS = tuple(each.name for each in fields(Cells))
 
 
@@ -71,20 +75,28 @@ class SlideCells:
         with TileStore.open(self._features_path, belongs_to=self.belongs_to, width=width) as store:
             if store.done < len(self.chosen):
                 await run_batches(
-                    self._crops(store.done, cancelled), rows, store, progress=lambda done: None, cancelled=cancelled
+                    self._crops(store.done, cancelled),
+                    rows,
+                    store,
+                    progress=lambda done: None,
+                    cancelled=cancelled,
+                    in_flight=IN_FLIGHT,
                 )
 
     def features(self) -> npt.NDArray[np.float32]:
-        """The features (N, D) of the chosen cells. Raises RowsOutdated."""
-        return tiles.load(
+        """The features (N, D) of the chosen cells, in their order. Raises RowsOutdated."""
+        rows_ND, _ = tiles.load(
             self._features_path, belongs_to=self.belongs_to, width=self._models.width, rows=len(self.chosen)
-        )[0]
+        )
+        features_ND = np.empty_like(rows_ND)
+        features_ND[self._as_read] = rows_ND
+        return features_ND
 
     @property
     def belongs_to(self) -> dict[str, str]:
         """All that decides the features."""
         version = self._models.encoder.card.version
-        boxes = hashlib.sha256(self.chosen.boxes_N4.tobytes()).hexdigest()
+        boxes = hashlib.sha256(self.chosen.boxes_N4[self._as_read].tobytes()).hexdigest()  # row by row
         return {
             **self._of,
             "encoder": version.name,
@@ -94,23 +106,29 @@ class SlideCells:
             "cells": boxes,
         }
 
-    def _crops(self, done: int, cancelled: Callable[[], bool]) -> Iterator[TileBatch]:
-        """The crops of the chosen cells from the `done`th on, in their order, `batch` at a time.
+    @cached_property
+    def _as_read(self) -> npt.NDArray[np.int64]:
+        """The numbers of the chosen cells, row by row of their features: as their squares become whole while the tiles
+        of the level are read, row by row and each from left to right."""
+        squares_N4 = self._models.crops.squares(self.chosen.boxes_N4)
+        rows_N = (squares_N4[:, 3] - 1) // self.windows.plan.tiles.grid.field_px
+        return np.lexsort((squares_N4[:, 2], rows_N))
 
-        All are cut before the first is handed out: squares come as the frames do, and each frame is read once. They
-        are as small as the encoder's pictures, and at most `top_k` of each class.
-        """
-        crops, side = self._models.crops, self._models.crops.side_px
-        squares_N4 = crops.squares(self.chosen.boxes_N4[done:])
-        images_NHWC = np.empty((len(squares_N4), side, side, 3), np.uint8)
-        level = self.windows.plan.level
-        for cell, square_SS3 in stream_squares(
-            self._task.slide, level, squares_N4, colour=self.look.colour, cancelled=cancelled
-        ):
-            images_NHWC[cell] = crops.resized(square_SS3)
+    def _crops(self, done: int, cancelled: Callable[[], bool]) -> Generator[TileBatch]:
+        """The crops of the cells, row by row from the `done`th on, `batch` at a time, each batch as soon as it is
+        whole. Every frame is read once; a crop that comes before those ahead of it waits for them."""
+        crops, level = self._models.crops, self.windows.plan.level
+        squares_N4 = crops.squares(self.chosen.boxes_N4[self._as_read[done:]])
         at_once = max(1, min(self.batch, self._models.encoder.contract.max_batch_size))
-        for start in range(0, len(images_NHWC), at_once):
-            yield TileBatch(done + start, images_NHWC[start : start + at_once])
+        start, cut = 0, dict[int, npt.NDArray[np.uint8]]()
+        with closing(
+            stream_squares(self._task.slide, level, squares_N4, colour=self.look.colour, cancelled=cancelled)
+        ) as squares:
+            for place, square_SS3 in squares:
+                cut[place] = crops.resized(square_SS3)
+                while (following := range(start, len(squares_N4))[:at_once]) and all(each in cut for each in following):
+                    yield TileBatch(done + start, np.stack([cut.pop(each) for each in following]))
+                    start = following.stop
 
     def _load(self) -> Cells | None:
         def read(data: Mapping[str, npt.NDArray[Any]]) -> Cells | None:

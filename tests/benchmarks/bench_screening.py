@@ -8,7 +8,8 @@ analysed in a process of its own beside a Triton that is warm.
 
 The floor is the raw rate of the same engines in the same Triton: requests of the same size, as many in flight, with
 their pictures in memory and nothing done beside. It is measured before and after each slide; costs are compared in
-the engine's own time, so that they do not drift with the machine.
+the engine's own time, so that they do not drift with the machine. A stage's time is all of it: from before the first
+frame is read for it until the last answer is on disk, the engine waiting for its first pictures included.
 """
 
 import argparse
@@ -27,7 +28,6 @@ from typing import Self
 
 import numpy as np
 
-from gateway.analyses import batches
 from gateway.analyses.protocols import protocol_named
 from gateway.analyses.screening_cells import MOST_CELLS
 from gateway.analyses.screening_tiles import IN_FLIGHT, MOST_WINDOWS
@@ -171,9 +171,9 @@ async def measured(settings: Settings, slides: Sequence[Path], work: Path) -> tu
 async def _raw(engine: TritonEngine, windows: list[np.ndarray], cells: list[np.ndarray]) -> Raw:
     detector, encoder, _ = _MODELS
     rates = []
-    for model, work, callers in ((detector, windows, IN_FLIGHT), (encoder, cells, batches.IN_FLIGHT)):
+    for model, work in ((detector, windows), (encoder, cells)):
         start = time.perf_counter()
-        await through(engine, model, work, callers)
+        await through(engine, model, work, IN_FLIGHT)
         rates.append(sum(map(len, work)) / (time.perf_counter() - start))
     return Raw(*rates)
 
