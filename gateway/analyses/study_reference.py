@@ -40,11 +40,12 @@ def read(path: Path) -> bytes:
 
 
 def rows_of(data: bytes, centres: Mapping[str, str | None]) -> tuple[Row, ...]:
-    """The rows of a CSV file (UTF-8, a first row of names), sorted by accession. `centres`: the accessions that take
-    part, with the centre of each, None where none is known.
+    """The rows of a CSV file (UTF-8, with or without a byte order mark; a first row of names, which tells by its own
+    whether values are parted by commas or semicolons), sorted by accession. `centres`: the accessions that take part,
+    with the centre of each, None where none is known.
 
-    Raises InvalidInput: columns missing, doubled or unknown; no row; an accession that does not take part, or stands
-    twice; a category that is none of Bethesda's; a centre that is another than was enrolled.
+    Raises InvalidInput: another encoding; columns missing, doubled or unknown; no row; an accession that does not take
+    part, or stands twice; a category that is none of Bethesda's; a centre that is another than was enrolled.
     """
     wrong: list[str] = []
     rows: dict[str, Row] = {}
@@ -75,10 +76,14 @@ def rows_of(data: bytes, centres: Mapping[str, str | None]) -> tuple[Row, ...]:
 
 def _table(data: bytes) -> list[tuple[int, dict[str, str]]]:
     """Each row that is not empty: its number in the file, and its values by column, without blanks at the ends."""
+    text = _text(data)
+    # Where the comma is the decimal mark, spreadsheets part by semicolons; no column's name has either.
+    first = next(iter(text.splitlines()), "")
+    delimiter = ";" if ";" in first and "," not in first else ","
     try:
-        lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidInput(f"The reference standard is no CSV file in UTF-8 ({error}).") from None
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise InvalidInput(f"The reference standard is no CSV file ({error}).") from None
     heads = [head.strip() for head in lines[0]] if lines else []
     if not set(REQUIRED) <= set(heads) <= {*REQUIRED, *OPTIONAL} or len(set(heads)) < len(heads):
         raise InvalidInput(
@@ -90,3 +95,15 @@ def _table(data: bytes) -> list[tuple[int, dict[str, str]]]:
         if len(line) != len(heads):
             raise InvalidInput(f"Row {number} of the reference standard has {len(line)} values, not {len(heads)}.")
     return [(number, dict(zip(heads, map(str.strip, line), strict=True))) for number, line in filled]
+
+
+def _text(data: bytes) -> str:
+    """Raises InvalidInput where it is not UTF-8: read as anything else, a letter of an accession might be another."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidInput(
+            f"The reference standard is not in UTF-8 (line {line} has the byte 0x{data[error.start]:02X}). Save it as "
+            "CSV UTF-8; spreadsheets may else write it in Windows' own code page or in UTF-16."
+        ) from None
