@@ -11,6 +11,8 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -28,31 +30,38 @@ _MISSING = struct.Struct("<I")
 class TileStore:
     """Outputs of shape (N, `width`) float32 of one slide, complete up to row `done`; `load` reads them."""
 
-    def __init__(self, file: IO[bytes], width: int) -> None:
+    def __init__(self, file: FileIO, width: int) -> None:
         self._file = file
         self.width = width
         self.done = 0
 
     @classmethod
     def open(cls, path: Path, *, belongs_to: Mapping[str, str], width: int) -> Self:
-        """Open for appending. Outputs that belong to anything else (another plan, another engine) are thrown away."""
-        header = _header(belongs_to, width)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("r+b" if path.exists() else "w+b")
-        store = cls(file, width)
-        records = _records(file)
+        """Open for appending. Outputs that belong to anything else (another plan, another engine) are thrown away.
+        Raises DiskFull, StateError."""
+        with disk_errors(), ExitStack() as opened:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer: what found no room would be in it still, and fail once more as the file is closed.
+            file = opened.enter_context(path.open("r+b" if path.exists() else "w+b", buffering=0))
+            store = cls(file, width)
+            store._begin(_header(belongs_to, width))
+            opened.pop_all()
+        return store
+
+    def _begin(self, header: bytes) -> None:
+        """Go behind the last sound record, or begin anew."""
+        records = _records(self._file)
         if next(records, None) != header:
-            file.seek(0)
-            file.truncate()
-            store._write(header)
-            return store
+            self._file.seek(0)
+            self._file.truncate()
+            self._write(header)
+            return
         good_end = _PREFIX.size + len(header)
         for payload in records:
-            store.done += store._rows(payload)
+            self.done += self._rows(payload)
             good_end += _PREFIX.size + len(payload)
-        file.seek(good_end)
-        file.truncate()
-        return store
+        self._file.seek(good_end)
+        self._file.truncate()
 
     def append(self, values_BC: npt.NDArray[np.float32], missing: Sequence[tuple[int, int]] = ()) -> None:
         """Append the next rows and bring them to disk; of the frames missing under them their number. Raises
@@ -64,7 +73,8 @@ class TileStore:
         self.done += self._rows(payload)
 
     def close(self) -> None:
-        self._file.close()
+        with disk_errors():
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,9 +88,11 @@ class TileStore:
         return (len(payload) - _MISSING.size) // (4 * self.width)
 
     def _write(self, payload: bytes) -> None:
+        """Raises DiskFull, StateError; a part of the record may then be there, which its checksum gives away."""
+        left = memoryview(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
         with disk_errors():
-            self._file.write(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
             os.fdatasync(self._file.fileno())
 
 
