@@ -28,7 +28,8 @@ from gateway.slides.site_state import SiteState, SiteStateInvalid, Source, deman
 
 FOLDER = "sites"
 """In the state folder."""
-_VERSION = re.compile(r"([1-9][0-9]{0,8})\.json", re.ASCII)
+_VERSION = re.compile(r"([1-9][0-9]{0,8})\.(?:(?:signed|retired)\.)?json", re.ASCII)
+"""A state, or a decision on one: where the state itself is gone the version is damaged, and not as if it never was."""
 _MOST_BYTES = 16 * 2**20
 """Of one file: a state of a thousand features has 50 kB."""
 
@@ -317,7 +318,7 @@ class SiteStore:
     def _numbers(self, site: str) -> list[int]:
         folder = self._folder / site
         found = (_VERSION.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ()))
-        return sorted(int(match[1]) for match in found if match)
+        return sorted({int(match[1]) for match in found if match})
 
     def _origin(self, site: str) -> Origin:
         """Where a site's slides come from: a name means that for good, so the first record of which a decision has the
