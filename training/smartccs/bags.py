@@ -12,7 +12,7 @@ import numpy as np
 from gateway.domain.bethesda import CLASSES, NAMES, NILM
 from training.data.split import PARTS
 from training.errors import LeakageRefused, TaskInvalid
-from training.smartccs.data import DISTRACTOR
+from training.smartccs.data import DISTRACTOR, UNKNOWN
 
 PREVALENCE = (0.75, 0.10, 0.06, 0.02, 0.04, 0.01, 0.02)
 """How often a bag is of each class in screening."""
@@ -42,9 +42,11 @@ def by_part(
     prevalence: Sequence[float] = PREVALENCE,
     cells: tuple[int, int] = CELLS,
     labels: Mapping[str, Sequence[int]] | None = None,
+    *,
+    unknown: bool = False,
 ) -> dict[str, tuple[Bag, ...]]:
-    """`numbers` bags of each part, of cells of that part only; `labels`: see `bags`. Raises LeakageRefused where a
-    group of cells stands in two parts, TaskInvalid."""
+    """`numbers` bags of each part, of cells of that part only; `labels`, `unknown`: see `bags`. Raises LeakageRefused
+    where a group of cells stands in two parts, TaskInvalid."""
     for group in np.unique(groups_N):
         inside = np.unique(parts_N[groups_N == group])
         if len(inside) > 1:
@@ -58,6 +60,7 @@ def by_part(
             prevalence,
             cells,
             None if labels is None else labels[part],
+            unknown=unknown,
         )
         for part, number in numbers.items()
     }
@@ -71,19 +74,23 @@ def bags(
     prevalence: Sequence[float] = PREVALENCE,
     cells: tuple[int, int] = CELLS,
     labels: Sequence[int] | None = None,
+    *,
+    unknown: bool = False,
 ) -> tuple[Bag, ...]:
     """`number` bags of the cells at the places `among_K`, whose classes (Bethesda's numbers, DISTRACTOR or UNKNOWN) are
     in `classes_N`.
 
     A NILM bag holds NILM cells and distractors. In a bag of another class a share of cells, drawn from Beta(1.2, 8) and
-    clipped to [0.005, 0.30], at least one cell, is of that class, and the rest are NILM. A class without cells has no
-    bag: the prevalence of the others keeps its proportions. A cell is twice in a bag only where there are too few.
-    Unknown cells are in none. `labels` are the bags' classes where these are known, of slides that another centre or
-    another detector looks at: of a class of which no cell was found, only NILM cells are in the bag then. Raises
-    TaskInvalid where there is no NILM cell.
+    clipped to [0.005, 0.30], at least one cell, is of that class, and the rest are as in a NILM bag, so that they tell
+    nothing of the class. A class without cells has no bag: the prevalence of the others keeps its proportions. A cell
+    is twice in a bag only where there are too few. `unknown`: whether cells of unknown class stand among the rest, in
+    bags of every class alike; else they are in none. `labels` are the bags' classes where these are known, of slides
+    that another centre or another detector looks at: of a class of which no cell was found, only the rest is
+    there. Raises TaskInvalid where there is no NILM cell.
     """
     pools = [among_K[classes_N[among_K] == kind] for kind in range(len(CLASSES))]
-    calm = np.concatenate([pools[NILM], among_K[classes_N[among_K] == DISTRACTOR]])
+    others = (DISTRACTOR, UNKNOWN) if unknown else (DISTRACTOR,)
+    rest = np.concatenate([pools[NILM], *(among_K[classes_N[among_K] == kind] for kind in others)])
     if not len(pools[NILM]):
         raise TaskInvalid(f"Synthetic bags need {NAMES[NILM]} cells, and there are none.")
     shares = np.array([share if len(pool) else 0.0 for share, pool in zip(prevalence, pools, strict=True)])
@@ -91,10 +98,10 @@ def bags(
     for label in drawn if labels is None else labels:
         size = int(rng.integers(cells[0], cells[1] + 1))
         if label == NILM:
-            made.append(Bag(label, _drawn(rng, calm, size), 0.0))
+            made.append(Bag(label, _drawn(rng, rest, size), 0.0))
             continue
         count = max(1, round(share(rng) * size)) if len(pools[label]) else 0
-        chosen = [_drawn(rng, pools[label], count), _drawn(rng, pools[NILM], size - count)]
+        chosen = [_drawn(rng, pools[label], count), _drawn(rng, rest, size - count)]
         made.append(Bag(label, rng.permutation(np.concatenate(chosen)), count / size))
     return tuple(made)
 

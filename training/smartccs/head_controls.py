@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import softmax
 
 from training.errors import TaskInvalid
 from training.smartccs import slide
@@ -13,7 +12,7 @@ from training.smartccs.adapt import BATCH, Bank, Released
 from training.smartccs.embed import kept
 from training.smartccs.heads import HeadKind, SlideHead
 from training.smartccs.mode_figures import area, difference_of_areas
-from training.smartccs.slide_fit import Slides, fit_head, logits_of
+from training.smartccs.slide_fit import Slides, chances_of, fit_head, logits_of
 from training.smartccs.trial import Found, Trial, batches
 
 _SHUFFLED_HEADS = 3
@@ -84,7 +83,7 @@ def released(trial: Trial) -> Found:
         given_NC = np.concatenate(given)
         rows[kind] = {
             "bags": len(asked),
-            "greatest_change": float(np.abs(softmax(given_NC, axis=1) - softmax(plain_NC, axis=1)).max()),
+            "greatest_change": float(np.abs(chances_of(given_NC) - chances_of(plain_NC)).max()),
             "class_changes": int((given_NC.argmax(1) != plain_NC.argmax(1)).sum()),
             "classifier_has_gradient": reached,
         }
@@ -108,4 +107,4 @@ def _of_kind(trial: Trial, kind: HeadKind) -> SlideHead:
 
 def _given(heads: Sequence[SlideHead], slides: Slides) -> np.ndarray:
     """(R,N,7), not calibrated."""
-    return np.stack([softmax(logits_of(head, slides.features), axis=1) for head in heads])
+    return np.stack([chances_of(logits_of(head, slides.features)) for head in heads])

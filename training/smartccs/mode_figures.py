@@ -13,7 +13,7 @@ import numpy as np
 from gateway.domain.bethesda import NILM
 from gateway.domain.screening import TURNED_NORMAL, ScreeningPoint, called, decided
 from training.smartccs.slide_figures import figures
-from training.smartccs.slide_fit import auc_of
+from training.smartccs.slide_fit import auc_of, odds_of
 from training.statistics import ItemScore, RunsScore, bootstrap, interval, macro_auroc, replicates
 
 
@@ -104,8 +104,9 @@ def _paired(
 
 
 def _two_sided(given_RNC: np.ndarray) -> np.ndarray:
-    """(R,N,2): NILM, and not."""
-    return np.stack([given_RNC[:, :, NILM], 1 - given_RNC[:, :, NILM]], 2)
+    """(R,N,2): for NILM, and for abnormal."""
+    odds_RN = odds_of(given_RNC)
+    return np.stack([-odds_RN, odds_RN], 2)
 
 
 def _called(given_RNC: np.ndarray, points: Sequence[ScreeningPoint]) -> np.ndarray:

@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field as Setting
-from scipy.special import softmax
 from torch import nn
 
 from gateway.domain.bethesda import NAMES
@@ -45,6 +44,7 @@ from training.smartccs.slide_fit import (
     Slides,
     auc_of,
     calibration_of,
+    chances_of,
     fit_head,
     logits_of,
     operating_point,
@@ -58,13 +58,16 @@ SOURCE = "source"
 
 
 class Bags(Part):
-    """How many synthetic bags of each part, of how many cells each, and how often of each class."""
+    """How many synthetic bags of each part, of how many cells each, and how often of each class. `unknown`: whether
+    what a detector found beside annotated nuclei, in fields with abnormal ones, stands among the rest of all bags, as
+    it does on a slide; else it is in none, and heads learn from what is surely normal, of which there is little."""
 
     train: int = Setting(gt=0)
     validation: int = Setting(gt=0)
     test: int = Setting(gt=0)
     cells: tuple[int, int] = dealing.CELLS
     prevalence: Literal["screening", "flat"] = "screening"
+    unknown: bool = False
 
     def deal(
         self,
@@ -77,7 +80,9 @@ class Bags(Part):
         numbers = {part: int(getattr(self, part)) for part in parts}
         chances = _PREVALENCE[self.prevalence]
         classes_N, groups_N, parts_N = cells.classes_N, cells.groups(), cells.parts()
-        return dealing.by_part(classes_N, groups_N, parts_N, numbers, seed, chances, self.cells, labels)
+        return dealing.by_part(
+            classes_N, groups_N, parts_N, numbers, seed, chances, self.cells, labels, unknown=self.unknown
+        )
 
 
 class SlideRecipe(Recipe):
@@ -289,7 +294,7 @@ def learnable(fields: Sequence[data.Field], cells: CellSet) -> tuple[bool, ...]:
 
 
 def _auc(head: SlideHead, slides: Slides) -> float:
-    return auc_of(softmax(logits_of(head, slides.features), axis=1), slides.labels_B)
+    return auc_of(chances_of(logits_of(head, slides.features)), slides.labels_B)
 
 
 def cell_counts(cells: CellSet) -> dict[str, dict[str, int]]:

@@ -96,7 +96,7 @@ def fit_head(
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        auc = auc_of(softmax(logits_of(head, validation.features), axis=1), validation.labels_B)
+        auc = auc_of(chances_of(logits_of(head, validation.features)), validation.labels_B)
         if np.isnan(auc):
             raise TaskInvalid("The validation bags are all normal or all abnormal. Deal more of them.")
         if auc > best_auc:
@@ -142,7 +142,7 @@ def nilm_of_cells(head: SlideHead, features_ND: np.ndarray) -> np.ndarray:
     """(N,) float64: how surely each cell is NILM, by the head's own logits of it."""
     here = torch.ones(1, len(features_ND), dtype=torch.bool)
     logits_NC = head.pooled(torch.from_numpy(features_ND)[None], here).cell_logits_BNC[0]
-    return softmax(logits_NC.numpy().astype(np.float64), axis=1)[:, NILM]
+    return chances_of(logits_NC.numpy())[:, NILM]
 
 
 def site_cells(head: SlideHead, features_ND: np.ndarray, scores_N: np.ndarray | None = None) -> SiteCells:
@@ -153,10 +153,23 @@ def site_cells(head: SlideHead, features_ND: np.ndarray, scores_N: np.ndarray | 
     return SiteCells(features_ND, lambda _: 1 - scores_N)
 
 
+def chances_of(logits_NC: np.ndarray) -> np.ndarray:
+    """(N,7) float64 probabilities, not calibrated. In single precision the surest bags would all be as sure."""
+    return softmax(logits_NC.astype(np.float64), axis=1)
+
+
+def odds_of(probabilities_NC: np.ndarray) -> np.ndarray:
+    """(...,) float64: the logarithm of abnormal's odds, which orders bags as 1 - p(NILM) does, those too that are so
+    sure that 1 - p(NILM) is 0 or 1 to the last digit."""
+    nilm, rest = probabilities_NC[..., NILM], np.delete(probabilities_NC, NILM, axis=-1).sum(-1)
+    least = np.finfo(np.float64).tiny
+    return np.log(np.maximum(rest, least)) - np.log(np.maximum(nilm, least))
+
+
 def auc_of(probabilities_NC: np.ndarray, labels_N: np.ndarray) -> float:
     """Of 1 - p(NILM), abnormal against NILM; NaN where one side is missing."""
-    abnormal_N = 1 - probabilities_NC[:, NILM]
-    return macro_auroc(np.column_stack([-abnormal_N, abnormal_N]), (labels_N != NILM).astype(np.int64))
+    odds_N = odds_of(probabilities_NC)
+    return macro_auroc(np.column_stack([-odds_N, odds_N]), (labels_N != NILM).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,10 @@ def commissioned(trial: Trial, shown: Shown, share: float) -> tuple[Bag, ...]:
     chances = np.array(PREVALENCE)[there]
     drawn = rng.choice(there, abnormal, p=chances / chances.sum())
     labels = rng.permutation(np.append(drawn, np.full(COMMISSIONED - abnormal, NILM))).tolist()
-    return bags(shown.cells.classes_N, among_K, COMMISSIONED, rng, PREVALENCE, trial.recipe.bags.cells, labels)
+    dealt = trial.recipe.bags
+    return bags(
+        shown.cells.classes_N, among_K, COMMISSIONED, rng, PREVALENCE, dealt.cells, labels, unknown=dealt.unknown
+    )
 
 
 def sorted_stream(trial: Trial, centre: AtCentre) -> Found:

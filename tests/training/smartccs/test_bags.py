@@ -23,14 +23,24 @@ def test_bags_hold_what_their_class_allows_and_no_class_is_dropped() -> None:
     for bag in made:
         kinds = CLASSES[bag.cells_K]
         assert 40 <= len(kinds) <= 200
-        allowed = {0, DISTRACTOR} if bag.label == 0 else {0, bag.label}
-        assert set(kinds.tolist()) <= allowed
+        assert set(kinds.tolist()) <= {0, DISTRACTOR, bag.label}
         share = float((kinds == bag.label).mean()) if bag.label else 0.0
         assert share == pytest.approx(bag.fraction)
         assert bag.label == 0 or 1 / len(kinds) <= share <= 0.3 + 1 / len(kinds)
     shares = [bag.fraction for bag in made if bag.label]
     assert np.mean(shares) == pytest.approx(1.2 / 9.2, abs=0.015)
-    assert any(DISTRACTOR in CLASSES[bag.cells_K] for bag in made if not bag.label)
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_the_rest_of_a_bag_tells_nothing_of_its_class(unknown: bool) -> None:
+    made = bags(CLASSES, np.arange(len(CLASSES)), 900, np.random.default_rng(4), FLAT, unknown=unknown)
+    others = [DISTRACTOR, UNKNOWN] if unknown else [DISTRACTOR]
+    for abnormal in (False, True):
+        kinds = np.concatenate([CLASSES[bag.cells_K] for bag in made if bool(bag.label) == abnormal])
+        rest = kinds[np.isin(kinds, [0, DISTRACTOR, UNKNOWN])]
+        for kind in others:
+            assert (rest == kind).mean() == pytest.approx(1 / (1 + len(others)), abs=0.01)
+        assert unknown or UNKNOWN not in rest
 
 
 def test_prevalence_keeps_its_proportions_where_a_class_has_no_cells() -> None:
