@@ -54,7 +54,15 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
         look = source.look if colour is None else mapped(source.look, colour)
         found = seen[colour is not None] = kept(trial.eye, fields, look)
         among_K, rng = np.flatnonzero(found.groups() == group), np.random.default_rng(recipe.seed)
-        dealt = bags(found.classes_N, among_K, LEAST_SLIDES, rng, PREVALENCE, recipe.bags.cells)
+        dealt = bags(
+            found.classes_N,
+            among_K,
+            LEAST_SLIDES,
+            rng,
+            PREVALENCE,
+            recipe.bags.cells,
+            unknown=recipe.bags.unknown,
+        )
         places_K = np.concatenate([surest(bag, found.found_N, found.scores_N, recipe.top_k).cells_K for bag in dealt])
         scores_N = found.scores_N[places_K] if trial.scored else None
         return site_cells(answerer.head, found.features_ND[places_K], scores_N)
