@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from gateway.domain.bethesda import NAMES
 from training.markdown import NOT_RUN, shown, table
 from training.smartccs.modes import NONE, OTHER_ORGAN, SHUFFLED_BANK, SITE
 from training.smartccs.results import SHIPPED, Results, Row
@@ -133,7 +134,7 @@ def _modes_table(told: Row, titles: Mapping[str, str], *, right: bool) -> list[s
 
 
 def _hurts(there: Mapping[str, Row]) -> list[str]:
-    """By intervals: where a mode is worse than none; and what becomes of `site` by the deciding rule."""
+    """By intervals: where a mode is worse than none; and what becomes of it, and of `site`, by the deciding rule."""
     if not there:
         return []
     worse = [
@@ -150,28 +151,67 @@ def _hurts(there: Mapping[str, Row]) -> list[str]:
         if worse
         else ["Nowhere by its whole interval.", ""]
     )
-    rows = []
-    for centre, told in there.items():
-        own, none = told["modes"][SITE]["served"], told["modes"][NONE]["served"]
-        guarded = own["guarded"]
-        rows.append(
-            (
-                centre,
-                f"{shown(none['sensitivity'])}; {shown(none['specificity'])}",
-                f"{shown(own['sensitivity'])}; {shown(own['specificity'])}",
-                f"{own['turned_normal']} ({own['turned_normal_of_abnormal']})",
-                str(guarded["stopped"]),
-                str(guarded["withheld"]),
-                f"{shown(guarded['sensitivity'])}; {shown(guarded['specificity'])}",
-            )
-        )
+    rows = [
+        (centre, "none", *_sides(told["modes"][NONE]["served"]), "", "", "", "")
+        if mode == NONE
+        else (centre, _MODES[mode], *_sides(row["served"]), *_guarded(row["served"]))
+        for centre, told in there.items()
+        for mode, row in told["modes"].items()
+        if mode in (NONE, SITE) or (not mode.startswith("control") and list(_losses(row)))
+    ]
     return [
         *lines,
-        "The served head's `site` before and after the guards: a call that adaptation would turn normal stays "
-        "abnormal, and is flagged; at a site out of scope no normal call is made. Sensitivity; specificity.",
+        "The served head under `site`, and under the modes that hurt, before and after the guards of the deciding "
+        "rule: a call that adaptation would turn normal (in brackets: of truly abnormal bags) stays abnormal, and is "
+        "flagged; at a site out of scope no normal call is made. Where nothing would turn normal, the guards show "
+        "nothing.",
         "",
-        *table(("centre", "none", "site", "turned normal", "stopped", "withheld", "site with guards"), rows),
-    ]
+        *table(
+            (
+                "centre", "mode", "sensitivity", "specificity", "turned normal", "stopped", "sensitivity with guards",
+                "specificity with guards",
+            ),
+            rows,
+        ),
+        *_by_grade(there),
+    ]  # fmt: skip
+
+
+def _sides(row: Row) -> tuple[str, str]:
+    return shown(row["sensitivity"]), shown(row["specificity"])
+
+
+def _guarded(own: Row) -> tuple[str, ...]:
+    turned, guarded = f"{own['turned_normal']} ({own['turned_normal_of_abnormal']})", own["guarded"]
+    withheld = f", {guarded['withheld']} withheld" if guarded["withheld"] else ""
+    return turned, f"{guarded['stopped']}{withheld}", *_sides(guarded)
+
+
+def _by_grade(there: Mapping[str, Row]) -> list[str]:
+    """What else is told of the source's bags, at each centre."""
+    rows = []
+    for centre, told in there.items():
+        for mode in (NONE, SITE):
+            own = told["modes"][mode]["served"]
+            numbers = (
+                own[key]
+                for key in ("sensitivity_high_grade", "specificity_at_95", "balanced_accuracy", "calibration_error")
+            )
+            recalls = (own["recall"][kind] for kind in NAMES)
+            rows.append((centre, mode, *("–" if each is None else f"{each:.2f}" for each in (*numbers, *recalls))))
+    return [
+        "The served head besides: high-grade bags (ASC-H, HSIL, SCC) that are called abnormal, specificity where 95 % "
+        "of the centre's bags would be found, balanced accuracy and calibration error of the classes, and recall by "
+        "class:",
+        "",
+        *table(
+            (
+                "centre", "adaptation", "sensitivity, high-grade", "specificity at 95 % sensitivity",
+                "balanced accuracy", "calibration error", *NAMES,
+            ),
+            rows,
+        ),
+    ]  # fmt: skip
 
 
 def _losses(row: Row) -> Iterator[str]:

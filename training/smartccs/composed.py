@@ -37,7 +37,7 @@ class Read:
     """A composed slide and what its report says. `centre`: with what degraded it, if anything did; `label`: its true
     class; `probabilities`, `unadapted`: by class, None where no cell was found; `abnormal`: what it is called, None
     where that is withheld; `category`: the number of the class that is named, if one is; `satisfactory`: whether it is
-    adequate; `verdict`: what its site was found to be."""
+    adequate; `verdict`: what its site was found to be; `withheld`: the codes of why no category is named."""
 
     slide: str
     centre: str
@@ -48,6 +48,7 @@ class Read:
     category: int | None
     satisfactory: bool
     verdict: str
+    withheld: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,7 @@ def _read(row: Mapping[str, str], report: Mapping[str, Any]) -> Read:
             next(iter(slide["categories"]), None),
             slide["adequacy"]["satisfactory"],
             slide["adaptation"]["verdict"],
+            tuple(reason["code"] for reason in slide["withheld"]),
         )
     except (KeyError, TypeError, ValueError, StopIteration):
         raise RunInvalid(f"The report of {row['folder']} is not one of cervical-screening. Analyse it again.") from None
@@ -146,6 +148,7 @@ def _figures(slides: Sequence[Read], count: int) -> Found:
     found: Found = {
         "slides": {name: int((labels_N == number).sum()) for number, name in enumerate(NAMES)},
         "withheld": int((called_N < 0).sum()),
+        "reasons": dict(sorted(Counter(reason for each in slides for reason in each.withheld).items())),
         "unsatisfactory": sum(not each.satisfactory for each in slides),
         "without_cells": sum(each.probabilities is None for each in slides),
         "verdicts": sorted({each.verdict for each in slides}),

@@ -1,6 +1,7 @@
 """Which conditions, set before anything was measured, the figures meet: computed from the files, not judged by eye.
 
-They are the experiments E1 to E8 of the project's specification of Smart-CCS, with their negative controls.
+They are the experiments E1 to E8 of the project's specification of Smart-CCS, with their negative controls. E9, the
+whole pipeline through Triton against the networks, is a test: tests/e2e/test_cervical_screening.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -177,7 +178,7 @@ def _flags(modes: Mapping[str, Row]) -> Verdict:
     rows = {centre: told["modes"][SITE]["served"] for centre, told in modes.items()}
     return _all(
         (
-            f"{centre}: {row['turned_normal']} would turn, {row['guarded']['stopped']} stopped",
+            f"{centre}: {row['turned_normal'] or 'none'} would turn, {row['guarded']['stopped'] or 'none'} stopped",
             row["turned_normal"] == row["guarded"]["stopped"],
         )
         for centre, row in rows.items()

@@ -31,10 +31,11 @@ dealt together as a slide of a class might show them ([how](../smart-ccs.md)). T
 `source` are **simulated** by a fixed change of colour and optics. The changes are linear in optical density, which
 flatters `colour` and `site`.
 
-Bags hold only cells that a detector found on annotated nuclei or in fields without abnormal ones, in shares that are
-assumed: they do not show what it misses, nor most of its false alarms. Their figures say how well what was found is
-told apart, not how well slides are screened. What is missed is told
-[below](#what-the-detector-misses-by-class-and-centre).
+Bags hold only cells that a detector found, in shares that are assumed: they do not show what it misses. What is missed
+is told [below](#what-the-detector-misses-by-class-and-centre). The rest of every bag, of whatever class, is dealt of
+nuclei annotated NILM, of what was found in fields without abnormal nuclei, and of what was found beside the annotated
+nuclei of the others, which nobody named: mostly false alarms, some of them perhaps abnormal. A slide shows such too.
+Figures of bags say how well what was found is told apart, not how well slides are screened.
 
 The cells of training, validation and test bags are of different blocks of images, of which there are few, and whose
 patients are not told. `[low, high]` is the 95 % bootstrap interval: over bags, over fields (cells, detector), or over
@@ -42,13 +43,14 @@ composed slides. Bags of one part share their cells: an interval says how a figu
 not how it would with other patients, and is too narrow for that. An AUC is of 1 - p(NILM), abnormal against NILM; with
 more than one head it is the mean over heads from different seeds. Sensitivity and specificity are at each head's own
 operating point, which the source's validation bags gave; it is never moved to the centre but where that is said. AGC
-has no cell in the data, and nearly all SCC cells are of one block: neither is told on its own. A `control` shows what
-is found where there should be nothing.
+has no cell in the data: it has no figure. Nearly all SCC cells of a part are of one block: what is counted of them is
+of a smear or two. A `control` shows what is found where there should be nothing.
 
-The served detector is the second, and the head's calibration the second form of one: both were designed with the first
-ones' figures on these test blocks known, their settings and weights chosen on the validation blocks alone. That
-flatters them beside the first. Heads on different detectors are asked of different cells: their figures do not
-compare.
+The served detector is the second; the head's calibration is the second form of one, and its bags are dealt in a second
+way, in which those fields' unnamed cells stand too, for which the first way gave heads whose point did not hold at any
+shift. All were designed with the first ones' figures on these test blocks known, their settings and weights chosen on
+the validation blocks alone. That flatters them beside the first. Heads on different detectors are asked of different
+cells: their figures do not compare.
 """
 
 
@@ -350,22 +352,24 @@ def _composed(found: Results, name: str) -> list[str]:
                 str(row["slides"]["NILM"]),
                 str(abnormal),
                 *figures,
-                str(row["withheld"]),
+                str(row["withheld"]) + "".join(f"; {reason} {count}" for reason, count in row["reasons"].items()),
                 str(row["unsatisfactory"]),
                 str(row["without_report"]),
+                ", ".join(row["verdicts"]),
             )
         )
     head = (
         "centre", "NILM", "abnormal", "AUC without adaptation", "AUC as served", "sensitivity", "specificity",
-        "withheld", "unsatisfactory", "without a report",
+        "withheld", "unsatisfactory", "without a report", "site",
     )  # fmt: skip
     return [
         "## Composed slides, through the served pipeline",
         "",
         "Slides of real background with real cells of the test part placed in it, no patients; read by `pathserve "
         "analyze`. A slide whose call is withheld counts as neither found nor called normal. One without a report, "
-        "whose analysis "
-        "failed or was not made, is in no figure but its count. Intervals over slides.",
+        "whose analysis failed or was not made, is in no figure but its count. A slide of a site that is not "
+        "commissioned is served without adaptation: both areas are of the same answers then. Centres that are not "
+        "here were not run. Intervals over slides.",
         "",
         f"    {asked}",
         "",

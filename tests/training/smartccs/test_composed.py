@@ -78,7 +78,9 @@ def test_reports_become_figures_of_a_centre(folders: tuple[Path, Path], tmp_path
     assert digests == dict(zip(("detector", "encoder", "head"), MODELS.values(), strict=True))
     text = page.page(out)
     assert "| stain A | 4 | 4 | 0.75 [" in text
-    assert "] | 2 | 1 | 1 |" in text  # withheld, unsatisfactory, without a report
+    reasons = "; ".join(f"{reason} {count}" for reason, count in found["reasons"].items())
+    assert found["reasons"]
+    assert f"] | 2; {reasons} | 1 | 1 |" in text  # withheld and why, unsatisfactory, no report
 
 
 def test_slides_without_any_report_and_degraded_ones_stand_for_themselves(folders: tuple[Path, Path]) -> None:

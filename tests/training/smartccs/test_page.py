@@ -42,6 +42,11 @@ def row(gain: float) -> dict[str, Any]:
             "turned_normal": 2,
             "turned_normal_of_abnormal": 1,
             "guarded": guarded,
+            "sensitivity_high_grade": 0.61,
+            "specificity_at_95": 0.22,
+            "balanced_accuracy": 0.43,
+            "calibration_error": 0.14,
+            "recall": dict.fromkeys(NAMES, 0.5) | {"AGC": None},
         },
     }
 
@@ -93,7 +98,10 @@ def test_modes_are_shown_and_judged(tmp_path: Path) -> None:
     assert "| stain A | ImageNet (served) | site | 0.850 [0.840, 0.860] | 0.900 [0.890, 0.910] |" in text
     assert "| stain A | fresh weights | none | not run |" in text
     assert "- stain B, none: specificity -0.200 [-0.210, -0.190]" in text
-    assert "| scanner | 0.90 [0.89, 0.91]; 0.70 [0.69, 0.71] |" in text
+    sides = "0.90 [0.89, 0.91] | 0.70 [0.69, 0.71]"
+    guarded = "| 2 (1) | 2 | 0.90 [0.89, 0.91] | 0.80 [0.79, 0.81] |"
+    assert f"| scanner | A+B without the gate | {sides} {guarded}" in text  # it hurts
+    assert "| scanner | site | 0.61 | 0.22 | 0.43 | 0.14 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | 0.50 | – |" in text
     found = verdicts(tmp_path)
     assert found["E5"] == ["not measured", "met", "met", "not measured"]
     assert found["E5, control"] == ["met", "met"]
