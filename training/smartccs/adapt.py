@@ -3,7 +3,8 @@ compared with. The head's weights never change: all of it is in (gamma, beta), f
 
 A batch is 16 slides (here: bags) of one centre. `site` is fitted once (`gateway.slides.site_fit`); `batch` takes the
 moments of the batch at hand; `gradient` aligns slides with prototypes and keeps the answers to two views alike;
-`released` is what the published code of arXiv 2502.09662 comes to, which changes nothing. All but `site` are research.
+`released` is what the published code of arXiv 2502.09662 comes to, which changes nothing but by rounding. All but
+`site` are research.
 """
 
 import copy
@@ -149,16 +150,26 @@ class Gradient:
         return logits_of(self._head, clean, gamma_D.detach().numpy(), beta_D.detach().numpy())
 
 
+class ReleasedStep(NamedTuple):
+    """logits_BC: of a batch after it; aligned: whether the alignment alone gave any weight of the classifier a
+    gradient; slope: the greatest gradient that any of these weights had of both losses."""
+
+    logits_BC: np.ndarray
+    aligned: bool
+    slope: float
+
+
 class Released:
     """What the published adaptation does, for the one test that it does nothing: features carry no gradient, the
     alignment reaches a fresh random projection only, and at the single step the student is the teacher, so that their
-    consistency has a gradient of rounding size, at a rate of 1e-5."""
+    consistency has a gradient of rounding size. Adam takes a step of its rate, 1e-5, whatever the size of a gradient:
+    what is rounding moves every weight by so much, and a head of many weights by more than a small one."""
 
     def __init__(self, head: SlideHead, bank: Bank, seed: int) -> None:
         self._head, self._bank, self._seed = head, bank, seed
 
-    def __call__(self, features: Sequence[np.ndarray]) -> tuple[np.ndarray, bool]:
-        """(B,7) logits of a batch, and whether the alignment alone gave any weight of the classifier a gradient."""
+    def __call__(self, features: Sequence[np.ndarray]) -> ReleasedStep:
+        """One step on a batch."""
         student = copy.deepcopy(self._head).requires_grad_(True)
         torch.manual_seed(self._seed)
         width = features[0].shape[1]
@@ -178,5 +189,6 @@ class Released:
         said_BC = student.pooled(features_BND, mask_BN).logits_BC.log_softmax(1)
         optimiser = torch.optim.Adam([*weights, *projection.parameters()], lr=_RELEASED_RATE)
         (align - (taught_BC * said_BC).sum(1).mean()).backward()
+        slope = max(float(each.grad.abs().max()) for each in weights if each.grad is not None)
         optimiser.step()
-        return logits_of(student, features), reached
+        return ReleasedStep(logits_of(student, features), reached, slope)

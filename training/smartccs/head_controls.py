@@ -1,5 +1,5 @@
-"""What a slide head owes to the cells that it learned from, and to its labels (E3); and that the published adaptation
-changes none of its answers (E4)."""
+"""What a slide head owes to the cells that it learned from, and to its labels (E3); and what the published
+adaptation changes of its answers (E4)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,24 +68,22 @@ def cells_against(trial: Trial) -> Found:
 
 def released(trial: Trial) -> Found:
     """E4: the published adaptation on batches of the source's test bags, by kind of head: the greatest change of a
-    probability, how many bags' most probable class changes, whether its alignment gives the classifier a gradient."""
+    probability, how many bags' most probable class changes, whether its alignment gives the classifier a gradient, and
+    the greatest gradient that it has at all."""
     bank, asked = Bank.of(trial.slides("train")), trial.slides("test").features
     kinds: Sequence[HeadKind] = ("mean", "abmil")
     rows = {}
     for kind in kinds:
         head = trial.served.head if kind == trial.recipe.head else _of_kind(trial, kind)
-        plain_NC, given, reached = logits_of(head, asked), [], False
-        mode = Released(head, bank, trial.recipe.seed)
-        for part in batches(len(asked), BATCH):
-            logits_BC, of_align = mode(asked[part])
-            given.append(logits_BC)
-            reached |= of_align
-        given_NC = np.concatenate(given)
+        plain_NC, mode = logits_of(head, asked), Released(head, bank, trial.recipe.seed)
+        steps = [mode(asked[part]) for part in batches(len(asked), BATCH)]
+        given_NC = np.concatenate([step.logits_BC for step in steps])
         rows[kind] = {
             "bags": len(asked),
             "greatest_change": float(np.abs(chances_of(given_NC) - chances_of(plain_NC)).max()),
             "class_changes": int((given_NC.argmax(1) != plain_NC.argmax(1)).sum()),
-            "classifier_has_gradient": reached,
+            "classifier_has_gradient": any(step.aligned for step in steps),
+            "greatest_slope": max(step.slope for step in steps),
         }
     return {"heads": rows}
 
