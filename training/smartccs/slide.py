@@ -17,13 +17,14 @@ import numpy as np
 from pydantic import Field as Setting
 from torch import nn
 
-from gateway.domain.bethesda import NAMES
+from gateway.domain.bethesda import NAMES, NILM
 from gateway.domain.screening import ScreeningPoint
 from gateway.slides.cells import VERSION, Cells
 from gateway.slides.site_colour import Densities, densities
 from gateway.slides.site_fit import SiteCells, source_of
 from gateway.slides.site_state import Source
 from training.data.split import PARTS
+from training.errors import TaskInvalid
 from training.files import json_bytes, write_atomic
 from training.nn.checkpoints import load_state, read_weights, save_weights
 from training.repeatable import repeatable
@@ -75,11 +76,15 @@ class Bags(Part):
         seed: int,
         parts: Sequence[str] = PARTS,
         labels: Mapping[str, Sequence[int]] | None = None,
+        within: str | None = None,
     ) -> dict[str, tuple[dealing.Bag, ...]]:
-        """The bags of each part; `labels`: their classes, where these are known. Raises LeakageRefused, TaskInvalid."""
+        """The bags of each part; `labels`: their classes, where these are known; `within`: of this group's cells alone.
+        Raises LeakageRefused, TaskInvalid."""
         numbers = {part: int(getattr(self, part)) for part in parts}
         chances = _PREVALENCE[self.prevalence]
         classes_N, groups_N, parts_N = cells.classes_N, cells.groups(), cells.parts()
+        if within is not None:
+            parts_N = np.where(groups_N == within, parts_N, "none")
         return dealing.by_part(
             classes_N, groups_N, parts_N, numbers, seed, chances, self.cells, labels, unknown=self.unknown
         )
@@ -88,9 +93,9 @@ class Bags(Part):
 class SlideRecipe(Recipe):
     """The slide head. `detector`: the recipe of the run that finds the cells; without it, bags are of annotated cells,
     which flatters: on a real slide every candidate of a normal one is a false alarm. `sensitivity`: at which the
-    operating point lies on the validation bags, as `validation_centre` shows them. `top_k`: cells of each class that a
-    served slide is answered from, and a bag too: `bags.cells` of detections are drawn, of which these are the surest.
-    Without `publish` its runs are experiments, which nothing serves."""
+    operating point lies on the validation bags of each block, as `validation_centre` shows them; the lowest is taken.
+    `top_k`: cells of each class that a served slide is answered from, and a bag too: `bags.cells` of detections are
+    drawn, of which these are the surest. Without `publish` its runs are experiments, which nothing serves."""
 
     system: Literal["smartccs"]
     stage: Literal["slide"]
@@ -108,10 +113,14 @@ class SlideRecipe(Recipe):
     publish: PublishedSlide | None = None
 
     def deal(
-        self, cells: CellSet, parts: Sequence[str] = PARTS, labels: Mapping[str, Sequence[int]] | None = None
+        self,
+        cells: CellSet,
+        parts: Sequence[str] = PARTS,
+        labels: Mapping[str, Sequence[int]] | None = None,
+        within: str | None = None,
     ) -> dict[str, tuple[dealing.Bag, ...]]:
         """The bags of each part, as slides of theirs would be answered; else as `Bags.deal`."""
-        dealt = self.bags.deal(cells, self.seed, parts, labels)
+        dealt = self.bags.deal(cells, self.seed, parts, labels, within)
         return {
             part: tuple(dealing.surest(bag, cells.found_N, cells.scores_N, self.top_k) for bag in bags)
             for part, bags in dealt.items()
@@ -180,10 +189,9 @@ def train(
         best = max(range(recipe.seeds), key=lambda number: heads[number].auc)
         chosen = heads[best].head
         calibrated = calibration_of(logits_of(chosen, slides["validation"].features), slides["validation"].labels_B)
-        shown = _validation(recipe, eye, fields, found) or slides["validation"]
-        chances_NC = calibrated(logits_of(chosen, shown.features))
         supported = learnable(fields, cells)
-        point = operating_point(chances_NC, shown.labels_B, recipe.sensitivity, supported)
+        blocks = validation_blocks(recipe, pointing(recipe, eye, fields, cells, found))
+        point = lowest_point(recipe, chosen, calibrated, blocks, supported)
         save_weights(writer.weights_path, nn.ModuleList(fitted.head for fitted in heads))
         scores_N = None if recipe.head == "mean" or found is None else cells.scores_N
         colours = densities(tissue_counts([field for field in fields if field.part == "train"], look_at(found)))
@@ -254,15 +262,46 @@ def _shuffled(recipe: SlideRecipe, slides: Mapping[str, Slides]) -> Fitted:
     return fit_head(recipe.head, recipe.hidden, recipe.training, train, validation, recipe.seed)
 
 
-def _validation(
-    recipe: SlideRecipe, eye: CellEncoder, fields: Sequence[data.Field], found: Detections | None
-) -> Slides | None:
-    """The bags of the validation centre, where that is a simulated one; of the same cells if these are annotated."""
+def pointing(
+    recipe: SlideRecipe, eye: CellEncoder, fields: Sequence[data.Field], cells: CellSet, found: Detections | None
+) -> CellSet:
+    """The cells that the operating point is chosen on: the validation centre's, which are among `cells` where that is
+    the source."""
     if recipe.validation_centre == SOURCE:
-        return None
+        return cells
     seen = [field for field in fields if field.part == "validation"]
-    cells = kept(eye, seen, look_at(found, recipe.validation_centre))
-    return Slides.of(recipe.deal(cells, ("validation",))["validation"], cells.features_ND)
+    return kept(eye, seen, look_at(found, recipe.validation_centre))
+
+
+def validation_blocks(recipe: SlideRecipe, cells: CellSet) -> tuple[Slides, ...]:
+    """As many bags as there are to validate of the cells of each block of the validation part alone; a block that lacks
+    NILM cells, or abnormal ones, has none. Raises TaskInvalid where no block has both."""
+    groups_N, parts_N, found = cells.groups(), cells.parts(), []
+    for group in np.unique(groups_N[parts_N == "validation"]):
+        kinds_N = np.where(groups_N == group, cells.classes_N, data.UNKNOWN)
+        if not ((kinds_N == NILM).any() and (kinds_N > NILM).any()):
+            continue
+        dealt = recipe.deal(cells, ("validation",), within=group)["validation"]
+        found.append(Slides.of(dealt, cells.features_ND))
+    if not found:
+        raise TaskInvalid("No block of the validation part has both normal and abnormal cells: there is no point.")
+    return tuple(found)
+
+
+def lowest_point(
+    recipe: SlideRecipe,
+    head: SlideHead,
+    calibrated: Calibration,
+    blocks: Sequence[Slides],
+    supported: tuple[bool, ...],
+) -> ScreeningPoint:
+    """The lowest of the operating points that the bags of single blocks give: a slide is of one smear, whose look moves
+    all its answers, and what is to hold on slides has to hold for every block, not for bags that mix them."""
+    points = [
+        operating_point(calibrated(logits_of(head, bags.features)), bags.labels_B, recipe.sensitivity, supported)
+        for bags in blocks
+    ]
+    return min(points, key=lambda point: point.abnormal_from)
 
 
 def source_of_bags(

@@ -24,7 +24,7 @@ from training.smartccs.bags import Bag
 from training.smartccs.embed import CellEncoder, CellSet, Look, encoder, kept, tissue_counts
 from training.smartccs.heads import SlideHead
 from training.smartccs.reinhard import Lab, Reinhard, lab_moments
-from training.smartccs.slide_fit import Calibration, Slides, calibration_of, logits_of, operating_point, site_cells
+from training.smartccs.slide_fit import Calibration, Slides, calibration_of, logits_of, site_cells
 
 PARTS = ("validation", "test")
 
@@ -154,13 +154,7 @@ def open_trial(recipe_name: str) -> Trial:
     cells = kept(eye, fields, slide.look_at(found, slide.SOURCE))
     dealt = recipe.deal(cells)
     chosen = Slides.of(dealt["validation"], cells.features_ND)
-    if recipe.validation_centre != slide.SOURCE:
-        seen = [field for field in fields if field.part == "validation"]
-        other = kept(eye, seen, slide.look_at(found, recipe.validation_centre))
-        bags = recipe.deal(other, ("validation",))["validation"]
-        pointed = Slides.of(bags, other.features_ND)
-    else:
-        pointed = chosen
+    blocks = slide.validation_blocks(recipe, slide.pointing(recipe, eye, fields, cells, found))
     scores_N = cells.scores_N if found is not None and recipe.head != "mean" else None
     answerers = []
     for number, head in enumerate(trained.heads):
@@ -169,8 +163,7 @@ def open_trial(recipe_name: str) -> Trial:
             answerers.append(Answerer(head, source, trained.calibrated, trained.point))
             continue
         calibrated = calibration_of(logits_of(head, chosen.features), chosen.labels_B)
-        chances_NC = calibrated(logits_of(head, pointed.features))
-        point = operating_point(chances_NC, pointed.labels_B, recipe.sensitivity, trained.point.supported)
+        point = slide.lowest_point(recipe, head, calibrated, blocks, trained.point.supported)
         answerers.append(Answerer(head, source, calibrated, point))
     return Trial(run, trained, eye, found, fields, cells, dealt, tuple(answerers))
 

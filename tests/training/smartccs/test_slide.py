@@ -1,6 +1,8 @@
 """The slide heads, and a whole tiny training of one on made smears."""
 
 import json
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,14 @@ from scipy.special import softmax
 from gateway.domain.screening import ScreeningPoint
 from gateway.slides.cell_evidence import contributions
 from tests.training.data import made
-from training.errors import RunInvalid
+from training.errors import RunInvalid, TaskInvalid
+from training.runs import parse_recipe
 from training.smartccs import slide
-from training.smartccs.embed import CellSet
+from training.smartccs.embed import NAMELESS, CellSet
 from training.smartccs.heads import POOLS, HeadKind, build_head
+from training.smartccs.slide import SlideRecipe
 from training.smartccs.slide_figures import figures
-from training.smartccs.slide_fit import calibration_of, logits_of, operating_point, padded_bags
+from training.smartccs.slide_fit import Calibration, calibration_of, logits_of, operating_point, padded_bags
 from training.smartccs.train import train
 
 pytestmark = pytest.mark.training
@@ -88,6 +92,34 @@ def test_the_operating_point_finds_the_share_of_abnormal_bags_that_was_asked_for
     found = figures(chances_NC, labels_N, ScreeningPoint(0.65, everyone), count=20)
     assert (found["sensitivity"]["value"], found["specificity"]["value"]) == (0.75, 1.0)
     assert (found["auc"]["value"], found["specificity_at_95"]) == (15 / 16, 0.75)
+
+
+def test_the_point_is_that_of_the_block_that_needs_the_lowest() -> None:
+    torch.manual_seed(2)
+    rng, head = np.random.default_rng(2), build_head("mean", WIDTH, 8).eval()
+    # Three blocks of the validation part, each with a look of its own; nothing abnormal was found in the last.
+    classes_N, fields_N = np.tile(np.repeat([0, 1], 40), 3), np.repeat([0, 1, 2, 3], [80, 80, 40, 40])
+    classes_N[160:] = 0
+    features_ND = (rng.normal(size=(240, WIDTH)) + classes_N[:, None] + fields_N[:, None]).astype(np.float32)
+    fields = tuple((f"field {n}", f"block {n}", "train" if n == 3 else "validation") for n in range(4))
+    cells = CellSet(features_ND, classes_N, np.full(240, NAMELESS), np.ones(240), fields_N, fields, {})
+    recipe = parse_recipe(SlideRecipe, tomllib.loads(RECIPE))
+    blocks = slide.validation_blocks(recipe, cells)
+    assert len(blocks) == 2
+    for number, bags in enumerate(blocks):
+        own = {row.tobytes() for row in features_ND[fields_N == number]}
+        assert all(row.tobytes() in own for row in bags.cells())
+
+    everyone, plain = (True,) * 7, Calibration(1.0, (0.0,) * 7)
+    chances = [plain(logits_of(head, bags.features)) for bags in blocks]
+    points = [
+        operating_point(chances_NC, bags.labels_B, recipe.sensitivity, everyone).abnormal_from
+        for chances_NC, bags in zip(chances, blocks, strict=True)
+    ]
+    assert points[0] != points[1]
+    assert slide.lowest_point(recipe, head, plain, blocks, everyone).abnormal_from == min(points)
+    with pytest.raises(TaskInvalid, match="No block of the validation part has both"):
+        slide.validation_blocks(recipe, replace(cells, classes_N=np.zeros(240, np.int64)))
 
 
 def test_probabilities_are_calibrated_to_how_often_each_class_is() -> None:
