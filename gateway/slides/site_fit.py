@@ -2,11 +2,12 @@
 
 The moments of features are weighted by how surely a cell is NILM, so that a fit depends little on how many of a site's
 slides are abnormal. The distance of moments decides: a site that lies as near as unseen slides of the source is left
-alone, to the bit; one that lies far even after its colours were mapped is out of scope.
+alone, to the bit; of one that does so once its colours are mapped, colours are mapped and features are not; one that
+lies far even then is out of scope.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -192,8 +193,10 @@ def fit(
     """A site's state from `slides` unlabelled slides, whose tissue's pixels are `counts_3V`.
 
     `cells` finds the cells of these slides: called with None for the slides as they are, then, where the site is
-    unlike the source, with the map by which tiles are coloured before they are looked at. No more of them are held than
-    one of their parts. Raises SiteNotFittable for fewer than 32 slides, and for fewer cells than LEAST_CELLS.
+    unlike the source, with the map by which tiles are coloured before they are looked at. Features are mapped only
+    where cells are unlike the source's still: what is mapped without need moves answers without need. No more of them
+    are held than one of their parts. Raises SiteNotFittable for fewer than 32 slides, and for fewer cells than
+    LEAST_CELLS.
     """
     if slides < LEAST_SLIDES:
         raise SiteNotFittable(f"A site is fitted to {LEAST_SLIDES} slides or more, and these are {slides}. Add slides.")
@@ -209,17 +212,11 @@ def fit(
     measured["cells"], measured["distance_coloured"] = _distance(coloured, source)
     if measured["distance_coloured"] > _FAR * source.gate:
         return identity(site, version, "out of scope", source, **measured)
+    found = identity(site, version, "adapted", source, colour=colour, **measured)
+    if measured["distance_coloured"] <= source.gate:
+        return found
     gamma_D, beta_D = affine(coloured, source, LEAST_CELLS)
-    return SiteState(
-        site=site,
-        version=version,
-        verdict="adapted",
-        source_sha256=source.digest,
-        gamma_D=gamma_D,
-        beta_D=beta_D,
-        colour=colour,
-        **measured,
-    )
+    return replace(found, gamma_D=gamma_D, beta_D=beta_D)
 
 
 def demand_spread(cells: Sequence[int]) -> None:

@@ -94,6 +94,18 @@ def test_a_shifted_site_is_adapted_and_a_far_one_is_out_of_scope(source: Source,
     assert noise.changes_nothing
 
 
+def test_features_stay_where_mapped_colours_are_enough(source: Source, pixels: np.ndarray) -> None:
+    cells_ND = together(slides(6, 40)).features_ND
+    near = cells_ND + 0.9 * np.sqrt(source.gate).astype(np.float32)
+    state = fitted(source, pixels, cells_ND * 2 + SHIFT, near)
+    assert state.verdict == "adapted"
+    assert state.distance_coloured is not None
+    assert 0 < state.distance_coloured <= source.gate < (state.distance_raw or 0)
+    assert state.colour is not None
+    assert not state.changes_nothing
+    assert (state.gamma_D * near + state.beta_D).tobytes() == near.tobytes()
+
+
 def test_weights_keep_the_share_of_abnormal_slides_out_of_the_fit(source: Source) -> None:
     sick = together(slides(7, 40, share=0.5))
     gamma_D, beta_D = affine(sick, source)

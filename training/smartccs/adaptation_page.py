@@ -285,7 +285,23 @@ def gates(told: Row | None, name: str) -> list[str]:
             ("block", "verdict", "distance", "with colours mapped", "AUC gain"),
             (_block(block, of) for block, of in told["one_block"].items()),
         ),
+        "Bags of one block's cells alone, as the smears of one laboratory would be, without a state and with that of "
+        "the site, served head. The odds are the median log odds of abnormal over NILM bags: that they lie so far "
+        "apart from block to block is why an operating point does not carry over, though bags are told apart within "
+        "each. A site is asked here of the cells that it was fitted to, which flatters it:",
+        "",
+        *table(
+            ("block", "adaptation", "AUC", "AUC gain", "sensitivity", "specificity", "odds of NILM bags"),
+            (row for block, of in told["one_block"].items() for row in _own(block, of["own"])),
+        ),
     ]
+
+
+def _own(block: str, own: Row | None) -> Iterator[tuple[str, ...]]:
+    for mode, row in (own or {}).items():
+        gain = "" if mode == NONE else shown(row["auc_gain"], sign=True, digits=3)
+        told = (shown(row[key]) for key in ("sensitivity", "specificity"))
+        yield f"`{block}`", mode, shown(row["auc"], digits=3), gain, *told, f"{row['odds_of_nilm']:.1f}"
 
 
 def _block(block: str, of: Row) -> tuple[str, ...]:

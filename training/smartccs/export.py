@@ -268,7 +268,8 @@ def _point(recipe: SlideRecipe, served: Mapping[str, Any]) -> dict[str, Any]:
         "name": f"{share} sensitivity",
         "min_probability": served["abnormal_from"],
         "origin": f"The highest 1 - p(NILM) from which {share} of the abnormal ones among {recipe.bags.validation} "
-        f"synthetic validation bags were called abnormal; validation centre: {served['validation_centre']}.",
+        "synthetic bags of one block of images were called abnormal, the lowest over the validation blocks; validation "
+        f"centre: {served['validation_centre']}.",
     }
 
 

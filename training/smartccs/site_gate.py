@@ -6,15 +6,17 @@ from contextlib import suppress
 
 import numpy as np
 
+from gateway.domain.bethesda import NILM
 from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_fit import LEAST_SLIDES, SiteCells, SiteNotFittable, distance, fit, moments
+from gateway.slides.site_state import SiteState
 from training.errors import DataMissing, TaskInvalid
 from training.smartccs.bags import PREVALENCE, Bag, bags, surest
 from training.smartccs.data import Field
 from training.smartccs.embed import CellSet, Look, kept, tissue_counts
-from training.smartccs.mode_figures import area, difference_of_areas
-from training.smartccs.modes import with_state
-from training.smartccs.slide_fit import Slides, logits_of, site_cells
+from training.smartccs.mode_figures import against, area, difference_of_areas
+from training.smartccs.modes import NONE, SITE, with_state
+from training.smartccs.slide_fit import Slides, logits_of, odds_of, site_cells
 from training.smartccs.strangers import NOISE_LOOK, TISSUE, TISSUE_LOOK, all_counts, mapped, tissue_fields
 from training.smartccs.trial import Answerer, AtCentre, Found, Shown, Trial
 
@@ -45,7 +47,8 @@ def third_source_set(trial: Trial, source: AtCentre) -> Found:
 def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
     """A site of the source that shows the smears of one test block alone, by which no gate was chosen: what a state
     that is fitted to 32 bags of its cells is found to be, and its gain of AUC over none on the test bags of all blocks,
-    of the served head. Raises DataMissing."""
+    of the served head; then, of bags of the block's cells alone, the answers without the state and with it ("own"; None
+    where it has no abnormal cell). Raises DataMissing."""
     answerer, recipe, fields = trial.served, trial.recipe, trial.unseen("test")
     counts_3V = tissue_counts([field for field in fields if field.group == group], source.look)
     seen: dict[bool, CellSet] = {}
@@ -70,7 +73,8 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
     try:
         state = fit(group, 1, answerer.source, LEAST_SLIDES, counts_3V, cells)
     except (SiteNotFittable, TaskInvalid) as error:
-        return {"verdict": "cannot be fitted", "reason": error.detail}
+        own = _own(trial, source.raw.cells, source.raw.cells, group, None)
+        return {"verdict": "cannot be fitted", "reason": error.detail, "own": own}
     labels_N = source.raw.slides("test").labels_B
     none_NC = answerer.probabilities(logits_of(answerer.head, source.raw.slides("test").features))
     shown = seen[state.colour is not None]
@@ -81,6 +85,30 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
         **{name: getattr(state, name) for name in ("verdict", "distance_raw", "distance_coloured", "gate")},
         "auc": area(site_NC[None], labels_N, recipe.bootstrap),
         "auc_gain": difference_of_areas(site_NC[None], none_NC[None], labels_N, recipe.bootstrap),
+        "own": _own(trial, source.raw.cells, shown, group, state),
+    }
+
+
+def _own(trial: Trial, plain: CellSet, seen: CellSet, group: str, state: SiteState | None) -> Found | None:
+    """Bags of a test block's cells alone, as they are, and under a state as a site that has it sees them, of the same
+    classes: figures of both, and the median of the log odds of abnormal over NILM bags, which says where the look of
+    the block moves them."""
+    answerer, recipe, part = trial.served, trial.recipe, "test"
+    kinds_N = plain.classes_N[(plain.groups() == group) & (plain.parts() == part)]
+    if not ((kinds_N == NILM).any() and (kinds_N > NILM).any()):
+        return None
+    bags_N = recipe.deal(plain, (part,), within=group)[part]
+    labels_N = np.array([bag.label for bag in bags_N])
+    none_NC = answerer.probabilities(logits_of(answerer.head, Slides.of(bags_N, plain.features_ND).features))
+    rows = {NONE: none_NC}
+    if state is not None:
+        dealt = recipe.deal(seen, (part,), {part: labels_N.tolist()}, within=group)[part]
+        features = Slides.of(dealt, seen.features_ND).features
+        rows[SITE] = answerer.probabilities(logits_of(answerer.head, features, state.gamma_D, state.beta_D))
+    return {
+        mode: against(given_NC[None], none_NC[None], labels_N, [answerer.point], recipe.bootstrap)
+        | {"odds_of_nilm": float(np.median(odds_of(given_NC)[labels_N == NILM]))}
+        for mode, given_NC in rows.items()
     }
 
 

@@ -212,7 +212,11 @@ def test_the_gate_and_the_order(runs: Path) -> None:
     assert set(found["shifts"]) == {"stain A"}
     assert len(found["one_block"]) == 1  # of the test part
     assert {row["verdict"] for row in found["one_block"].values()} == {"like the source"}
-    assert next(iter(found["one_block"].values()))["auc_gain"]["value"] == 0
+    (block,) = found["one_block"].values()
+    assert block["auc_gain"]["value"] == 0
+    own = block["own"]
+    assert own["none"]["odds_of_nilm"] == own["site"]["odds_of_nilm"]  # like the source: the same answers
+    assert own["site"]["auc"]["value"] == own["none"]["auc"]["value"]
     order = told(runs, "order", "tiny", *ORDER[1:])["by_centre"]["stain B"]
     assert order["fewer"]["least"] <= order["fewer"]["greatest"]
     modes = order["modes"]

@@ -120,7 +120,8 @@ def test_a_loss_a_silent_flip_and_a_useless_control_are_not_met(tmp_path: Path) 
 
 def gate(**gains: float) -> dict[str, Any]:
     """What a gate said of the source's blocks, whose sites gain so much; to one of them no site could be fitted."""
-    rows = {name: {"verdict": "adapted", "auc_gain": figure(gain)} for name, gain in gains.items()}
+    own = {NONE: row(0.0) | {"odds_of_nilm": -6.4}, SITE: row(0.05) | {"odds_of_nilm": -2.0}}
+    rows = {name: {"verdict": "adapted", "auc_gain": figure(gain), "own": own} for name, gain in gains.items()}
     third = {"verdict": "like the source", "same_bits": True, "within": 1.0}
     return {
         "experiment": "gate",
@@ -128,7 +129,7 @@ def gate(**gains: float) -> dict[str, Any]:
         "digests": DIGESTS,
         "cpu_s": 1.0,
         "third_source_set": third,
-        "one_block": rows | {"bare": {"verdict": "cannot be fitted", "reason": "Too few cells."}},
+        "one_block": rows | {"bare": {"verdict": "cannot be fitted", "reason": "Too few cells.", "own": None}},
         "shifts": {},
         "strangers": {"noise": {"verdict": "out of scope"}},
     }
