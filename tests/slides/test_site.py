@@ -96,7 +96,7 @@ def test_a_shifted_site_is_adapted_and_a_far_one_is_out_of_scope(source: Source,
 
 def test_features_stay_where_mapped_colours_are_enough(source: Source, pixels: np.ndarray) -> None:
     cells_ND = together(slides(6, 40)).features_ND
-    near = cells_ND + 0.9 * np.sqrt(source.gate).astype(np.float32)
+    near = cells_ND + 0.5 * np.sqrt(source.gate).astype(np.float32)
     state = fitted(source, pixels, cells_ND * 2 + SHIFT, near)
     assert state.verdict == "adapted"
     assert state.distance_coloured is not None

@@ -120,7 +120,7 @@ def test_the_slide_card_speaks_for_all_three(runs: dict[str, Run], tmp_path: Pat
     assert card["encoder"] == {"model": "smartccs_embed", "weights_sha256": runs["encode"].weights_sha256}
     (point,) = card["operating_points"]
     assert (point["name"], point["min_probability"]) == ("95% sensitivity", 0.4)
-    assert "40 synthetic validation bags" in point["origin"]
+    assert "40 synthetic bags of one block" in point["origin"]
     assert point["origin"].endswith("validation centre: source.")
     assert {figure["name"] for figure in card["metrics"]} == {"auc", "sensitivity", "specificity"}
     assert {figure["label"] for figure in card["metrics"]} == {"synthetic bags of cells of held-out blocks"}
