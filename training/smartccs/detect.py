@@ -141,16 +141,8 @@ def _finish(
         "network": {"parameters": _size(network)},
         "training": figures(writer.path / "log.jsonl", "sensitivity"),
         "cells": data.counts(data.load()).tolist(),
+        **measured(network, recipe, validation),
     }
-    for part, pictures in (
-        ("validation", validation),
-        ("test", detecting.scaled(data.load("test"), recipe.data.mpp)),
-    ):
-        found = detecting.answered(network, pictures, recipe.data, recipe.merging)
-        blobs = [froc.Answered(entry.field, froc.dark_blobs(entry.field, entry.field.read())) for entry in found]
-        metrics[part] = froc.figures(found) | {"froc_of_dark_blobs": froc.told(froc.sensitivities(blobs))}
-        if part == "test":
-            metrics[part]["leading"] = leading_figures(found, _RESAMPLES)
     return writer.finish(
         metrics=metrics,
         seed=recipe.seed,
@@ -158,6 +150,22 @@ def _finish(
         pretraining=pretraining,
         seen=data.seen(learned),
     )
+
+
+def measured(
+    network: Detector, recipe: DetectorRecipe, validation: Sequence[detecting.Scaled] | None = None
+) -> dict[str, Any]:
+    """What a run's metrics say of the validation and test fields. Raises DataMissing."""
+    found = {}
+    for part in ("validation", "test"):
+        given = validation if part == "validation" else None
+        pictures = detecting.scaled(data.load(part), recipe.data.mpp) if given is None else given
+        answers = detecting.answered(network, pictures, recipe.data, recipe.merging)
+        blobs = [froc.Answered(entry.field, froc.dark_blobs(entry.field, entry.field.read())) for entry in answers]
+        found[part] = froc.figures(answers) | {"froc_of_dark_blobs": froc.told(froc.sensitivities(blobs))}
+        if part == "test":
+            found[part]["leading"] = leading_figures(answers, _RESAMPLES)
+    return found
 
 
 def describe(recipe: DetectorRecipe) -> str:

@@ -1,5 +1,6 @@
 """A detector's training from its recipe to a run folder: on made fields, a few steps long."""
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -13,13 +14,14 @@ from training.errors import RecipeInvalid, RunInvalid
 from training.files import sha256_file
 from training.nn.efficientnet_lite import EfficientNetLite0
 from training.nn.pretrained import load_lite0
-from training.runs import Run
+from training.runs import Run, open_run, resealed
 from training.smartccs import data
 from training.smartccs.backbones import FrozenResNet50Maps
 from training.smartccs.detect import DetectorLearner, parameter_groups
 from training.smartccs.detecting import tile_corners
 from training.smartccs.detector import load
 from training.smartccs.recipe import DetectorRecipe
+from training.smartccs.republish import main as republish
 from training.smartccs.train import train
 from training.ssl.distributed import World
 from training.ssl.recipe import read_recipe
@@ -148,3 +150,15 @@ def test_a_detector_sees_with_the_first_stages_of_a_published_network(tmp_path: 
     kernels = [block._depthwise_conv.weight.requires_grad for block in seen._blocks]
     assert kernels == [False] * 3 + [True] * 12
     assert not seen._conv_stem.weight.requires_grad
+
+
+def test_what_a_run_says_of_its_fields_can_be_measured_anew(finished: Run, tmp_path: Path) -> None:
+    old = json.loads(json.dumps(finished.metrics))
+    old["test"]["leading"], old["cpu_s"] = {}, 12.0
+    before = resealed(finished, tmp_path / "before", (finished.path / "recipe.toml").read_bytes(), old, {})
+    recipe = written(tmp_path, (finished.path / "recipe.toml").read_text())
+    arguments = [str(before.path), str(recipe), "--out"]
+    assert republish([*arguments, str(tmp_path / "as it was")]) == 0
+    assert open_run(tmp_path / "as it was").metrics == old
+    assert republish([*arguments, str(tmp_path / "anew"), "--measure"]) == 0
+    assert open_run(tmp_path / "anew").metrics == {**finished.metrics, "cpu_s": 12.0}

@@ -196,3 +196,7 @@ def test_a_recipe_of_another_stage_publishes_nothing(
     recipe = runs["encode"].path / "recipe.toml"
     assert republish([str(runs["detect"].path), str(recipe), "--out", str(tmp_path / "out")]) == 1
     assert "is of the stage 'detect'. Name a recipe of that stage" in capsys.readouterr().err
+    again = [str(runs["encode"].path), str(recipe), "--out", str(tmp_path / "out"), "--measure"]
+    assert republish(again) == 1
+    assert "Only a detector is measured anew here" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
