@@ -11,7 +11,7 @@ _EVALUATE = "python -m training.smartccs.evaluate"
 _MODES = {
     NONE: "none",
     "colour": "A: colour only",
-    SITE: "site: A+B behind the gate (served)",
+    SITE: "site: A, and B where A is not enough, behind the gate (served)",
     "A+B": "A+B without the gate",
     "features": "B without A",
     "all cells": "B without A, all cells alike",
@@ -201,8 +201,8 @@ def _by_grade(there: Mapping[str, Row]) -> list[str]:
             rows.append((centre, mode, *("–" if each is None else f"{each:.2f}" for each in (*numbers, *recalls))))
     return [
         "The served head besides: high-grade bags (ASC-H, HSIL, SCC) that are called abnormal, specificity where 95 % "
-        "of the centre's bags would be found, balanced accuracy and calibration error of the classes, and recall by "
-        "class:",
+        "of the centre's abnormal bags would be found, balanced accuracy and calibration error of the classes, and "
+        "recall by class (of SCC, of the cells of a smear or two):",
         "",
         *table(
             (
@@ -286,9 +286,10 @@ def gates(told: Row | None, name: str) -> list[str]:
             (_block(block, of) for block, of in told["one_block"].items()),
         ),
         "Bags of one block's cells alone, as the smears of one laboratory would be, without a state and with that of "
-        "the site, served head. The odds are the median log odds of abnormal over NILM bags: that they lie so far "
-        "apart from block to block is why an operating point does not carry over, though bags are told apart within "
-        "each. A site is asked here of the cells that it was fitted to, which flatters it:",
+        "the site, served head. The odds are the median log odds of abnormal over NILM bags: where they lie apart from "
+        "block to block by more than the classes do within one, no operating point can hold for both, however well "
+        "bags are told apart within each. A site is asked here of the cells that it was fitted to, which flatters it. "
+        "Intervals are over bags inside the block and say nothing of another:",
         "",
         *table(
             ("block", "adaptation", "AUC", "AUC gain", "sensitivity", "specificity", "odds of NILM bags"),
@@ -415,7 +416,8 @@ def recalibration(told: Row | None, name: str) -> list[str]:
         *lines,
         f"An option, not served: temperature and threshold from the centre's own labelled validation bags "
         f"({first['abnormal']} abnormal, {first['nilm']} NILM; at least 30 and 100 are asked for, else the source's "
-        "stay). Mean over heads on test bags.",
+        "stay). The centre's point is that of all its bags, the source's the lowest of single blocks. Mean over heads "
+        "on test bags.",
         "",
         f"    {asked}",
         "",

@@ -49,9 +49,8 @@ def missed(found: Results, name: str) -> list[str]:
         "",
         "Annotated nuclei of the test fields that a detection hits, above the threshold that is served, and their "
         "share of all; beside them detections that hit a nucleus once more, that lie in fields where nothing is "
-        "abnormal, and that lie at places of which nothing is known. The last are in no bag, though a slide would "
-        "show them: "
-        "that flatters every figure of bags here.",
+        "abnormal, and that lie at places of which nothing is known. The last are among the rest of all bags of "
+        "detected cells, but in none of this section's, which are of annotated nuclei.",
         "",
         f"    {asked}",
         "",

@@ -150,8 +150,8 @@ def _released(told: Row | None) -> Verdict:
     rows = {} if told is None else told["heads"]
     return _all(
         (
-            f"{kind}: greatest change {row['greatest_change']:.1e}, {row['class_changes']} classes change, gradient "
-            + ("reaches the classifier" if row["classifier_has_gradient"] else "None"),
+            f"{kind}: greatest change {row['greatest_change']:.1e}, {row['class_changes']} classes change, gradient of "
+            "the alignment " + ("reaches the classifier" if row["classifier_has_gradient"] else "None"),
             row["greatest_change"] < NO_CHANGE and not row["class_changes"] and not row["classifier_has_gradient"],
         )
         for kind, row in rows.items()

@@ -42,15 +42,17 @@ patients are not told. `[low, high]` is the 95 % bootstrap interval: over bags, 
 composed slides. Bags of one part share their cells: an interval says how a figure varies with the bags that are dealt,
 not how it would with other patients, and is too narrow for that. An AUC is of 1 - p(NILM), abnormal against NILM; with
 more than one head it is the mean over heads from different seeds. Sensitivity and specificity are at each head's own
-operating point, which the source's validation bags gave; it is never moved to the centre but where that is said. AGC
+operating point, which bags of single validation blocks of the source gave; it is never moved to the centre but where
+that is said. AGC
 has no cell in the data: it has no figure. Nearly all SCC cells of a part are of one block: what is counted of them is
 of a smear or two. A `control` shows what is found where there should be nothing.
 
-The served detector is the second; the head's calibration is the second form of one, and its bags are dealt in a second
-way, in which those fields' unnamed cells stand too, for which the first way gave heads whose point did not hold at any
-shift. All were designed with the first ones' figures on these test blocks known, their settings and weights chosen on
-the validation blocks alone. That flatters them beside the first. Heads on different detectors are asked of different
-cells: their figures do not compare.
+Second forms are served of the detector, of the head's calibration, of how its bags are dealt (those unnamed cells are
+in), of its operating point (the lowest of single blocks, not that of mixed bags), and of `site` (features are mapped
+only where mapped colours are not enough). All were designed with the first ones' figures on these test blocks known,
+their settings and weights chosen on the validation blocks alone. That flatters them beside the first, whose figures are
+not here. Heads on different detectors, or on bags dealt otherwise, are asked of different cells: their figures do not
+compare.
 """
 
 
@@ -289,7 +291,8 @@ def _cells(told: Row | None, name: str) -> list[str]:
         "## Heads on detected and on annotated cells",
         "",
         f"AUC of {told['bags']} synthetic test bags of either kind: of the same classes in the same order, but dealt "
-        "anew, so that their cells and shares are others. Both hold their class in assumed shares, the detected ones "
+        "anew, so that their cells and shares are others, and of detected cells with those that nobody named among "
+        "the rest, which annotated ones cannot have. Both hold their class in assumed shares, the detected ones "
         "of what was found: what the detector misses they cannot show. The next section does.",
         "",
         f"    {asked}",
@@ -309,9 +312,9 @@ def _released(told: Row | None, name: str) -> list[str]:
     return [
         "## The published adaptation",
         "",
-        "What the published code comes to, on batches of 16 test bags: a regression test, never served. The "
-        "classifier's gradient is rounding; that anything changes is Adam's, whose step is its rate, 1e-5, whatever "
-        "the size of a gradient.",
+        "What the published code comes to, on batches of 16 test bags: a regression test, never served. In exact "
+        "arithmetic the classifier has no gradient at all. Adam takes a step of its rate, 1e-5, whatever the size of a "
+        "gradient, of rounding too.",
         "",
         f"    {asked}",
         "",

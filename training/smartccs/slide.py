@@ -2,7 +2,8 @@
 
 Smart-CCS's fourth step (arXiv 2502.09662). Bags stand for slides, of which there are no public ones with all classes;
 everything that is measured here is of bags. Several heads are trained from different seeds; the one of the best
-validation is served, with the calibration and the operating point that validation bags give it.
+validation is served, with the calibration that validation bags give it, and the operating point that bags of single
+validation blocks do.
 """
 
 import json

@@ -1,7 +1,7 @@
 """What the experiments on a trained slide head share: its encoder and detector, and what each centre shows of its bags.
 
 A site is fitted to a centre's validation bags, without their labels, and measured on its test bags, at the operating
-points that the source's validation bags gave. All is of synthetic bags and, but for the source, of simulated centres.
+points that the source's validation blocks gave. All is of synthetic bags and, but for the source, of simulated centres.
 """
 
 from collections.abc import Callable, Mapping, Sequence
