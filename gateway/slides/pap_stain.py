@@ -3,7 +3,8 @@
 Papanicolaou's counterstains make cytoplasm orange to red (orange G, eosin) and blue-green (light green), beside blue
 to violet nuclei. Haematoxylin and eosin, and Giemsa, have blue to pink alone: they absorb green most. How much of each
 counterstain is seen differs from smear to smear, and another laboratory's may lie nearer to blue and pink: so much hue
-as neither haematoxylin and eosin nor Giemsa spans tells Papanicolaou too, and so do counterstains over most of a slide.
+as neither haematoxylin and eosin nor Giemsa spans tells Papanicolaou too, and the more of a slide counterstains cover,
+the less spread of its hues is asked for.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,7 @@
     python -m training.smartccs.composed_stain --slides 6
 
 Composed in memory of the fields as they are, then shown as each simulated centre and in a simulated matrix for Giemsa,
-and measured as screening measures: 64 pixels a window of the detector's resolution. No patients.
+and measured as screening measures, by 64 pixels of each square at the detector's resolution. No patients.
 """
 
 import argparse

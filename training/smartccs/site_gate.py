@@ -48,7 +48,7 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
     """A site of the source that shows the smears of one test block alone, by which no gate was chosen: what a state
     that is fitted to 32 bags of its cells is found to be, and its gain of AUC over none on the test bags of all blocks,
     of the served head; then, of bags of the block's cells alone, the answers without the state and with it ("own"; None
-    where it has no abnormal cell). Raises DataMissing."""
+    where it has no abnormal cell, or no NILM one). Raises DataMissing."""
     answerer, recipe, fields = trial.served, trial.recipe, trial.unseen("test")
     counts_3V = tissue_counts([field for field in fields if field.group == group], source.look)
     seen: dict[bool, CellSet] = {}
@@ -73,7 +73,7 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
     try:
         state = fit(group, 1, answerer.source, LEAST_SLIDES, counts_3V, cells)
     except (SiteNotFittable, TaskInvalid) as error:
-        own = _own(trial, source.raw.cells, source.raw.cells, group, None)
+        own = own_bags(trial, source.raw.cells, source.raw.cells, group, None)
         return {"verdict": "cannot be fitted", "reason": error.detail, "own": own}
     labels_N = source.raw.slides("test").labels_B
     none_NC = answerer.probabilities(logits_of(answerer.head, source.raw.slides("test").features))
@@ -85,23 +85,26 @@ def one_block(trial: Trial, source: AtCentre, group: str) -> Found:
         **{name: getattr(state, name) for name in ("verdict", "distance_raw", "distance_coloured", "gate")},
         "auc": area(site_NC[None], labels_N, recipe.bootstrap),
         "auc_gain": difference_of_areas(site_NC[None], none_NC[None], labels_N, recipe.bootstrap),
-        "own": _own(trial, source.raw.cells, shown, group, state),
+        "own": own_bags(trial, source.raw.cells, shown, group, state),
     }
 
 
-def _own(trial: Trial, plain: CellSet, seen: CellSet, group: str, state: SiteState | None) -> Found | None:
+def own_bags(trial: Trial, plain: CellSet, seen: CellSet, group: str, state: SiteState | None) -> Found | None:
     """Bags of a test block's cells alone, as they are, and under a state as a site that has it sees them, of the same
     classes: figures of both, and the median of the log odds of abnormal over NILM bags, which says where the look of
     the block moves them."""
     answerer, recipe, part = trial.served, trial.recipe, "test"
-    kinds_N = plain.classes_N[(plain.groups() == group) & (plain.parts() == part)]
-    if not ((kinds_N == NILM).any() and (kinds_N > NILM).any()):
+
+    def kinds(cells: CellSet) -> np.ndarray:
+        return cells.classes_N[(cells.groups() == group) & (cells.parts() == part)]
+
+    if not ((kinds(plain) == NILM).any() and (kinds(plain) > NILM).any()):
         return None
     bags_N = recipe.deal(plain, (part,), within=group)[part]
     labels_N = np.array([bag.label for bag in bags_N])
     none_NC = answerer.probabilities(logits_of(answerer.head, Slides.of(bags_N, plain.features_ND).features))
     rows = {NONE: none_NC}
-    if state is not None:
+    if state is not None and (kinds(seen) == NILM).any():
         dealt = recipe.deal(seen, (part,), {part: labels_N.tolist()}, within=group)[part]
         features = Slides.of(dealt, seen.features_ND).features
         rows[SITE] = answerer.probabilities(logits_of(answerer.head, features, state.gamma_D, state.beta_D))

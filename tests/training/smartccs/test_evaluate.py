@@ -14,6 +14,7 @@ import torch
 from gateway.domain.bethesda import HSIL, LSIL, NAMES, NILM
 from gateway.domain.screening import ScreeningPoint
 from gateway.slides.cells import Cells
+from gateway.slides.site_state import identity
 from tests.training.data import made
 from tests.training.small_data import read_manifest, write_small_data
 from tests.training.smartccs.tiny import detector_recipe
@@ -22,7 +23,7 @@ from training.errors import TaskInvalid
 from training.files import json_bytes
 from training.pathbench.probes import Labelled
 from training.runs import find_run
-from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate, trial
+from training.smartccs import embed, evaluate, missed, mode_figures, page, probes, recalibrate, site_gate, trial
 from training.smartccs.bags import Bag
 from training.smartccs.data import MPP, Field
 from training.smartccs.norm_tuning import NormTuning, norm_parameters
@@ -224,6 +225,24 @@ def test_the_gate_and_the_order(runs: Path) -> None:
     assert modes["site"]["greatest_change_by_order"] < 1e-5
     assert max(modes["site"]["greatest_change_by_batch"].values()) < 1e-5
     assert modes["batch"]["greatest_change_by_batch"]["1"] > 1e-3
+
+
+@pytest.mark.usefixtures("runs")
+def test_bags_of_one_block_answer_under_the_state_of_their_site() -> None:
+    opened = trial.open_trial("tiny")
+    cells = trial.at_centre(opened, "source").raw.cells
+    (group,) = np.unique(cells.groups()[cells.parts() == "test"])
+    same = identity("there", 1, "adapted", opened.served.source)
+    moved = replace(same, beta_D=same.beta_D + np.linspace(-3, 3, len(same.beta_D), dtype=np.float32))
+    plain, other = (site_gate.own_bags(opened, cells, cells, group, state) for state in (same, moved))
+    assert plain is not None
+    assert other is not None
+    assert plain["site"]["odds_of_nilm"] == plain["none"]["odds_of_nilm"] == other["none"]["odds_of_nilm"]
+    assert other["site"]["odds_of_nilm"] != other["none"]["odds_of_nilm"]
+    unseen = site_gate.own_bags(opened, cells, cells, group, None)
+    assert unseen is not None
+    assert set(unseen) == {"none"}
+    assert site_gate.own_bags(opened, cells, cells, "a block of no cells", moved) is None
 
 
 def test_the_released_mode_changes_nothing(runs: Path) -> None:
