@@ -111,6 +111,7 @@ def rates_of(label: str, taken: Taken, raw: Raw) -> list[Row]:
     else:
         print(f"the encoder's rate is not measured: {taken.cells} cells were found", file=sys.stderr)
     rows.append(Row(f"screening whole analysis, {label}", taken.whole_s, "s"))
+    rows.append(Row(f"screening peak memory, {label}", taken.peak_mb, "MB"))
     return rows + [Row(f"screening whole analysis: {stage}", taken.stages_s[stage], "s") for stage in STAGES]
 
 

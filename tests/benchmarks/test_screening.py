@@ -53,6 +53,7 @@ def test_every_stage_is_a_row() -> None:
     stages = [each for each in rows if each.name.startswith("screening whole analysis: ")]
     assert {each.name.rsplit(" ", 1)[1]: each.value for each in stages} == LARGE.stages_s
     assert row(rows, "screening whole analysis, large").value == sum(each.value for each in stages) == 44.0
+    assert row(rows, "screening peak memory, large").value == LARGE.peak_mb
 
 
 def test_a_cost_that_grows_faster_than_the_tissue_is_short() -> None:
