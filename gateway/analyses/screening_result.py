@@ -236,6 +236,7 @@ def _adaptation(site: SiteUsed) -> Adaptation:
         verdict=state.verdict,
         digest=state.digest,
         applied=not state.changes_nothing,
+        features_mapped=state.maps_features,
         distance_raw=state.distance_raw,
         distance_coloured=state.distance_coloured,
         gate=state.gate,

@@ -32,6 +32,8 @@ _VERSION = re.compile(r"([1-9][0-9]{0,8})\.(?:(?:signed|retired)\.)?json", re.AS
 """A state, or a decision on one: where the state itself is gone the version is damaged, and not as if it never was."""
 _MOST_BYTES = 16 * 2**20
 """Of one file: a state of a thousand features has 50 kB."""
+_FIRST_RULE = "1"
+"""By which a state was fitted whose record names no rule."""
 
 WORDS = ("institution", "manufacturer", "model_name", "serial_number", "stain")
 """By which one origin is told from another, the names of an `Origin`'s fields."""
@@ -108,8 +110,9 @@ class FitNotes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitRecord:
     """What one version rests on. models: Triton folder -> digest of its engine; left_out: slides that do not count,
-    reasons: how many for which one; user: who ran the fit; notes, reasons: None in the records of releases that took
-    none."""
+    reasons: how many for which one; user: who ran the fit; rule: the version of the rule that the state was fitted by
+    (`site_fit.VERSION`), which records of the first one do not say; notes, reasons: None in the records of releases
+    that took none."""
 
     origin: Origin
     slides: tuple[FittedSlide, ...]
@@ -120,12 +123,13 @@ class FitRecord:
     state_sha256: str
     notes: FitNotes | None = None
     reasons: dict[str, int] | None = None
+    rule: str = _FIRST_RULE
 
     def to_bytes(self) -> bytes:
         """Canonical JSON. What a release did not note has no key: decisions have the digest of the bytes on disk."""
         said = codec.dump(self)
-        for name in ("notes", "reasons"):
-            if said[name] is None:
+        for name, unsaid in (("notes", None), ("reasons", None), ("rule", _FIRST_RULE)):
+            if said[name] == unsaid:
                 del said[name]
         return codec.dumps(said).encode()
 

@@ -165,6 +165,7 @@ def described(version: Version, standing: str, source: Source | None) -> list[tu
         ("state", standing),
         ("slides of", fit.origin.name),
         ("verdict", f"{state.verdict}. {_meaning(state)}"),
+        ("mapped", _mapped(state)),
         ("distance raw", _number(state.distance_raw)),
         ("distance coloured", _number(state.distance_coloured)),
         ("gate", _number(state.gate)),
@@ -178,6 +179,7 @@ def described(version: Version, standing: str, source: Source | None) -> list[tu
         ("model", _model(state, source)),
         *((f"engine of {folder}", digest) for folder, digest in sorted(fit.models.items())),
         ("fitted", f"{fit.time:%Y-%m-%d %H:%M} UTC, {fit.user}"),
+        ("rule", fit.rule),
     ]
     for what, decision in (("signed", version.signed), ("retired", version.retired)):
         if decision is not None:
@@ -206,10 +208,21 @@ def _stain(fit: FitRecord, slides: int) -> str:
     )
 
 
+def _mapped(state: SiteState) -> str:
+    if state.changes_nothing:
+        return "nothing"
+    return "colours and cells' features" if state.maps_features else "colours"
+
+
 def _meaning(state: SiteState) -> str:
     match state.verdict:
-        case "adapted":
+        case "adapted" if state.maps_features:
             return "Its slides' colours and cells' features are mapped to those that the model learned from."
+        case "adapted":
+            return (
+                "Its slides' colours are mapped to those that the model learned from. That is enough: its cells' "
+                "features are not mapped."
+            )
         case "like the source":
             return "Its slides are answered as the model is, to the bit."
         case "out of scope":

@@ -69,6 +69,7 @@ from gateway.slides import Slide, pap_stain, quality, smear_quality
 from gateway.slides.cells import VERSION as MERGING
 from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_fit import LEAST_SLIDES, Cells, SiteCells, SiteNotFittable, Weights, demand_spread, fit
+from gateway.slides.site_fit import VERSION as RULE
 from gateway.slides.site_state import Features
 
 PROTOCOL = "cervical-screening"
@@ -234,6 +235,7 @@ class _Fitting:
                 stain_unmeasured=sum(not plain[slide.series].stain_measured for slide in slides),
             ),
             reasons=dict(Counter(error.reason for error in self.left_out.values())),
+            rule=RULE,
         )
         if not self._pins.hold(self._repository):
             raise ModelChanged("A model was changed while the site was fitted to it. Fit the site again.")

@@ -40,6 +40,7 @@ class Adaptation:
     """The state of the slide's site, an input of the model (`gateway.slides.site_state`).
 
     `version` 0: nobody fitted the site; `digest`: sha256 of the state's bytes; `applied`: whether it changes anything;
+    `features_mapped`: whether it maps cells' features, beside colours (None: an earlier release read the slide);
     `distance_raw` and `distance_coloured`: of the site from the model's source, before and after its colours were
     mapped, held against `gate`; `signed_by`: who released it.
     """
@@ -49,6 +50,7 @@ class Adaptation:
     verdict: str
     digest: str
     applied: bool
+    features_mapped: bool | None = None
     distance_raw: float | None
     distance_coloured: float | None
     gate: float | None

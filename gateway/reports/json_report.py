@@ -149,6 +149,10 @@ _TIGHTER: dict[str, dict[str, Any]] = {
     "Adaptation.version": {**_COUNT, "description": "0: nobody fitted the site."},
     "Adaptation.digest": _SHA256,
     "Adaptation.applied": {"description": "Whether it changes anything."},
+    "Adaptation.features_mapped": {
+        "description": "Whether it maps cells' features, beside colours. Null where a release before 1.8 read the "
+        "slide.",
+    },
     "Adaptation.gate": {"description": "What the distances are held against."},
     "ScreeningClass.index": {"minimum": 0, "maximum": len(NAMES) - 1, "description": "Number of the class."},
     "ScreeningClass.supported": {"description": "False: never named, though it counts towards abnormal."},

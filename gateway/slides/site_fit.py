@@ -9,7 +9,7 @@ lies far even then is out of scope.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,13 @@ from gateway.operations.errors import InvalidInput
 from gateway.slides.site_colour import ColourMap, Counts, Densities, densities
 from gateway.slides.site_state import Features, SiteState, Source, identity
 
+VERSION = "2"
+"""Of the rule by which a state is fitted. 1: features were mapped wherever colours were."""
+
 LEAST_SLIDES = 32
 LEAST_CELLS = 200.0
-"""Cells that a site is judged by, and cells by their effective number that its features are fitted to: a deviation of
-so many is right to 5 %, while one of two or three cells would stretch features a hundredfold."""
+"""Cells that a site is judged by, and cells by their effective number that it is adapted to: a deviation of so many is
+right to 5 %, while one of two or three cells would stretch features a hundredfold."""
 LEAST_BEARING = 8
 """Slides that LEAST_CELLS come from at the least: a site is not what one of its slides shows."""
 _PASSES = 3
@@ -144,17 +147,22 @@ def affine(cells: Cells, source: Source, least_cells: float = 0.0) -> tuple[Feat
     gamma_D, beta_D = np.ones_like(source.mean_D), np.zeros_like(source.mean_D)
     for _ in range(_PASSES):
         sums = _Sums.of(cells, partial(_adapted, gamma_D, beta_D))
-        if sums.effective < least_cells:
-            raise SiteNotFittable(
-                f"The cells of the site's slides that count as NILM weigh as much as {sums.effective:.0f} cells, and "
-                f"features are fitted to {least_cells:.0f} or more. Add slides that show cells."
-            )
+        _demand_effective(sums, least_cells)
         found = sums.moments()
         if not found.deviation_D.mean() > _FLAT * source.deviation_D.mean():
             raise SiteNotFittable("All cells of the site's slides are the same: there is nothing to fit. Add slides.")
         gamma_D = (source.deviation_D / found.deviation_D).astype(np.float32)
         beta_D = (source.mean_D - gamma_D * found.mean_D).astype(np.float32)
     return gamma_D, beta_D
+
+
+def _demand_effective(sums: _Sums, least_cells: float) -> None:
+    """Raises SiteNotFittable where cells weigh as much as fewer."""
+    if sums.effective < least_cells:
+        raise SiteNotFittable(
+            f"The cells of the site's slides that count as NILM weigh as much as {sums.effective:.0f} cells, and a "
+            f"site is adapted to {least_cells:.0f} or more. Add slides that show cells."
+        )
 
 
 def _adapted(gamma_D: Features, beta_D: Features, features_ND: Features) -> Features:
@@ -193,30 +201,32 @@ def fit(
     """A site's state from `slides` unlabelled slides, whose tissue's pixels are `counts_3V`.
 
     `cells` finds the cells of these slides: called with None for the slides as they are, then, where the site is
-    unlike the source, with the map by which tiles are coloured before they are looked at. Features are mapped only
-    where cells are unlike the source's still: what is mapped without need moves answers without need. No more of them
-    are held than one of their parts. Raises SiteNotFittable for fewer than 32 slides, and for fewer cells than
-    LEAST_CELLS.
+    unlike the source, with the map by which tiles are coloured before they are looked at. No more cells are held than
+    one of their parts. Features are mapped only where cells are unlike the source's still: what is mapped without need
+    moves answers without need. Raises SiteNotFittable for fewer than 32 slides, for fewer cells than LEAST_CELLS, and
+    for a site to be adapted whose cells weigh as much as fewer.
     """
     if slides < LEAST_SLIDES:
         raise SiteNotFittable(f"A site is fitted to {LEAST_SLIDES} slides or more, and these are {slides}. Add slides.")
-    raw_cells, raw_distance = _distance(cells(None), source)
-    measured: dict[str, Any] = {"slides": slides, "distance_raw": raw_distance, "gate": source.gate}
-    if raw_distance <= source.gate:
-        return identity(site, version, "like the source", source, cells=raw_cells, **measured)
+    sums, raw = _distance(cells(None), source)
+    measured = partial(identity, site, version, source=source, slides=slides, distance_raw=raw, gate=source.gate)
+    if raw <= source.gate:
+        return measured("like the source", cells=sums.cells)
     try:
         colour = ColourMap(densities(counts_3V), source.densities)
     except ValueError:
         raise SiteNotFittable("No tissue was seen on the site's slides. Add slides that show cells.") from None
     coloured = cells(colour)
-    measured["cells"], measured["distance_coloured"] = _distance(coloured, source)
-    if measured["distance_coloured"] > _FAR * source.gate:
-        return identity(site, version, "out of scope", source, **measured)
-    found = identity(site, version, "adapted", source, colour=colour, **measured)
-    if measured["distance_coloured"] <= source.gate:
-        return found
+    sums, mapped = _distance(coloured, source)
+    measured = partial(measured, cells=sums.cells, distance_coloured=mapped)
+    if mapped > _FAR * source.gate:
+        return measured("out of scope")
+    adapted = replace(measured("adapted"), colour=colour)
+    if mapped <= source.gate:
+        _demand_effective(sums, LEAST_CELLS)
+        return adapted
     gamma_D, beta_D = affine(coloured, source, LEAST_CELLS)
-    return replace(found, gamma_D=gamma_D, beta_D=beta_D)
+    return replace(adapted, gamma_D=gamma_D, beta_D=beta_D)
 
 
 def demand_spread(cells: Sequence[int]) -> None:
@@ -231,8 +241,8 @@ def demand_spread(cells: Sequence[int]) -> None:
         )
 
 
-def _distance(cells: Cells, source: Source) -> tuple[int, float]:
-    """How many cells they are, and how far from the source."""
+def _distance(cells: Cells, source: Source) -> tuple[_Sums, float]:
+    """Cells added up, and how far they lie from the source."""
     sums = _Sums.of(cells)
     if not sums.cells:
         raise SiteNotFittable("No cell was found on the site's slides: there is nothing to fit. Add slides.")
@@ -241,4 +251,4 @@ def _distance(cells: Cells, source: Source) -> tuple[int, float]:
             f"A site is fitted to {LEAST_CELLS:.0f} cells or more, and its slides show {sums.cells}. Add slides that "
             "show cells."
         )
-    return sums.cells, distance(sums.moments(), source)
+    return sums, distance(sums.moments(), source)

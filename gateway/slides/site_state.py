@@ -90,7 +90,12 @@ class SiteState:
     @property
     def changes_nothing(self) -> bool:
         """Whether answers with this state are, to the bit, those without."""
-        return self.colour is None and bool((self.gamma_D == 1).all() and (self.beta_D == 0).all())
+        return self.colour is None and not self.maps_features
+
+    @property
+    def maps_features(self) -> bool:
+        """Whether cells' features are mapped; where they are not, they reach the slide's model to the bit."""
+        return not bool((self.gamma_D == 1).all() and (self.beta_D == 0).all())
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, ASCII, one line."""
@@ -129,8 +134,19 @@ _PLAIN = (
 )  # fmt: skip
 
 
-def identity(site: str, version: int, verdict: Verdict, source: Source, **measured: Any) -> SiteState:
-    """The state that changes nothing, and why it is that: what was `measured`, by SiteState's names."""
+def identity(
+    site: str,
+    version: int,
+    verdict: Verdict,
+    source: Source,
+    *,
+    slides: int = 0,
+    cells: int = 0,
+    distance_raw: float | None = None,
+    distance_coloured: float | None = None,
+    gate: float | None = None,
+) -> SiteState:
+    """A state that changes nothing, with its verdict and what that rests on, by SiteState's names."""
     width = len(source.mean_D)
     return SiteState(
         site=site,
@@ -139,7 +155,11 @@ def identity(site: str, version: int, verdict: Verdict, source: Source, **measur
         source_sha256=source.digest,
         gamma_D=np.ones(width, np.float32),
         beta_D=np.zeros(width, np.float32),
-        **measured,
+        slides=slides,
+        cells=cells,
+        distance_raw=distance_raw,
+        distance_coloured=distance_coloured,
+        gate=gate,
     )
 
 

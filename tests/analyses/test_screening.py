@@ -3,6 +3,7 @@
 import asyncio
 import html
 import json
+import math
 import re
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ from gateway.operations.settings import Settings
 from gateway.slides import Slide
 from gateway.slides.phantom import write_phantom
 from gateway.slides.site_colour import ColourMap, Densities
+from gateway.slides.site_fit import SiteCells, fit
 from gateway.slides.site_state import SiteState, identity
 from tests.analyses.frugal import FrugalArchive
 from tests.conftest import data_path
@@ -442,26 +444,46 @@ async def test_adaptation_that_turns_a_slide_normal_is_flagged_and_the_stricter_
         said = probable([getattr(each, logit) for each in result.classes])
         assert said == pytest.approx([getattr(each, share) for each in result.classes])
     assert (result.adaptation.site, result.adaptation.verdict, result.adaptation.version) == ("north", "adapted", 1)
-    assert result.adaptation.applied
+    assert (result.adaptation.applied, result.adaptation.features_mapped) == (True, True)
     assert result.adaptation.signed_by == "Dr Signer"
     assert result.gallery[0].index == HSIL
     assert "site-not-commissioned" not in keys(outcome)
 
 
+def fitted(away: Densities) -> SiteState:
+    """As a fit makes it of slides of these densities, whose cells are like the source's once colours are mapped."""
+    counts_3V = np.zeros((3, 256), np.int64)
+    for channel, (mean, deviation) in enumerate(zip(away.mean, away.deviation, strict=True)):
+        spread = mean**2 + deviation**2  # glass, and one density that gives the rest
+        share = mean**2 / spread
+        counts_3V[channel, [255, round(255 * math.exp(-spread / mean))]] = round(1e6 * (1 - share)), round(1e6 * share)
+
+    def cells(colour: ColourMap | None) -> SiteCells:
+        features_ND = np.tile(SOURCE.mean_D, (400, 1)) + np.float32(0.5 if colour is None else 0)
+        return SiteCells(features_ND, lambda _: np.ones(400))
+
+    return fit("north", 1, SOURCE, 40, counts_3V, cells)
+
+
 async def test_a_site_whose_colours_are_mapped_is_looked_at_twice(
     models: Path, engine: OnnxEngine, tmp_path: Path
 ) -> None:
-    """The slide's colours are a site's: mapped to the source's, its cells are found, and without they are not."""
+    """The slide's colours are a site's: mapped to the source's, its cells are found, and without they are not. Colours
+    are enough there: of features nothing is mapped."""
     away = Densities(
         tuple(0.6 * each for each in SOURCE.densities.mean), tuple(0.6 * each for each in SOURCE.densities.deviation)
     )
     pale = ColourMap(SOURCE.densities, away)(smear([(HSIL, 120, 130), *FEW], size_um=400))
     slide = write_smear(tmp_path / "slide", pale)
-    colour = ColourMap(away, SOURCE.densities)
+    state = fitted(away)
+    assert state.colour is not None
+    assert state.colour.site.mean == pytest.approx(away.mean, rel=0.01)
     with screening(slide, models, tmp_path / "task", state_folder=tmp_path) as task:
-        sign(tmp_path, state_of(colour=colour), origin_of(task))
+        sign(tmp_path, state, origin_of(task))
         outcome = await screened(task, engine)
     result = result_of(outcome)
+    used = result.adaptation
+    assert (used.verdict, used.digest, used.applied, used.features_mapped) == ("adapted", state.digest, True, False)
     assert result.categories == (HSIL,)
     assert result.detected[HSIL - 1] == 1
     assert "without the adaptation" in text_of(outcome, "no-candidate-cells")

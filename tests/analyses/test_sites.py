@@ -89,11 +89,12 @@ def test_a_record_of_a_release_without_notes_keeps_its_digest(tmp_path: Path) ->
     """A signature has the digest of the record's bytes: what a later release notes may not change them."""
     store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
     store.add(state_of(), record(), quietly)
-    keys = {"left_out", "models", "origin", "slides", "state_sha256", "time", "user"}  # nor reasons
+    keys = {"left_out", "models", "origin", "slides", "state_sha256", "time", "user"}  # nor reasons, nor a rule
     assert json.loads(path.read_bytes()).keys() == keys
     signed(store, "north", 1)
     version = store.version("north", 1)
     assert version.fit.notes is None
+    assert version.fit.rule == "1"
     assert version.signed is not None
     assert version.signed.fit_sha256 == version.fit.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -109,6 +110,20 @@ def test_what_rests_on_words_alone_is_part_of_what_is_signed(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b'"silent":4', b'"silent":0'))
     with pytest.raises(SiteStateInvalid):
         store.version("north", 1)
+
+
+def test_the_rule_of_a_fit_is_part_of_what_is_signed_and_not_of_the_state(tmp_path: Path) -> None:
+    store, path = SiteStore(tmp_path), tmp_path / "sites" / "north" / "1.fit.json"
+    made = store.add(state_of(), replace(record(), rule="2"), quietly)
+    assert made.state.digest == replace(state_of(), version=1).digest
+    signed(store, "north", 1)
+    assert store.version("north", 1).fit.rule == "2"
+    whole = path.read_bytes()
+    for changed in (b'"rule":"3",', b"", b'"rule":"1",'):
+        assert b'"rule":"2",' in whole
+        path.write_bytes(whole.replace(b'"rule":"2",', changed))
+        with pytest.raises(SiteStateInvalid):
+            store.version("north", 1)
 
 
 def test_a_record_that_lacks_a_class_is_damaged(tmp_path: Path) -> None:

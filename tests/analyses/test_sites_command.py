@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gateway.analyses.ledger import Ledger
 from gateway.analyses.sites import FitNotes, SiteStore
 from gateway.operations.audit import AuditQuery
 from gateway.operations.settings import settings
+from gateway.slides.site_colour import ColourMap
 from gateway.slides.site_state import SiteState
 from tests.analyses.test_sites import quietly, record, source, state_of
 from tests.support.commands import commands_on, run_command
@@ -78,6 +80,7 @@ def test_a_version_is_shown_signed_and_retired_and_all_of_it_is_audited(site: Co
     said = {name: text.strip() for name, text in shown.items()}
     assert said["state"] == "unsigned"
     assert said["model"] == "serves"
+    assert (said["mapped"], said["rule"]) == ("nothing", "1")
     assert said["slides of"] == "North Hospital / Scanmaker / S1 / 77 / PAP"
     assert said["detected before"] == "10 cells (ASC-US 9, LSIL 0, ASC-H 0, HSIL 1, SCC 0, AGC 0)"
     assert said["detected after"] == "not looked at: the colours were not mapped"
@@ -98,6 +101,29 @@ def test_a_version_is_shown_signed_and_retired_and_all_of_it_is_audited(site: Co
     for each in (signed, retired):
         assert (each["entity"], each["by"], each["state_sha256"]) == ("north 1", WHO, digest)
         assert each["actor"].startswith("device:")
+
+
+@pytest.mark.parametrize(
+    ("beta", "mapped", "meaning"),
+    [
+        (0.0, "colours", "That is enough: its cells' features are not mapped."),
+        (0.5, "colours and cells' features", "Its slides' colours and cells' features are mapped to those"),
+    ],
+)
+def test_what_an_adapted_state_maps_is_shown_and_said_to_who_signs_it(
+    site: Commands, beta: float, mapped: str, meaning: str
+) -> None:
+    plain = state_of(fitted_to=SOURCE)
+    colour = ColourMap(SOURCE.densities, SOURCE.densities)
+    site.store.add(
+        replace(plain, verdict="adapted", colour=colour, beta_D=plain.beta_D + np.float32(beta)),
+        replace(record(), rule="2"),
+        quietly,
+    )
+    shown = dict(line.split("  ", 1) for line in site("show", "north")[1].splitlines())
+    assert (shown["mapped"].strip(), shown["rule"].strip()) == (mapped, "2")
+    assert meaning in shown["verdict"]
+    assert meaning in site("sign", "north", "1", "--by", WHO)[1]
 
 
 def noted(cervical_by: str | None, silent: int, unmeasured: int) -> FitNotes:

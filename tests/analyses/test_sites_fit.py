@@ -345,6 +345,7 @@ def test_a_site_like_the_source_is_left_alone(place: Place, like: Path, source: 
     assert state.distance_raw <= source.gate == state.gate
     assert version.fit.origin.name == "North Hospital / pathserve / phantom / 77 / PAP"
     assert set(version.fit.models) == {"smartccs_detect", "smartccs_embed", "smartccs_slide"}
+    assert version.fit.rule == site_fit.VERSION == "2"
     assert "pathserve site sign north 1 --by PERSON" in out
     assert "not looked at: the colours were not mapped" in out
     assert signed_state(place.state, "north", source) is None
@@ -370,6 +371,7 @@ def test_a_slide_of_a_site_like_the_source_is_answered_to_the_bit_as_the_model_i
     plain, signed = read("plain", tmp_path / "nowhere"), read("signed", place.state)
     assert (plain.adaptation.verdict, signed.adaptation.verdict) == ("not commissioned", "like the source")
     assert (signed.adaptation.signed_by, signed.adaptation.applied) == ("Dr. Ada North", False)
+    assert (plain.adaptation.features_mapped, signed.adaptation.features_mapped) == (False, False)
     assert plain.classes == signed.classes
     assert all(each.probability == each.probability_unadapted for each in signed.classes)
     assert (plain.gallery, plain.detected, plain.bag) == (signed.gallery, signed.detected, signed.bag)

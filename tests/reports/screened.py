@@ -40,6 +40,7 @@ ADAPTED = Adaptation(
     verdict="adapted",
     digest="ad" * 32,
     applied=True,
+    features_mapped=True,
     distance_raw=3.5,
     distance_coloured=0.875,
     gate=2.0,
@@ -51,6 +52,7 @@ NOT_COMMISSIONED = Adaptation(
     verdict="not commissioned",
     digest="0d" * 32,
     applied=False,
+    features_mapped=False,
     distance_raw=None,
     distance_coloured=None,
     gate=None,
@@ -77,11 +79,16 @@ def classes_of(
             supported=number not in UNSUPPORTED,
             probability=served_C[number],
             probability_unadapted=(unadapted_C or served_C)[number],
-            logit=log(served_C[number]),
-            logit_unadapted=log((unadapted_C or served_C)[number]),
+            logit=_logit(served_C[number]),
+            logit_unadapted=_logit((unadapted_C or served_C)[number]),
         )
         for number, entry in enumerate(CLASSES)
     )
+
+
+def _logit(probability: float) -> float:
+    """A finite one, also of a probability that is rounded to 0."""
+    return log(max(probability, 1e-9))
 
 
 def gallery_of(slide: SlideReading) -> tuple[ScreenedCell, ...]:
@@ -148,7 +155,7 @@ def turned(slide: SlideReading) -> ScreeningResult:
 
 def withheld(slide: SlideReading) -> ScreeningResult:
     """The site lies too far from what the model was made for to be called negative."""
-    far = replace(ADAPTED, verdict="out of scope", applied=False, distance_coloured=2.5)
+    far = replace(ADAPTED, verdict="out of scope", applied=False, features_mapped=False, distance_coloured=2.5)
     reason = (finding_code("site-out-of-scope"),)
     return negative(slide, abnormal=None, categories=(), withheld=reason, adaptation=far)
 

@@ -176,6 +176,7 @@ def test_json(written: Written) -> None:
         assert [document[member] for member in OF_CLASSES] == [None] * 4
     assert document["operating_point"] == {"name": result.operating_point, "abnormal_from": result.abnormal_from}
     assert document["adaptation"]["digest"] == result.adaptation.digest
+    assert document["adaptation"]["features_mapped"] is result.adaptation.features_mapped
     assert document["adequacy"]["code"] == result.adequacy.code.code
     assert [each["code"] for each in document["adequacy"]["reasons"]] == [code.code for code in result.adequacy.reasons]
     assert document["screened_series"] == document["screenings"][0]["series"] == result.series
@@ -476,14 +477,18 @@ def test_a_report_of_version_1_5_is_read(named_twice: Written) -> None:
 
 
 def of_1_7(written: Written) -> tuple[dict[str, Any], ScreeningResult]:
-    """The report as the release before the logits wrote it, and what is read of its slide."""
+    """The report as the release before the logits wrote it, which did not say whether features were mapped, and what is
+    read of its slide."""
     document = json.loads(written.files["report.json"])
     document["schema_version"] = "1.7"
     del document["logits"], document["logits_unadapted"]
+    for said in (document, document["screenings"][0]):
+        del said["adaptation"]["features_mapped"]
     for each in document["screenings"][0]["classes"]:
         del each["logit"], each["logit_unadapted"]
     classes = (replace(each, logit=None, logit_unadapted=None) for each in written.result.classes)
-    return document, replace(written.result, classes=tuple(classes))
+    adaptation = replace(written.result.adaptation, features_mapped=None)
+    return document, replace(written.result, classes=tuple(classes), adaptation=adaptation)
 
 
 def test_a_report_of_version_1_7_is_read_and_says_no_logits(written: Written) -> None:
@@ -494,6 +499,7 @@ def test_a_report_of_version_1_7_is_read_and_says_no_logits(written: Written) ->
     again = json.loads(to_json(read))
     jsonschema.validate(again, report_schema())
     assert (again["schema_version"], again["logits"], again["logits_unadapted"]) == ("1.8", None, None)
+    assert again["adaptation"]["features_mapped"] is None
     assert again["probabilities"] == document["probabilities"]
 
 
@@ -526,6 +532,7 @@ def test_a_report_of_version_1_6_is_read_and_says_no_scale(named_twice: Written)
         (("adequacy", "code"), 1),
         (("operating_point", "abnormal_from"), 2),
         (("adaptation", "digest"), "abc"),
+        (("adaptation", "features_mapped"), "yes"),
         (("screenings", 0, "classes", 0, "index"), 7),
         (("screenings", 0, "gallery", 0, "width_um"), 0),
     ],

@@ -86,12 +86,14 @@ def test_a_shifted_site_is_adapted_and_a_far_one_is_out_of_scope(source: Source,
     state = fitted(source, pixels, cells_ND * 2 + SHIFT, near)
     assert state.verdict == "adapted"
     assert state.colour is not None
+    assert state.maps_features
     there = moments(state.gamma_D * near + state.beta_D, nilm(state.gamma_D * near + state.beta_D))
     np.testing.assert_allclose(there.mean_D, source.mean_D, atol=0.05)
     np.testing.assert_allclose(there.deviation_D, source.deviation_D, rtol=0.05)
     noise = fitted(source, pixels, cells_ND + 100, cells_ND + 100)
     assert noise.verdict == "out of scope"
     assert noise.changes_nothing
+    assert not noise.maps_features
 
 
 def test_features_stay_where_mapped_colours_are_enough(source: Source, pixels: np.ndarray) -> None:
@@ -103,7 +105,18 @@ def test_features_stay_where_mapped_colours_are_enough(source: Source, pixels: n
     assert 0 < state.distance_coloured <= source.gate < (state.distance_raw or 0)
     assert state.colour is not None
     assert not state.changes_nothing
+    assert not state.maps_features
     assert (state.gamma_D * near + state.beta_D).tobytes() == near.tobytes()
+
+
+def test_either_half_of_the_map_of_features_counts(source: Source) -> None:
+    plain = not_commissioned("West", source)
+    for name in ("gamma_D", "beta_D"):
+        changed_D = getattr(plain, name).copy()
+        changed_D[-1] += 0.5
+        state = replace(plain, **{name: changed_D})
+        assert state.maps_features
+        assert not state.changes_nothing
 
 
 def test_weights_keep_the_share_of_abnormal_slides_out_of_the_fit(source: Source) -> None:
@@ -206,8 +219,27 @@ def test_cells_that_hardly_count_as_nilm_do_not_make_up_for_few(source: Source, 
     cells_ND = together(slides(8, 40)).features_ND
     cells_ND[:3] = np.array([[-1], [0], [1]]) * 0.02 + 2 * np.sqrt(source.gate)
     weights_N = np.r_[np.ones(3), np.full(len(cells_ND) - 3, 1e-5)]
-    with pytest.raises(SiteNotFittable, match="weigh as much as 3 cells, and features are fitted to 200 or more"):
+    with pytest.raises(SiteNotFittable, match="weigh as much as 3 cells, and a site is adapted to 200 or more"):
         fit("North", 1, source, 40, counted(pixels), lambda colour: SiteCells(cells_ND, lambda _: weights_N))
+
+
+@pytest.mark.parametrize("weighty", [3, 199, 200])
+def test_colours_alone_are_mapped_to_as_many_cells_as_features_are(
+    source: Source, pixels: np.ndarray, weighty: int
+) -> None:
+    far_ND = together(slides(8, 40)).features_ND * 2 + SHIFT
+    near_ND = np.tile(source.mean_D, (len(far_ND), 1))
+    weights_N = np.r_[np.ones(weighty), np.full(len(far_ND) - weighty, 1e-9)]
+
+    def cells(colour: ColourMap | None) -> SiteCells:
+        return SiteCells(far_ND if colour is None else near_ND, lambda _: weights_N)
+
+    if weighty < 200:
+        with pytest.raises(SiteNotFittable, match=f"as {weighty} cells, and a site is adapted to 200 or more"):
+            fit("North", 1, source, 40, counted(pixels), cells)
+    else:
+        state = fit("North", 1, source, 40, counted(pixels), cells)
+        assert (state.verdict, state.maps_features) == ("adapted", False)
 
 
 def test_cells_whose_weight_goes_as_they_are_adapted_fit_no_site(source: Source, pixels: np.ndarray) -> None:
