@@ -26,7 +26,9 @@ def order(priority: Priority = Priority.ROUTINE, **settings: str) -> Order:
 
 
 class Place:
-    """`url` is the ledger's database; by default a SQLite file in the state folder."""
+    """`url` is the ledger's database; by default a SQLite file in the state folder. `run`: what its workers do."""
+
+    run = staticmethod(standin.main)
 
     def __init__(self, state: Path, url: str | None = None) -> None:
         self.state = state
@@ -42,7 +44,7 @@ class Place:
         if self.url is not None:
             environment["PATHSERVE_DATABASE_URL"] = self.url
         process = Forked(
-            standin.main,
+            self.run,
             ["0"],
             environment=environment,
             folder=self.state,

@@ -1,15 +1,17 @@
 """A place whose worker screens slides of an archive, by `tests.analyses.screening_worker`."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from gateway.archive import open_archive
+from gateway.archive.cache import FrameCache
 from gateway.domain.order import Order, Patient, SlideReference, Specimen
 from gateway.slides import Slide
 from tests.analyses import screening_worker
 from tests.analyses.place import CALLER, Place
 from tests.analyses.screening_worker import GO
+from tests.archive.costs import frames_are_cheap
 from tests.support.forked import Forked
 
 PATIENCE_S = 180.0
@@ -18,30 +20,22 @@ PATIENCE_S = 180.0
 class House(Place):
     """`archive`: its address."""
 
+    run = staticmethod(screening_worker.main)
+
     def __init__(self, state: Path, archive: str, models: Path) -> None:
         super().__init__(state)
+        # Else a PACS that answers quickly sends whole instances, and nothing is missing when it is lost.
+        frames_are_cheap(FrameCache(state / "cache", 2**30), open_archive(archive).address)
         self._archive = archive
         self._models = models
 
     def worker(self, **settings: str) -> Forked:
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PATHSERVE_")},
-            "PATHSERVE_STATE": str(self.state),
+        house = {
             "PATHSERVE_ARCHIVE": self._archive,
             "PATHSERVE_MODEL_REPOSITORY": str(self._models),
             "PATHSERVE_RETRY_DELAY_S": "0.1",
-            **settings,
         }
-        process = Forked(
-            screening_worker.main,
-            ["0"],
-            environment=environment,
-            folder=self.state,
-            out=self.state / "stdout",
-            error=self.state / "stderr",
-        )
-        self.workers.append(process)
-        return process
+        return super().worker(**(house | settings))
 
     def let_models_answer(self) -> None:
         (self.state / GO).touch()
