@@ -109,6 +109,18 @@ def test_features_stay_where_mapped_colours_are_enough(source: Source, pixels: n
     assert (state.gamma_D * near + state.beta_D).tobytes() == near.tobytes()
 
 
+@pytest.mark.parametrize(("gates", "verdict"), [(2.9, "adapted"), (3.1, "out of scope")])
+def test_a_site_three_gates_away_with_mapped_colours_is_out_of_scope(
+    source: Source, pixels: np.ndarray, gates: float, verdict: str
+) -> None:
+    cells_ND = np.random.default_rng(6).normal(0, 1, (4000, WIDTH)).astype(np.float32)
+    even = SiteCells(cells_ND, lambda cells_ND: np.ones(len(cells_ND)))
+    moved_ND = cells_ND - moments(even.features_ND, np.ones(4000)).mean_D + source.mean_D
+    moved_ND += source.deviation_D * np.float32(np.sqrt(gates * source.gate))
+    cells = replace(even, features_ND=moved_ND.astype(np.float32))
+    assert fit("North", 1, source, 40, counted(pixels), lambda colour: cells).verdict == verdict
+
+
 def test_either_half_of_the_map_of_features_counts(source: Source) -> None:
     plain = not_commissioned("West", source)
     for name in ("gamma_D", "beta_D"):
@@ -143,7 +155,7 @@ class Slidewise:
 
 
 def test_cells_slide_by_slide_give_the_figures_of_all_at_once(source: Source, pixels: np.ndarray) -> None:
-    near = Slidewise(40, move=float(2 * np.sqrt(source.gate)))
+    near = Slidewise(40, move=float(1.2 * np.sqrt(source.gate)))
     whole = together(list(near.parts()))
     apart, at_once = (
         fit("North", 1, source, 40, counted(pixels), lambda _, cells=cells: cells) for cells in (near, whole)
@@ -183,7 +195,7 @@ def test_memory_does_not_grow_with_the_slides(source: Source, pixels: np.ndarray
     broad = Source(source.densities, np.zeros(wide, np.float32), np.ones(wide, np.float32), source.gate)
 
     def peak(slides: int) -> int:
-        cells = Slidewise(slides, wide, float(2 * np.sqrt(source.gate)))
+        cells = Slidewise(slides, wide, float(1.2 * np.sqrt(source.gate)))
         tracemalloc.start()
         try:
             assert fit("North", 1, broad, slides, counted(pixels), lambda colour: cells).verdict == "adapted"
@@ -217,7 +229,7 @@ def test_too_few_cells_fit_no_site(source: Source, pixels: np.ndarray, count: in
 
 def test_cells_that_hardly_count_as_nilm_do_not_make_up_for_few(source: Source, pixels: np.ndarray) -> None:
     cells_ND = together(slides(8, 40)).features_ND
-    cells_ND[:3] = np.array([[-1], [0], [1]]) * 0.02 + 2 * np.sqrt(source.gate)
+    cells_ND[:3] = np.array([[-1], [0], [1]]) * 0.02 + 1.2 * np.sqrt(source.gate)
     weights_N = np.r_[np.ones(3), np.full(len(cells_ND) - 3, 1e-5)]
     with pytest.raises(SiteNotFittable, match="weigh as much as 3 cells, and a site is adapted to 200 or more"):
         fit("North", 1, source, 40, counted(pixels), lambda colour: SiteCells(cells_ND, lambda _: weights_N))
@@ -243,7 +255,7 @@ def test_colours_alone_are_mapped_to_as_many_cells_as_features_are(
 
 
 def test_cells_whose_weight_goes_as_they_are_adapted_fit_no_site(source: Source, pixels: np.ndarray) -> None:
-    near_ND = together(slides(6, 40)).features_ND + 2 * np.sqrt(source.gate).astype(np.float32)
+    near_ND = together(slides(6, 40)).features_ND + 1.2 * np.sqrt(source.gate).astype(np.float32)
 
     def weigh(cells_ND: Features) -> Weights:
         """All count as they are, and two once anything is adapted."""
@@ -256,7 +268,7 @@ def test_cells_whose_weight_goes_as_they_are_adapted_fit_no_site(source: Source,
 
 
 def test_cells_that_are_all_the_same_fit_no_site(source: Source, pixels: np.ndarray) -> None:
-    same_ND = np.full((400, WIDTH), 2 * np.sqrt(source.gate), np.float32)
+    same_ND = np.full((400, WIDTH), 1.2 * np.sqrt(source.gate), np.float32)
     with pytest.raises(SiteNotFittable, match="are the same"):
         fit("North", 1, source, 40, counted(pixels), lambda colour: SiteCells(same_ND, lambda _: np.ones(400)))
 

@@ -43,16 +43,15 @@ composed slides. Bags of one part share their cells: an interval says how a figu
 not how it would with other patients, and is too narrow for that. An AUC is of 1 - p(NILM), abnormal against NILM; with
 more than one head it is the mean over heads from different seeds. Sensitivity and specificity are at each head's own
 operating point, which bags of single validation blocks of the source gave; it is never moved to the centre but where
-that is said. AGC
-has no cell in the data: it has no figure. Nearly all SCC cells of a part are of one block: what is counted of them is
-of a smear or two. A `control` shows what is found where there should be nothing.
+that is said. AGC has no cell in the data: it has no figure. Nearly all SCC cells of a part are of one block: what is
+counted of them is of a smear or two. A `control` shows what is found where there should be nothing.
 
 Second forms are served of the detector, of the head's calibration, of how its bags are dealt (those unnamed cells are
 in), of its operating point (the lowest of single blocks, not that of mixed bags), and of `site` (features are mapped
-only where mapped colours are not enough). All were designed with the first ones' figures on these test blocks known,
-their settings and weights chosen on the validation blocks alone. That flatters them beside the first, whose figures are
-not here. Heads on different detectors, or on bags dealt otherwise, are asked of different cells: their figures do not
-compare.
+only where mapped colours are not enough; out of scope is three gates, not ten). All were designed with the first ones'
+figures on these test blocks known, and those of the controls, their settings and weights chosen on the validation
+blocks alone. That flatters them beside the first, whose figures are not here. Heads on different detectors, or on bags
+dealt otherwise, are asked of different cells: their figures do not compare.
 """
 
 
