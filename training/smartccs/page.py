@@ -204,6 +204,8 @@ def _encoders(told: Row | None, name: str) -> list[str]:
         f"    {asked}",
         "",
         *table(head, rows),
+        "Self-distillation on whole tiles of 1,200 px in place of windows, for comparison: not run.",
+        "",
     ]
     if gains:
         lines += ["Ours minus each other, on the same resamples:", ""]
