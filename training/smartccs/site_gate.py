@@ -16,6 +16,7 @@ from training.smartccs.data import Field
 from training.smartccs.embed import CellSet, Look, kept, tissue_counts
 from training.smartccs.mode_figures import against, area, difference_of_areas
 from training.smartccs.modes import NONE, SITE, with_state
+from training.smartccs.slide import block_classes, two_sided
 from training.smartccs.slide_fit import Slides, logits_of, odds_of, site_cells
 from training.smartccs.strangers import NOISE_LOOK, TISSUE, TISSUE_LOOK, all_counts, mapped, tissue_fields
 from training.smartccs.trial import Answerer, AtCentre, Found, Shown, Trial
@@ -94,17 +95,13 @@ def own_bags(trial: Trial, plain: CellSet, seen: CellSet, group: str, state: Sit
     classes: figures of both, and the median of the log odds of abnormal over NILM bags, which says where the look of
     the block moves them."""
     answerer, recipe, part = trial.served, trial.recipe, "test"
-
-    def kinds(cells: CellSet) -> np.ndarray:
-        return cells.classes_N[(cells.groups() == group) & (cells.parts() == part)]
-
-    if not ((kinds(plain) == NILM).any() and (kinds(plain) > NILM).any()):
+    if not two_sided(block_classes(plain, part, group)):
         return None
     bags_N = recipe.deal(plain, (part,), within=group)[part]
     labels_N = np.array([bag.label for bag in bags_N])
     none_NC = answerer.probabilities(logits_of(answerer.head, Slides.of(bags_N, plain.features_ND).features))
     rows = {NONE: none_NC}
-    if state is not None and (kinds(seen) == NILM).any():
+    if state is not None and (block_classes(seen, part, group) == NILM).any():
         dealt = recipe.deal(seen, (part,), {part: labels_N.tolist()}, within=group)[part]
         features = Slides.of(dealt, seen.features_ND).features
         rows[SITE] = answerer.probabilities(logits_of(answerer.head, features, state.gamma_D, state.beta_D))

@@ -277,16 +277,24 @@ def pointing(
 def validation_blocks(recipe: SlideRecipe, cells: CellSet) -> tuple[Slides, ...]:
     """As many bags as there are to validate of the cells of each block of the validation part alone; a block that lacks
     NILM cells, or abnormal ones, has none. Raises TaskInvalid where no block has both."""
-    groups_N, parts_N, found = cells.groups(), cells.parts(), []
-    for group in np.unique(groups_N[parts_N == "validation"]):
-        kinds_N = np.where(groups_N == group, cells.classes_N, data.UNKNOWN)
-        if not ((kinds_N == NILM).any() and (kinds_N > NILM).any()):
-            continue
-        dealt = recipe.deal(cells, ("validation",), within=group)["validation"]
-        found.append(Slides.of(dealt, cells.features_ND))
+    part, found = "validation", []
+    for group in np.unique(cells.groups()[cells.parts() == part]):
+        if two_sided(block_classes(cells, part, group)):
+            dealt = recipe.deal(cells, (part,), within=group)[part]
+            found.append(Slides.of(dealt, cells.features_ND))
     if not found:
         raise TaskInvalid("No block of the validation part has both normal and abnormal cells: there is no point.")
     return tuple(found)
+
+
+def block_classes(cells: CellSet, part: str, group: str) -> np.ndarray:
+    """(K,) int64: the classes of a block's cells in a part."""
+    return cells.classes_N[(cells.groups() == group) & (cells.parts() == part)]
+
+
+def two_sided(classes_K: np.ndarray) -> bool:
+    """Whether normal and abnormal cells are among them, so that bags of either can be dealt."""
+    return bool((classes_K == NILM).any() and (classes_K > NILM).any())
 
 
 def lowest_point(
